@@ -1,0 +1,191 @@
+//! What an application sees of a network: connections, events, slots and replies.
+//!
+//! An application is written once against [`Net`] and [`Service`], and runs on every transport:
+//! the userspace stack over a DPDK port, the simulated link of the tests, or kernel sockets.
+
+use std::net::SocketAddr;
+
+use pmem::{Durable, Extent, Shard};
+use smoltcp::time::Instant;
+
+/// Names a connection for as long as it lives; a later connection in the same place has another generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId {
+    /// Place in the connection table.
+    pub index: u32,
+    /// How often that place had been used before.
+    pub generation: u32,
+}
+
+/// Something that happened on a connection, in the order in which it happened there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The handshake is complete; slots may follow.
+    Opened {
+        /// The new connection.
+        conn: ConnId,
+        /// The other side.
+        peer: SocketAddr,
+    },
+    /// Slots wait in [`Net::recv`]. Said once for any number of slots, and again for later ones.
+    Readable {
+        /// The connection that has slots.
+        conn: ConnId,
+    },
+    /// There is room again after a send was refused or cut short.
+    Writable {
+        /// The connection that has room.
+        conn: ConnId,
+    },
+    /// The peer sent FIN: after the slots that wait now there will be no more. Sending still works.
+    PeerFinished {
+        /// The half-closed connection.
+        conn: ConnId,
+    },
+    /// The connection is over and its name is dead. Always the last event of a connection.
+    Closed {
+        /// The dead connection.
+        conn: ConnId,
+        /// Why it ended.
+        reason: CloseReason,
+    },
+}
+
+/// Why a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// Both sides finished.
+    Finished,
+    /// The peer sent RST.
+    Reset,
+    /// This side called [`Net::abort`].
+    Aborted,
+    /// The peer refused the connection.
+    Refused,
+    /// Retransmissions, probes or keep-alives went unanswered.
+    TimedOut,
+    /// An ICMP message or the routing table says that the peer cannot be reached.
+    Unreachable,
+}
+
+/// One piece of received payload, in order, in the buffer where it arrived.
+///
+/// A slot that is dropped gives its buffer back; one that is kept takes the buffer out of circulation.
+#[derive(Debug)]
+pub struct Slot {
+    extent: Extent,
+}
+
+impl Slot {
+    /// A slot over payload that lies in `extent`.
+    pub fn new(extent: Extent) -> Self {
+        Self { extent }
+    }
+
+    /// The payload.
+    pub fn bytes(&self) -> &[u8] {
+        self.extent.bytes()
+    }
+
+    /// The payload's place, without taking it out of circulation.
+    pub fn extent(&self) -> &Extent {
+        &self.extent
+    }
+
+    /// Keeps the payload where it lies: the buffer is the caller's until the extent is dropped.
+    pub fn keep(self) -> Extent {
+        self.extent
+    }
+}
+
+/// How much more a connection takes for sending just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct SendSpace {
+    /// Bytes that [`Net::send`] would copy.
+    pub bytes: usize,
+    /// Extents that [`Net::send_extent`] would queue.
+    pub extents: usize,
+}
+
+/// Why something could not be sent.
+#[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
+pub enum SendError {
+    /// No room just now; [`Event::Writable`] follows.
+    #[error("the send queue is full; wait for the connection to become writable")]
+    Full,
+    /// The connection is closed, or this side has finished sending.
+    #[error("the connection no longer sends")]
+    Closed,
+}
+
+/// The connections of one core, as an application uses them.
+pub trait Net {
+    /// The next piece of in-order payload. Taking it opens the receive window again.
+    fn recv(&mut self, conn: ConnId) -> Option<Slot>;
+
+    /// Room in the send queue; zeros for a connection that no longer sends.
+    fn send_space(&self, conn: ConnId) -> SendSpace;
+
+    /// Queues all of `bytes`, copied, or nothing. For protocol text: heads, errors, short replies.
+    ///
+    /// # Errors
+    /// [`SendError`]: nothing was queued.
+    fn send(&mut self, conn: ConnId, bytes: &[u8]) -> Result<(), SendError>;
+
+    /// Queues a piece of a named buffer without copying it. The extent is dropped once the peer has
+    /// acknowledged it and the device no longer reads it.
+    ///
+    /// # Errors
+    /// [`SendError`]: nothing was queued, and the caller's clone still holds the buffer.
+    fn send_extent(&mut self, conn: ConnId, extent: Extent) -> Result<(), SendError>;
+
+    /// Answers a write: as [`send`](Self::send), but only with the proof that the write is durable.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    fn reply(&mut self, conn: ConnId, _proof: &Durable, bytes: &[u8]) -> Result<(), SendError> {
+        self.send(conn, bytes)
+    }
+
+    /// Sends FIN after what is queued. Receiving goes on.
+    fn finish(&mut self, conn: ConnId);
+
+    /// Sends RST and forgets the connection; [`Event::Closed`] follows.
+    fn abort(&mut self, conn: ConnId);
+}
+
+/// A source of connections that runs in bursts: receive, let the application work, transmit.
+pub trait Transport: Net {
+    /// Why the transport stopped.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Takes in what has arrived; returns the number of frames or completions.
+    ///
+    /// # Errors
+    /// The device or kernel failed for good.
+    fn receive(&mut self, now: Instant) -> Result<usize, Self::Error>;
+
+    /// The next event, oldest first.
+    fn next_event(&mut self) -> Option<Event>;
+
+    /// Sends what is due; returns the number of frames or completions.
+    ///
+    /// # Errors
+    /// The device or kernel failed for good.
+    fn transmit(&mut self, now: Instant) -> Result<usize, Self::Error>;
+
+    /// When [`transmit`](Self::transmit) next has something to do though nothing arrives.
+    fn next_deadline(&self) -> Option<Instant>;
+}
+
+/// An application: it turns events into appends and replies.
+pub trait Service {
+    /// One event happened. Appends made here become durable together, after the burst's last event.
+    fn event<N: Net>(&mut self, event: Event, net: &mut N, shard: &mut Shard);
+
+    /// The burst's appends are durable: confirm the pending ones and reply.
+    fn committed<N: Net>(&mut self, durable: &Durable, net: &mut N, shard: &mut Shard);
+
+    /// The burst's commit failed: nothing of it may be acknowledged. `why` is what the medium said.
+    fn commit_failed<N: Net>(&mut self, why: &str, net: &mut N, shard: &mut Shard);
+}
