@@ -1,2 +1,193 @@
-//! Placeholder.
-fn main() {}
+//! Binds the installed libdpdk: declarations through bindgen, static inlines through a generated C file.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+
+/// The release whose structures and symbols the bindings are written for.
+const DPDK_VERSION: &str = "22.11";
+
+/// Needed by systemd's logind in DPDK's power library only; nothing here uses it.
+const UNUSED_LIBRARIES: [&str; 2] = ["systemd", "dbus-1"];
+
+const FUNCTIONS: [&str; 13] = [
+    "dpdk_errno",
+    "fclose",
+    "fopencookie",
+    "rte_bus_name",
+    "rte_dev_(bus|devargs|dma_map|dma_unmap|name|numa_node|probe|remove)",
+    "rte_eal_(cleanup|init|iova_mode)",
+    "rte_eth_(allmulticast_enable|dev_adjust_nb_rx_tx_desc|dev_close|dev_configure|dev_get_mtu|dev_get_name_by_port|dev_get_port_by_name|dev_info_get|dev_start|dev_stop|find_next|link_get_nowait|macaddr_get|promiscuous_enable|rx_burst|rx_queue_setup|stats_get|stats_reset|tx_burst|tx_done_cleanup|tx_prepare|tx_queue_setup|xstats_get|xstats_get_names|xstats_reset)",
+    "rte_extmem_(register|unregister)",
+    "rte_(ipv4|ipv6)_phdr_cksum",
+    "rte_(log_cur_msg_loglevel|openlog_stream|strerror|version)",
+    "rte_mbuf_(ext_refcnt_set|iova_set|sanity_check)",
+    "rte_mempool_(avail_count|obj_iter)",
+    "rte_pktmbuf_(alloc|alloc_bulk|attach_extbuf|free|free_bulk|linearize|pool_create|pool_create_extbuf)|rte_(lcore_id|socket_id|thread_register|thread_unregister)",
+];
+
+const TYPES: [&str; 6] = [
+    "rte_eth_(conf|dev_info|link|rxconf|stats|txconf|xstat|xstat_name)",
+    "rte_iova_mode",
+    "rte_mbuf",
+    "rte_mbuf_ext_shared_info",
+    "rte_mempool",
+    "rte_pktmbuf_extmem",
+];
+
+const CONSTANTS: [&str; 8] = [
+    "RTE_CACHE_LINE_SIZE",
+    "RTE_ETHER_(HDR_LEN|CRC_LEN|MAX_LEN|MTU)",
+    "RTE_ETH_(LINK|MQ|NAME|QUEUE|RSS|RX_OFFLOAD|TX_OFFLOAD|XSTATS)_.*",
+    "RTE_LOG_(EMERG|ALERT|CRIT|ERR|WARNING|NOTICE|INFO|DEBUG)",
+    "RTE_MAX_(ETHPORTS|LCORE)",
+    "RTE_MBUF_(DEFAULT|F|MAX|PRIV)_.*",
+    "RTE_MEMPOOL_(CACHE_MAX_SIZE|NAMESIZE)|RTE_PKTMBUF_HEADROOM",
+    "LCORE_ID_ANY|SOCKET_ID_ANY",
+];
+
+/// Structures that are both packed and aligned, which Rust cannot express.
+const OPAQUE: [&str; 3] = ["rte_arp_.*", "rte_gtp_.*", "rte_l2tpv2_.*"];
+
+fn main() {
+    println!("cargo::rerun-if-changed=wrapper.h");
+    println!("cargo::rerun-if-env-changed=PKG_CONFIG_PATH");
+    let link_statically = env::var_os("CARGO_FEATURE_STATIC").is_some();
+    let library = find_dpdk(link_statically);
+    let cflags = cflags();
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR for build scripts"));
+    bind(&cflags, &out);
+    compile_inlines(&cflags, &out);
+    if link_statically {
+        link_archives();
+    } else {
+        link_shared(&library);
+    }
+}
+
+fn find_dpdk(link_statically: bool) -> pkg_config::Library {
+    let found = pkg_config::Config::new()
+        .cargo_metadata(false)
+        .statik(link_statically)
+        .range_version(DPDK_VERSION.."23")
+        .probe("libdpdk");
+    match found {
+        Ok(library) => library,
+        Err(reason) => fail(&format!(
+            "libdpdk {DPDK_VERSION} was not found: {reason}\n\
+             Run `cargo xtask setup` (Debian 12: apt-get install libdpdk-dev dpdk pkg-config), or point \
+             PKG_CONFIG_PATH at the folder with libdpdk.pc"
+        )),
+    }
+}
+
+/// DPDK's compiler flags: its inlines need the instruction set (SSSE3) and the configuration header.
+fn cflags() -> Vec<String> {
+    let mut flags = pkg_config_words(&["--cflags"]);
+    flags.push("-DALLOW_EXPERIMENTAL_API".to_owned());
+    flags
+}
+
+fn bind(cflags: &[String], out: &Path) {
+    require_libclang();
+    let mut builder = bindgen::Builder::default()
+        .header("wrapper.h")
+        .clang_args(cflags)
+        .wrap_static_fns(true)
+        .wrap_static_fns_path(out.join("inlines"))
+        .clang_macro_fallback()
+        .clang_macro_fallback_build_dir(out)
+        .derive_default(true)
+        .generate_comments(false)
+        .parse_callbacks(Box::new(bindgen::CargoCallbacks::new()));
+    for functions in FUNCTIONS {
+        builder = builder.allowlist_function(functions);
+    }
+    for types in TYPES {
+        builder = builder.allowlist_type(types);
+    }
+    for constants in CONSTANTS {
+        builder = builder.allowlist_var(constants);
+    }
+    for opaque in OPAQUE {
+        builder = builder.opaque_type(opaque);
+    }
+    let bindings = match builder.generate() {
+        Ok(bindings) => bindings,
+        Err(reason) => fail(&format!("bindgen could not read DPDK's headers: {reason}")),
+    };
+    bindings.write_to_file(out.join("bindings.rs")).expect("cargo's OUT_DIR is writable");
+}
+
+/// bindgen panics without libclang, far from the remedy: look first.
+fn require_libclang() {
+    if let Err(reason) = clang_sys::load() {
+        fail(&format!(
+            "libclang was not found: {reason}\n\
+             Run `cargo xtask setup` (Debian 12: apt-get install libclang-dev), or set LIBCLANG_PATH to the \
+             folder with libclang.so"
+        ));
+    }
+}
+
+fn compile_inlines(cflags: &[String], out: &Path) {
+    let manifest =
+        env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR for build scripts");
+    let mut build = cc::Build::new();
+    build.file(out.join("inlines.c")).include(manifest).warnings(false).opt_level(3);
+    for flag in cflags {
+        build.flag(flag);
+    }
+    build.compile("dpdk_inlines");
+}
+
+fn link_shared(library: &pkg_config::Library) {
+    for path in &library.link_paths {
+        println!("cargo::rustc-link-search=native={}", path.display());
+    }
+    for name in &library.libs {
+        println!("cargo::rustc-link-lib=dylib={name}");
+    }
+}
+
+/// Drivers register themselves in constructors that nothing refers to, so each archive is taken whole.
+fn link_archives() {
+    let mut shared = Vec::new();
+    for word in pkg_config_words(&["--static", "--libs", "libdpdk"]) {
+        if let Some(path) = word.strip_prefix("-L") {
+            println!("cargo::rustc-link-search=native={path}");
+        } else if let Some(name) = word.strip_prefix("-l:lib").and_then(|file| file.strip_suffix(".a")) {
+            println!("cargo::rustc-link-lib=static:+whole-archive,-bundle={name}");
+        } else if let Some(name) = word.strip_prefix("-l") {
+            let repeat = name.starts_with("rte_") || shared.iter().any(|other| other == name);
+            if !repeat && !UNUSED_LIBRARIES.contains(&name) {
+                shared.push(name.to_owned());
+            }
+        }
+    }
+    for name in shared {
+        println!("cargo::rustc-link-lib=dylib={name}");
+    }
+    for path in pkg_config_words(&["--variable=libdir", "libdpdk"]) {
+        println!("cargo::rustc-link-search=native={path}");
+    }
+}
+
+fn pkg_config_words(arguments: &[&str]) -> Vec<String> {
+    let program = env::var_os("PKG_CONFIG").unwrap_or_else(|| "pkg-config".into());
+    let arguments = arguments.iter().copied().chain((!arguments.contains(&"libdpdk")).then_some("libdpdk"));
+    match Command::new(program).args(arguments).output() {
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).split_whitespace().map(str::to_owned).collect()
+        }
+        Ok(output) => fail(&format!("pkg-config libdpdk: {}", String::from_utf8_lossy(&output.stderr))),
+        Err(reason) => fail(&format!("pkg-config cannot be run: {reason}\nRun `cargo xtask setup`")),
+    }
+}
+
+fn fail(message: &str) -> ! {
+    for line in message.lines() {
+        println!("cargo::error={line}");
+    }
+    exit(1)
+}
