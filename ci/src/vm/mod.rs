@@ -1,0 +1,3 @@
+//! `cargo xtask vm`.
+pub mod image;
+pub mod qemu;

@@ -1,0 +1,59 @@
+# What the scenarios, and a person at the prompt, ask of the guest.
+
+NIC=0000:00:02.0
+
+# 2 MiB pages for DPDK's own tables and headers; payload never lies in them.
+hugepages() {
+    echo "${1:-192}" >/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
+    mkdir -p /dev/hugepages
+    grep -q ' /dev/hugepages ' /proc/mounts || mount -t hugetlbfs none /dev/hugepages
+}
+
+# /dev/dax0.0 over the whole NVDIMM. The mode is written into the NVDIMM: at the next boot it is there at once.
+devdax() {
+    [ -e /dev/dax0.0 ] || ndctl create-namespace -f -e namespace0.0 --mode=devdax --map=mem
+}
+
+# An ext4 file system on the NVDIMM at /mnt, whose files are mapped without the page cache.
+fsdax() {
+    if [ ! -e /dev/pmem0 ] || [ -z "$(blkid /dev/pmem0)" ]; then
+        ndctl create-namespace -f -e namespace0.0 --mode=fsdax --map=mem || return
+        mkfs.ext4 -q -F -b 4096 -O ^has_journal /dev/pmem0 || return
+    fi
+    mount -t ext4 -o dax=always /dev/pmem0 /mnt
+}
+
+# A file system on a virtio-pmem device, as a cloud's guest has it.
+virtio_fs() {
+    [ -n "$(blkid /dev/pmem0)" ] || mkfs.ext4 -q -F -b 4096 /dev/pmem0 || return
+    mount -t ext4 "$@" /dev/pmem0 /mnt
+}
+
+# serve PM [ARGUMENTS]: pmlog in the background on the NIC; its output is in /tmp/pmlog.out, its exit code in /tmp/pmlog.status.
+serve() {
+    pm=$1
+    shift
+    rm -f /tmp/pmlog.status
+    {
+        pmlog serve --pm "$pm" --dev "$NIC" --ip 10.0.0.2/24 "$@" >/tmp/pmlog.out 2>&1 &
+        echo $! >/tmp/pmlog.pid
+        wait $!
+        echo $? >/tmp/pmlog.status
+    } >/dev/null 2>&1 &
+}
+
+# stop: ends pmlog as Ctrl-C does and gives back its exit code.
+stop() {
+    kill -INT "$(cat /tmp/pmlog.pid)"
+    for _ in $(seq 100); do
+        [ -e /tmp/pmlog.status ] && return "$(cat /tmp/pmlog.status)"
+        sleep 0.1
+    done
+    echo "pmlog did not end within 10 s"
+    return 124
+}
+
+# How many DMA accesses the IOMMU has refused since boot.
+dma_faults() {
+    dmesg | grep -c 'DMAR:.*fault addr'
+}
