@@ -1,2 +1,69 @@
-//! Placeholder.
-fn main() {}
+//! What a developer and CI run: `cargo xtask setup | demo | test | bench`.
+//!
+//! Builds without DPDK or libclang, since it is what installs them.
+
+mod bench;
+mod demo;
+mod setup;
+mod steps;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Sets paste-dpdk up, demonstrates, tests and measures it")]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Installs the Debian packages that building, testing and the demo need.
+    Setup,
+    /// Real requests from Linux into named packet buffers in a file, a kill -9, and every record back.
+    #[command(after_help = "Needs no network card, persistent memory or hugepages, and no root once \
+                            the packages are there.")]
+    Demo(Packages),
+    /// Formatting, lints, all tests and documentation, as CI runs them.
+    Test(test::Options),
+    /// Measures, and writes the results below target/bench.
+    Bench(bench::Options),
+    /// What `demo` runs inside its namespaces.
+    #[command(hide = true)]
+    DemoInside(demo::Inside),
+}
+
+/// Whether packages are looked after.
+#[derive(Args)]
+struct Packages {
+    /// Leaves packages alone: what is needed is there, or this is no Debian.
+    #[arg(long)]
+    no_setup: bool,
+}
+
+impl Packages {
+    fn provide(&self) -> anyhow::Result<()> {
+        if self.no_setup { Ok(()) } else { setup::run(setup::Verbosity::WhenInstalling) }
+    }
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Task::Setup => setup::run(setup::Verbosity::Always).map(|()| true),
+        Task::Demo(packages) => packages.provide().and_then(|()| demo::run()),
+        Task::Test(options) => test::run(&options),
+        Task::Bench(options) => bench::run(&options).map(|()| true),
+        Task::DemoInside(inside) => demo::run_inside(&inside).map(|()| true),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}

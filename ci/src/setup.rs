@@ -1,0 +1,92 @@
+//! The Debian packages that the workspace needs.
+
+use std::io::IsTerminal;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// Each package, and what uses it.
+const PACKAGES: [(&str, &str); 9] = [
+    ("curl", "client in the demo and the tests"),
+    ("dpdk", "dpdk-devbind.py, for real network cards"),
+    ("ethtool", "switches the offloads of virtual wires off"),
+    ("iproute2", "makes virtual wires"),
+    ("iputils-ping", "client in the tests"),
+    ("libclang-dev", "bindgen, for the bindings to DPDK"),
+    ("libdpdk-dev", "the library itself"),
+    ("pkg-config", "finds libdpdk for the build"),
+    ("wrk", "load in the demo and the tests"),
+];
+
+/// Whether there is something to say when nothing is missing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Verbosity {
+    Always,
+    WhenInstalling,
+}
+
+/// Installs what is missing.
+pub fn run(verbosity: Verbosity) -> Result<()> {
+    let missing = missing()?;
+    if missing.is_empty() {
+        if verbosity == Verbosity::Always {
+            println!("all {} packages are installed", PACKAGES.len());
+        }
+        return Ok(());
+    }
+    println!("installing:");
+    for (package, use_) in &missing {
+        println!("  {package:<14} {use_}");
+    }
+    let names: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
+    apt_get(&["update"], &names)?;
+    let install = ["install", "--yes", "--no-install-recommends"];
+    apt_get(&[&install[..], &names].concat(), &names)?;
+    let still_missing = self::missing()?;
+    if !still_missing.is_empty() {
+        bail!("apt-get says it is done, but {} is not installed", still_missing[0].0);
+    }
+    Ok(())
+}
+
+fn missing() -> Result<Vec<(&'static str, &'static str)>> {
+    let output = Command::new("dpkg-query")
+        .args(["--show", "--showformat", "${Package} ${db:Status-Status}\n"])
+        .args(PACKAGES.map(|(package, _)| package))
+        .output()
+        .with_context(|| {
+            format!(
+                "there is no dpkg-query here: this setup knows Debian 12 and its relatives. Elsewhere, \
+                 install what corresponds to {}, and pass --no-setup",
+                PACKAGES.map(|(package, _)| package).join(", ")
+            )
+        })?;
+    // dpkg-query fails when it does not know a package, and lists the others all the same.
+    let listed = String::from_utf8_lossy(&output.stdout);
+    let is_installed = |package: &str| listed.lines().any(|line| line == format!("{package} installed"));
+    Ok(PACKAGES.into_iter().filter(|(package, _)| !is_installed(package)).collect())
+}
+
+fn apt_get(arguments: &[&str], missing: &[&str]) -> Result<()> {
+    let by_hand = || format!("as root, run: apt-get install {}", missing.join(" "));
+    let mut command = if rustix::process::geteuid().is_root() {
+        Command::new("env")
+    } else {
+        if Command::new("sudo").arg("--version").output().is_err() {
+            bail!("installing needs root, and there is no sudo; {}", by_hand());
+        }
+        let mut sudo = Command::new("sudo");
+        // Without a terminal nobody can answer a question for a password.
+        if !std::io::stdin().is_terminal() {
+            sudo.arg("--non-interactive");
+        }
+        sudo.arg("env");
+        sudo
+    };
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet"]).args(arguments);
+    let status = command.status().with_context(|| format!("cannot run apt-get; {}", by_hand()))?;
+    if !status.success() {
+        bail!("`apt-get {}` ended with {status}; {}", arguments.join(" "), by_hand());
+    }
+    Ok(())
+}

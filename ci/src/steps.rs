@@ -1,0 +1,79 @@
+//! Steps with a name, a time and a result.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// One line of a report while its step runs: a spinner on a terminal, silence elsewhere.
+pub struct Step {
+    name: String,
+    started: Instant,
+    spinner: ProgressBar,
+}
+
+impl Step {
+    /// Starts a step.
+    pub fn start(name: &str) -> Self {
+        let spinner = ProgressBar::new_spinner()
+            .with_style(
+                ProgressStyle::with_template("{spinner} {prefix:<10} {wide_msg}").expect("a valid template"),
+            )
+            .with_prefix(name.to_owned());
+        spinner.enable_steady_tick(Duration::from_millis(100));
+        Self { name: name.to_owned(), started: Instant::now(), spinner }
+    }
+
+    /// What it is doing just now.
+    pub fn progress(&self, message: &str) {
+        self.spinner.set_message(message.to_owned());
+    }
+
+    /// Prints a line above the running step.
+    pub fn print(&self, line: &str) {
+        self.spinner.suspend(|| println!("{line}"));
+    }
+
+    /// Ends the step with what came of it.
+    pub fn end(self, result: &str) {
+        self.spinner.finish_and_clear();
+        println!("{:>7.1} s  {:<10} {result}", self.started.elapsed().as_secs_f64(), self.name);
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        self.spinner.finish_and_clear();
+    }
+}
+
+/// A command of cargo's, as the one that runs this.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace());
+    command
+}
+
+/// The folder of the workspace's Cargo.toml.
+pub fn workspace() -> &'static std::path::Path {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("ci/ lies in the workspace")
+}
+
+/// Runs a command and hands over each line it writes, whether to standard output or to standard error.
+pub fn lines(command: &mut Command, mut each: impl FnMut(&str)) -> Result<ExitStatus> {
+    let (reader, writer) = std::io::pipe()?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let program = command.get_program().to_string_lossy().into_owned();
+    let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
+    // The command holds the writing ends until it is replaced; the reader would wait for them for ever.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line)? > 0 {
+        each(String::from_utf8_lossy(&line).trim_end_matches('\n'));
+        line.clear();
+    }
+    Ok(child.wait()?)
+}

@@ -1,0 +1,1 @@
+//! `pmlog` against the Linux kernel's TCP and real clients.

@@ -1,0 +1,82 @@
+//! The cable between the Linux kernel and a DPDK port.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::run;
+
+/// The kernel's address on the wire.
+pub const KERNEL_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// The kernel's IPv6 address on the wire.
+pub const KERNEL_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+/// The server's address on the wire.
+pub const SERVER_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+/// The server's IPv6 address on the wire.
+pub const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+
+/// DPDK's name for the far end of a [`veth`] pair.
+pub const VETH_DEVICE: &str = "net_af_packet0,iface=veth1";
+/// DPDK's name for a TAP interface, which exists as soon as the server runs; then comes [`tap`].
+pub const TAP_DEVICE: &str = "net_tap0,iface=tap0";
+
+/// Makes a pair of virtual Ethernet interfaces: `veth0` is the kernel's, `veth1` is left to a DPDK port
+/// over a packet socket.
+///
+/// # Errors
+/// What `ip`, `sysctl` or `ethtool` say.
+pub fn veth() -> Result<()> {
+    run("ip", ["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"])?;
+    // The kernel must not answer on the server's side.
+    silence("veth1")?;
+    // A packet socket sees frames before a card would have cut and summed them: with the offloads on, they
+    // are longer than the MTU and their checksums are partial.
+    for side in ["veth0", "veth1"] {
+        run("ethtool", ["-K", side, "tx", "off", "tso", "off", "gso", "off", "gro", "off"])?;
+    }
+    run("ip", ["link", "set", "veth1", "up"])?;
+    address("veth0")
+}
+
+/// Gives the kernel's side of a TAP interface its addresses, once a server has made it.
+///
+/// # Errors
+/// The interface does not appear within 20 s, or what `ip` says.
+pub fn tap() -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(20);
+    while run("ip", ["link", "show", "tap0"]).is_err() {
+        if Instant::now() > end {
+            bail!("the server made no interface tap0");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    address("tap0")
+}
+
+fn address(interface: &str) -> Result<()> {
+    run("ip", ["address", "add", &format!("{KERNEL_V4}/24"), "dev", interface])?;
+    run("ip", ["address", "add", &format!("{KERNEL_V6}/64"), "dev", interface, "nodad"])?;
+    run("ip", ["link", "set", interface, "up"])?;
+    Ok(())
+}
+
+/// An interface without any protocol of the kernel's.
+fn silence(interface: &str) -> Result<()> {
+    // A kernel without IPv6 has nothing to silence.
+    let disable = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+    if Path::new(&disable).exists() {
+        std::fs::write(disable, "1")?;
+    }
+    run("ip", ["link", "set", interface, "arp", "off"])?;
+    Ok(())
+}
+
+/// The server's URL for a path, by its address.
+pub fn url(server: IpAddr, path: &str) -> String {
+    match server {
+        IpAddr::V4(address) => format!("http://{address}{path}"),
+        IpAddr::V6(address) => format!("http://[{address}]{path}"),
+    }
+}
