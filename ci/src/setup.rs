@@ -83,7 +83,9 @@ fn apt_get(arguments: &[&str], missing: &[&str]) -> Result<()> {
         sudo.arg("env");
         sudo
     };
-    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet"]).args(arguments);
+    command
+        .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "-o", "Dpkg::Use-Pty=0"])
+        .args(arguments);
     let status = command.status().with_context(|| format!("cannot run apt-get; {}", by_hand()))?;
     if !status.success() {
         bail!("`apt-get {}` ended with {status}; {}", arguments.join(" "), by_hand());

@@ -12,6 +12,7 @@ pub struct Step {
     name: String,
     started: Instant,
     spinner: ProgressBar,
+    is_ended: bool,
 }
 
 impl Step {
@@ -23,7 +24,7 @@ impl Step {
             )
             .with_prefix(name.to_owned());
         spinner.enable_steady_tick(Duration::from_millis(100));
-        Self { name: name.to_owned(), started: Instant::now(), spinner }
+        Self { name: name.to_owned(), started: Instant::now(), spinner, is_ended: false }
     }
 
     /// What it is doing just now.
@@ -37,7 +38,12 @@ impl Step {
     }
 
     /// Ends the step with what came of it.
-    pub fn end(self, result: &str) {
+    pub fn end(mut self, result: &str) {
+        self.report(result);
+    }
+
+    fn report(&mut self, result: &str) {
+        self.is_ended = true;
         self.spinner.finish_and_clear();
         println!("{:>7.1} s  {:<10} {result}", self.started.elapsed().as_secs_f64(), self.name);
     }
@@ -45,7 +51,9 @@ impl Step {
 
 impl Drop for Step {
     fn drop(&mut self) {
-        self.spinner.finish_and_clear();
+        if !self.is_ended {
+            self.report("FAILED");
+        }
     }
 }
 

@@ -35,7 +35,9 @@ pub fn run(options: &Options) -> Result<bool> {
         total.step("lint", cargo().args(clippy))?;
     }
     // The tests across crates start the server, and cargo builds no binary of another package for them.
-    if options.fast || total.step("build", cargo().args(["build", "--package", "pmlog"]))? {
+    let starts_server =
+        !options.fast && (options.package.is_empty() || options.package.iter().any(|p| p == "integration"));
+    if !starts_server || total.step("build", cargo().args(["build", "--package", "pmlog"]))? {
         total.tests(options)?;
     }
     if !narrowed {

@@ -123,7 +123,7 @@ impl Demo {
 
     fn play(mut self) -> Result<Outcome> {
         self.connect()?;
-        let server = self.serve("serve", None)?;
+        let (server, _) = self.serve("serve")?;
         self.post_files()?;
         self.fetch("fetch")?;
         let unanswered = self.load_and_kill(server)?;
@@ -143,13 +143,15 @@ impl Demo {
         Ok(())
     }
 
-    fn serve(&self, name: &str, more: Option<&str>) -> Result<Pmlog> {
+    /// Starts the server, and returns it with the number of records it found.
+    fn serve(&self, name: &str) -> Result<(Pmlog, u64)> {
         let step = Step::start(name);
         let server = self.server.start()?;
         let health = server.health()?;
-        let domain = health["domain"].as_str().unwrap_or("?");
-        step.end(&format!("pmlog on a {STORE} file, domain {domain}{}", more.unwrap_or_default()));
-        Ok(server)
+        let records = health["records"].as_u64().context("/health tells no number of records")?;
+        let domain = health["domain"].as_str().context("/health tells no persistence domain")?;
+        step.end(&format!("pmlog on a file of {STORE} ({domain} domain), {records} records found"));
+        Ok((server, records))
     }
 
     /// Posts real files with curl.
@@ -239,8 +241,7 @@ impl Demo {
 
     /// Starts the server again on what the kill left, and compares. Returns how many records it found.
     fn recover(&self, unanswered: u64) -> Result<u64> {
-        let server = self.serve("restart", Some(", recovered"))?;
-        let recovered = server.health()?["records"].as_u64().context("/health tells no number of records")?;
+        let (server, recovered) = self.serve("restart")?;
         let acknowledged = self.acknowledged.len() as u64;
         ensure!(recovered >= acknowledged, "{recovered} records recovered of {acknowledged} acknowledged");
         ensure!(
