@@ -1,0 +1,236 @@
+//! Records under construction: from pieces of buffers to what an append writes.
+
+use crate::{
+    arena::{Arena, Buffer, Extent},
+    entry::ENTRY_EXTENTS,
+    error::{AppendError, Full},
+    medium::LINE_BYTES,
+};
+
+/// Records shorter than this are copied together into shared buffers, so that they do not pin one each.
+pub const PACK_BYTES: usize = 512;
+
+/// Buffers that a record may pin however few bytes it has in them.
+const FREE_PINS: usize = 8;
+/// Beyond those, a record may pin this many bytes of buffers per byte of its own.
+const MAX_PIN_FACTOR: usize = 4;
+/// Pieces that a record may have however short they are; beyond those, one for each so many bytes.
+const FREE_PIECES: usize = 32;
+const PIECE_BYTES: usize = 128;
+
+/// A record under construction: pieces of buffers in their order. Dropping it gives the buffers back.
+///
+/// A record shorter than [`PACK_BYTES`] is only gathered here, and copied when it is appended. From that length
+/// on its pieces are flushed and their checksum is taken as they come. A record that would pin many times its
+/// length in buffers, because its peer sends a few bytes at a time, has its further short pieces copied together.
+#[derive(Debug)]
+pub struct Draft {
+    pub(crate) shard: u64,
+    pub(crate) extents: Vec<Extent>,
+    /// Checksums of the record's bytes up to the end of each group of [`ENTRY_EXTENTS`] pieces.
+    pub(crate) crcs: Vec<u32>,
+    pub(crate) len: u64,
+    crc: u32,
+    /// Pieces that begin in another buffer than the one before.
+    pinned: usize,
+    /// The line of the medium that was flushed last.
+    last_line: usize,
+    pack: Option<Pack>,
+    pub(crate) work: Work,
+}
+
+/// What building a record has cost so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Work {
+    pub copied_bytes: u64,
+    pub flushed_lines: u64,
+}
+
+/// A buffer that short pieces are copied into, one behind the other.
+#[derive(Debug)]
+pub(crate) struct Pack {
+    buffer: Buffer,
+    used: u16,
+}
+
+impl Pack {
+    pub(crate) fn new(buffer: Buffer) -> Self {
+        Self { buffer, used: 0 }
+    }
+
+    pub(crate) fn room(&self, arena: &Arena) -> usize {
+        arena.buffer_bytes() - usize::from(self.used)
+    }
+
+    /// Copies all of `pieces` behind one another. The caller has checked that they fit.
+    pub(crate) fn fill<'a>(&mut self, pieces: impl Iterator<Item = &'a [u8]>) -> Extent {
+        let from = self.used;
+        for bytes in pieces {
+            // SAFETY: extents of this buffer were made here only, and all end at `used` or before.
+            unsafe { self.buffer.store_beside(self.used, bytes) };
+            self.used += bytes.len() as u16;
+        }
+        let extent = self.buffer.extent(from, self.used - from).expect("what was stored lies in the buffer");
+        let fresh = extent.claim();
+        debug_assert!(fresh, "a pack's pieces follow one another");
+        extent
+    }
+}
+
+impl Draft {
+    pub(crate) fn new(shard: u64, (extents, crcs): (Vec<Extent>, Vec<u32>)) -> Self {
+        debug_assert!(extents.is_empty() && crcs.is_empty());
+        Self {
+            shard,
+            extents,
+            crcs,
+            len: 0,
+            crc: 0,
+            pinned: 0,
+            last_line: usize::MAX,
+            pack: None,
+            work: Work::default(),
+        }
+    }
+
+    /// Length of the record so far.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the record has no bytes yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether the record, as long as it is now, will be copied when it is appended.
+    pub(crate) fn is_short(&self) -> bool {
+        self.len < PACK_BYTES as u64
+    }
+
+    /// Adds a piece. `reserve` buffers stay free for the network.
+    pub(crate) fn push(&mut self, arena: &Arena, reserve: usize, extent: Extent) -> Result<(), AppendError> {
+        let was_short = self.is_short();
+        self.len += extent.len() as u64;
+        if self.is_short() {
+            return self.gather(arena, reserve, extent);
+        }
+        if was_short {
+            // Long enough to stay where it is: what was only gathered now becomes part of the record proper.
+            self.pinned = 0;
+            let gathered = std::mem::take(&mut self.extents);
+            self.extents.reserve(gathered.len() + 1);
+            for extent in gathered {
+                self.adopt(arena, reserve, extent)?;
+            }
+        }
+        self.adopt(arena, reserve, extent)
+    }
+
+    /// Keeps a piece of a record that is still short, as it is, unless there are many.
+    fn gather(&mut self, arena: &Arena, reserve: usize, extent: Extent) -> Result<(), AppendError> {
+        if self.extents.len() < FREE_PINS {
+            self.attach(extent);
+            return Ok(());
+        }
+        self.copy(arena, reserve, &extent, |draft, copy| draft.attach(copy))
+    }
+
+    /// Makes a piece part of the record: where it is, or copied if it pins too much or is in the log already.
+    fn adopt(&mut self, arena: &Arena, reserve: usize, extent: Extent) -> Result<(), AppendError> {
+        let pins_much = (self.pinned + 1) * arena.buffer_bytes()
+            > MAX_PIN_FACTOR * self.len as usize + FREE_PINS * arena.buffer_bytes();
+        let many = self.extents.len() >= FREE_PIECES + self.len as usize / PIECE_BYTES;
+        let is_short = extent.len() < PACK_BYTES;
+        if (pins_much || many) && is_short && !self.is_packed(&extent) || !self.claim(&extent) {
+            return self.copy(arena, reserve, &extent, |draft, copy| draft.seal(arena, copy));
+        }
+        self.seal(arena, extent);
+        Ok(())
+    }
+
+    /// Whether the piece is a copy of this draft's already.
+    fn is_packed(&self, extent: &Extent) -> bool {
+        self.pack.as_ref().is_some_and(|pack| pack.buffer.id() == extent.buffer_id())
+    }
+
+    fn claim(&self, extent: &Extent) -> bool {
+        // A copy of this draft's own is claimed when it is made.
+        self.is_packed(extent) || extent.claim()
+    }
+
+    /// Copies a piece into the draft's own buffers, and hands each part of it to `place`.
+    fn copy(
+        &mut self,
+        arena: &Arena,
+        reserve: usize,
+        extent: &Extent,
+        place: impl Fn(&mut Self, Extent),
+    ) -> Result<(), AppendError> {
+        let mut rest = extent.bytes();
+        while !rest.is_empty() {
+            let mut pack = match self.pack.take().filter(|pack| pack.room(arena) > 0) {
+                Some(pack) => pack,
+                None => Pack::new(take_beyond(arena, reserve)?),
+            };
+            let (part, later) = rest.split_at(rest.len().min(pack.room(arena)));
+            rest = later;
+            let copy = pack.fill(std::iter::once(part));
+            self.pack = Some(pack);
+            self.work.copied_bytes += part.len() as u64;
+            place(self, copy);
+        }
+        Ok(())
+    }
+
+    /// Adds a piece to checksum and flush.
+    fn seal(&mut self, arena: &Arena, extent: Extent) {
+        self.crc = crc32c::crc32c_append(self.crc, extent.bytes());
+        self.flush(arena, &extent);
+        self.attach(extent);
+        let group = (self.extents.len() - 1) / ENTRY_EXTENTS;
+        self.crcs.truncate(group);
+        self.crcs.push(self.crc);
+    }
+
+    fn flush(&mut self, arena: &Arena, extent: &Extent) {
+        let from = extent.medium_offset();
+        let to = from + extent.len();
+        // Pieces of one buffer often meet in a line. What others wrote there was complete when its first piece
+        // came; only a pack's line still grows between two flushes.
+        let seen = from / LINE_BYTES == self.last_line && !self.is_packed(extent);
+        let from = if seen { ((self.last_line + 1) * LINE_BYTES).min(to) } else { from };
+        arena.medium().flush(from, to - from);
+        self.work.flushed_lines += lines(from, to);
+        self.last_line = (to - 1) / LINE_BYTES;
+    }
+
+    fn attach(&mut self, extent: Extent) {
+        let extent = match self.extents.last_mut() {
+            Some(last) => match last.merge(extent) {
+                Ok(()) => return,
+                Err(extent) => {
+                    self.pinned += usize::from(last.buffer_id() != extent.buffer_id());
+                    extent
+                }
+            },
+            None => {
+                self.pinned += 1;
+                extent
+            }
+        };
+        self.extents.push(extent);
+    }
+}
+
+/// A free buffer that is not one of the network's `reserve`.
+pub(crate) fn take_beyond(arena: &Arena, reserve: usize) -> Result<Buffer, AppendError> {
+    let free = arena.free_buffers();
+    let buffer = if free > reserve { arena.take() } else { None };
+    buffer.ok_or(AppendError::Full(Full::Buffers { free, reserve }))
+}
+
+/// How many lines hold the bytes `from..to`.
+pub(crate) fn lines(from: usize, to: usize) -> u64 {
+    if from >= to { 0 } else { (to.div_ceil(LINE_BYTES) - from / LINE_BYTES) as u64 }
+}

@@ -1,0 +1,241 @@
+//! A log entry: 64 bytes that name up to four pieces of buffers, or hold up to 32 bytes themselves.
+
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout,
+    little_endian::{U16, U32, U64},
+};
+
+use crate::arena::BufferId;
+
+/// Length of an entry: one cache line.
+pub(crate) const ENTRY_BYTES: usize = 64;
+/// Records up to this length lie in their log entry.
+pub const INLINE_BYTES: usize = 32;
+/// Pieces of buffers that one entry names.
+pub(crate) const ENTRY_EXTENTS: usize = 4;
+
+const VERSION: u8 = 1;
+const FIRST: u8 = 1 << 0;
+const LAST: u8 = 1 << 1;
+const INLINE: u8 = 1 << 2;
+
+/// One entry of a record. A record is a first, any number of middle, and a last entry, or one that is both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub seq: u64,
+    /// The highest number that had been fenced when the entry was written.
+    pub durable_seq: u64,
+    pub epoch: u32,
+    /// CRC-32C of the record's bytes up to the end of this entry.
+    pub payload_crc: u32,
+    pub is_first: bool,
+    pub is_last: bool,
+    pub body: Body,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Body {
+    Inline { bytes: [u8; INLINE_BYTES], len: u8 },
+    Extents { names: [ExtentName; ENTRY_EXTENTS], count: u8 },
+}
+
+/// A piece of a buffer as the log names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct ExtentName {
+    pub buffer: BufferId,
+    pub offset: u16,
+    pub len: u16,
+}
+
+/// What is wrong with a log entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EntryFault {
+    /// The file ends before the entry or the bytes that it names.
+    #[error("it lies beyond the end of the file")]
+    Missing,
+    /// All 64 bytes are zero.
+    #[error("it was never written")]
+    Unwritten,
+    /// The entry's own checksum does not match.
+    #[error("its checksum does not match")]
+    Checksum,
+    /// The checksum matches, but the contents make no sense.
+    #[error("its fields contradict each other")]
+    Malformed,
+    /// The slot holds the entry of another lap.
+    #[error("its slot holds entry {found}")]
+    Seq {
+        /// The number found in the slot.
+        found: u64,
+    },
+    /// The epoch is not the one that belongs to the sequence number.
+    #[error("it is of epoch {found}, and epoch {expected} belongs there")]
+    Epoch {
+        /// The epoch found in the entry.
+        found: u32,
+        /// The epoch that the shard's header and the entries before ask for.
+        expected: u32,
+    },
+    /// The record begins again before its last entry, or begins with a middle entry.
+    #[error("it is out of place in its record")]
+    Order,
+    /// A piece lies outside of the arena's buffers.
+    #[error("it names bytes {offset}+{len} of buffer {buffer}, which are not in the arena")]
+    Bounds {
+        /// The name of the buffer.
+        buffer: u32,
+        /// Where the piece begins.
+        offset: u16,
+        /// How long it is.
+        len: u16,
+    },
+    /// The payload's checksum does not match.
+    #[error("the checksum of its payload does not match")]
+    Payload,
+    /// Another live record names the same bytes.
+    #[error("record {other} names bytes of buffer {buffer} that it names too")]
+    Shared {
+        /// The other record's number.
+        other: u64,
+        /// The name of the buffer.
+        buffer: u32,
+    },
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Raw {
+    crc: U32,
+    version: u8,
+    flags: u8,
+    count: u8,
+    reserved: u8,
+    seq: U64,
+    durable_seq: U64,
+    epoch: U32,
+    payload_crc: U32,
+    body: [u8; INLINE_BYTES],
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Default, Clone, Copy)]
+#[repr(C)]
+struct RawExtent {
+    buffer: U32,
+    offset: U16,
+    len: U16,
+}
+
+const _: () =
+    assert!(size_of::<Raw>() == ENTRY_BYTES && size_of::<[RawExtent; ENTRY_EXTENTS]>() == INLINE_BYTES);
+
+impl Entry {
+    /// The entry's bytes; `seed` is the log's, see [`crc_seed`].
+    pub(crate) fn encode(&self, seed: u32) -> [u8; ENTRY_BYTES] {
+        let mut flags = if self.is_first { FIRST } else { 0 } | if self.is_last { LAST } else { 0 };
+        let (count, body) = match &self.body {
+            Body::Inline { bytes, len } => {
+                flags |= INLINE;
+                (*len, *bytes)
+            }
+            Body::Extents { names, count } => {
+                let raw = names.map(|name| RawExtent {
+                    buffer: name.buffer.0.into(),
+                    offset: name.offset.into(),
+                    len: name.len.into(),
+                });
+                (*count, zerocopy::transmute!(raw))
+            }
+        };
+        let mut raw = Raw {
+            crc: 0.into(),
+            version: VERSION,
+            flags,
+            count,
+            reserved: 0,
+            seq: self.seq.into(),
+            durable_seq: self.durable_seq.into(),
+            epoch: self.epoch.into(),
+            payload_crc: self.payload_crc.into(),
+            body,
+        };
+        raw.crc = crc32c::crc32c_append(seed, &raw.as_bytes()[4..]).into();
+        zerocopy::transmute!(raw)
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote, and trusts none of it.
+    pub(crate) fn decode(bytes: &[u8; ENTRY_BYTES], seed: u32) -> Result<Self, EntryFault> {
+        let raw = Raw::ref_from_bytes(bytes).expect("the lengths are equal, and no field needs alignment");
+        if raw.crc.get() != crc32c::crc32c_append(seed, &bytes[4..]) {
+            return Err(if bytes == &[0; ENTRY_BYTES] {
+                EntryFault::Unwritten
+            } else {
+                EntryFault::Checksum
+            });
+        }
+        let (is_first, is_last) = (raw.flags & FIRST != 0, raw.flags & LAST != 0);
+        let body = if raw.flags & INLINE != 0 {
+            Body::inline(raw.body, raw.count).filter(|_| is_first && is_last)
+        } else {
+            Body::extents(zerocopy::transmute!(raw.body), raw.count)
+        };
+        let known = raw.version == VERSION && raw.flags & !(FIRST | LAST | INLINE) == 0 && raw.reserved == 0;
+        let body =
+            body.filter(|_| known && raw.durable_seq.get() < raw.seq.get()).ok_or(EntryFault::Malformed)?;
+        Ok(Self {
+            seq: raw.seq.get(),
+            durable_seq: raw.durable_seq.get(),
+            epoch: raw.epoch.get(),
+            payload_crc: raw.payload_crc.get(),
+            is_first,
+            is_last,
+            body,
+        })
+    }
+
+    /// The pieces that the entry names; none if its bytes are inline.
+    pub(crate) fn extents(&self) -> &[ExtentName] {
+        match &self.body {
+            Body::Inline { .. } => &[],
+            Body::Extents { names, count } => &names[..usize::from(*count)],
+        }
+    }
+
+    /// Payload bytes of this entry.
+    pub(crate) fn payload_len(&self) -> u64 {
+        match &self.body {
+            Body::Inline { len, .. } => (*len).into(),
+            Body::Extents { .. } => self.extents().iter().map(|name| u64::from(name.len)).sum(),
+        }
+    }
+}
+
+impl Body {
+    fn inline(bytes: [u8; INLINE_BYTES], len: u8) -> Option<Self> {
+        let rest = bytes.get(usize::from(len)..)?;
+        rest.iter().all(|&byte| byte == 0).then_some(Self::Inline { bytes, len })
+    }
+
+    fn extents(raw: [RawExtent; ENTRY_EXTENTS], count: u8) -> Option<Self> {
+        let names = raw.map(|extent| ExtentName {
+            buffer: BufferId(extent.buffer.get()),
+            offset: extent.offset.get(),
+            len: extent.len.get(),
+        });
+        let used = usize::from(count);
+        let sound = (1..=ENTRY_EXTENTS).contains(&used)
+            && names[..used].iter().all(|name| name.len > 0)
+            && names[used..].iter().all(|name| *name == ExtentName::default());
+        sound.then_some(Self::Extents { names, count })
+    }
+}
+
+impl Default for BufferId {
+    fn default() -> Self {
+        Self(0)
+    }
+}
+
+/// What the checksums of a shard's log begin with: entries of another store or shard never match.
+pub(crate) fn crc_seed(store: uuid::Uuid, shard: u32) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(store.as_bytes()), &shard.to_le_bytes())
+}

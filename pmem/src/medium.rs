@@ -1,0 +1,132 @@
+//! The medium below everything: memory that outlives the process, and the four things done to it.
+//!
+//! Every store, flush, fence and DMA arrival of this crate goes through [`Medium`], so that
+//! [`LineModel`](crate::LineModel) can stand in for real persistent memory in crash tests.
+
+mod line_model;
+mod mapped;
+
+use std::{fmt, io, ptr::NonNull, sync::Arc};
+
+pub use line_model::LineModel;
+pub(crate) use mapped::{Mapped, Mapping, best_flush_instruction};
+
+/// Bytes in a cache line: the unit of a flush.
+pub const LINE_BYTES: usize = 64;
+
+/// Memory that outlives the process once it is flushed and fenced.
+///
+/// # Safety
+/// `base()..base() + len()` must stay valid for reads and writes, and at the same address, for as long as
+/// the medium lives; the other methods must not touch memory outside of it.
+pub unsafe trait Medium: Send + Sync {
+    /// Where the medium is mapped; aligned to a page.
+    fn base(&self) -> NonNull<u8>;
+
+    /// Length in bytes.
+    fn len(&self) -> usize;
+
+    /// Whether there is nothing at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Writes `bytes` at `offset`. Not durable before [`flush`](Self::flush) and [`fence`](Self::fence).
+    ///
+    /// # Safety
+    /// The range lies inside the medium; nobody else reads or writes it meanwhile, and no reference to it lives.
+    unsafe fn store(&self, offset: usize, bytes: &[u8]);
+
+    /// Writes `bytes` at `offset` as a device would: the bytes are visible, but no more durable than a store.
+    ///
+    /// # Safety
+    /// As [`store`](Self::store).
+    unsafe fn dma(&self, offset: usize, bytes: &[u8]);
+
+    /// Sends every line that holds a byte of the range on its way to the medium. Ranges beyond the end are cut.
+    fn flush(&self, offset: usize, len: usize);
+
+    /// Returns once everything flushed before, through this handle, is durable.
+    ///
+    /// # Errors
+    /// The medium refused the bytes. What was flushed since the last good fence may or may not be there.
+    fn fence(&self) -> io::Result<()>;
+
+    /// What flush and fence do here.
+    fn domain(&self) -> Domain;
+
+    /// A handle for another thread: same memory, but flushes and fences of its own.
+    fn fork(self: Arc<Self>) -> Arc<dyn Medium>;
+}
+
+/// How far a store must travel before it is durable, and so what a flush and a fence are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Domain {
+    /// Lines are flushed one by one, then fenced: DAX on a machine that loses its caches.
+    CacheLines(FlushInstruction),
+    /// A fence is enough: the platform writes its caches out on power loss (`persistence_domain` is `cpu_cache`).
+    FenceOnly,
+    /// The kernel holds the pages; a fence is one `msync`.
+    Msync,
+    /// Nothing survives. Flushes and fences are executed all the same, so that they cost what they cost.
+    Volatile(FlushInstruction),
+    /// The line model of crash tests.
+    Model,
+}
+
+impl fmt::Display for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CacheLines(instruction) => write!(f, "cache lines ({instruction}, sfence)"),
+            Self::FenceOnly => f.write_str("fence only (caches are persistent)"),
+            Self::Msync => f.write_str("msync"),
+            Self::Volatile(instruction) => write!(f, "volatile ({instruction}, sfence)"),
+            Self::Model => f.write_str("line model"),
+        }
+    }
+}
+
+/// The instruction that writes a cache line back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlushInstruction {
+    /// Writes back and may keep the line cached.
+    Clwb,
+    /// Writes back and evicts, without ordering between lines.
+    Clflushopt,
+    /// Writes back and evicts, one line after the other.
+    Clflush,
+}
+
+impl fmt::Display for FlushInstruction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Clwb => "clwb",
+            Self::Clflushopt => "clflushopt",
+            Self::Clflush => "clflush",
+        })
+    }
+}
+
+/// The range `offset..offset + len`, cut at `end` and widened to whole lines; empty ranges stay empty.
+fn line_range(offset: usize, len: usize, end: usize) -> std::ops::Range<usize> {
+    let to = offset.saturating_add(len).min(end);
+    if offset >= to {
+        return 0..0;
+    }
+    offset / LINE_BYTES * LINE_BYTES..to.div_ceil(LINE_BYTES) * LINE_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::line_range;
+
+    #[test]
+    fn a_flush_covers_every_line_it_touches_and_no_other() {
+        assert_eq!(line_range(0, 1, 4096), 0..64);
+        assert_eq!(line_range(63, 2, 4096), 0..128);
+        assert_eq!(line_range(64, 64, 4096), 64..128);
+        assert_eq!(line_range(100, 0, 4096), 0..0);
+        assert_eq!(line_range(4090, 100, 4096), 4032..4096);
+        assert_eq!(line_range(usize::MAX, 2, 4096), 0..0);
+    }
+}

@@ -1,0 +1,187 @@
+//! Real memory: a mapping of a device, a file or nothing at all.
+
+use std::{
+    io,
+    ptr::{self, NonNull},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering, fence},
+    },
+};
+
+use super::{Domain, FlushInstruction, LINE_BYTES, Medium, line_range};
+
+/// Memory mapped from a file or device, unmapped when the last user is gone. Holds the file, and with it its lock.
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+    /// What keeps the range mapped: dropped after the last access.
+    _backing: Box<dyn Send + Sync>,
+}
+
+// SAFETY: the range is plain memory without thread affinity; access is governed by `Medium`'s contracts.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Wraps a range that `backing` keeps mapped.
+    ///
+    /// # Safety
+    /// `base..base + len` stays mapped for reads and writes until `backing` is dropped.
+    pub(crate) unsafe fn new(base: NonNull<u8>, len: usize, backing: Box<dyn Send + Sync>) -> Self {
+        Self { base, len, _backing: backing }
+    }
+}
+
+/// A [`Mapping`] with one thread's flushes that wait for their fence.
+pub(crate) struct Mapped {
+    mapping: Arc<Mapping>,
+    domain: Domain,
+    /// What the next `msync` must cover; empty while `from >= to`. One thread writes these: no order is needed.
+    dirty_from: AtomicUsize,
+    dirty_to: AtomicUsize,
+}
+
+impl Mapped {
+    pub(crate) fn new(mapping: Arc<Mapping>, domain: Domain) -> Self {
+        Self { mapping, domain, dirty_from: AtomicUsize::new(usize::MAX), dirty_to: AtomicUsize::new(0) }
+    }
+
+    fn msync(&self) -> io::Result<()> {
+        let from = self.dirty_from.load(Ordering::Relaxed);
+        let to = self.dirty_to.load(Ordering::Relaxed);
+        if from >= to {
+            return Ok(());
+        }
+        let from = from / PAGE_BYTES * PAGE_BYTES;
+        let address = self.mapping.base.as_ptr().wrapping_add(from).cast();
+        // SAFETY: the range lies inside the mapping, which `self.mapping` keeps alive.
+        unsafe { rustix::mm::msync(address, to - from, rustix::mm::MsyncFlags::SYNC) }?;
+        self.dirty_from.store(usize::MAX, Ordering::Relaxed);
+        self.dirty_to.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// The unit of `msync`; larger pages are multiples of it.
+const PAGE_BYTES: usize = 4096;
+
+// SAFETY: `Mapping` keeps the range mapped at one address, and every method stays within it.
+unsafe impl Medium for Mapped {
+    fn base(&self) -> NonNull<u8> {
+        self.mapping.base
+    }
+
+    fn len(&self) -> usize {
+        self.mapping.len
+    }
+
+    unsafe fn store(&self, offset: usize, bytes: &[u8]) {
+        debug_assert!(offset + bytes.len() <= self.mapping.len);
+        // SAFETY: the caller promises that the range is inside and that nobody else uses it.
+        unsafe {
+            ptr::copy_nonoverlapping(bytes.as_ptr(), self.mapping.base.as_ptr().add(offset), bytes.len())
+        }
+    }
+
+    unsafe fn dma(&self, offset: usize, bytes: &[u8]) {
+        // SAFETY: the same contract.
+        unsafe { self.store(offset, bytes) }
+    }
+
+    fn flush(&self, offset: usize, len: usize) {
+        let lines = line_range(offset, len, self.mapping.len);
+        if lines.is_empty() {
+            return;
+        }
+        match self.domain {
+            Domain::CacheLines(instruction) | Domain::Volatile(instruction) => {
+                let first = self.mapping.base.as_ptr().wrapping_add(lines.start);
+                flush_lines(instruction, first, lines.len() / LINE_BYTES);
+            }
+            Domain::Msync => {
+                self.dirty_from.fetch_min(lines.start, Ordering::Relaxed);
+                self.dirty_to.fetch_max(lines.end.min(self.mapping.len), Ordering::Relaxed);
+            }
+            Domain::FenceOnly | Domain::Model => {}
+        }
+    }
+
+    fn fence(&self) -> io::Result<()> {
+        match self.domain {
+            Domain::Msync => self.msync(),
+            Domain::CacheLines(_) | Domain::Volatile(_) | Domain::FenceOnly | Domain::Model => {
+                store_fence();
+                Ok(())
+            }
+        }
+    }
+
+    fn domain(&self) -> Domain {
+        self.domain
+    }
+
+    fn fork(self: Arc<Self>) -> Arc<dyn Medium> {
+        Arc::new(Self::new(self.mapping.clone(), self.domain))
+    }
+}
+
+/// The best flush instruction of this CPU, or none where the architecture has none that user space may use.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn best_flush_instruction() -> Option<FlushInstruction> {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+
+    // Intel SDM volume 2, CPUID: leaf 7, EBX bit 24 is CLWB, bit 23 is CLFLUSHOPT; leaf 1, EDX bit 19 is CLFSH.
+    let features = if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).ebx } else { 0 };
+    if features & 1 << 24 != 0 {
+        Some(FlushInstruction::Clwb)
+    } else if features & 1 << 23 != 0 {
+        Some(FlushInstruction::Clflushopt)
+    } else if __cpuid(1).edx & 1 << 19 != 0 {
+        Some(FlushInstruction::Clflush)
+    } else {
+        None
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn best_flush_instruction() -> Option<FlushInstruction> {
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+fn flush_lines(instruction: FlushInstruction, first: *mut u8, lines: usize) {
+    use std::arch::asm;
+
+    for line in 0..lines {
+        let address = first.wrapping_add(line * LINE_BYTES);
+        // SAFETY: the address is mapped, and writing a line back changes no memory; CPUID showed the instruction.
+        unsafe {
+            match instruction {
+                FlushInstruction::Clwb => {
+                    asm!("clwb [{}]", in(reg) address, options(nostack, preserves_flags))
+                }
+                FlushInstruction::Clflushopt => {
+                    asm!("clflushopt [{}]", in(reg) address, options(nostack, preserves_flags));
+                }
+                FlushInstruction::Clflush => {
+                    asm!("clflush [{}]", in(reg) address, options(nostack, preserves_flags));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn flush_lines(_: FlushInstruction, _: *mut u8, _: usize) {}
+
+fn store_fence() {
+    // On x86_64 this compiles to nothing stronger than a compiler barrier for `Release`, hence the explicit one.
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86_64 CPU has SSE, which is all that the instruction needs.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+    fence(Ordering::Release);
+}

@@ -1,0 +1,66 @@
+//! The log's slots: a ring of entries, where entry `seq` lies in slot `seq mod N`.
+
+use std::{ptr, sync::Arc};
+
+use crate::{
+    entry::{ENTRY_BYTES, Entry, EntryFault},
+    medium::Medium,
+};
+
+/// A shard's ring of log entries in the medium.
+pub(crate) struct Ring {
+    medium: Arc<dyn Medium>,
+    offset: usize,
+    slots: u32,
+    seed: u32,
+}
+
+impl Ring {
+    /// A ring of `slots` entries, a power of two, at `offset`.
+    pub(crate) fn new(medium: Arc<dyn Medium>, offset: usize, slots: u32, seed: u32) -> Self {
+        assert!(slots.is_power_of_two() && offset + slots as usize * ENTRY_BYTES <= medium.len());
+        Self { medium, offset, slots, seed }
+    }
+
+    pub(crate) fn slots(&self) -> u64 {
+        self.slots.into()
+    }
+
+    /// Entry `seq`, if its slot holds it.
+    pub(crate) fn read(&self, seq: u64) -> Result<Entry, EntryFault> {
+        let entry = Entry::decode(&self.slot(seq), self.seed)?;
+        if entry.seq == seq { Ok(entry) } else { Err(EntryFault::Seq { found: entry.seq }) }
+    }
+
+    /// The bytes in the slot of `seq`.
+    pub(crate) fn slot(&self, seq: u64) -> [u8; ENTRY_BYTES] {
+        let mut bytes = [0; ENTRY_BYTES];
+        let from = self.medium.base().as_ptr().wrapping_add(self.slot_offset(seq));
+        // SAFETY: the ring lies inside the medium (checked in `new`), and only its one owner writes it.
+        unsafe { ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), ENTRY_BYTES) };
+        bytes
+    }
+
+    /// Stores an entry in its slot. It is neither flushed nor fenced.
+    pub(crate) fn write(&mut self, entry: &Entry) {
+        let bytes = entry.encode(self.seed);
+        // SAFETY: the ring lies inside the medium (checked in `new`), this is its only owner, and no references
+        // into it are ever made.
+        unsafe { self.medium.store(self.slot_offset(entry.seq), &bytes) };
+    }
+
+    /// Flushes the slots of `count` entries from `seq` on; returns the number of lines.
+    pub(crate) fn flush(&self, seq: u64, count: u64) -> u64 {
+        let first = seq % self.slots();
+        let before_end = count.min(self.slots() - first);
+        self.medium.flush(self.slot_offset(seq), before_end as usize * ENTRY_BYTES);
+        if before_end < count {
+            self.medium.flush(self.offset, (count - before_end) as usize * ENTRY_BYTES);
+        }
+        count
+    }
+
+    fn slot_offset(&self, seq: u64) -> usize {
+        self.offset + (seq & (self.slots() - 1)) as usize * ENTRY_BYTES
+    }
+}

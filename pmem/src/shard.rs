@@ -1,0 +1,487 @@
+//! A shard: the arena and the log of one core.
+
+use std::{
+    cell::RefCell,
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::{
+    arena::{Arena, Extent},
+    draft::{Draft, Pack, lines, take_beyond},
+    entry::{Body, ENTRY_BYTES, ENTRY_EXTENTS, Entry, EntryFault, ExtentName, INLINE_BYTES},
+    error::{AppendError, CommitError, Full, TrimError},
+    header::{Header, HeaderCell},
+    ring::Ring,
+};
+
+/// The arena and the log of one core.
+///
+/// The log holds records `head_seq()..next_seq()`. A record takes one log entry or more; its number is the
+/// sequence number of its first, so that numbers rise but are not dense.
+pub struct Shard {
+    arena: Arena,
+    ring: Ring,
+    header: HeaderCell,
+    /// The first live entry, the first that is not durable yet, and the next to be written.
+    head: u64,
+    committed: u64,
+    next: u64,
+    limits: Limits,
+    /// The buffer that short records are copied into, and the part of it that waits for its flush.
+    pack: Option<Pack>,
+    pack_dirty: std::ops::Range<usize>,
+    /// What the medium said when it failed.
+    poison: Option<Arc<str>>,
+    /// Tells this opening of this shard from any other in the process.
+    id: u64,
+    counters: Counters,
+    /// Memory of drafts that were appended, for the next ones.
+    spare: RefCell<Vec<(Vec<Extent>, Vec<u32>)>>,
+}
+
+/// What a shard takes at most.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Longest record in bytes.
+    pub max_record_bytes: u64,
+    /// Buffers that the log leaves to the network.
+    pub reserve: usize,
+}
+
+/// What a shard has done since it was opened, and what it holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Records appended.
+    pub appended_records: u64,
+    /// Payload bytes of those records.
+    pub payload_bytes: u64,
+    /// Payload bytes copied by the CPU: short records, drafts of many short pieces, and
+    /// [`Extent::extend_by_copy`].
+    pub copied_bytes: u64,
+    /// Cache lines flushed.
+    pub flushed_lines: u64,
+    /// Fences.
+    pub fences: u64,
+    /// Records trimmed.
+    pub trimmed_records: u64,
+    /// Payload bytes of the records in the log now.
+    pub live_payload_bytes: u64,
+    /// Persistent memory that those records occupy: their whole buffers and their log entries.
+    /// Divided by `live_payload_bytes` it is the space amplification.
+    pub pm_bytes: u64,
+}
+
+/// An append that may not be durable yet. It has no number to show before [`Durable::confirm`].
+#[must_use = "the record is not durable before a commit confirms it"]
+pub struct Pending {
+    shard: u64,
+    receipt: Receipt,
+}
+
+/// Proof that a shard's log is durable up to some record. Only [`Shard::commit`] makes one.
+#[derive(Debug)]
+pub struct Durable {
+    shard: u64,
+    /// Every entry below is durable.
+    next: u64,
+}
+
+/// A durable record's number. Only [`Durable::confirm`] makes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Receipt {
+    /// The record's number.
+    pub seq: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// CRC-32C of its bytes.
+    pub crc32c: u32,
+    /// The epoch in which it was written.
+    pub epoch: u32,
+}
+
+/// What a trim has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Trimmed {
+    /// The first entry that is live now.
+    pub head: u64,
+    /// Records trimmed.
+    pub records: u64,
+    /// Their payload bytes.
+    pub payload_bytes: u64,
+}
+
+impl Durable {
+    /// Turns an append into its receipt.
+    ///
+    /// # Errors
+    /// The append itself, if it came after this commit or belongs to another shard.
+    pub fn confirm(&self, pending: Pending) -> Result<Receipt, Pending> {
+        if pending.shard == self.shard && pending.receipt.seq < self.next {
+            Ok(pending.receipt)
+        } else {
+            Err(pending)
+        }
+    }
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pending { .. }")
+    }
+}
+
+/// Appended drafts whose memory is kept, and how large it may be.
+const SPARE_DRAFTS: usize = 64;
+const SPARE_EXTENTS: usize = 64;
+
+/// What [`Shard::new`] needs.
+pub(crate) struct Parts {
+    pub arena: Arena,
+    pub ring: Ring,
+    pub header: HeaderCell,
+    pub limits: Limits,
+    /// The next entry; all before are durable.
+    pub next: u64,
+    pub live_payload_bytes: u64,
+}
+
+impl Shard {
+    pub(crate) fn new(parts: Parts) -> Self {
+        static OPENED: AtomicU64 = AtomicU64::new(0);
+        let head = parts.header.current().head;
+        let counters = Counters { live_payload_bytes: parts.live_payload_bytes, ..Counters::default() };
+        Self {
+            arena: parts.arena,
+            ring: parts.ring,
+            header: parts.header,
+            head,
+            committed: parts.next,
+            next: parts.next,
+            limits: parts.limits,
+            pack: None,
+            pack_dirty: 0..0,
+            poison: None,
+            id: OPENED.fetch_add(1, Ordering::Relaxed),
+            counters,
+            spare: RefCell::new(Vec::with_capacity(SPARE_DRAFTS)),
+        }
+    }
+
+    /// The shard's buffers.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// The first live entry: records with lower numbers are trimmed.
+    pub fn head_seq(&self) -> u64 {
+        self.head
+    }
+
+    /// The number that the next record gets.
+    pub fn next_seq(&self) -> u64 {
+        self.next
+    }
+
+    /// The first entry that is not durable; records below can be read.
+    pub fn committed_seq(&self) -> u64 {
+        self.committed
+    }
+
+    /// The epoch of this opening.
+    pub fn epoch(&self) -> u32 {
+        self.header.current().epoch
+    }
+
+    /// Entries that the log can hold.
+    pub fn log_entries(&self) -> u64 {
+        self.ring.slots()
+    }
+
+    /// The longest record in bytes.
+    pub fn max_record_bytes(&self) -> u64 {
+        self.limits.max_record_bytes
+    }
+
+    /// Buffers that the log leaves to the network.
+    pub fn reserve(&self) -> usize {
+        self.limits.reserve
+    }
+
+    /// What has been done, and what is held.
+    pub fn counters(&self) -> Counters {
+        let buffers = u64::from(self.arena.logged_buffers()) * self.arena.buffer_bytes() as u64;
+        Counters {
+            copied_bytes: self.counters.copied_bytes + self.arena.copied_bytes(),
+            pm_bytes: buffers + (self.next - self.head) * ENTRY_BYTES as u64,
+            ..self.counters
+        }
+    }
+
+    /// An empty record.
+    pub fn draft(&self) -> Draft {
+        Draft::new(self.id, self.spare.borrow_mut().pop().unwrap_or_default())
+    }
+
+    /// Adds a piece to a record. Unless the record is still short, the piece's lines are flushed and its
+    /// checksum is taken now, so that a long record does not hold up the burst in which it ends.
+    ///
+    /// # Errors
+    /// [`AppendError`]: the piece is released. The draft is good for nothing but dropping then.
+    pub fn push(&mut self, draft: &mut Draft, extent: Extent) -> Result<(), AppendError> {
+        self.accepts(draft)?;
+        if !extent.is_in(&self.arena) {
+            return Err(AppendError::Foreign);
+        }
+        if extent.is_empty() {
+            return Ok(());
+        }
+        let (len, max) = (draft.len() + extent.len() as u64, self.limits.max_record_bytes);
+        if len > max {
+            return Err(AppendError::TooLong { len, max });
+        }
+        let (free, reserve) = (self.arena.free_buffers(), self.limits.reserve);
+        if free < reserve {
+            return Err(AppendError::Full(Full::Buffers { free, reserve }));
+        }
+        draft.push(&self.arena, reserve, extent)
+    }
+
+    /// Writes a record's log entries and flushes them, without a fence: [`commit`](Self::commit) makes it durable.
+    ///
+    /// # Errors
+    /// [`AppendError`]: nothing is in the log, and the draft's buffers are released.
+    pub fn append(&mut self, mut draft: Draft) -> Result<Pending, AppendError> {
+        self.accepts(&draft)?;
+        let needed = draft.extents.len().div_ceil(ENTRY_EXTENTS).max(1) as u64;
+        let free = self.ring.slots() - (self.next - self.head);
+        let needed = if draft.is_short() { 1 } else { needed };
+        if needed > free {
+            return Err(AppendError::Full(Full::LogEntries { needed, free }));
+        }
+        let crc32c = if draft.len() <= INLINE_BYTES as u64 {
+            self.append_inline(&mut draft)
+        } else {
+            if draft.is_short() {
+                self.pack(&mut draft)?;
+            }
+            self.append_extents(&mut draft)
+        };
+        self.counters.flushed_lines += self.ring.flush(self.next, needed) + draft.work.flushed_lines;
+        self.counters.copied_bytes += draft.work.copied_bytes;
+        self.counters.appended_records += 1;
+        self.counters.payload_bytes += draft.len();
+        self.counters.live_payload_bytes += draft.len();
+        let receipt = Receipt { seq: self.next, len: draft.len(), crc32c, epoch: self.epoch() };
+        self.next += needed;
+        self.recycle(draft);
+        Ok(Pending { shard: self.id, receipt })
+    }
+
+    /// Whether records wait for a [`commit`](Self::commit).
+    pub fn uncommitted(&self) -> bool {
+        self.committed < self.next
+    }
+
+    /// Makes everything appended so far durable, with one fence.
+    ///
+    /// # Errors
+    /// [`CommitError`]: what was appended since the last commit may or may not be durable, and the shard takes
+    /// nothing more.
+    pub fn commit(&mut self) -> Result<Durable, CommitError> {
+        self.sound()?;
+        if self.uncommitted() {
+            self.flush_pack();
+            self.counters.fences += 1;
+            let fenced = self.arena.medium().fence();
+            self.fenced(fenced)?;
+            self.committed = self.next;
+        }
+        Ok(Durable { shard: self.id, next: self.committed })
+    }
+
+    /// Removes the durable records with numbers below `before`. The new head is durable before their buffers
+    /// become free; a buffer that is still referenced elsewhere becomes free with its last reference.
+    ///
+    /// # Errors
+    /// [`TrimError`]: nothing was released.
+    pub fn trim(&mut self, before: u64) -> Result<Trimmed, TrimError> {
+        self.sound()?;
+        let mut trimmed = Trimmed { head: self.head, records: 0, payload_bytes: 0 };
+        while trimmed.head < self.committed {
+            let seq = trimmed.head;
+            let entry = self.entry(seq).map_err(|fault| TrimError::Corrupt { seq, fault })?;
+            if entry.is_first && seq >= before {
+                break;
+            }
+            trimmed.records += u64::from(entry.is_first);
+            trimmed.payload_bytes += entry.payload_len();
+            trimmed.head += 1;
+        }
+        if trimmed.head == self.head {
+            return Ok(trimmed);
+        }
+        self.persist_header(trimmed.head)?;
+        for seq in self.head..trimmed.head {
+            let entry = self.entry(seq).map_err(|fault| TrimError::Corrupt { seq, fault })?;
+            for name in entry.extents() {
+                if !self.arena.release_logged(name.buffer) {
+                    return Err(TrimError::Corrupt { seq, fault: name.out_of_bounds() });
+                }
+            }
+            self.head = seq + 1;
+        }
+        self.counters.trimmed_records += trimmed.records;
+        self.counters.live_payload_bytes -= trimmed.payload_bytes.min(self.counters.live_payload_bytes);
+        Ok(trimmed)
+    }
+
+    /// Notes in the shard's header how far the log is durable, for idle moments and a clean end: records lost
+    /// from there on count as corruption and not as a torn tail.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn checkpoint(&mut self) -> Result<(), CommitError> {
+        self.sound()?;
+        if self.header.current().durable_seq + 1 == self.committed {
+            return Ok(());
+        }
+        self.persist_header(self.head)
+    }
+
+    pub(crate) fn entry(&self, seq: u64) -> Result<Entry, EntryFault> {
+        self.ring.read(seq)
+    }
+
+    fn accepts(&self, draft: &Draft) -> Result<(), AppendError> {
+        match &self.poison {
+            Some(why) => Err(AppendError::Poisoned { why: why.clone() }),
+            None if draft.shard != self.id => Err(AppendError::Foreign),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes a record into its log entry; returns its checksum.
+    fn append_inline(&mut self, draft: &mut Draft) -> u32 {
+        let mut bytes = [0; INLINE_BYTES];
+        let mut len = 0;
+        for extent in draft.extents.drain(..) {
+            bytes[len..len + extent.len()].copy_from_slice(extent.bytes());
+            len += extent.len();
+        }
+        draft.work.copied_bytes += len as u64;
+        let crc = crc32c::crc32c(&bytes[..len]);
+        self.write_entry(0, crc, true, true, Body::Inline { bytes, len: len as u8 });
+        crc
+    }
+
+    /// Replaces a short draft's pieces by one piece of the shard's pack.
+    fn pack(&mut self, draft: &mut Draft) -> Result<(), AppendError> {
+        let len = draft.len() as usize;
+        if self.pack.as_ref().is_none_or(|pack| pack.room(&self.arena) < len) {
+            let buffer = take_beyond(&self.arena, self.limits.reserve)?;
+            self.flush_pack();
+            self.pack = Some(Pack::new(buffer));
+        }
+        let pack = self.pack.as_mut().expect("it was put there");
+        let copy = pack.fill(draft.extents.iter().map(Extent::bytes));
+        let from = copy.medium_offset();
+        self.pack_dirty = if self.pack_dirty.is_empty() { from } else { self.pack_dirty.start }..from + len;
+        draft.work.copied_bytes += len as u64;
+        draft.crcs.push(crc32c::crc32c(copy.bytes()));
+        draft.extents.clear();
+        draft.extents.push(copy);
+        Ok(())
+    }
+
+    /// Flushes the part of the pack that was written since the last time.
+    fn flush_pack(&mut self) {
+        let dirty = std::mem::replace(&mut self.pack_dirty, 0..0);
+        if dirty.is_empty() {
+            return;
+        }
+        self.arena.medium().flush(dirty.start, dirty.len());
+        self.counters.flushed_lines += lines(dirty.start, dirty.end);
+    }
+
+    /// Writes a record that lies in buffers, and takes over their references; returns its checksum.
+    fn append_extents(&mut self, draft: &mut Draft) -> u32 {
+        let groups = draft.crcs.len();
+        for (group, &crc) in draft.crcs.iter().enumerate() {
+            let pieces = &draft.extents[group * ENTRY_EXTENTS..];
+            let pieces = &pieces[..pieces.len().min(ENTRY_EXTENTS)];
+            let mut names = [ExtentName::default(); ENTRY_EXTENTS];
+            for (name, extent) in names.iter_mut().zip(pieces) {
+                let (offset, len) = (extent.offset() as u16, extent.len() as u16);
+                *name = ExtentName { buffer: extent.buffer_id(), offset, len };
+            }
+            let body = Body::Extents { names, count: pieces.len() as u8 };
+            self.write_entry(group as u64, crc, group == 0, group + 1 == groups, body);
+        }
+        draft.extents.drain(..).for_each(|extent| self.arena.log(extent));
+        *draft.crcs.last().expect("a record in buffers has a piece")
+    }
+
+    fn write_entry(&mut self, index: u64, payload_crc: u32, is_first: bool, is_last: bool, body: Body) {
+        let epoch = self.epoch();
+        let (seq, durable_seq) = (self.next + index, self.committed - 1);
+        self.ring.write(&Entry { seq, durable_seq, epoch, payload_crc, is_first, is_last, body });
+    }
+
+    fn recycle(&self, draft: Draft) {
+        let Draft { mut extents, mut crcs, .. } = draft;
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < SPARE_DRAFTS && extents.capacity() <= SPARE_EXTENTS {
+            extents.clear();
+            crcs.clear();
+            spare.push((extents, crcs));
+        }
+    }
+
+    fn persist_header(&mut self, head: u64) -> Result<(), CommitError> {
+        self.counters.fences += 1;
+        let header = Header { head, durable_seq: self.committed - 1, ..self.header.current() };
+        let persisted = self.header.persist(header);
+        self.fenced(persisted)
+    }
+
+    fn sound(&self) -> Result<(), CommitError> {
+        match &self.poison {
+            Some(why) => Err(CommitError::Poisoned { why: why.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// After a failed fence nobody knows what the medium holds: the shard takes nothing more.
+    fn fenced(&mut self, result: io::Result<()>) -> Result<(), CommitError> {
+        result.map_err(|error| {
+            let why: Arc<str> = error.to_string().into();
+            self.poison = Some(why.clone());
+            CommitError::Fence { why }
+        })
+    }
+}
+
+impl ExtentName {
+    pub(crate) fn out_of_bounds(&self) -> EntryFault {
+        EntryFault::Bounds { buffer: self.buffer.0, offset: self.offset, len: self.len }
+    }
+}
+
+impl fmt::Debug for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shard")
+            .field("head", &self.head)
+            .field("committed", &self.committed)
+            .field("next", &self.next)
+            .field("epoch", &self.epoch())
+            .field("arena", &self.arena)
+            .finish_non_exhaustive()
+    }
+}
