@@ -1,0 +1,5 @@
+//! pmtool on the likeness of machines.
+
+mod bind;
+mod doctor;
+mod machine;
