@@ -1,1 +1,20 @@
-//! Placeholder.
+//! A userspace TCP/IP stack over named persistent packet buffers.
+//!
+//! The core is an [`Endpoint`]: frames and the time come in, frames and events go out. It reads no clock,
+//! owns no device and starts no thread. Applications see it through [`net::Net`].
+
+pub mod config;
+pub mod counters;
+pub mod endpoint;
+mod flow;
+pub mod frame;
+pub mod net;
+#[cfg(feature = "sim")]
+pub mod sim;
+mod tcp;
+mod timer;
+
+pub use config::{Config, ConfigError, Keepalive};
+pub use counters::{Counters, Drops};
+pub use endpoint::{ConnectError, Endpoint, ListenError};
+pub use frame::{FrameSink, RxChecksum, RxFrame, SinkFull, TxChecksum, TxFrame};

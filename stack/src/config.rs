@@ -1,0 +1,221 @@
+//! What an endpoint is told at its start: who it is, and the limits on everything it holds.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use smoltcp::time::Duration;
+use smoltcp::wire::IpCidr;
+
+/// Bytes of an Ethernet header; there are no VLAN tags.
+pub const ETHERNET_HEADER_BYTES: usize = 14;
+
+/// Most addresses that an endpoint answers to.
+pub const MAX_ADDRESSES: usize = 8;
+
+/// Settings of an [`Endpoint`](crate::Endpoint). All memory these limits allow is taken at the start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The port's Ethernet address.
+    pub mac: [u8; 6],
+    /// Largest IP packet in bytes, either way.
+    pub mtu: usize,
+    /// Own addresses with the length of their subnets' prefixes; at most [`MAX_ADDRESSES`].
+    pub addresses: Vec<IpCidr>,
+    /// Next hop for IPv4 connections that this side opens to other subnets.
+    pub gateway_v4: Option<Ipv4Addr>,
+    /// Next hop for IPv6 connections that this side opens to other subnets.
+    pub gateway_v6: Option<Ipv6Addr>,
+    /// Most connections at a time, not counting half-open ones and those in TIME-WAIT.
+    pub max_connections: usize,
+    /// Most connections in TIME-WAIT; the oldest makes room for a new one.
+    pub max_time_wait: usize,
+    /// Most half-open connections of all listeners together; beyond it SYN cookies answer.
+    pub syn_queue: usize,
+    /// Most bytes of a connection that may wait for the application.
+    pub rx_window_bytes: usize,
+    /// Most buffers that a connection may hold with payload the application has not taken.
+    pub rx_buffers: usize,
+    /// Copied bytes that a connection's send queue holds.
+    pub tx_bytes: usize,
+    /// Extents that a connection's send queue holds.
+    pub tx_extents: usize,
+    /// How long a connection stays in TIME-WAIT (2 MSL, RFC 9293 section 3.4.2).
+    pub time_wait: Duration,
+    /// Probes on idle connections (RFC 9293, section 3.8.4); none by default.
+    pub keepalive: Option<Keepalive>,
+    /// Lower bound of the retransmission timeout.
+    pub min_rto: Duration,
+    /// Upper bound of the retransmission timeout (RFC 6298, rule 2.5: at least 60 s).
+    pub max_rto: Duration,
+    /// Retransmissions of a SYN before the connection is given up.
+    pub syn_retries: u8,
+    /// Retransmissions or unanswered window probes before the connection is given up.
+    pub retries: u8,
+    /// How long the acknowledgement of a single segment waits for company (RFC 9293, section 3.8.6.3).
+    pub delayed_ack: Duration,
+    /// Key of sequence numbers, timestamps, cookies and hashes; random, and different at every start.
+    pub isn_secret: [u8; 16],
+    /// Whether the device fills in TCP checksums of sent frames.
+    pub tx_checksum_offload: bool,
+}
+
+/// When a connection that has long been silent is probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Silence before the first probe.
+    pub idle: Duration,
+    /// Silence between probes.
+    pub interval: Duration,
+    /// Unanswered probes that end the connection.
+    pub count: u8,
+}
+
+/// Why an endpoint cannot be made.
+#[derive(Debug, thiserror::Error, PartialEq, Eq, Clone)]
+pub enum ConfigError {
+    /// Nothing to answer to.
+    #[error("no address is configured; give at least one")]
+    NoAddress,
+    /// More addresses than an endpoint holds.
+    #[error("{0} addresses are configured; at most {MAX_ADDRESSES} are possible")]
+    TooManyAddresses(usize),
+    /// An address that no host can have.
+    #[error("{0} is not a unicast address; give the address of a host")]
+    NotUnicast(IpAddr),
+    /// An Ethernet address that no port can have.
+    #[error("{0:02x?} is not a unicast Ethernet address")]
+    NotUnicastMac([u8; 6]),
+    /// Out of the range of IPv6's minimum (RFC 8200) to what a buffer takes.
+    #[error("an MTU of {mtu} is outside {min}..={max}, which the protocol and the arena's buffers allow")]
+    Mtu {
+        /// What was asked for.
+        mtu: usize,
+        /// The least that is possible.
+        min: usize,
+        /// The most that is possible.
+        max: usize,
+    },
+    /// A limit that is zero or too large.
+    #[error("{name} is {value}, outside {min}..={max}")]
+    Limit {
+        /// The setting.
+        name: &'static str,
+        /// What was asked for.
+        value: usize,
+        /// The least that is possible.
+        min: usize,
+        /// The most that is possible.
+        max: usize,
+    },
+}
+
+impl Config {
+    /// Settings for a host, with defaults for all limits and a fresh random secret.
+    ///
+    /// # Errors
+    /// The operating system's source of randomness failed.
+    pub fn new(mac: [u8; 6], addresses: Vec<IpCidr>) -> Result<Self, getrandom::Error> {
+        let mut isn_secret = [0; 16];
+        getrandom::fill(&mut isn_secret)?;
+        Ok(Self::with_secret(mac, addresses, isn_secret))
+    }
+
+    /// Settings for a host whose every choice follows from `isn_secret`, for runs that can be repeated.
+    pub fn with_secret(mac: [u8; 6], addresses: Vec<IpCidr>, isn_secret: [u8; 16]) -> Self {
+        Self {
+            mac,
+            mtu: 1500,
+            addresses,
+            gateway_v4: None,
+            gateway_v6: None,
+            max_connections: 4096,
+            max_time_wait: 4096,
+            syn_queue: 1024,
+            rx_window_bytes: 256 * 1024,
+            rx_buffers: 256,
+            tx_bytes: 4096,
+            tx_extents: 128,
+            time_wait: Duration::from_secs(60),
+            keepalive: None,
+            min_rto: Duration::from_millis(200),
+            max_rto: Duration::from_secs(60),
+            syn_retries: 6,
+            retries: 10,
+            delayed_ack: Duration::from_millis(40),
+            isn_secret,
+            tx_checksum_offload: false,
+        }
+    }
+
+    pub(crate) fn check(&self, buffer_bytes: usize) -> Result<(), ConfigError> {
+        if self.mac[0] & 1 != 0 || self.mac == [0; 6] {
+            return Err(ConfigError::NotUnicastMac(self.mac));
+        }
+        if self.addresses.is_empty() {
+            return Err(ConfigError::NoAddress);
+        }
+        if self.addresses.len() > MAX_ADDRESSES {
+            return Err(ConfigError::TooManyAddresses(self.addresses.len()));
+        }
+        if let Some(cidr) = self.addresses.iter().find(|cidr| !cidr.address().is_unicast()) {
+            return Err(ConfigError::NotUnicast(cidr.address().into()));
+        }
+        let max_mtu = buffer_bytes.saturating_sub(ETHERNET_HEADER_BYTES).min(9000);
+        if !(MIN_MTU..=max_mtu).contains(&self.mtu) {
+            return Err(ConfigError::Mtu { mtu: self.mtu, min: MIN_MTU, max: max_mtu });
+        }
+        for (name, value, min, max) in [
+            ("max_connections", self.max_connections, 1, 1 << 24),
+            ("max_time_wait", self.max_time_wait, 1, 1 << 24),
+            ("syn_queue", self.syn_queue, 1, 1 << 24),
+            // RFC 7323, section 2.3: a scaled window ends below 2^30.
+            ("rx_window_bytes", self.rx_window_bytes, MIN_MTU, (1 << 30) - 1),
+            ("rx_buffers", self.rx_buffers, 2, 1 << 16),
+            ("tx_bytes", self.tx_bytes, 64, 1 << 24),
+            ("tx_extents", self.tx_extents, 1, 1 << 16),
+        ] {
+            if !(min..=max).contains(&value) {
+                return Err(ConfigError::Limit { name, value, min, max });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The least MTU that IPv6 allows (RFC 8200, section 5); ours for IPv4 too.
+const MIN_MTU: usize = 1280;
+
+#[cfg(test)]
+mod tests {
+    use smoltcp::wire::IpAddress;
+
+    use super::*;
+
+    fn config() -> Config {
+        let address = IpCidr::new(IpAddress::v4(10, 0, 0, 2), 24);
+        Config::with_secret([2, 0, 0, 0, 0, 1], vec![address], [7; 16])
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(config().check(2176), Ok(()));
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused() {
+        let refused = |change: fn(&mut Config)| {
+            let mut config = config();
+            change(&mut config);
+            config.check(2176).unwrap_err()
+        };
+        assert_eq!(refused(|c| c.addresses.clear()), ConfigError::NoAddress);
+        assert!(matches!(refused(|c| c.mtu = 9000), ConfigError::Mtu { max: 2162, .. }));
+        assert!(matches!(refused(|c| c.mac[0] = 1), ConfigError::NotUnicastMac(_)));
+        assert!(matches!(refused(|c| c.tx_extents = 0), ConfigError::Limit { name: "tx_extents", .. }));
+        let multicast = IpCidr::new(IpAddress::v4(224, 0, 0, 1), 24);
+        let mut bad = config();
+        bad.addresses[0] = multicast;
+        assert!(matches!(bad.check(2176), Err(ConfigError::NotUnicast(_))));
+        bad.addresses = vec![config().addresses[0]; 9];
+        assert_eq!(bad.check(2176), Err(ConfigError::TooManyAddresses(9)));
+    }
+}

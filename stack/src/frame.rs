@@ -1,0 +1,297 @@
+//! Frames as they come in and go out, and the parsing of those that carry TCP.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use pmem::{Buffer, Extent};
+use smoltcp::wire::{
+    EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpCidr, IpProtocol, Ipv4Packet, Ipv6Packet,
+    TcpPacket,
+};
+
+use crate::config::ETHERNET_HEADER_BYTES;
+use crate::flow::{FlowKey, mapped};
+use crate::tcp::options::Options;
+use crate::tcp::seq::Seq;
+
+/// What the device says of a received frame's TCP checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RxChecksum {
+    /// Verified.
+    Good,
+    /// Not looked at; the core does.
+    Unknown,
+    /// Wrong.
+    Bad,
+}
+
+/// A received frame in the transport's hands.
+pub trait RxFrame {
+    /// The whole frame, from the Ethernet header on.
+    fn bytes(&self) -> &[u8];
+
+    /// What the device says of the TCP checksum.
+    fn checksum(&self) -> RxChecksum;
+
+    /// Hands over the named buffer the frame lies in, and where in it the frame begins, after putting a
+    /// spare one in its place. Called at most once, and only for payload that is retained; `None` when
+    /// there is no spare buffer, and the payload is then dropped unacknowledged.
+    fn claim(&mut self) -> Option<(Buffer, u16)>;
+}
+
+/// A frame to send: bytes that are copied, and behind them pieces of named buffers that are not.
+#[derive(Debug)]
+pub struct TxFrame<'a> {
+    /// Ethernet, IP and TCP headers, and copied payload.
+    pub head: &'a [u8],
+    /// Payload that follows. A sink that reads it later than now clones the extents.
+    pub payload: &'a [Extent],
+    /// What is left to do about checksums.
+    pub checksum: TxChecksum,
+}
+
+impl TxFrame<'_> {
+    /// Bytes of the whole frame.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.head.len() + self.payload.iter().map(|extent| extent.bytes().len()).sum::<usize>()
+    }
+}
+
+/// What is left for the device to do about a frame's checksums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TxChecksum {
+    /// Nothing.
+    Done,
+    /// The TCP checksum: its field holds the sum over the pseudo header.
+    Tcp {
+        /// Whether the IP header is IPv6's.
+        ipv6: bool,
+        /// Bytes of the Ethernet header.
+        l2_bytes: usize,
+        /// Bytes of the IP header.
+        l3_bytes: usize,
+        /// Bytes of the TCP header.
+        l4_bytes: usize,
+    },
+}
+
+/// Takes frames for sending.
+pub trait FrameSink {
+    /// Takes one frame.
+    ///
+    /// # Errors
+    /// [`SinkFull`]: nothing was taken, and the core offers the frame again later.
+    fn send(&mut self, frame: TxFrame<'_>) -> Result<(), SinkFull>;
+}
+
+/// The device takes no more frames just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the device's queue is full; offer the frame again after it has sent some")]
+pub struct SinkFull;
+
+bitflags::bitflags! {
+    /// The control bits of a TCP header (RFC 9293, section 3.1).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Flags: u8 {
+        const FIN = 0x01;
+        const SYN = 0x02;
+        const RST = 0x04;
+        const PSH = 0x08;
+        const ACK = 0x10;
+    }
+}
+
+/// A TCP segment that arrived, without its payload's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub key: FlowKey,
+    pub source_mac: [u8; 6],
+    pub seq: Seq,
+    pub ack: Seq,
+    pub flags: Flags,
+    /// As it stands in the header, unscaled.
+    pub window: u16,
+    pub options: Options,
+    /// Where the payload begins in the frame, in bytes.
+    pub payload_at: usize,
+    /// Bytes of payload.
+    pub payload_len: usize,
+}
+
+impl Segment {
+    /// Sequence numbers that the segment takes up.
+    pub(crate) fn len(&self) -> u32 {
+        let flags = self.flags.intersection(Flags::SYN | Flags::FIN).bits().count_ones();
+        self.payload_len as u32 + flags
+    }
+}
+
+/// What a frame turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Parsed {
+    Tcp(Segment),
+    /// Of another protocol, or for smoltcp's interface to refuse.
+    Other,
+    Malformed,
+    BadChecksum,
+    /// Not for this host, or from an address that cannot be a peer's.
+    Address,
+    /// An IP fragment, or TCP behind extension headers.
+    Fragment,
+}
+
+/// The addresses that frames must be sent to.
+#[derive(Clone, Debug)]
+pub(crate) struct Local {
+    pub mac: [u8; 6],
+    pub addresses: Vec<IpCidr>,
+}
+
+impl Local {
+    pub(crate) fn has(&self, ip: IpAddr) -> bool {
+        self.addresses.iter().any(|cidr| IpAddr::from(cidr.address()) == ip)
+    }
+
+    /// Whether `ip` is reached without a router.
+    pub(crate) fn on_link(&self, ip: IpAddr) -> bool {
+        let address = IpAddress::from(ip);
+        let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        link_local || self.addresses.iter().any(|cidr| cidr.contains_addr(&address))
+    }
+
+    /// The address to speak to `remote` from: one of its subnet if possible.
+    pub(crate) fn source_for(&self, remote: IpAddr) -> Option<IpAddr> {
+        let same = |cidr: &&IpCidr| IpAddr::from(cidr.address()).is_ipv4() == remote.is_ipv4();
+        let address = IpAddress::from(remote);
+        self.addresses
+            .iter()
+            .filter(same)
+            .find(|cidr| cidr.contains_addr(&address))
+            .or_else(|| self.addresses.iter().find(same))
+            .map(|cidr| cidr.address().into())
+    }
+
+    /// Whether a segment can come from there: a host's address that is not one of our own
+    /// (RFC 1122, section 3.2.1.3; RFC 9293, section 3.9.2.3).
+    pub(crate) fn is_peer(&self, ip: IpAddr) -> bool {
+        let host = match ip {
+            IpAddr::V4(v4) => self.is_host_v4(v4),
+            IpAddr::V6(v6) => is_host_v6(v6),
+        };
+        host && !self.has(ip)
+    }
+
+    fn is_host_v4(&self, ip: Ipv4Addr) -> bool {
+        let directed = self.addresses.iter().any(|cidr| match cidr {
+            IpCidr::Ipv4(cidr) => cidr.broadcast() == Some(ip),
+            IpCidr::Ipv6(_) => false,
+        });
+        // 0/8 is "this network", 224/4 multicast, 240/4 reserved and the limited broadcast address.
+        ip.octets()[0] != 0 && ip.octets()[0] < 224 && !ip.is_loopback() && !directed
+    }
+}
+
+fn is_host_v6(ip: Ipv6Addr) -> bool {
+    !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast() && ip.to_ipv4_mapped().is_none()
+}
+
+/// Reads a frame. Nothing in it is believed: lengths, addresses and checksums are verified.
+pub(crate) fn parse(frame: &[u8], local: &Local, checksum: RxChecksum) -> Parsed {
+    let Ok(ethernet) = EthernetFrame::new_checked(frame) else { return Parsed::Malformed };
+    let source_mac = ethernet.src_addr();
+    let ip = match ethernet.ethertype() {
+        EthernetProtocol::Ipv4 => parse_v4(ethernet.payload()),
+        EthernetProtocol::Ipv6 => parse_v6(ethernet.payload()),
+        _ => return Parsed::Other,
+    };
+    let (source, destination, at, packet) = match ip {
+        Ok(ip) => ip,
+        Err(parsed) => return parsed,
+    };
+    // Whoever sends TCP to a group is not a peer (RFC 9293, section 3.9.2.3, MUST-57), nor is it on Ethernet.
+    let to_us = ethernet.dst_addr() == EthernetAddress(local.mac) && local.has(destination);
+    if !to_us || !source_mac.is_unicast() || !local.is_peer(source) {
+        return Parsed::Address;
+    }
+    let Ok(tcp) = TcpPacket::new_checked(packet) else { return Parsed::Malformed };
+    match checksum {
+        RxChecksum::Good => {}
+        RxChecksum::Unknown if tcp.verify_checksum(&source.into(), &destination.into()) => {}
+        RxChecksum::Unknown | RxChecksum::Bad => return Parsed::BadChecksum,
+    }
+    if tcp.src_port() == 0 || tcp.dst_port() == 0 {
+        return Parsed::Address;
+    }
+    let header_len = usize::from(tcp.header_len());
+    Parsed::Tcp(Segment {
+        key: FlowKey {
+            local: mapped(destination),
+            remote: mapped(source),
+            local_port: tcp.dst_port(),
+            remote_port: tcp.src_port(),
+        },
+        source_mac: source_mac.0,
+        seq: Seq(tcp.seq_number().0 as u32),
+        ack: Seq(tcp.ack_number().0 as u32),
+        flags: Flags::from_bits_truncate(packet[13]),
+        window: tcp.window_len(),
+        options: Options::parse(tcp.options()),
+        payload_at: ETHERNET_HEADER_BYTES + at + header_len,
+        payload_len: packet.len() - header_len,
+    })
+}
+
+/// Source, destination, where the TCP segment begins in the packet, and the segment.
+type Ip<'a> = (IpAddr, IpAddr, usize, &'a [u8]);
+
+fn parse_v4(bytes: &[u8]) -> Result<Ip<'_>, Parsed> {
+    // smoltcp's check leaves out a header length below the minimum.
+    if bytes.first().is_none_or(|first| first >> 4 != 4 || first & 0x0f < 5) {
+        return Err(Parsed::Malformed);
+    }
+    let packet = Ipv4Packet::new_checked(bytes).map_err(|_| Parsed::Malformed)?;
+    if packet.next_header() != IpProtocol::Tcp {
+        return Err(Parsed::Other);
+    }
+    if !packet.verify_checksum() {
+        return Err(Parsed::BadChecksum);
+    }
+    if packet.more_frags() || packet.frag_offset() != 0 {
+        return Err(Parsed::Fragment);
+    }
+    let at = usize::from(packet.header_len());
+    let segment = &bytes[at..usize::from(packet.total_len())];
+    Ok((packet.src_addr().into(), packet.dst_addr().into(), at, segment))
+}
+
+fn parse_v6(bytes: &[u8]) -> Result<Ip<'_>, Parsed> {
+    let packet = Ipv6Packet::new_checked(bytes).map_err(|_| Parsed::Malformed)?;
+    if packet.version() != 6 {
+        return Err(Parsed::Malformed);
+    }
+    let at = packet.header_len();
+    let segment = bytes.get(at..at + usize::from(packet.payload_len())).ok_or(Parsed::Malformed)?;
+    match packet.next_header() {
+        IpProtocol::Tcp => Ok((packet.src_addr().into(), packet.dst_addr().into(), at, segment)),
+        IpProtocol::Ipv6Frag => Err(Parsed::Fragment),
+        // Destination options, routing and hop-by-hop headers begin with the type of what follows.
+        IpProtocol::HopByHop | IpProtocol::Ipv6Opts | IpProtocol::Ipv6Route
+            if segment.first().is_some_and(|&next| leads_to_tcp(next)) =>
+        {
+            Err(Parsed::Fragment)
+        }
+        _ => Err(Parsed::Other),
+    }
+}
+
+/// Whether an extension header is followed by TCP, or by another one that could be.
+fn leads_to_tcp(next: u8) -> bool {
+    matches!(
+        IpProtocol::from(next),
+        IpProtocol::Tcp
+            | IpProtocol::Ipv6Frag
+            | IpProtocol::HopByHop
+            | IpProtocol::Ipv6Opts
+            | IpProtocol::Ipv6Route
+    )
+}

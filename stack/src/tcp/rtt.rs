@@ -1,0 +1,116 @@
+//! The retransmission timeout (RFC 6298).
+
+use smoltcp::time::Duration;
+
+/// Round-trip times of one connection, in microseconds, and the timeout that follows from them.
+#[derive(Clone, Debug)]
+pub(crate) struct Rtt {
+    /// Smoothed round-trip time; `None` before the first measurement.
+    srtt_us: Option<u32>,
+    rttvar_us: u32,
+    /// The timeout without backoff.
+    rto_us: u32,
+    min_us: u32,
+    max_us: u32,
+    /// How often the timeout has been doubled since the last acknowledgement of new data.
+    pub(crate) backoff: u8,
+}
+
+/// The timeout before the first measurement (RFC 6298, rule 2.1).
+const INITIAL_US: u32 = 1_000_000;
+
+impl Rtt {
+    pub(crate) fn new(min: Duration, max: Duration) -> Self {
+        let clamp = |duration: Duration| u32::try_from(duration.total_micros()).unwrap_or(u32::MAX).max(1);
+        let (min_us, max_us) = (clamp(min), clamp(max).max(clamp(min)));
+        Self { srtt_us: None, rttvar_us: 0, rto_us: INITIAL_US.clamp(min_us, max_us), min_us, max_us, backoff: 0 }
+    }
+
+    /// Takes a measurement in, of a segment that was not sent twice, or by a timestamp (Karn).
+    ///
+    /// `per_window` is how many measurements a round trip has, for the smoothing of RFC 7323, appendix G.
+    pub(crate) fn measured(&mut self, rtt_us: u32, per_window: u32) {
+        let rtt_us = rtt_us.min(self.max_us);
+        match self.srtt_us {
+            None => {
+                self.srtt_us = Some(rtt_us);
+                self.rttvar_us = rtt_us / 2;
+            }
+            Some(srtt_us) => {
+                let samples = i64::from(per_window.max(1));
+                let delta = i64::from(rtt_us) - i64::from(srtt_us);
+                let rttvar = i64::from(self.rttvar_us);
+                self.rttvar_us = (rttvar + (delta.abs() - rttvar) / (4 * samples)) as u32;
+                self.srtt_us = Some((i64::from(srtt_us) + delta / (8 * samples)) as u32);
+            }
+        }
+        let srtt_us = self.srtt_us.unwrap_or(rtt_us);
+        // The clock's granularity is 1 ms.
+        let margin_us = self.rttvar_us.saturating_mul(4).max(1000);
+        self.rto_us = srtt_us.saturating_add(margin_us).clamp(self.min_us, self.max_us);
+        self.backoff = 0;
+    }
+
+    /// RFC 6298, rule 5.7: a handshake whose SYN was sent again starts with 3 s.
+    pub(crate) fn handshake_was_retransmitted(&mut self) {
+        if self.srtt_us.is_none() {
+            self.rto_us = (3 * INITIAL_US).clamp(self.min_us, self.max_us);
+        }
+    }
+
+    /// The timeout, doubled for each backoff.
+    pub(crate) fn timeout(&self) -> Duration {
+        let doubled = u64::from(self.rto_us) << self.backoff.min(16);
+        Duration::from_micros(doubled.min(u64::from(self.max_us)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rtt() -> Rtt {
+        Rtt::new(Duration::from_millis(200), Duration::from_secs(60))
+    }
+
+    #[test]
+    fn starts_at_one_second() {
+        assert_eq!(rtt().timeout(), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn follows_the_formulas() {
+        let mut rtt = rtt();
+        rtt.measured(400_000, 1);
+        assert_eq!(rtt.timeout(), Duration::from_micros(400_000 + 4 * 200_000));
+        rtt.measured(480_000, 1);
+        // RTTVAR = 200 + (80 - 200) / 4 = 170 ms; SRTT = 400 + 80 / 8 = 410 ms.
+        assert_eq!(rtt.timeout(), Duration::from_micros(410_000 + 4 * 170_000));
+        for _ in 0..200 {
+            rtt.measured(100, 1);
+        }
+        assert_eq!(rtt.timeout(), Duration::from_millis(200));
+    }
+
+    #[test]
+    fn backs_off_to_the_limit_and_recovers() {
+        let mut rtt = rtt();
+        rtt.measured(100_000, 1);
+        let base = rtt.timeout();
+        rtt.backoff = 1;
+        assert_eq!(rtt.timeout(), base * 2);
+        rtt.backoff = 200;
+        assert_eq!(rtt.timeout(), Duration::from_secs(60));
+        rtt.measured(100_000, 1);
+        assert!(rtt.timeout() <= base);
+    }
+
+    #[test]
+    fn a_hostile_measurement_stays_in_range() {
+        let mut rtt = rtt();
+        for sample in [u32::MAX, 0, u32::MAX, 1] {
+            rtt.measured(sample, 1);
+            assert!(rtt.timeout() <= Duration::from_secs(60));
+        }
+    }
+}
