@@ -111,15 +111,16 @@ impl Tally {
     }
 }
 
-/// Prints a suite's line, and what it wrote if it failed.
+/// Prints a suite's line, and what it wrote if it failed, with the names of its failed tests last.
 fn show(step: &Step, suite: &Suite) {
     let ignored = if suite.ignored > 0 { format!(", {} ignored", suite.ignored) } else { String::new() };
     if suite.failed > 0 {
         step.print(&suite.output);
-        step.print(&format!(
-            "  FAILED  {}: {} passed, {} failed{ignored}",
-            suite.name, suite.passed, suite.failed
-        ));
+        let (name, passed, failed) = (&suite.name, suite.passed, suite.failed);
+        step.print(&format!("  FAILED  {name}: {passed} passed, {failed} failed{ignored}"));
+        for test in suite.failed_tests() {
+            step.print(&format!("          {test}"));
+        }
     } else if suite.passed > 0 || suite.ignored > 0 {
         step.print(&format!("      ok  {}: {} passed{ignored}", suite.name, suite.passed));
     }
@@ -136,6 +137,13 @@ struct Suite {
     output: String,
     /// It wrote a result line.
     has_result: bool,
+}
+
+impl Suite {
+    fn failed_tests(&self) -> impl Iterator<Item = &str> {
+        let summary = self.output.rsplit_once("\nfailures:\n").map_or("", |(_, summary)| summary);
+        summary.lines().map_while(|line| line.strip_prefix("    "))
+    }
 }
 
 /// Reads what `cargo test --no-fail-fast` writes.
@@ -224,6 +232,7 @@ mod tests {
                     \nrunning 4 tests\ntest a ... ok\n\
                     test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n\
                     \x20    Running tests/recovery.rs (target/debug/deps/recovery-01ab)\n\
+                    \nfailures:\n\n---- cut stdout ----\nno\n\nfailures:\n    cut\n    flip\n\n\
                     test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n\
                     error: test failed, to rerun pass `-p pmem --test recovery`\n\
                     \x20  Doc-tests pmem\n\
@@ -236,6 +245,7 @@ mod tests {
         );
         assert_eq!((passed, failed), (9, 2));
         assert_eq!(suites[1].ignored, 1);
+        assert_eq!(suites[2].failed_tests().collect::<Vec<_>>(), ["cut", "flip"]);
         assert!(suites[1].output.contains("test a ... ok") && !suites[2].output.contains("test a"));
     }
 
