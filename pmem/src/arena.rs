@@ -32,6 +32,8 @@ struct Inner {
     /// Buffers that the log references, and payload bytes copied by the CPU outside of the log.
     logged_buffers: Cell<u32>,
     copied_bytes: Cell<u64>,
+    /// Whether the medium outlives the arena, since a device may write to it.
+    stays_mapped: Cell<bool>,
 }
 
 /// What DRAM knows of a buffer.
@@ -70,6 +72,7 @@ impl Arena {
             free: RefCell::new(free),
             logged_buffers: Cell::new(0),
             copied_bytes: Cell::new(0),
+            stays_mapped: Cell::new(false),
         }))
     }
 
@@ -138,6 +141,13 @@ impl Arena {
 
     pub(crate) fn medium(&self) -> &Arc<dyn Medium> {
         &self.0.medium
+    }
+
+    /// Keeps the medium until the process ends.
+    pub(crate) fn stay_mapped(&self) {
+        if !self.0.stays_mapped.replace(true) {
+            std::mem::forget(self.0.medium.clone());
+        }
     }
 
     /// Buffers that at least one log entry names.
@@ -273,6 +283,10 @@ impl Buffer {
     /// The buffer's name.
     pub fn id(&self) -> BufferId {
         self.0.id
+    }
+
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.0.arena
     }
 
     /// Whether this is the only reference.
@@ -446,6 +460,12 @@ impl Extent {
 impl Arena {
     fn is(&self, other: &Self) -> bool {
         Rc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl AsRef<[u8]> for Extent {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
     }
 }
 

@@ -28,6 +28,7 @@
 #![allow(unsafe_code)]
 
 mod arena;
+mod device;
 mod draft;
 mod entry;
 mod error;
