@@ -1,0 +1,299 @@
+//! The stack on a port of the simulated link, with a device's rings of buffers between them.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+
+use pmem::{Arena, Buffer, Durable, Extent};
+use smoltcp::time::Instant;
+use smoltcp::wire::checksum;
+use thiserror::Error;
+
+use super::{Host, Port};
+use crate::net::{ConnId, Event, Net, SendError, SendSpace, Slot, Transport};
+use crate::{Config, ConfigError, Endpoint, FrameSink, RxChecksum, RxFrame, SinkFull, TxChecksum, TxFrame};
+
+/// What stands before a frame in the buffer where it arrives, as DPDK has it (`RTE_PKTMBUF_HEADROOM`).
+const HEADROOM_BYTES: usize = 128;
+
+/// Where the checksum stands in a TCP header (RFC 9293, section 3.1).
+const TCP_CHECKSUM_AT: usize = 16;
+
+/// The rings of the simulated device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SimConfig {
+    /// Buffers that wait for frames.
+    pub rx_ring: usize,
+    /// Most frames taken in by one call.
+    pub rx_burst: usize,
+    /// Most frames sent by one call; the stack is refused more.
+    pub tx_burst: usize,
+}
+
+impl Default for SimConfig {
+    fn default() -> Self {
+        Self { rx_ring: 64, rx_burst: 32, tx_burst: 64 }
+    }
+}
+
+/// Why a simulated host cannot be made.
+#[derive(Debug, Error)]
+pub enum SimError {
+    /// The stack's configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The arena cannot even fill the receive ring.
+    #[error(
+        "the receive ring needs {needed} buffers, and the arena has {free} free ones; make the arena larger"
+    )]
+    Arena {
+        /// Buffers of the ring.
+        needed: usize,
+        /// Buffers that are free.
+        free: usize,
+    },
+}
+
+/// What went through the rings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingCounters {
+    /// Frames received.
+    pub received: u64,
+    /// Frames lost since they do not fit a buffer.
+    pub too_long: u64,
+    /// Buffers swapped: the stack kept one, and a spare took its place in the ring.
+    pub swapped: u64,
+    /// Buffers that could not be swapped since the arena was empty; their payload was lost.
+    pub no_spare: u64,
+    /// Frames sent.
+    pub sent: u64,
+    /// Times when the stack had more to send than one call takes.
+    pub refused: u64,
+}
+
+/// One host: the stack, its arena, and a device with rings on a port of the link.
+#[derive(Debug)]
+pub struct SimTransport {
+    endpoint: Endpoint,
+    device: Device,
+}
+
+#[derive(Debug)]
+struct Device {
+    port: Port,
+    arena: Arena,
+    ring: VecDeque<Buffer>,
+    config: SimConfig,
+    counters: RingCounters,
+}
+
+impl SimTransport {
+    /// A host on `port`, whose frames arrive in buffers of `arena`.
+    ///
+    /// # Errors
+    /// [`SimError`].
+    pub fn new(
+        port: Port,
+        config: Config,
+        rings: SimConfig,
+        arena: Arena,
+        now: Instant,
+    ) -> Result<Self, SimError> {
+        let free = arena.free_buffers();
+        let ring: VecDeque<_> = std::iter::from_fn(|| arena.take()).take(rings.rx_ring).collect();
+        if ring.len() < rings.rx_ring {
+            return Err(SimError::Arena { needed: rings.rx_ring, free });
+        }
+        let endpoint = Endpoint::new(config, arena.clone(), now)?;
+        let device = Device { port, arena, ring, config: rings, counters: RingCounters::default() };
+        Ok(Self { endpoint, device })
+    }
+
+    /// The stack.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The stack, to listen and to connect.
+    pub fn endpoint_mut(&mut self) -> &mut Endpoint {
+        &mut self.endpoint
+    }
+
+    /// The buffers.
+    pub fn arena(&self) -> &Arena {
+        &self.device.arena
+    }
+
+    /// The host's place on the link.
+    pub fn port(&self) -> &Port {
+        &self.device.port
+    }
+
+    /// What went through the rings.
+    pub fn counters(&self) -> RingCounters {
+        self.device.counters
+    }
+}
+
+impl Transport for SimTransport {
+    type Error = Infallible;
+
+    fn receive(&mut self, now: Instant) -> Result<usize, Infallible> {
+        let mut received = 0;
+        while received < self.device.config.rx_burst
+            && let Some(bytes) = self.device.port.receive(now)
+        {
+            received += 1;
+            if let Some(mut frame) = self.device.arrive(&bytes) {
+                self.endpoint.receive(now, &mut frame);
+                let buffer = frame.into_buffer();
+                self.device.ring.push_back(buffer);
+            }
+        }
+        Ok(received)
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        self.endpoint.next_event()
+    }
+
+    fn transmit(&mut self, now: Instant) -> Result<usize, Infallible> {
+        let before = self.device.counters.sent;
+        let left = self.device.config.tx_burst;
+        let Device { port, counters, .. } = &mut self.device;
+        self.endpoint.transmit(now, &mut Sender { port, counters, now, left });
+        Ok((self.device.counters.sent - before) as usize)
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.endpoint.next_deadline()
+    }
+}
+
+impl Net for SimTransport {
+    fn recv(&mut self, conn: ConnId) -> Option<Slot> {
+        self.endpoint.recv(conn)
+    }
+
+    fn send_space(&self, conn: ConnId) -> SendSpace {
+        self.endpoint.send_space(conn)
+    }
+
+    fn send(&mut self, conn: ConnId, bytes: &[u8]) -> Result<(), SendError> {
+        self.endpoint.send(conn, bytes)
+    }
+
+    fn send_extent(&mut self, conn: ConnId, extent: Extent) -> Result<(), SendError> {
+        self.endpoint.send_extent(conn, extent)
+    }
+
+    fn reply(&mut self, conn: ConnId, proof: &Durable, bytes: &[u8]) -> Result<(), SendError> {
+        self.endpoint.reply(conn, proof, bytes)
+    }
+
+    fn finish(&mut self, conn: ConnId) {
+        self.endpoint.finish(conn);
+    }
+
+    fn abort(&mut self, conn: ConnId) {
+        self.endpoint.abort(conn);
+    }
+}
+
+/// Frames are received and sent; what happened waits in [`Transport::next_event`].
+impl Host for SimTransport {
+    fn poll(&mut self, now: Instant) -> bool {
+        let Ok(received) = self.receive(now);
+        let Ok(sent) = self.transmit(now);
+        received + sent > 0
+    }
+
+    fn deadline(&mut self) -> Option<Instant> {
+        self.next_deadline()
+    }
+}
+
+impl Device {
+    /// Puts a frame into the ring's next buffer. The ring is never empty: each buffer that leaves it comes
+    /// back, or is swapped for a spare.
+    fn arrive(&mut self, bytes: &[u8]) -> Option<RingFrame<'_>> {
+        let mut buffer = self.ring.pop_front()?;
+        self.counters.received += 1;
+        let arrived = buffer.arrive(HEADROOM_BYTES, bytes);
+        let extent = if arrived { buffer.extent(HEADROOM_BYTES as u16, bytes.len() as u16) } else { None };
+        let Some(extent) = extent else {
+            self.counters.too_long += 1;
+            self.ring.push_back(buffer);
+            return None;
+        };
+        Some(RingFrame { buffer, extent, claimed: false, arena: &self.arena, counters: &mut self.counters })
+    }
+}
+
+/// A frame in a buffer of the ring; once claimed, `buffer` is the spare that takes its place.
+struct RingFrame<'a> {
+    buffer: Buffer,
+    extent: Extent,
+    claimed: bool,
+    arena: &'a Arena,
+    counters: &'a mut RingCounters,
+}
+
+impl RingFrame<'_> {
+    fn into_buffer(self) -> Buffer {
+        self.buffer
+    }
+}
+
+impl RxFrame for RingFrame<'_> {
+    fn bytes(&self) -> &[u8] {
+        self.extent.bytes()
+    }
+
+    fn checksum(&self) -> RxChecksum {
+        RxChecksum::Unknown
+    }
+
+    fn claim(&mut self) -> Option<(Buffer, u16)> {
+        assert!(!self.claimed, "a frame's buffer is claimed once");
+        let Some(spare) = self.arena.take() else {
+            self.counters.no_spare += 1;
+            return None;
+        };
+        self.claimed = true;
+        self.counters.swapped += 1;
+        Some((std::mem::replace(&mut self.buffer, spare), HEADROOM_BYTES as u16))
+    }
+}
+
+struct Sender<'a> {
+    port: &'a Port,
+    counters: &'a mut RingCounters,
+    now: Instant,
+    left: usize,
+}
+
+impl FrameSink for Sender<'_> {
+    fn send(&mut self, frame: TxFrame<'_>) -> Result<(), SinkFull> {
+        if self.left == 0 {
+            self.counters.refused += 1;
+            return Err(SinkFull);
+        }
+        self.left -= 1;
+        self.counters.sent += 1;
+        let mut bytes = frame.head.to_vec();
+        for extent in frame.payload {
+            bytes.extend_from_slice(extent.bytes());
+        }
+        if let TxChecksum::Tcp { l2_bytes, l3_bytes, .. } = frame.checksum {
+            fill_in_checksum(&mut bytes[l2_bytes + l3_bytes..]);
+        }
+        self.port.send(self.now, bytes);
+        Ok(())
+    }
+}
+
+/// What a device does that computes checksums: the field holds the sum over the pseudo header already.
+fn fill_in_checksum(tcp: &mut [u8]) {
+    let sum = checksum::data(tcp);
+    tcp[TCP_CHECKSUM_AT..TCP_CHECKSUM_AT + 2].copy_from_slice(&(!sum).to_be_bytes());
+}
