@@ -1,0 +1,136 @@
+//! A burst of mbufs.
+
+use arrayvec::ArrayVec;
+use dpdk_sys as sys;
+
+use crate::mbuf::Mbuf;
+
+/// Up to [`CAPACITY`](Self::CAPACITY) mbufs, oldest first, without allocation.
+#[derive(Debug, Default)]
+pub struct MbufBatch(ArrayVec<Mbuf, { MbufBatch::CAPACITY }>);
+
+impl MbufBatch {
+    /// How many mbufs there is room for.
+    pub const CAPACITY: usize = 64;
+
+    /// An empty batch.
+    pub const fn new() -> Self {
+        Self(ArrayVec::new_const())
+    }
+
+    /// How many mbufs there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many more fit.
+    pub fn room(&self) -> usize {
+        self.0.remaining_capacity()
+    }
+
+    /// Adds an mbuf at the end; a full batch gives it back.
+    ///
+    /// # Errors
+    /// The mbuf, which did not fit.
+    pub fn push(&mut self, mbuf: Mbuf) -> Result<(), Mbuf> {
+        self.0.try_push(mbuf).map_err(|full| full.element())
+    }
+
+    /// Takes the last mbuf.
+    pub fn pop(&mut self) -> Option<Mbuf> {
+        self.0.pop()
+    }
+
+    /// Takes all mbufs, oldest first.
+    pub fn drain(&mut self) -> impl DoubleEndedIterator<Item = Mbuf> + ExactSizeIterator {
+        self.0.drain(..)
+    }
+
+    /// The mbufs, oldest first.
+    pub fn iter(&self) -> std::slice::Iter<'_, Mbuf> {
+        self.0.iter()
+    }
+
+    /// The mbufs, oldest first, to be changed.
+    pub fn iter_mut(&mut self) -> std::slice::IterMut<'_, Mbuf> {
+        self.0.iter_mut()
+    }
+
+    /// Frees the mbufs for which `keep` is false; the others stay in order.
+    pub fn retain(&mut self, keep: impl FnMut(&mut Mbuf) -> bool) {
+        self.0.retain(keep);
+    }
+
+    /// Frees all mbufs in one call.
+    pub fn clear(&mut self) {
+        let len = self.0.len();
+        // SAFETY: the first `len` elements are owned mbufs in DPDK's pointer form; none is used after the call.
+        unsafe {
+            self.0.set_len(0);
+            sys::rte_pktmbuf_free_bulk(self.pointers(), len as u32);
+        }
+    }
+
+    /// The mbufs as DPDK's array of pointers.
+    pub(crate) fn pointers(&mut self) -> *mut *mut sys::rte_mbuf {
+        self.0.as_mut_ptr().cast()
+    }
+
+    /// The place behind the last mbuf.
+    pub(crate) fn spare_pointers(&mut self) -> *mut *mut sys::rte_mbuf {
+        let len = self.0.len();
+        // SAFETY: `len` is at most the capacity, so the result is inside or one behind the array.
+        unsafe { self.pointers().add(len) }
+    }
+
+    /// Takes over mbufs that DPDK wrote to [`spare_pointers`](Self::spare_pointers).
+    ///
+    /// # Safety
+    /// `count` is at most [`room`](Self::room), and as many owned mbufs were written there.
+    pub(crate) unsafe fn extend_to(&mut self, count: usize) {
+        // SAFETY: the elements up to the new length are initialised, says the caller.
+        unsafe { self.0.set_len(self.0.len() + count) }
+    }
+
+    /// Forgets the first mbufs, which are DPDK's now.
+    ///
+    /// # Safety
+    /// `count` is at most [`len`](Self::len), and DPDK took ownership of as many.
+    pub(crate) unsafe fn forget_front(&mut self, count: usize) {
+        let left = self.0.len() - count;
+        let start = self.pointers();
+        // SAFETY: source and target lie inside the array; the forgotten handles own nothing any more.
+        unsafe {
+            std::ptr::copy(start.add(count), start, left);
+            self.0.set_len(left);
+        }
+    }
+
+    /// Frees the oldest mbuf.
+    pub(crate) fn drop_front(&mut self) {
+        drop(self.0.pop_at(0));
+    }
+}
+
+impl<'a> IntoIterator for &'a MbufBatch {
+    type Item = &'a Mbuf;
+    type IntoIter = std::slice::Iter<'a, Mbuf>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a mut MbufBatch {
+    type Item = &'a mut Mbuf;
+    type IntoIter = std::slice::IterMut<'a, Mbuf>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter_mut()
+    }
+}

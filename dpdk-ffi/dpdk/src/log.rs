@@ -1,0 +1,62 @@
+//! EAL's log: forwarded to `tracing`, with the latest complaints kept for error messages.
+
+use std::collections::VecDeque;
+use std::ffi::{c_char, c_void};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use dpdk_sys as sys;
+
+/// How many lines an error message quotes at most.
+const KEPT_LINES: usize = 8;
+
+static COMPLAINTS: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
+
+/// Sends everything that EAL and its drivers log from now on to `tracing`; false if the C library refuses.
+pub(crate) fn install() -> bool {
+    let functions = sys::cookie_io_functions_t { write: Some(write), ..Default::default() };
+    // SAFETY: the mode is NUL-terminated, the cookie unused, and `write` matches the C library's signature.
+    let stream = unsafe { sys::fopencookie(std::ptr::null_mut(), c"w".as_ptr(), functions) };
+    // SAFETY: the stream is open and never closed, as EAL may log until the process ends.
+    !stream.is_null() && unsafe { sys::rte_openlog_stream(stream) } == 0
+}
+
+/// Runs `call` and returns with its result the warnings and errors that were logged meanwhile.
+pub(crate) fn listening<T>(call: impl FnOnce() -> T) -> (T, String) {
+    complaints().clear();
+    let result = call();
+    let lines: Vec<String> = complaints().drain(..).collect();
+    (result, if lines.is_empty() { "DPDK gave no reason".to_owned() } else { lines.join("; ") })
+}
+
+fn complaints() -> MutexGuard<'static, VecDeque<String>> {
+    COMPLAINTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The stream's sink: DPDK flushes once for each message, so the level is that of the text at hand.
+unsafe extern "C" fn write(_cookie: *mut c_void, text: *const c_char, len: usize) -> i64 {
+    // SAFETY: the C library passes a readable buffer of `len` bytes.
+    let text = unsafe { std::slice::from_raw_parts(text.cast::<u8>(), len) };
+    // SAFETY: reads a thread-local variable.
+    let level = u32::try_from(unsafe { sys::rte_log_cur_msg_loglevel() }).unwrap_or(sys::RTE_LOG_INFO);
+    for line in String::from_utf8_lossy(text).lines().map(str::trim).filter(|line| !line.is_empty()) {
+        forward(level, line);
+    }
+    i64::try_from(len).unwrap_or(i64::MAX)
+}
+
+fn forward(level: u32, line: &str) {
+    match level {
+        ..=sys::RTE_LOG_ERR => tracing::error!(target: "dpdk::eal", "{line}"),
+        sys::RTE_LOG_WARNING => tracing::warn!(target: "dpdk::eal", "{line}"),
+        sys::RTE_LOG_NOTICE => tracing::info!(target: "dpdk::eal", "{line}"),
+        sys::RTE_LOG_INFO => tracing::debug!(target: "dpdk::eal", "{line}"),
+        _ => tracing::trace!(target: "dpdk::eal", "{line}"),
+    }
+    if level <= sys::RTE_LOG_WARNING {
+        let mut kept = complaints();
+        if kept.len() == KEPT_LINES {
+            kept.pop_front();
+        }
+        kept.push_back(line.to_owned());
+    }
+}

@@ -1,0 +1,265 @@
+//! One packet.
+
+use std::ptr::NonNull;
+
+use dpdk_sys as sys;
+
+/// A packet in one or more segments: an owned handle that frees it when dropped.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct Mbuf(NonNull<sys::rte_mbuf>);
+
+// SAFETY: the handle is the packet's only owner, and pools may be given mbufs from any thread.
+unsafe impl Send for Mbuf {}
+
+/// What a device says about a received checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksum {
+    /// Nobody looked: verify it in software.
+    Unknown,
+    /// The data is intact. The field itself may hold something else, as on packets that never left the host.
+    Good,
+    /// Wrong.
+    Bad,
+}
+
+/// Which Internet protocol a frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IpVersion {
+    /// RFC 791.
+    V4,
+    /// RFC 8200, without extension headers before TCP.
+    V6,
+}
+
+/// The checksums that the device is to fill in, and where the headers lie. Ask only for what
+/// [`Port::offloads`](crate::Port::offloads) shows.
+#[derive(Clone, Copy, Debug)]
+pub struct TxChecksums {
+    /// Which IP header follows the link header.
+    pub version: IpVersion,
+    /// Length of the link header in bytes, at most 127.
+    pub link_len: u8,
+    /// Length of the IP header in bytes, at most 511.
+    pub ip_len: u16,
+    /// Length of the TCP header in bytes.
+    pub tcp_len: u8,
+    /// Fill in the IPv4 header's checksum.
+    pub ipv4_header: bool,
+    /// Fill in TCP's checksum.
+    pub tcp: bool,
+}
+
+/// The request does not fit the frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "headers of {link_len} + {ip_len} + {tcp_len} bytes do not fit the first segment of {segment_len} bytes; \
+     give the lengths as they are in the frame"
+)]
+pub struct ChecksumError {
+    /// Length of the link header in bytes.
+    pub link_len: u8,
+    /// Length of the IP header in bytes.
+    pub ip_len: u16,
+    /// Length of the TCP header in bytes.
+    pub tcp_len: u8,
+    /// Length of the first segment in bytes.
+    pub segment_len: usize,
+}
+
+/// Where the checksum lies in an IPv4 header (RFC 791, section 3.1).
+const IPV4_CHECKSUM_OFFSET: usize = 10;
+/// Where the checksum lies in a TCP header (RFC 9293, section 3.1).
+const TCP_CHECKSUM_OFFSET: usize = 16;
+
+impl Mbuf {
+    /// Takes over a packet from DPDK.
+    ///
+    /// # Safety
+    /// The packet is valid and owned by the caller, who gives it up.
+    pub(crate) unsafe fn from_raw(raw: NonNull<sys::rte_mbuf>) -> Self {
+        Self(raw)
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut sys::rte_mbuf {
+        self.0.as_ptr()
+    }
+
+    /// Gives the packet up to DPDK.
+    pub(crate) fn into_raw(self) -> *mut sys::rte_mbuf {
+        let raw = self.0.as_ptr();
+        std::mem::forget(self);
+        raw
+    }
+
+    pub(crate) fn header(&self) -> &sys::rte_mbuf {
+        // SAFETY: the handle owns a valid mbuf. The reference count, which others may write, is not read
+        // through this reference.
+        unsafe { self.0.as_ref() }
+    }
+
+    pub(crate) fn header_mut(&mut self) -> &mut sys::rte_mbuf {
+        // SAFETY: as for `header`, and the handle is the only owner.
+        unsafe { self.0.as_mut() }
+    }
+
+    /// Length of the packet in bytes, over all segments.
+    pub fn len(&self) -> usize {
+        self.header().pkt_len as usize
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many segments it has, at least 1.
+    pub fn segment_count(&self) -> usize {
+        usize::from(self.header().nb_segs)
+    }
+
+    /// The bytes of the first segment: the whole packet, unless there are more segments.
+    pub fn bytes(&self) -> &[u8] {
+        let header = self.header();
+        // SAFETY: the data lies within the buffer, which this packet holds alone.
+        unsafe { std::slice::from_raw_parts(data(header), usize::from(header.data_len)) }
+    }
+
+    /// The bytes of the first segment, to be changed.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let header = self.header();
+        // SAFETY: as for `bytes`. Only a later segment can be an attached, shared one.
+        unsafe { std::slice::from_raw_parts_mut(data(header), usize::from(header.data_len)) }
+    }
+
+    /// The bytes of all segments, in order.
+    pub fn segments(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::successors(Some(self.header()), |segment| {
+            // SAFETY: segments behind the first are owned by it, and live as long.
+            unsafe { segment.next.as_ref() }
+        })
+        // SAFETY: as for `bytes`; attached memory does not change while a device may read it.
+        .map(|segment| unsafe { std::slice::from_raw_parts(data(segment), usize::from(segment.data_len)) })
+    }
+
+    /// Where the first segment's buffer begins: with an external pool, the address that it was given.
+    pub fn buffer_address(&self) -> *const u8 {
+        self.header().buf_addr.cast_const().cast()
+    }
+
+    /// Where in the buffer the data begins, in bytes.
+    pub fn data_offset(&self) -> usize {
+        usize::from(self.header().data_off)
+    }
+
+    /// Free bytes before the data.
+    pub fn headroom(&self) -> usize {
+        self.data_offset()
+    }
+
+    /// Free bytes behind the first segment's data.
+    pub fn tailroom(&self) -> usize {
+        let header = self.header();
+        usize::from(header.buf_len)
+            .saturating_sub(usize::from(header.data_off) + usize::from(header.data_len))
+    }
+
+    /// Grows a packet of one segment by `count` bytes at its end and returns them, with whatever they held.
+    /// None if the buffer has no room, or there are more segments.
+    pub fn append(&mut self, count: usize) -> Option<&mut [u8]> {
+        if self.segment_count() != 1 || count > self.tailroom() {
+            return None;
+        }
+        let header = self.header_mut();
+        let old = usize::from(header.data_len);
+        header.data_len += count as u16;
+        header.pkt_len += count as u32;
+        Some(&mut self.bytes_mut()[old..])
+    }
+
+    /// Grows the packet by `count` bytes at its front and returns them, with whatever they held.
+    /// None if the buffer has no room.
+    pub fn prepend(&mut self, count: usize) -> Option<&mut [u8]> {
+        if count > self.headroom() {
+            return None;
+        }
+        let header = self.header_mut();
+        header.data_len = header.data_len.checked_add(count as u16)?;
+        header.data_off -= count as u16;
+        header.pkt_len += count as u32;
+        Some(&mut self.bytes_mut()[..count])
+    }
+
+    /// What the device says about the IPv4 header's checksum.
+    pub fn ip_checksum(&self) -> Checksum {
+        match self.header().ol_flags & u64::from(sys::RTE_MBUF_F_RX_IP_CKSUM_MASK) {
+            flags if flags == u64::from(sys::RTE_MBUF_F_RX_IP_CKSUM_UNKNOWN) => Checksum::Unknown,
+            flags if flags == u64::from(sys::RTE_MBUF_F_RX_IP_CKSUM_BAD) => Checksum::Bad,
+            _ => Checksum::Good,
+        }
+    }
+
+    /// What the device says about the checksum of TCP or UDP.
+    pub fn transport_checksum(&self) -> Checksum {
+        match self.header().ol_flags & u64::from(sys::RTE_MBUF_F_RX_L4_CKSUM_MASK) {
+            flags if flags == u64::from(sys::RTE_MBUF_F_RX_L4_CKSUM_UNKNOWN) => Checksum::Unknown,
+            flags if flags == u64::from(sys::RTE_MBUF_F_RX_L4_CKSUM_BAD) => Checksum::Bad,
+            _ => Checksum::Good,
+        }
+    }
+
+    /// Asks the device to fill in checksums. Writes what it needs to start from: zero into the IPv4 header's
+    /// field, the pseudo header's sum into TCP's.
+    ///
+    /// # Errors
+    /// [`ChecksumError`]: nothing was changed.
+    pub fn request_checksums(&mut self, request: TxChecksums) -> Result<(), ChecksumError> {
+        let TxChecksums { version, link_len, ip_len, tcp_len, ipv4_header, tcp } = request;
+        let (ip, transport) = (usize::from(link_len), usize::from(link_len) + usize::from(ip_len));
+        let segment_len = self.bytes().len();
+        let (min_ip_len, version_flag) = match version {
+            IpVersion::V4 => (20, sys::RTE_MBUF_F_TX_IPV4),
+            IpVersion::V6 => (40, sys::RTE_MBUF_F_TX_IPV6),
+        };
+        let fits = link_len <= 127 && (min_ip_len..=511).contains(&ip_len) && (!tcp || tcp_len >= 20);
+        if !fits || transport + usize::from(tcp_len) > segment_len {
+            return Err(ChecksumError { link_len, ip_len, tcp_len, segment_len });
+        }
+        let mut flags = version_flag;
+        let bytes = self.bytes_mut();
+        if ipv4_header && version == IpVersion::V4 {
+            flags |= sys::RTE_MBUF_F_TX_IP_CKSUM;
+            bytes[ip + IPV4_CHECKSUM_OFFSET..][..2].fill(0);
+        }
+        if tcp {
+            flags |= sys::RTE_MBUF_F_TX_TCP_CKSUM;
+            let header = bytes[ip..].as_ptr();
+            // SAFETY: at least the fixed part of the IP header lies in the segment; DPDK's header types are
+            // packed or read byte-wise on this architecture, so alignment does not matter.
+            let pseudo_header = unsafe {
+                match version {
+                    IpVersion::V4 => sys::rte_ipv4_phdr_cksum(header.cast(), flags),
+                    IpVersion::V6 => sys::rte_ipv6_phdr_cksum(header.cast(), flags),
+                }
+            };
+            bytes[transport + TCP_CHECKSUM_OFFSET..][..2].copy_from_slice(&pseudo_header.to_ne_bytes());
+        }
+        let header = self.header_mut();
+        header.ol_flags |= flags;
+        header.__bindgen_anon_3.tx_offload =
+            u64::from(link_len) | u64::from(ip_len) << 7 | u64::from(tcp_len) << 16;
+        Ok(())
+    }
+}
+
+impl Drop for Mbuf {
+    fn drop(&mut self) {
+        // SAFETY: the handle owns the packet; pools live until the process ends.
+        unsafe { sys::rte_pktmbuf_free(self.as_ptr()) }
+    }
+}
+
+fn data(segment: &sys::rte_mbuf) -> *mut u8 {
+    // SAFETY: the data begins inside the segment's buffer, or at its end.
+    unsafe { segment.buf_addr.cast::<u8>().add(usize::from(segment.data_off)) }
+}

@@ -1,0 +1,550 @@
+//! Ethernet ports.
+
+use std::ffi::{CStr, c_char};
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dpdk_sys as sys;
+
+use crate::pool::Pool;
+use crate::queue::{RxQueue, TxQueue};
+use crate::refusal::{self, WouldCorrupt};
+use crate::{errno_text, log};
+
+const MAX_PORTS: usize = sys::RTE_MAX_ETHPORTS as usize;
+
+/// Which ports have a [`Port`].
+static RUNNING: [AtomicBool; MAX_PORTS] = [const { AtomicBool::new(false) }; MAX_PORTS];
+
+/// DPDK's number of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PortId(pub(crate) u16);
+
+bitflags::bitflags! {
+    /// What a device does for its host.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Offloads: u32 {
+        /// Verifies the IPv4 header's checksum on receive.
+        const RX_IPV4_CHECKSUM = 1;
+        /// Verifies TCP's checksum on receive.
+        const RX_TCP_CHECKSUM = 1 << 1;
+        /// Fills in the IPv4 header's checksum.
+        const TX_IPV4_CHECKSUM = 1 << 2;
+        /// Fills in TCP's checksum.
+        const TX_TCP_CHECKSUM = 1 << 3;
+        /// Sends frames of several segments.
+        const TX_SEGMENTS = 1 << 4;
+    }
+}
+
+/// Our flag, DPDK's flag, and whether it is one for receiving.
+const OFFLOADS: [(Offloads, u32, bool); 5] = [
+    (Offloads::RX_IPV4_CHECKSUM, sys::RTE_ETH_RX_OFFLOAD_IPV4_CKSUM, true),
+    (Offloads::RX_TCP_CHECKSUM, sys::RTE_ETH_RX_OFFLOAD_TCP_CKSUM, true),
+    (Offloads::TX_IPV4_CHECKSUM, sys::RTE_ETH_TX_OFFLOAD_IPV4_CKSUM, false),
+    (Offloads::TX_TCP_CHECKSUM, sys::RTE_ETH_TX_OFFLOAD_TCP_CKSUM, false),
+    (Offloads::TX_SEGMENTS, sys::RTE_ETH_TX_OFFLOAD_MULTI_SEGS, false),
+];
+
+/// What a device is and can do.
+#[derive(Clone, Debug)]
+pub struct PortInfo {
+    /// The port's name: a PCI address, or the virtual device's name.
+    pub name: String,
+    /// The driver's name.
+    pub driver: String,
+    /// The station address.
+    pub mac: [u8; 6],
+    /// NUMA socket of the device; None if it has none.
+    pub socket: Option<u32>,
+    /// Most receive queues.
+    pub max_rx_queues: u16,
+    /// Most transmit queues.
+    pub max_tx_queues: u16,
+    /// Smallest and largest MTU in bytes.
+    pub mtu_range: (u16, u16),
+    /// Most segments in a sent frame; None if the driver sets no limit.
+    pub max_tx_segments: Option<u16>,
+    /// What it can do, wanted or not.
+    pub offloads: Offloads,
+}
+
+/// How a port is to run.
+#[derive(Clone, Debug)]
+pub struct PortConfig {
+    /// Number of receive queues. Several share the load by a hash over addresses and ports.
+    pub rx_queues: u16,
+    /// Number of transmit queues.
+    pub tx_queues: u16,
+    /// Length of each receive queue, in packets; adjusted to what the device can do.
+    pub rx_descriptors: u16,
+    /// Length of each transmit queue, in packets; adjusted to what the device can do.
+    pub tx_descriptors: u16,
+    /// Largest IP packet in bytes. A frame of that size must fit one buffer.
+    pub mtu: u16,
+    /// Receive frames to other stations too.
+    pub promiscuous: bool,
+    /// Receive all multicast frames, as neighbour discovery needs.
+    pub all_multicast: bool,
+    /// Offloads to switch on where the device has them.
+    pub offloads: Offloads,
+}
+
+impl Default for PortConfig {
+    fn default() -> Self {
+        Self {
+            rx_queues: 1,
+            tx_queues: 1,
+            rx_descriptors: 1024,
+            tx_descriptors: 1024,
+            mtu: sys::RTE_ETHER_MTU as u16,
+            promiscuous: false,
+            all_multicast: true,
+            offloads: Offloads::all(),
+        }
+    }
+}
+
+/// The state of a port's cable, or of what stands for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Whether frames can pass.
+    pub up: bool,
+    /// Speed in Mbit/s; None if the driver does not know.
+    pub speed_mbps: Option<u32>,
+    /// Whether both sides can send at once.
+    pub full_duplex: bool,
+}
+
+/// Why a port does not do as it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// A device that would lose or corrupt frames in external memory.
+    #[error(transparent)]
+    WouldCorrupt(#[from] WouldCorrupt),
+    /// A second [`Port`] for one device.
+    #[error("the port {0} is in use in this process; use its Port, or drop it and all its queues first")]
+    InUse(String),
+    /// More queues than there are.
+    #[error("{port} has {max} {direction} queues, not {wanted}; ask for 1 to {max}")]
+    Queues {
+        /// The port's name.
+        port: String,
+        /// Receive or transmit.
+        direction: &'static str,
+        /// How many were asked for.
+        wanted: u16,
+        /// How many there are.
+        max: u16,
+    },
+    /// Each receive queue needs a pool.
+    #[error("{queues} receive queues need 1 or {queues} pools, not {pools}")]
+    Pools {
+        /// Number of receive queues.
+        queues: u16,
+        /// Number of pools.
+        pools: usize,
+    },
+    /// The MTU is not to be had.
+    #[error("{port} takes an MTU of {min} to {max}, not {wanted}")]
+    Mtu {
+        /// The port's name.
+        port: String,
+        /// What was asked for.
+        wanted: u16,
+        /// The device's smallest.
+        min: u16,
+        /// The device's largest.
+        max: u16,
+    },
+    /// Received frames would not fit.
+    #[error(
+        "buffers of {buffer_bytes} bytes do not hold a frame with an MTU of {mtu}; they need {needed_bytes}"
+    )]
+    BufferTooSmall {
+        /// Length of the pool's buffers in bytes.
+        buffer_bytes: usize,
+        /// Largest IP packet in bytes.
+        mtu: u16,
+        /// Length that would do.
+        needed_bytes: usize,
+    },
+    /// No such queue, or it was handed out before.
+    #[error("{port} has no {direction} queue {index} to give; each exists once")]
+    NoQueue {
+        /// The port's name.
+        port: String,
+        /// Receive or transmit.
+        direction: &'static str,
+        /// Which was asked for.
+        index: u16,
+    },
+    /// The set of counters changed while it was read.
+    #[error("the counters of {0} changed while they were read; read them again")]
+    Changed(String),
+    /// DPDK or the driver refused.
+    #[error("{port} cannot {action} ({code}): {reason}")]
+    Call {
+        /// The port's name.
+        port: String,
+        /// What was tried.
+        action: &'static str,
+        /// DPDK's error code as text.
+        code: String,
+        /// What DPDK logged.
+        reason: String,
+    },
+}
+
+impl PortError {
+    /// Turns DPDK's negative error codes into errors.
+    pub(crate) fn check(id: PortId, action: &'static str, result: i32) -> Result<u32, Self> {
+        Self::check_with(id, action, (result, "the driver does not say why".to_owned()))
+    }
+
+    fn check_with(id: PortId, action: &'static str, (result, reason): (i32, String)) -> Result<u32, Self> {
+        u32::try_from(result).map_err(|_| Self::Call {
+            port: id.name(),
+            action,
+            code: errno_text(result),
+            reason,
+        })
+    }
+}
+
+impl PortId {
+    /// What the device is and can do.
+    ///
+    /// # Errors
+    /// [`PortError::Call`]: the device is gone.
+    pub fn info(self) -> Result<PortInfo, PortError> {
+        let raw = self.device_info()?;
+        let mut mac = sys::rte_ether_addr::default();
+        // SAFETY: the structure is writable; DPDK checks the number.
+        PortError::check(self, "tell its address", unsafe { sys::rte_eth_macaddr_get(self.0, &mut mac) })?;
+        // SAFETY: DPDK returned the device of this port.
+        let socket = unsafe { sys::rte_dev_numa_node(raw.device) };
+        let offered = |flag, receive| {
+            let capabilities = if receive { raw.rx_offload_capa } else { raw.tx_offload_capa };
+            capabilities & u64::from(flag) != 0
+        };
+        Ok(PortInfo {
+            name: self.name(),
+            driver: text(raw.driver_name),
+            mac: mac.addr_bytes,
+            socket: u32::try_from(socket).ok(),
+            max_rx_queues: raw.max_rx_queues,
+            max_tx_queues: raw.max_tx_queues,
+            mtu_range: (raw.min_mtu, raw.max_mtu),
+            max_tx_segments: Some(raw.tx_desc_lim.nb_seg_max).filter(|max| !matches!(*max, 0 | u16::MAX)),
+            offloads: OFFLOADS
+                .iter()
+                .filter(|(_, flag, receive)| offered(*flag, *receive))
+                .map(|(ours, ..)| *ours)
+                .collect(),
+        })
+    }
+
+    /// The port's name; its number if the device is gone.
+    pub fn name(self) -> String {
+        let mut name = [0 as c_char; sys::RTE_ETH_NAME_MAX_LEN as usize];
+        // SAFETY: DPDK writes a name of at most this length.
+        match unsafe { sys::rte_eth_dev_get_name_by_port(self.0, name.as_mut_ptr()) } {
+            0 => text(name.as_ptr()),
+            _ => format!("port {}", self.0),
+        }
+    }
+
+    /// The device behind the port.
+    pub(crate) fn device(self) -> Result<*mut sys::rte_device, PortError> {
+        Ok(self.device_info()?.device)
+    }
+
+    fn device_info(self) -> Result<sys::rte_eth_dev_info, PortError> {
+        let mut info = sys::rte_eth_dev_info::default();
+        // SAFETY: the structure is writable; DPDK checks the number.
+        PortError::check(self, "describe itself", unsafe { sys::rte_eth_dev_info_get(self.0, &mut info) })?;
+        Ok(info)
+    }
+}
+
+/// A running port. It stops and closes when this and all its queues are dropped.
+#[derive(Debug)]
+pub struct Port {
+    running: Arc<Running>,
+    pools: Vec<Pool>,
+    rx_handed_out: Vec<bool>,
+    tx_handed_out: Vec<bool>,
+    info: PortInfo,
+    offloads: Offloads,
+    /// Drivers expect one thread at a time to control a port.
+    _one_thread_at_a_time: PhantomData<std::cell::Cell<()>>,
+}
+
+/// Stops and closes the port when its last holder goes.
+#[derive(Debug)]
+pub(crate) struct Running(PortId);
+
+impl Port {
+    /// Configures and starts a port. Its receive queues take mbufs from `pools`: one each, or one for all.
+    ///
+    /// If it fails the device is closed; attach it again for another attempt.
+    ///
+    /// # Errors
+    /// [`PortError`] with what was asked for and what there is.
+    pub fn start(id: PortId, config: &PortConfig, pools: &[Pool]) -> Result<Self, PortError> {
+        refuse_corrupting(id)?;
+        let raw = id.device_info()?;
+        let info = id.info()?;
+        check_config(&info, config, pools)?;
+        if RUNNING[usize::from(id.0)].swap(true, Ordering::AcqRel) {
+            return Err(PortError::InUse(info.name));
+        }
+        let running = Arc::new(Running(id));
+        let offloads = config.offloads & info.offloads;
+        let conf = device_configuration(config, &raw, offloads);
+        let step = |action, call: &dyn Fn() -> i32| PortError::check_with(id, action, log::listening(call));
+        // SAFETY: the port exists and does not run; the configuration is copied.
+        step("be configured", &|| unsafe {
+            sys::rte_eth_dev_configure(id.0, config.rx_queues, config.tx_queues, &conf)
+        })?;
+        let (mut rx_descriptors, mut tx_descriptors) = (config.rx_descriptors, config.tx_descriptors);
+        // SAFETY: both numbers are writable.
+        PortError::check(id, "adjust its queue lengths", unsafe {
+            sys::rte_eth_dev_adjust_nb_rx_tx_desc(id.0, &mut rx_descriptors, &mut tx_descriptors)
+        })?;
+        let socket = info.socket.unwrap_or(sys::SOCKET_ID_ANY as u32);
+        let rx_conf = sys::rte_eth_rxconf { offloads: conf.rxmode.offloads, ..raw.default_rxconf };
+        let tx_conf = sys::rte_eth_txconf { offloads: conf.txmode.offloads, ..raw.default_txconf };
+        let pools: Vec<Pool> = pools.iter().cycle().take(usize::from(config.rx_queues)).cloned().collect();
+        for (queue, pool) in (0..).zip(&pools) {
+            // SAFETY: the port is configured for as many queues; the pool lives for good.
+            step("set up a receive queue", &|| unsafe {
+                sys::rte_eth_rx_queue_setup(id.0, queue, rx_descriptors, socket, &rx_conf, pool.as_ptr())
+            })?;
+        }
+        for queue in 0..config.tx_queues {
+            // SAFETY: the port is configured for as many queues.
+            step("set up a transmit queue", &|| unsafe {
+                sys::rte_eth_tx_queue_setup(id.0, queue, tx_descriptors, socket, &tx_conf)
+            })?;
+        }
+        // SAFETY: the port is configured, with all its queues.
+        step("start", &|| unsafe { sys::rte_eth_dev_start(id.0) })?;
+        if config.promiscuous {
+            // SAFETY: the port runs.
+            tolerate(id, "receive frames to other stations", unsafe {
+                sys::rte_eth_promiscuous_enable(id.0)
+            })?;
+        }
+        if config.all_multicast {
+            // SAFETY: the port runs.
+            tolerate(id, "receive all multicast frames", unsafe { sys::rte_eth_allmulticast_enable(id.0) })?;
+        }
+        Ok(Self {
+            running,
+            pools,
+            rx_handed_out: vec![false; usize::from(config.rx_queues)],
+            tx_handed_out: vec![false; usize::from(config.tx_queues)],
+            info,
+            offloads,
+            _one_thread_at_a_time: PhantomData,
+        })
+    }
+
+    /// The port's number.
+    pub fn id(&self) -> PortId {
+        self.running.0
+    }
+
+    /// What the device is and can do.
+    pub fn info(&self) -> &PortInfo {
+        &self.info
+    }
+
+    /// The offloads that are on.
+    pub fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    /// The largest IP packet in bytes, as the device has it now.
+    ///
+    /// # Errors
+    /// [`PortError::Call`]: the device is gone.
+    pub fn mtu(&self) -> Result<u16, PortError> {
+        let mut mtu = 0;
+        // SAFETY: the number is writable.
+        PortError::check(self.id(), "tell its MTU", unsafe {
+            sys::rte_eth_dev_get_mtu(self.id().0, &mut mtu)
+        })?;
+        Ok(mtu)
+    }
+
+    /// The link's state, without waiting for it.
+    ///
+    /// # Errors
+    /// [`PortError::Call`]: the driver does not know.
+    pub fn link(&self) -> Result<Link, PortError> {
+        let mut raw = sys::rte_eth_link::default();
+        // SAFETY: the structure is writable.
+        let result = unsafe { sys::rte_eth_link_get_nowait(self.id().0, &mut raw) };
+        PortError::check(self.id(), "tell its link state", result)?;
+        Ok(Link {
+            up: u32::from(raw.link_status()) == sys::RTE_ETH_LINK_UP,
+            speed_mbps: Some(raw.link_speed).filter(|speed| !matches!(*speed, 0 | u32::MAX)),
+            full_duplex: u32::from(raw.link_duplex()) == sys::RTE_ETH_LINK_FULL_DUPLEX,
+        })
+    }
+
+    /// A receive queue: the only handle on it there will be.
+    ///
+    /// # Errors
+    /// [`PortError::NoQueue`]: there is none, or it was handed out before.
+    pub fn rx_queue(&mut self, index: u16) -> Result<RxQueue, PortError> {
+        self.hand_out(index, "receive", |port| &mut port.rx_handed_out)?;
+        Ok(RxQueue::new(self.running.clone(), index, self.pools[usize::from(index)].clone()))
+    }
+
+    /// A transmit queue: the only handle on it there will be.
+    ///
+    /// # Errors
+    /// [`PortError::NoQueue`]: there is none, or it was handed out before.
+    pub fn tx_queue(&mut self, index: u16) -> Result<TxQueue, PortError> {
+        self.hand_out(index, "transmit", |port| &mut port.tx_handed_out)?;
+        let prepare = self.offloads.intersects(Offloads::TX_IPV4_CHECKSUM | Offloads::TX_TCP_CHECKSUM);
+        let linearize = !self.offloads.contains(Offloads::TX_SEGMENTS);
+        Ok(TxQueue::new(self.running.clone(), index, prepare, linearize))
+    }
+
+    fn hand_out(
+        &mut self,
+        index: u16,
+        direction: &'static str,
+        queues: impl FnOnce(&mut Self) -> &mut Vec<bool>,
+    ) -> Result<(), PortError> {
+        match queues(self).get_mut(usize::from(index)) {
+            Some(handed_out @ false) => {
+                *handed_out = true;
+                Ok(())
+            }
+            _ => Err(PortError::NoQueue { port: self.info.name.clone(), direction, index }),
+        }
+    }
+}
+
+impl Running {
+    pub(crate) fn id(&self) -> PortId {
+        self.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let id = self.0;
+        let device = id.device();
+        // SAFETY: the last handle on the port and its queues is this one.
+        let closed = unsafe {
+            sys::rte_eth_dev_stop(id.0);
+            sys::rte_eth_dev_close(id.0)
+        };
+        if closed != 0 {
+            tracing::warn!(port = id.0, "the port did not close: {}", errno_text(closed));
+        }
+        // A virtual device can be made again under its name only once it is gone.
+        if let Ok(device) = device {
+            // SAFETY: the device is still known to its bus, and no port of ours uses it.
+            let removed = unsafe {
+                match CStr::from_ptr(sys::rte_bus_name(sys::rte_dev_bus(device))).to_bytes() {
+                    b"vdev" => sys::rte_dev_remove(device),
+                    _ => 0,
+                }
+            };
+            if removed != 0 {
+                tracing::warn!(port = id.0, "the virtual device was not removed: {}", errno_text(removed));
+            }
+        }
+        RUNNING[usize::from(id.0)].store(false, Ordering::Release);
+    }
+}
+
+/// Virtual devices may come from EAL's arguments too, so they are looked at again here.
+fn refuse_corrupting(id: PortId) -> Result<(), PortError> {
+    let info = id.device_info()?;
+    // SAFETY: DPDK returned the device of this port; names and arguments are NUL-terminated or NULL.
+    let arguments = unsafe {
+        let devargs = sys::rte_dev_devargs(info.device);
+        devargs.as_ref().map_or_else(String::new, |devargs| text(devargs.data))
+    };
+    refusal::check(&text(info.driver_name), &arguments)?;
+    refusal::check(&id.name(), &arguments)?;
+    Ok(())
+}
+
+fn check_config(info: &PortInfo, config: &PortConfig, pools: &[Pool]) -> Result<(), PortError> {
+    let port = || info.name.clone();
+    let queues = [
+        ("receive", config.rx_queues, info.max_rx_queues),
+        ("transmit", config.tx_queues, info.max_tx_queues),
+    ];
+    for (direction, wanted, max) in queues {
+        if wanted == 0 || wanted > max {
+            return Err(PortError::Queues { port: port(), direction, wanted, max });
+        }
+    }
+    if pools.len() != 1 && pools.len() != usize::from(config.rx_queues) {
+        return Err(PortError::Pools { queues: config.rx_queues, pools: pools.len() });
+    }
+    let (min, max) = info.mtu_range;
+    if !(min..=max).contains(&config.mtu) {
+        return Err(PortError::Mtu { port: port(), wanted: config.mtu, min, max });
+    }
+    let frame_bytes =
+        usize::from(config.mtu) + sys::RTE_ETHER_HDR_LEN as usize + sys::RTE_ETHER_CRC_LEN as usize;
+    let needed_bytes = Pool::HEADROOM + frame_bytes;
+    match pools.iter().map(Pool::buffer_bytes).find(|buffer_bytes| *buffer_bytes < needed_bytes) {
+        Some(buffer_bytes) => Err(PortError::BufferTooSmall { buffer_bytes, mtu: config.mtu, needed_bytes }),
+        None => Ok(()),
+    }
+}
+
+fn device_configuration(
+    config: &PortConfig,
+    raw: &sys::rte_eth_dev_info,
+    offloads: Offloads,
+) -> sys::rte_eth_conf {
+    let flags = |receiving| {
+        OFFLOADS
+            .iter()
+            .filter(|(ours, _, receive)| *receive == receiving && offloads.contains(*ours))
+            .fold(0, |flags, (_, theirs, _)| flags | u64::from(*theirs))
+    };
+    let mut conf = sys::rte_eth_conf::default();
+    conf.rxmode.mtu = u32::from(config.mtu);
+    conf.rxmode.offloads = flags(true);
+    conf.txmode.offloads = flags(false);
+    if config.rx_queues > 1 {
+        let hashed = sys::RTE_ETH_RSS_IP as u64 | sys::RTE_ETH_RSS_TCP as u64;
+        conf.rxmode.mq_mode = sys::rte_eth_rx_mq_mode_RTE_ETH_MQ_RX_RSS;
+        conf.rx_adv_conf.rss_conf.rss_hf = hashed & raw.flow_type_rss_offloads;
+    }
+    conf
+}
+
+/// Devices without filters receive everything anyway, and say that they cannot be told to.
+fn tolerate(id: PortId, action: &'static str, result: i32) -> Result<(), PortError> {
+    if result == -libc::ENOTSUP {
+        tracing::debug!(port = id.0, "the driver has no switch to {action}");
+        return Ok(());
+    }
+    PortError::check(id, action, result).map(drop)
+}
+
+/// A C string, or nothing for NULL.
+fn text(pointer: *const c_char) -> String {
+    if pointer.is_null() {
+        return String::new();
+    }
+    // SAFETY: callers pass NUL-terminated strings of DPDK's.
+    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+}

@@ -1,0 +1,125 @@
+//! A port's queues: each belongs to one thread at a time, and works in whole bursts.
+
+use std::sync::Arc;
+
+use dpdk_sys as sys;
+
+use crate::batch::MbufBatch;
+use crate::pool::Pool;
+use crate::port::Running;
+
+/// A queue of received packets.
+#[derive(Debug)]
+pub struct RxQueue {
+    port: Arc<Running>,
+    index: u16,
+    pool: Pool,
+}
+
+/// A queue of packets to be sent.
+#[derive(Debug)]
+pub struct TxQueue {
+    port: Arc<Running>,
+    index: u16,
+    /// The driver has checksums to prepare.
+    prepare: bool,
+    /// The driver takes one segment only.
+    linearize: bool,
+    rejected: u64,
+}
+
+impl RxQueue {
+    pub(crate) fn new(port: Arc<Running>, index: u16, pool: Pool) -> Self {
+        Self { port, index, pool }
+    }
+
+    /// Adds as many received packets to the batch as there are and as fit; returns how many.
+    pub fn burst(&mut self, batch: &mut MbufBatch) -> usize {
+        let room = batch.room() as u16;
+        // SAFETY: the port runs for as long as this queue lives, this is the queue's only handle, and there is
+        // room for as many pointers.
+        let count =
+            unsafe { sys::rte_eth_rx_burst(self.port.id().0, self.index, batch.spare_pointers(), room) };
+        let count = usize::from(count);
+        // SAFETY: DPDK wrote `count` packets, which are ours now.
+        unsafe { batch.extend_to(count) }
+        if self.pool.is_external() {
+            self.mark_external(batch, count);
+        }
+        count
+    }
+
+    /// Some drivers lose the flag for external memory on receive. Without it, DPDK would take the memory
+    /// before the buffer for the mbuf's own, and write a reference count there.
+    fn mark_external(&self, batch: &mut MbufBatch, count: usize) {
+        for packet in batch.iter_mut().rev().take(count) {
+            let chained = packet.segment_count() > 1;
+            let mut segment = packet.as_ptr();
+            // SAFETY: the packet and its segments are ours alone.
+            while let Some(header) = unsafe { segment.as_mut() } {
+                // A software device may hand over packets of other pools.
+                if header.pool == self.pool.as_ptr() {
+                    header.ol_flags |= sys::RTE_MBUF_F_EXTERNAL;
+                }
+                // The link lies in the mbuf's second cache line, which a single segment does not need.
+                segment = if chained { header.next } else { std::ptr::null_mut() };
+            }
+        }
+    }
+}
+
+impl TxQueue {
+    pub(crate) fn new(port: Arc<Running>, index: u16, prepare: bool, linearize: bool) -> Self {
+        Self { port, index, prepare, linearize, rejected: 0 }
+    }
+
+    /// Hands packets to the device, oldest first, and returns how many it took; the rest stays in the batch.
+    ///
+    /// Where the device takes one segment only, attached payload is copied behind its header first. A packet
+    /// that the device can never send is freed and counted as [`rejected`](Self::rejected).
+    pub fn burst(&mut self, batch: &mut MbufBatch) -> usize {
+        if self.linearize {
+            self.make_linear(batch);
+        }
+        let (id, queue, waiting) = (self.port.id().0, self.index, batch.len() as u16);
+        let ready = if self.prepare {
+            // SAFETY: the port runs for as long as this queue lives, this is the queue's only handle, and the
+            // batch holds as many packets.
+            unsafe { sys::rte_eth_tx_prepare(id, queue, batch.pointers(), waiting) }
+        } else {
+            waiting
+        };
+        // SAFETY: as above.
+        let sent = unsafe { sys::rte_eth_tx_burst(id, queue, batch.pointers(), ready) };
+        // SAFETY: the device owns the first `sent` packets now.
+        unsafe { batch.forget_front(usize::from(sent)) }
+        if sent == ready && ready < waiting {
+            batch.drop_front();
+            self.rejected += 1;
+        }
+        usize::from(sent)
+    }
+
+    /// Copies the packets' later segments behind their first ones.
+    fn make_linear(&mut self, batch: &mut MbufBatch) {
+        let before = batch.len();
+        batch.retain(|packet| {
+            // SAFETY: the packet is valid and ours alone.
+            packet.segment_count() == 1 || unsafe { sys::rte_pktmbuf_linearize(packet.as_ptr()) } == 0
+        });
+        self.rejected += (before - batch.len()) as u64;
+    }
+
+    /// How many packets were freed because the device can never send them.
+    pub fn rejected(&self) -> u64 {
+        self.rejected
+    }
+
+    /// Has the driver free packets that were sent already, so that their payload comes back; returns how many.
+    /// None if the driver cannot: it then frees them in later bursts.
+    pub fn reclaim(&mut self) -> Option<usize> {
+        // SAFETY: the port runs for as long as this queue lives, and this is the queue's only handle.
+        let freed = unsafe { sys::rte_eth_tx_done_cleanup(self.port.id().0, self.index, 0) };
+        usize::try_from(freed).ok()
+    }
+}
