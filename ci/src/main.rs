@@ -7,6 +7,7 @@ mod demo;
 mod setup;
 mod steps;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -31,6 +32,11 @@ enum Task {
     Test(test::Options),
     /// Measures, and writes the results below target/bench.
     Bench(bench::Options),
+    /// A virtual machine with real drivers: a NIC behind an IOMMU, device-DAX memory, and power cuts.
+    Vm(vm::Options),
+    /// What `vm` runs inside its namespaces.
+    #[command(hide = true)]
+    VmInside(vm::Inside),
     /// What `demo` runs inside its namespaces.
     #[command(hide = true)]
     DemoInside(demo::Inside),
@@ -56,6 +62,8 @@ fn main() -> ExitCode {
         Task::Demo(packages) => packages.provide().and_then(|()| demo::run()),
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options).map(|()| true),
+        Task::Vm(options) => vm::run(&options),
+        Task::VmInside(inside) => vm::run_inside(&inside),
         Task::DemoInside(inside) => demo::run_inside(&inside).map(|()| true),
     };
     match outcome {

@@ -27,10 +27,15 @@ pub enum Verbosity {
 
 /// Installs what is missing.
 pub fn run(verbosity: Verbosity) -> Result<()> {
-    let missing = missing()?;
+    provide(&PACKAGES, verbosity)
+}
+
+/// Installs what is missing of `packages`, each with what uses it.
+pub fn provide(packages: &[(&str, &str)], verbosity: Verbosity) -> Result<()> {
+    let missing = missing(packages)?;
     if missing.is_empty() {
         if verbosity == Verbosity::Always {
-            println!("all {} packages are installed", PACKAGES.len());
+            println!("all {} packages are installed", packages.len());
         }
         return Ok(());
     }
@@ -42,29 +47,30 @@ pub fn run(verbosity: Verbosity) -> Result<()> {
     apt_get(&["update"], &names)?;
     let install = ["install", "--yes", "--no-install-recommends"];
     apt_get(&[&install[..], &names].concat(), &names)?;
-    let still_missing = self::missing()?;
+    let still_missing = self::missing(packages)?;
     if !still_missing.is_empty() {
         bail!("apt-get says it is done, but {} is not installed", still_missing[0].0);
     }
     Ok(())
 }
 
-fn missing() -> Result<Vec<(&'static str, &'static str)>> {
+fn missing<'a>(packages: &[(&'a str, &'a str)]) -> Result<Vec<(&'a str, &'a str)>> {
+    let names: Vec<&str> = packages.iter().map(|(package, _)| *package).collect();
     let output = Command::new("dpkg-query")
         .args(["--show", "--showformat", "${Package} ${db:Status-Status}\n"])
-        .args(PACKAGES.map(|(package, _)| package))
+        .args(&names)
         .output()
         .with_context(|| {
             format!(
                 "there is no dpkg-query here: this setup knows Debian 12 and its relatives. Elsewhere, \
                  install what corresponds to {}, and pass --no-setup",
-                PACKAGES.map(|(package, _)| package).join(", ")
+                names.join(", ")
             )
         })?;
     // dpkg-query fails when it does not know a package, and lists the others all the same.
     let listed = String::from_utf8_lossy(&output.stdout);
     let is_installed = |package: &str| listed.lines().any(|line| line == format!("{package} installed"));
-    Ok(PACKAGES.into_iter().filter(|(package, _)| !is_installed(package)).collect())
+    Ok(packages.iter().copied().filter(|(package, _)| !is_installed(package)).collect())
 }
 
 fn apt_get(arguments: &[&str], missing: &[&str]) -> Result<()> {

@@ -12,18 +12,17 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Debian packages the guest is made from and run with, besides those that building pmlog takes.
-pub const PACKAGES: &[&str] = &[
-    "busybox-static",
-    "cpio",
-    "daxctl",
-    "dpdk",
-    "e2fsprogs",
-    "kmod",
-    "ndctl",
-    "qemu-system-x86",
-    "util-linux",
-    "xz-utils",
+/// Debian packages the guest is made from and runs with, besides those that building pmlog takes, and what uses each.
+pub const PACKAGES: [(&str, &str); 9] = [
+    ("busybox-static", "the virtual machine's shell"),
+    ("cpio", "packs the virtual machine's programs"),
+    ("daxctl", "sets device-DAX up in the virtual machine"),
+    ("dpdk", "drivers for the virtual machine's network cards"),
+    ("e2fsprogs", "makes file systems in the virtual machine"),
+    ("kmod", "loads the virtual machine's drivers"),
+    ("ndctl", "sets persistent memory up in the virtual machine"),
+    ("qemu-system-x86", "the virtual machine"),
+    ("xz-utils", "unpacks the virtual machine's kernel"),
 ];
 
 /// Modules beyond those built into Debian's kernel; what they depend on comes along.
@@ -49,7 +48,16 @@ const MODULES: &[&str] = &[
 ];
 
 /// DPDK drivers that EAL finds at run time, and which no program therefore names as its own library.
-const DRIVERS: &[&str] = &["bus_pci", "bus_vdev", "mempool_ring", "net_e1000", "net_virtio", "net_vmxnet3"];
+const DRIVERS: &[&str] = &[
+    "bus_pci",
+    "bus_vdev",
+    "mempool_ring",
+    "net_af_packet",
+    "net_e1000",
+    "net_null",
+    "net_virtio",
+    "net_vmxnet3",
+];
 
 const TOOLS: &[&str] = &["/usr/bin/ndctl", "/usr/bin/daxctl", "/usr/sbin/mkfs.ext4"];
 
@@ -107,7 +115,8 @@ impl Kernel {
             output(Command::new("dpkg").arg("-x").arg(&archive).arg(&root))?;
             output(Command::new("depmod").arg("-b").arg(&root).arg(&version))?;
             let image = fs::read(root.join(format!("boot/vmlinuz-{version}")))?;
-            let kernel = unpack_kernel(&image).context("the kernel package holds no xz-compressed ELF kernel")?;
+            let kernel =
+                unpack_kernel(&image).context("the kernel package holds no xz-compressed ELF kernel")?;
             // Renamed into place, since its existence says that all of the above is done.
             fs::write(parts.join("vmlinux"), kernel)?;
             fs::rename(parts.join("vmlinux"), &vmlinux)?;
@@ -125,10 +134,12 @@ impl Kernel {
             let line = index.lines().find(|line| module_name(line) == name.replace('-', "_"));
             // modules.dep lists each module's dependencies to the end, so one line is enough.
             let line = line.with_context(|| format!("kernel {} has no module {name}", self.version))?;
-            files.extend(line.split([':', ' ']).filter(|part| !part.is_empty()).map(|part| folder.join(part)));
+            files
+                .extend(line.split([':', ' ']).filter(|part| !part.is_empty()).map(|part| folder.join(part)));
         }
         files.extend(
-            ["modules.dep", "modules.alias", "modules.symbols", "modules.builtin"].map(|name| folder.join(name)),
+            ["modules.dep", "modules.alias", "modules.symbols", "modules.builtin"]
+                .map(|name| folder.join(name)),
         );
         Ok(files)
     }
@@ -182,7 +193,9 @@ struct Tree {
 impl Tree {
     fn collect(kernel: &Kernel, scripts: &Path, programs: &[PathBuf]) -> Result<Self> {
         let mut tree = Self { files: BTreeSet::new(), links: BTreeSet::new() };
-        for (name, target) in [("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")] {
+        for (name, target) in
+            [("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")]
+        {
             tree.links.insert((name.into(), target.into()));
         }
         tree.add("/bin/busybox".into(), "usr/bin/busybox".into());
@@ -198,7 +211,8 @@ impl Tree {
             tree.add(program.clone(), program.strip_prefix("/")?.into());
         }
         for program in programs {
-            let name = program.file_name().with_context(|| format!("{} has no file name", program.display()))?;
+            let name =
+                program.file_name().with_context(|| format!("{} has no file name", program.display()))?;
             tree.add(program.clone(), Path::new("usr/bin").join(name));
             binaries.push(program.clone());
         }
@@ -242,7 +256,10 @@ impl Tree {
         let mut key = String::new();
         for (from, to) in &self.files {
             let about = fs::metadata(from).with_context(|| {
-                format!("{} is missing; 'cargo xtask vm' installs what it takes when run as root", from.display())
+                format!(
+                    "{} is missing; 'cargo xtask vm' installs what it takes when run as root",
+                    from.display()
+                )
             })?;
             let (len, changed, part) = (about.len(), about.mtime(), about.mtime_nsec());
             writeln!(key, "{} {} {len} {changed}.{part}", from.display(), to.display())?;

@@ -212,6 +212,13 @@ pub struct Outcome {
     pub text: String,
 }
 
+impl Outcome {
+    /// Whether the exit code is 0.
+    pub fn succeeded(&self) -> bool {
+        self.status == 0
+    }
+}
+
 impl Guest {
     /// Carries out one line of shell in the guest.
     ///
@@ -232,7 +239,12 @@ impl Guest {
     /// As there, and a failed command with what it printed.
     pub fn must(&mut self, line: &str) -> Result<String> {
         let outcome = self.run(line)?;
-        ensure!(outcome.status == 0, "'{line}' in the guest ended with {}:\n{}", outcome.status, outcome.text);
+        ensure!(
+            outcome.status == 0,
+            "'{line}' in the guest ended with {}:\n{}",
+            outcome.status,
+            outcome.text
+        );
         Ok(outcome.text)
     }
 
@@ -253,7 +265,11 @@ impl Guest {
     pub fn power_off(mut self) -> Result<()> {
         self.control.write_all(b"sync; poweroff -f\n")?;
         while self.qemu.child.try_wait()?.is_none() {
-            ensure!(Instant::now() < self.deadline, "the guest did not switch itself off:\n{}", tail(&self.log));
+            ensure!(
+                Instant::now() < self.deadline,
+                "the guest did not switch itself off:\n{}",
+                tail(&self.log)
+            );
             sleep(Duration::from_millis(20));
         }
         Ok(())
@@ -285,7 +301,10 @@ impl Guest {
             }
             if Instant::now() >= self.deadline {
                 let said = String::from_utf8_lossy(&self.unread).into_owned();
-                bail!("the guest did not answer in time; it said:\n{said}\nand on its console:\n{}", tail(&self.log));
+                bail!(
+                    "the guest did not answer in time; it said:\n{said}\nand on its console:\n{}",
+                    tail(&self.log)
+                );
             }
         }
     }
