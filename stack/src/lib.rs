@@ -9,10 +9,12 @@ pub mod endpoint;
 mod flow;
 pub mod frame;
 pub mod net;
+pub mod server;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod tcp;
 mod timer;
+pub mod transport;
 
 pub use config::{Config, ConfigError, Keepalive};
 pub use counters::{Counters, Drops};

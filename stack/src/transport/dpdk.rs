@@ -1,0 +1,390 @@
+//! The stack on a DPDK port: frames arrive in named buffers, and named buffers are sent from where they lie.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+
+use dpdk::{
+    AreaError, Checksum, Completions, CompletionsError, Eal, ExternalArea, ExternalPool, ExternalPoolConfig,
+    IpVersion, Mbuf, MbufBatch, Offloads, Pool, PoolConfig, PoolError, Port, PortConfig, PortError, PortId,
+    RxQueue, TxChecksums, TxQueue,
+};
+use pmem::{Arena, Buffer, Durable, Extent};
+use smoltcp::time::Instant;
+
+use crate::net::{ConnId, Event, Net, SendError, SendSpace, Slot, Transport};
+use crate::{
+    Config, ConfigError, ConnectError, Endpoint, FrameSink, ListenError, RxChecksum, RxFrame, SinkFull,
+    TxChecksum, TxFrame,
+};
+
+/// Mbufs that a pool's caches may hold back.
+const POOL_CACHE: u32 = 128;
+
+/// Extents behind one header; a frame of more pieces is sent with all of them copied into one segment.
+const MAX_SEGMENTS: usize = 8;
+
+/// The rings of the port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DpdkConfig {
+    /// Length of the receive queue, in packets.
+    pub rx_descriptors: u16,
+    /// Length of the transmit queue, in packets.
+    pub tx_descriptors: u16,
+    /// Whether the device is given the arena by the IOMMU. Always, but for the test that shows what happens
+    /// otherwise.
+    pub map_dma: bool,
+}
+
+impl Default for DpdkConfig {
+    fn default() -> Self {
+        Self { rx_descriptors: 1024, tx_descriptors: 1024, map_dma: true }
+    }
+}
+
+/// Why the stack does not run on a port.
+#[derive(Debug, thiserror::Error)]
+pub enum DpdkError {
+    /// The stack's settings are wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The port does not do as it was told.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// The arena is not fit for packets.
+    #[error(transparent)]
+    Area(#[from] AreaError),
+    /// No pool.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// No places for payload that is being sent.
+    #[error(transparent)]
+    Completions(#[from] CompletionsError),
+    /// Too little is free to receive anything.
+    #[error(
+        "the receive queue needs {needed} buffers, and of the arena's {buffers} only {free} are free; \
+         trim the log, or make a larger store"
+    )]
+    Arena {
+        /// Buffers that the queue and its pool take.
+        needed: usize,
+        /// Buffers that are free.
+        free: usize,
+        /// Buffers that there are.
+        buffers: usize,
+    },
+}
+
+/// What went through the port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DpdkCounters {
+    /// Frames received.
+    pub received: u64,
+    /// Buffers swapped: the stack kept one, and a spare took its place.
+    pub swapped: u64,
+    /// Payload lost since no buffer was free.
+    pub no_spare: u64,
+    /// Frames lost since they came in several segments, or not in a buffer of the arena.
+    pub misplaced: u64,
+    /// Frames handed to the device.
+    pub sent: u64,
+    /// Payload bytes copied since a frame had too many pieces.
+    pub copied_bytes: u64,
+}
+
+/// The connections of one core over one pair of a port's queues.
+#[derive(Debug)]
+pub struct DpdkTransport {
+    endpoint: Endpoint,
+    rx: RxQueue,
+    received: MbufBatch,
+    buffers: Buffers,
+    sender: Sender,
+    port: Port,
+}
+
+/// Where frames arrive.
+#[derive(Debug)]
+struct Buffers {
+    pool: ExternalPool,
+    arena: Arena,
+    counters: DpdkCounters,
+}
+
+/// Where frames leave.
+struct Sender {
+    tx: TxQueue,
+    heads: Pool,
+    waiting: MbufBatch,
+    completions: Completions<Extent>,
+    sent: u64,
+    copied_bytes: u64,
+}
+
+impl DpdkTransport {
+    /// Starts the port `id` with one queue each way over the buffers of `arena`. The host's addresses and limits
+    /// are those of `config`.
+    ///
+    /// # Errors
+    /// [`DpdkError`]; nothing was sent. The arena's buffers that were meant for the port are lost to this process.
+    pub fn new(
+        eal: Eal,
+        id: PortId,
+        mut config: Config,
+        rings: DpdkConfig,
+        arena: Arena,
+        now: Instant,
+    ) -> Result<Self, DpdkError> {
+        let info = id.info()?;
+        config.tx_checksum_offload = info.offloads.contains(Offloads::TX_TCP_CHECKSUM);
+        let mtu = config.mtu;
+        let endpoint = Endpoint::new(config, arena.clone(), now)?;
+
+        let area = ExternalArea::register(eal, arena.base(), arena.len_bytes())?;
+        if rings.map_dma {
+            area.map_dma(id)?;
+        }
+        // What the device holds, a burst in our hands, and what the pool's cache keeps back.
+        let needed = usize::from(rings.rx_descriptors) + MbufBatch::CAPACITY + 2 * POOL_CACHE as usize;
+        let (free, total) = (arena.free_buffers(), arena.buffers());
+        let lent: Vec<_> = if free > needed {
+            std::iter::from_fn(|| arena.take()).take(needed).filter_map(|buffer| buffer.lend().ok()).collect()
+        } else {
+            return Err(DpdkError::Arena { needed, free, buffers: total });
+        };
+        let receive_config = ExternalPoolConfig { cache: POOL_CACHE, socket: info.socket };
+        let pool = ExternalPool::new(eal, &format!("rx{}", info.name), area, lent, &receive_config)?;
+        let in_flight = u32::from(rings.tx_descriptors) + MbufBatch::CAPACITY as u32;
+        let head_config = PoolConfig {
+            mbufs: 2 * in_flight + 2 * POOL_CACHE,
+            cache: POOL_CACHE,
+            socket: info.socket,
+            ..PoolConfig::default()
+        };
+        let heads = Pool::dram(eal, &format!("tx{}", info.name), &head_config)?;
+        let completions = Completions::new(eal, &format!("pm{}", info.name), 4 * in_flight, info.socket)?;
+
+        let port_config = PortConfig {
+            rx_descriptors: rings.rx_descriptors,
+            tx_descriptors: rings.tx_descriptors,
+            mtu: mtu as u16,
+            ..PortConfig::default()
+        };
+        let mut port = Port::start(id, &port_config, &[(*pool).clone()])?;
+        let (rx, tx) = (port.rx_queue(0)?, port.tx_queue(0)?);
+        Ok(Self {
+            endpoint,
+            rx,
+            received: MbufBatch::new(),
+            buffers: Buffers { pool, arena, counters: DpdkCounters::default() },
+            sender: Sender { tx, heads, waiting: MbufBatch::new(), completions, sent: 0, copied_bytes: 0 },
+            port,
+        })
+    }
+
+    /// Accepts connections; see [`Endpoint::listen`].
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    pub fn listen(&mut self, address: SocketAddr, backlog: usize) -> Result<(), ListenError> {
+        self.endpoint.listen(address, backlog)
+    }
+
+    /// Opens a connection; see [`Endpoint::connect`].
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub fn connect(
+        &mut self,
+        now: Instant,
+        remote: SocketAddr,
+        local: Option<SocketAddr>,
+    ) -> Result<ConnId, ConnectError> {
+        self.endpoint.connect(now, remote, local)
+    }
+
+    /// The stack.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The port.
+    pub fn port(&self) -> &Port {
+        &self.port
+    }
+
+    /// What went through the port.
+    pub fn counters(&self) -> DpdkCounters {
+        DpdkCounters {
+            sent: self.sender.sent,
+            copied_bytes: self.sender.copied_bytes,
+            ..self.buffers.counters
+        }
+    }
+}
+
+impl Transport for DpdkTransport {
+    type Error = Infallible;
+
+    fn receive(&mut self, now: Instant) -> Result<usize, Infallible> {
+        let count = self.rx.burst(&mut self.received);
+        for mbuf in &mut self.received {
+            self.buffers.counters.received += 1;
+            if mbuf.segment_count() == 1 {
+                self.endpoint.receive(now, &mut Frame { mbuf, buffers: &mut self.buffers });
+            } else {
+                self.buffers.counters.misplaced += 1;
+            }
+        }
+        self.received.clear();
+        Ok(count)
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        self.endpoint.next_event()
+    }
+
+    fn transmit(&mut self, now: Instant) -> Result<usize, Infallible> {
+        self.sender.completions.drain(drop);
+        let before = self.sender.sent;
+        self.sender.flush();
+        self.endpoint.transmit(now, &mut self.sender);
+        self.sender.flush();
+        let sent = (self.sender.sent - before) as usize;
+        if sent == 0 && self.sender.completions.outstanding() > 0 {
+            // An idle device would otherwise hold on to the last frames it sent.
+            self.sender.tx.reclaim();
+            self.sender.completions.drain(drop);
+        }
+        Ok(sent)
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.endpoint.next_deadline()
+    }
+}
+
+/// A received frame; claiming it puts a spare buffer into its mbuf.
+struct Frame<'a> {
+    mbuf: &'a mut Mbuf,
+    buffers: &'a mut Buffers,
+}
+
+impl RxFrame for Frame<'_> {
+    fn bytes(&self) -> &[u8] {
+        self.mbuf.bytes()
+    }
+
+    fn checksum(&self) -> RxChecksum {
+        match (self.mbuf.ip_checksum(), self.mbuf.transport_checksum()) {
+            (Checksum::Bad, _) | (_, Checksum::Bad) => RxChecksum::Bad,
+            (_, Checksum::Good) => RxChecksum::Good,
+            _ => RxChecksum::Unknown,
+        }
+    }
+
+    fn claim(&mut self) -> Option<(Buffer, u16)> {
+        let Buffers { pool, arena, counters } = &mut *self.buffers;
+        let Some(spare) = arena.take().and_then(|spare| spare.lend().ok()) else {
+            counters.no_spare += 1;
+            return None;
+        };
+        let offset = self.mbuf.data_offset() as u16;
+        let (bytes, swapped) = match pool.swap(self.mbuf, spare) {
+            Ok(bytes) => (bytes, true),
+            Err(refused) => (refused.spare, false),
+        };
+        let buffer = arena.take_back(bytes).ok()?;
+        if swapped {
+            counters.swapped += 1;
+            Some((buffer, offset))
+        } else {
+            counters.misplaced += 1;
+            None
+        }
+    }
+}
+
+impl Sender {
+    /// Hands what waits to the device, as far as it takes it.
+    fn flush(&mut self) {
+        if !self.waiting.is_empty() {
+            self.sent += self.tx.burst(&mut self.waiting) as u64;
+        }
+    }
+
+    fn make_room(&mut self, pieces: usize) -> Result<(), SinkFull> {
+        if self.waiting.room() == 0 || self.completions.room() < pieces {
+            self.flush();
+            self.completions.drain(drop);
+        }
+        if self.waiting.room() == 0 || self.completions.room() < pieces { Err(SinkFull) } else { Ok(()) }
+    }
+}
+
+impl FrameSink for Sender {
+    fn send(&mut self, frame: TxFrame<'_>) -> Result<(), SinkFull> {
+        self.make_room(frame.payload.len())?;
+        let mut mbuf = self.heads.alloc().ok_or(SinkFull)?;
+        mbuf.append(frame.head.len()).ok_or(SinkFull)?.copy_from_slice(frame.head);
+        let copy = frame.payload.len() > MAX_SEGMENTS;
+        for extent in frame.payload {
+            if copy {
+                mbuf.append(extent.len()).ok_or(SinkFull)?.copy_from_slice(extent.bytes());
+                self.copied_bytes += extent.len() as u64;
+            } else {
+                self.completions.attach(&mut mbuf, extent.clone()).map_err(|_| SinkFull)?;
+            }
+        }
+        if let TxChecksum::Tcp { ipv6, l2_bytes, l3_bytes, l4_bytes } = frame.checksum {
+            let request = TxChecksums {
+                version: if ipv6 { IpVersion::V6 } else { IpVersion::V4 },
+                link_len: l2_bytes as u8,
+                ip_len: l3_bytes as u16,
+                tcp_len: l4_bytes as u8,
+                ipv4_header: false,
+                tcp: true,
+            };
+            mbuf.request_checksums(request).map_err(|_| SinkFull)?;
+        }
+        self.waiting.push(mbuf).map_err(|_| SinkFull)
+    }
+}
+
+impl std::fmt::Debug for Sender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sender")
+            .field("waiting", &self.waiting.len())
+            .field("sent", &self.sent)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Net for DpdkTransport {
+    fn recv(&mut self, conn: ConnId) -> Option<Slot> {
+        self.endpoint.recv(conn)
+    }
+
+    fn send_space(&self, conn: ConnId) -> SendSpace {
+        self.endpoint.send_space(conn)
+    }
+
+    fn send(&mut self, conn: ConnId, bytes: &[u8]) -> Result<(), SendError> {
+        self.endpoint.send(conn, bytes)
+    }
+
+    fn send_extent(&mut self, conn: ConnId, extent: Extent) -> Result<(), SendError> {
+        self.endpoint.send_extent(conn, extent)
+    }
+
+    fn reply(&mut self, conn: ConnId, proof: &Durable, bytes: &[u8]) -> Result<(), SendError> {
+        self.endpoint.reply(conn, proof, bytes)
+    }
+
+    fn finish(&mut self, conn: ConnId) {
+        self.endpoint.finish(conn);
+    }
+
+    fn abort(&mut self, conn: ConnId) {
+        self.endpoint.abort(conn);
+    }
+}

@@ -1,0 +1,4 @@
+//! What carries frames to and from the stack.
+
+#[cfg(feature = "dpdk")]
+pub mod dpdk;
