@@ -1,5 +1,7 @@
 //! Memory of one's own that devices read and write.
 
+use std::sync::{Mutex, PoisonError};
+
 use dpdk_sys as sys;
 
 use crate::eal::Eal;
@@ -8,6 +10,9 @@ use crate::{errno_text, last_errno};
 
 /// The page size given to DPDK; it wants both ends aligned to it, and looks no further.
 const PAGE_BYTES: usize = 4096;
+
+/// What is registered: DPDK itself notices only an area that equals another.
+static REGISTERED: Mutex<Vec<ExternalArea>> = Mutex::new(Vec::new());
 
 /// A range of this process's memory that DPDK knows as memory for packets.
 ///
@@ -86,15 +91,19 @@ impl ExternalArea {
             return Err(AreaError::Unaligned { base, len_bytes });
         }
         require_virtual_addresses()?;
+        let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
+        if registered.iter().any(|other| other.overlaps(area)) {
+            return Err(AreaError::Repeated { base, len_bytes });
+        }
         // SAFETY: DPDK records the range only; it is page-aligned.
         let result = unsafe {
             sys::rte_extmem_register(base as *mut _, len_bytes, std::ptr::null_mut(), 0, PAGE_BYTES)
         };
-        match (result, last_errno()) {
-            (0, _) => Ok(area),
-            (_, libc::EEXIST) => Err(AreaError::Repeated { base, len_bytes }),
-            (_, code) => Err(AreaError::Register { base, len_bytes, reason: errno_text(code) }),
+        if result != 0 {
+            return Err(AreaError::Register { base, len_bytes, reason: errno_text(last_errno()) });
         }
+        registered.push(area);
+        Ok(area)
     }
 
     /// Lets the port's device reach the area by DMA. Needed before a real NIC's queues are set up; virtual
@@ -128,6 +137,11 @@ impl ExternalArea {
             .checked_sub(self.base)
             .and_then(|offset| offset.checked_add(len))
             .is_some_and(|end| end <= self.len_bytes)
+    }
+
+    fn overlaps(self, other: Self) -> bool {
+        self.base < other.base.saturating_add(other.len_bytes)
+            && other.base < self.base.saturating_add(self.len_bytes)
     }
 
     /// The area as DPDK's pool constructor wants it, for buffers of `buffer_bytes`.

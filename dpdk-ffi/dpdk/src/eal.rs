@@ -88,8 +88,8 @@ impl Eal {
             return Err(EalError::Init {
                 arguments: words[1..].join(" "),
                 code: errno_text(code),
+                remedy: init_remedy(code, &reason),
                 reason,
-                remedy: init_remedy(code),
             });
         }
         Ok(Self(()))
@@ -158,8 +158,11 @@ impl Drop for RegisteredThread {
     }
 }
 
-fn init_remedy(code: i32) -> &'static str {
+fn init_remedy(code: i32, reason: &str) -> &'static str {
     match code {
+        _ if reason.contains("hugepage") => {
+            "Reserve hugepages (dpdk-hugepages.py --setup 1G), or leave the memory options away to do without"
+        }
         libc::EACCES | libc::EPERM => {
             "Set RUNTIME_DIRECTORY to a folder that this user can write, or run with more rights"
         }

@@ -60,6 +60,10 @@ pub use statistics::{ExtendedStatistic, Statistics};
 
 /// An errno-style code as text, from DPDK's table.
 fn errno_text(code: i32) -> String {
+    // Drivers return -1 for anything; taken for EPERM it would mislead.
+    if code.abs() == 1 {
+        return "error -1".to_owned();
+    }
     // SAFETY: rte_strerror returns a NUL-terminated string in storage of this thread or of the library.
     let text = unsafe { std::ffi::CStr::from_ptr(dpdk_sys::rte_strerror(code.abs())) };
     text.to_string_lossy().into_owned()

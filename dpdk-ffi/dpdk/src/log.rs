@@ -25,7 +25,8 @@ pub(crate) fn listening<T>(call: impl FnOnce() -> T) -> (T, String) {
     complaints().clear();
     let result = call();
     let lines: Vec<String> = complaints().drain(..).collect();
-    (result, if lines.is_empty() { "DPDK gave no reason".to_owned() } else { lines.join("; ") })
+    let reason = if lines.is_empty() { "DPDK gave no reason".to_owned() } else { lines.join("; ") };
+    (result, reason)
 }
 
 fn complaints() -> MutexGuard<'static, VecDeque<String>> {
@@ -57,6 +58,6 @@ fn forward(level: u32, line: &str) {
         if kept.len() == KEPT_LINES {
             kept.pop_front();
         }
-        kept.push_back(line.to_owned());
+        kept.push_back(line.trim_end_matches('.').to_owned());
     }
 }

@@ -1,0 +1,189 @@
+//! Buffers in a mapped file: where frames land, and that none is lost or given out twice.
+
+mod support;
+
+use std::collections::HashSet;
+
+use dpdk::{
+    Eal, ExternalPool, ExternalPoolConfig, MbufBatch, NotSwappedReason, Pool, PoolConfig, PoolError, Port,
+    PortConfig, RxQueue, TxQueue,
+};
+use support::{BUFFER_BYTES, isolated, numbered_frame, receive, send_all};
+
+/// A port whose frames come back to it, with its receive queue over `pool`.
+fn loopback(eal: Eal, pool: &Pool) -> (Port, RxQueue, TxQueue) {
+    let id = eal.attach("net_ring0").expect("a ring");
+    let mut port =
+        Port::start(id, &PortConfig::default(), std::slice::from_ref(pool)).expect("a started port");
+    let (rx, tx) = (port.rx_queue(0).expect("its queue"), port.tx_queue(0).expect("its queue"));
+    (port, rx, tx)
+}
+
+#[test]
+fn swapped_buffers_hold_the_frames_and_none_is_lost() {
+    isolated("swapped_buffers_hold_the_frames_and_none_is_lost", || {
+        const MBUFS: usize = 511;
+        const SPARES: usize = 100;
+        let folder = tempfile::tempdir().unwrap();
+        let eal = support::eal();
+        let (pool, mut spares) = support::file_pool(eal, &folder.path().join("pm"), MBUFS, SPARES);
+        let (_port, mut rx, mut tx) = loopback(eal, &pool);
+        let mut batch = MbufBatch::new();
+        let (mut sent, mut received) = (0_u64, 0_u64);
+        while received < 200_000 {
+            assert!(pool.alloc_bulk(&mut batch, 32), "mbufs were lost after {received} packets");
+            for packet in &mut batch {
+                let frame = numbered_frame(sent, 60 + (sent % 1400) as usize);
+                packet.append(frame.len()).unwrap().copy_from_slice(&frame);
+                sent += 1;
+            }
+            send_all(&mut tx, &mut batch);
+            receive(&mut rx, &mut batch);
+            for packet in &mut batch {
+                let (offset, len) = (packet.data_offset(), packet.len());
+                let address = packet.buffer_address();
+                let spare = spares.remove(received as usize % spares.len());
+                let buffer = pool.swap(packet, spare).unwrap();
+                assert_eq!(buffer.as_ptr(), address);
+                assert_eq!(buffer[offset..offset + len], numbered_frame(received, len));
+                assert!(packet.is_empty() && packet.buffer_address() != address);
+                spares.push(buffer);
+                received += 1;
+            }
+            batch.clear();
+        }
+        assert_eq!((received, pool.available()), (sent, MBUFS));
+        let mut places: HashSet<usize> = spares.iter().map(|buffer| buffer.as_ptr() as usize).collect();
+        let all: Vec<_> = std::iter::from_fn(|| pool.alloc()).collect();
+        places.extend(all.iter().map(|packet| packet.buffer_address() as usize));
+        assert_eq!((all.len(), places.len()), (MBUFS, MBUFS + SPARES), "each buffer is in one place");
+    });
+}
+
+#[test]
+fn a_pool_takes_buffers_that_lie_apart() {
+    isolated("a_pool_takes_buffers_that_lie_apart", || {
+        let folder = tempfile::tempdir().unwrap();
+        let eal = support::eal();
+        let (area, buffers) = support::file_buffers(eal, &folder.path().join("pm"), 200);
+        let mut given = HashSet::new();
+        let every_third: Vec<_> = buffers.into_iter().rev().step_by(3).collect();
+        given.extend(every_third.iter().map(|buffer| buffer.as_ptr()));
+        let config = ExternalPoolConfig { cache: 0, socket: None };
+        let pool = ExternalPool::new(eal, "apart", area, every_third, &config).unwrap();
+        let packets: Vec<_> = std::iter::from_fn(|| pool.alloc()).collect();
+        let used: HashSet<_> = packets.iter().map(|packet| packet.buffer_address()).collect();
+        assert_eq!(used, given);
+    });
+}
+
+#[test]
+fn unfit_swaps_are_refused_and_give_the_spare_back() {
+    isolated("unfit_swaps_are_refused_and_give_the_spare_back", || {
+        let folder = tempfile::tempdir().unwrap();
+        let eal = support::eal();
+        let (pool, mut spares) = support::file_pool(eal, &folder.path().join("pm"), 7, 2);
+        let dram =
+            Pool::dram(eal, "dram", &PoolConfig { mbufs: 7, cache: 0, ..PoolConfig::default() }).unwrap();
+        let refusal = |packet: &mut dpdk::Mbuf, spare: &'static mut [u8]| {
+            let address = spare.as_ptr();
+            let before = packet.buffer_address();
+            let refused = pool.swap(packet, spare).unwrap_err();
+            assert_eq!((refused.spare.as_ptr(), packet.buffer_address()), (address, before));
+            (refused.reason, refused.spare)
+        };
+        let spare = spares.pop().unwrap();
+        let (reason, spare) = refusal(&mut dram.alloc().unwrap(), spare);
+        assert_eq!(reason, NotSwappedReason::OtherPool);
+        let mut packet = pool.alloc().unwrap();
+        let elsewhere: &'static mut [u8] = vec![0; BUFFER_BYTES].leak();
+        assert_eq!(refusal(&mut packet, elsewhere).0, NotSwappedReason::Spare);
+        let (short, _) = spares.pop().unwrap().split_at_mut(BUFFER_BYTES - 64);
+        assert_eq!(refusal(&mut packet, short).0, NotSwappedReason::Spare);
+        assert!(pool.swap(&mut packet, spare).is_ok());
+    });
+}
+
+#[test]
+fn bad_pools_are_refused() {
+    isolated("bad_pools_are_refused", || {
+        let folder = tempfile::tempdir().unwrap();
+        let eal = support::eal();
+        let (area, mut buffers) = support::file_buffers(eal, &folder.path().join("pm"), 8);
+        let config = ExternalPoolConfig { cache: 0, socket: None };
+        let external = |buffers| ExternalPool::new(eal, "external", area, buffers, &config).unwrap_err();
+        let outside: &'static mut [u8] = vec![0; BUFFER_BYTES].leak();
+        let error = external(vec![buffers.pop().unwrap(), outside]);
+        assert!(matches!(error, PoolError::Buffer { index: 1, .. }), "{error}");
+        let (short, _) = buffers.pop().unwrap().split_at_mut(128);
+        assert!(matches!(external(vec![short]), PoolError::Buffer { index: 0, .. }));
+        assert!(matches!(external(Vec::new()), PoolError::Empty(_)));
+        let dram = |name: &str, mbufs, cache| {
+            Pool::dram(eal, name, &PoolConfig { mbufs, cache, ..PoolConfig::default() })
+        };
+        assert!(matches!(dram("", 7, 0), Err(PoolError::Name(_))));
+        assert!(matches!(dram("cache", 64, 64), Err(PoolError::Cache { .. })));
+        dram("twice", 7, 0).unwrap();
+        let error = dram("twice", 7, 0).unwrap_err();
+        assert!(error.to_string().contains("name of its own"), "{error}");
+        let error = dram("huge", 10_000_000, 0).unwrap_err();
+        assert!(error.to_string().contains("more memory"), "{error}");
+    });
+}
+
+#[test]
+fn an_area_is_registered_once_and_on_pages() {
+    isolated("an_area_is_registered_once_and_on_pages", || {
+        let folder = tempfile::tempdir().unwrap();
+        let eal = support::eal();
+        let (_area, buffers) = support::file_buffers(eal, &folder.path().join("pm"), 8);
+        let base = buffers[0].as_ptr();
+        let error = dpdk::ExternalArea::register(eal, base, 4096).unwrap_err();
+        assert!(matches!(error, dpdk::AreaError::Repeated { .. }), "{error}");
+        let error = dpdk::ExternalArea::register(eal, base.wrapping_add(64), 4096).unwrap_err();
+        assert!(matches!(error, dpdk::AreaError::Unaligned { .. }), "{error}");
+    });
+}
+
+#[test]
+fn headers_grow_at_both_ends_and_no_further() {
+    isolated("headers_grow_at_both_ends_and_no_further", || {
+        let eal = support::eal();
+        let pool =
+            Pool::dram(eal, "dram", &PoolConfig { mbufs: 7, cache: 0, ..PoolConfig::default() }).unwrap();
+        let mut packet = pool.alloc().unwrap();
+        assert_eq!((packet.headroom(), packet.tailroom()), (Pool::HEADROOM, BUFFER_BYTES - Pool::HEADROOM));
+        packet.append(4).unwrap().copy_from_slice(b"body");
+        packet.prepend(5).unwrap().copy_from_slice(b"head ");
+        assert_eq!(packet.bytes(), b"head body");
+        assert!(packet.prepend(Pool::HEADROOM - 4).is_none() && packet.prepend(usize::MAX).is_none());
+        assert!(packet.append(BUFFER_BYTES).is_none() && packet.append(usize::MAX).is_none());
+        let room = packet.tailroom();
+        assert_eq!(packet.append(room).unwrap().len(), room);
+        assert_eq!((packet.tailroom(), packet.len()), (0, 9 + room));
+    });
+}
+
+#[test]
+fn null_makes_frames_in_the_file_forever() {
+    isolated("null_makes_frames_in_the_file_forever", || {
+        let folder = tempfile::tempdir().unwrap();
+        let eal = support::eal();
+        let (pool, spares) = support::file_pool(eal, &folder.path().join("pm"), 127, 1);
+        let mut spare = spares.into_iter().next();
+        let id = eal.attach("net_null0,size=1000").unwrap();
+        let mut port = Port::start(id, &PortConfig::default(), std::slice::from_ref(&pool)).unwrap();
+        let (mut rx, mut tx) = (port.rx_queue(0).unwrap(), port.tx_queue(0).unwrap());
+        let mut batch = MbufBatch::new();
+        for _ in 0..1000 {
+            receive(&mut rx, &mut batch);
+            for packet in &mut batch {
+                assert_eq!(packet.len(), 1000);
+                spare = Some(pool.swap(packet, spare.take().unwrap()).unwrap());
+            }
+            send_all(&mut tx, &mut batch);
+        }
+        drop((port, rx, tx));
+        assert_eq!(pool.available(), 127);
+    });
+}
