@@ -5,7 +5,9 @@ use std::convert::Infallible;
 
 use pmem::{Arena, Buffer, Durable, Extent};
 use smoltcp::time::Instant;
-use smoltcp::wire::checksum;
+use smoltcp::wire::{
+    EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, checksum,
+};
 use thiserror::Error;
 
 use super::{Host, Port};
@@ -27,11 +29,13 @@ pub struct SimConfig {
     pub rx_burst: usize,
     /// Most frames sent by one call; the stack is refused more.
     pub tx_burst: usize,
+    /// Whether the device looks at the TCP checksums of what it receives, and says so.
+    pub rx_checksum: bool,
 }
 
 impl Default for SimConfig {
     fn default() -> Self {
-        Self { rx_ring: 64, rx_burst: 32, tx_burst: 64 }
+        Self { rx_ring: 64, rx_burst: 32, tx_burst: 64, rx_checksum: false }
     }
 }
 
@@ -225,7 +229,9 @@ impl Device {
             self.ring.push_back(buffer);
             return None;
         };
-        Some(RingFrame { buffer, extent, claimed: false, arena: &self.arena, counters: &mut self.counters })
+        let checksum = if self.config.rx_checksum { look_at_checksum(bytes) } else { RxChecksum::Unknown };
+        let (arena, counters) = (&self.arena, &mut self.counters);
+        Some(RingFrame { buffer, extent, checksum, claimed: false, arena, counters })
     }
 }
 
@@ -233,6 +239,7 @@ impl Device {
 struct RingFrame<'a> {
     buffer: Buffer,
     extent: Extent,
+    checksum: RxChecksum,
     claimed: bool,
     arena: &'a Arena,
     counters: &'a mut RingCounters,
@@ -250,7 +257,7 @@ impl RxFrame for RingFrame<'_> {
     }
 
     fn checksum(&self) -> RxChecksum {
-        RxChecksum::Unknown
+        self.checksum
     }
 
     fn claim(&mut self) -> Option<(Buffer, u16)> {
@@ -290,6 +297,31 @@ impl FrameSink for Sender<'_> {
         self.port.send(self.now, bytes);
         Ok(())
     }
+}
+
+/// What a device says of the checksums of IP and TCP: nothing about what it does not understand.
+fn look_at_checksum(frame: &[u8]) -> RxChecksum {
+    let Ok(ethernet) = EthernetFrame::new_checked(frame) else { return RxChecksum::Unknown };
+    let verified = match ethernet.ethertype() {
+        EthernetProtocol::Ipv4 => {
+            let Ok(ip) = Ipv4Packet::new_checked(ethernet.payload()) else { return RxChecksum::Unknown };
+            if ip.next_header() != IpProtocol::Tcp || ip.more_frags() || ip.frag_offset() > 0 {
+                return RxChecksum::Unknown;
+            }
+            let (from, to) = (ip.src_addr().into(), ip.dst_addr().into());
+            ip.verify_checksum() && TcpPacket::new_unchecked(ip.payload()).verify_checksum(&from, &to)
+        }
+        EthernetProtocol::Ipv6 => {
+            let Ok(ip) = Ipv6Packet::new_checked(ethernet.payload()) else { return RxChecksum::Unknown };
+            if ip.next_header() != IpProtocol::Tcp {
+                return RxChecksum::Unknown;
+            }
+            let (from, to) = (ip.src_addr().into(), ip.dst_addr().into());
+            TcpPacket::new_unchecked(ip.payload()).verify_checksum(&from, &to)
+        }
+        _ => return RxChecksum::Unknown,
+    };
+    if verified { RxChecksum::Good } else { RxChecksum::Bad }
 }
 
 /// What a device does that computes checksums: the field holds the sum over the pseudo header already.
