@@ -1,0 +1,13 @@
+//! HTTP/1.1 over received slots, without I/O (RFC 9112): heads are parsed where they arrived, and bodies
+//! come out as pieces of the buffers that the network filled.
+
+mod chunked;
+mod decoder;
+mod head;
+mod refusal;
+mod route;
+
+pub use decoder::{Decoder, Item, MAX_HEAD_BYTES};
+pub use head::{Framing, Head};
+pub use refusal::{Refusal, Status};
+pub use route::{Ask, DEFAULT_LIST_LIMIT, MAX_LIST_LIMIT, Route};

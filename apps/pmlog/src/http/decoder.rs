@@ -1,0 +1,194 @@
+//! Takes a connection's slots apart into requests.
+
+use pmem::Extent;
+
+use super::{Framing, Head, Refusal, chunked::Chunked, chunked::Step, head::too_large};
+
+/// The longest request head, in bytes.
+pub const MAX_HEAD_BYTES: usize = 8 * 1024;
+/// Empty lines that may stand before a request (RFC 9112, section 2.2), in bytes.
+const MAX_BLANK_BYTES: usize = 4;
+
+/// The next part of a request.
+#[derive(Debug)]
+pub enum Item {
+    /// A request begins.
+    Head(Head),
+    /// A piece of its body, where the network put it.
+    Data(Extent),
+    /// The request is whole.
+    End,
+}
+
+/// The state of one connection's requests between two slots.
+///
+/// A head that lies in one slot is parsed there; one that spans slots is gathered in at most
+/// [`MAX_HEAD_BYTES`]. Bodies are never gathered.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    state: State,
+    gathered: Vec<u8>,
+    blank_bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Head,
+    Body {
+        remaining: u64,
+    },
+    Chunks(Chunked),
+}
+
+impl Decoder {
+    /// Takes the next part out of `input`, which it leaves narrowed, or `None` when used up. Gives `None`
+    /// when it needs another slot; call it until then.
+    ///
+    /// # Errors
+    /// A [`Refusal`] after which nothing more can be decoded on this connection.
+    pub fn next(&mut self, input: &mut Option<Extent>) -> Result<Option<Item>, Refusal> {
+        match &mut self.state {
+            State::Head => self.head(input),
+            State::Body { remaining: 0 } => Ok(Some(self.end())),
+            State::Body { remaining } => {
+                let Some(extent) = input.as_ref() else { return Ok(None) };
+                let wanted = usize::try_from(*remaining).unwrap_or(usize::MAX).min(extent.len());
+                *remaining -= wanted as u64;
+                Ok(split(input, wanted).map(Item::Data))
+            }
+            State::Chunks(chunked) => {
+                while let Some(extent) = input.as_ref() {
+                    match chunked.step(extent.bytes())? {
+                        Step::Framing(length) => skip(input, length),
+                        Step::Data(length) => return Ok(split(input, length).map(Item::Data)),
+                        Step::End(length) => {
+                            skip(input, length);
+                            return Ok(Some(self.end()));
+                        }
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether a request has begun that is not whole.
+    pub fn is_mid_request(&self) -> bool {
+        self.state != State::Head || !self.gathered.is_empty()
+    }
+
+    /// Bytes of the current body that are still to come, where that is known.
+    pub fn remaining(&self) -> Option<u64> {
+        match self.state {
+            State::Head => Some(0),
+            State::Body { remaining } => Some(remaining),
+            State::Chunks(_) => None,
+        }
+    }
+
+    /// Forgets the connection; the next one starts afresh.
+    pub fn reset(&mut self) {
+        self.state = State::Head;
+        self.gathered.clear();
+        self.blank_bytes = 0;
+    }
+
+    fn end(&mut self) -> Item {
+        self.state = State::Head;
+        Item::End
+    }
+
+    fn head(&mut self, input: &mut Option<Extent>) -> Result<Option<Item>, Refusal> {
+        if self.gathered.is_empty() {
+            self.skip_blank_lines(input)?;
+        }
+        let Some(extent) = input.as_ref() else { return Ok(None) };
+        let parsed = if self.gathered.is_empty() {
+            match Head::parse(extent.bytes())? {
+                Some((_, length)) if length > MAX_HEAD_BYTES => return Err(too_large()),
+                Some(parsed) => Some(parsed),
+                None => self.gather(input)?,
+            }
+        } else {
+            self.gather(input)?
+        };
+        let Some((head, length)) = parsed else { return Ok(None) };
+        skip(input, length);
+        self.gathered.clear();
+        self.blank_bytes = 0;
+        self.state = match head.framing {
+            Framing::Absent => State::Body { remaining: 0 },
+            Framing::Length(remaining) => State::Body { remaining },
+            Framing::Chunked => State::Chunks(Chunked::new()),
+        };
+        Ok(Some(Item::Head(head)))
+    }
+
+    /// Adds the slot to what was gathered. Once the head is whole, gives it and how much of the slot it took;
+    /// until then the slot is used up. Only new bytes are searched for the end, and the head is parsed once.
+    fn gather(&mut self, input: &mut Option<Extent>) -> Result<Option<(Head, usize)>, Refusal> {
+        let Some(extent) = input.take() else { return Ok(None) };
+        let before = self.gathered.len();
+        if before == 0 {
+            self.gathered.reserve_exact(MAX_HEAD_BYTES);
+        }
+        let room = MAX_HEAD_BYTES - before;
+        self.gathered.extend(extent.bytes().iter().take(room));
+        let Some(end) = end_of_head(&self.gathered, before) else {
+            return if extent.len() >= room { Err(too_large()) } else { Ok(None) };
+        };
+        match Head::parse(&self.gathered[..end])? {
+            Some((head, _)) => {
+                *input = Some(extent);
+                Ok(Some((head, end - before)))
+            }
+            None => Err(Refusal::Malformed("an empty line stands inside the request line")),
+        }
+    }
+
+    fn skip_blank_lines(&mut self, input: &mut Option<Extent>) -> Result<(), Refusal> {
+        while let Some(extent) = input.as_ref() {
+            let is_blank = |byte: &&u8| matches!(byte, b'\r' | b'\n');
+            let blank = extent.bytes().iter().take_while(is_blank).count();
+            if blank == 0 {
+                return Ok(());
+            }
+            self.blank_bytes += blank;
+            if self.blank_bytes > MAX_BLANK_BYTES {
+                return Err(Refusal::Malformed("empty lines stand where a request should"));
+            }
+            skip(input, blank);
+        }
+        Ok(())
+    }
+}
+
+/// Where the empty line that ends a head ends, if it ends at or behind `from`.
+fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
+    (from..bytes.len()).find_map(|at| {
+        let is_end = bytes[at] == b'\n' && (bytes[..at].ends_with(b"\n\r") || bytes[..at].ends_with(b"\n"));
+        is_end.then_some(at + 1)
+    })
+}
+
+/// Takes the first `length` bytes off the input; they are there.
+fn split(input: &mut Option<Extent>, length: usize) -> Option<Extent> {
+    let extent = input.take()?;
+    if length >= extent.len() {
+        return Some(extent);
+    }
+    let rest = extent.len() - length;
+    *input = extent.clone().slice(length, rest);
+    extent.slice(0, length)
+}
+
+/// Drops the first `length` bytes of the input.
+fn skip(input: &mut Option<Extent>, length: usize) {
+    if let Some(extent) = input.take()
+        && let Some(rest) = extent.len().checked_sub(length)
+        && rest > 0
+    {
+        *input = extent.slice(length, rest);
+    }
+}

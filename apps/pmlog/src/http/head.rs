@@ -1,0 +1,241 @@
+//! A request's head: what is asked, how the body is framed, and whether the connection stays.
+
+use httparse::EMPTY_HEADER;
+
+use super::{MAX_HEAD_BYTES, Refusal, Route, route::decimal};
+
+/// The most header fields in a request.
+pub(super) const MAX_FIELDS: usize = 64;
+
+/// How the end of the body is found (RFC 9112, section 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Nothing said: there is no body.
+    Absent,
+    /// `Content-Length`.
+    Length(u64),
+    /// `Transfer-Encoding: chunked`.
+    Chunked,
+}
+
+/// One request's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// What is asked, or why that cannot be had. The body follows either way.
+    pub route: Result<Route, Refusal>,
+    /// How the body is framed.
+    pub framing: Framing,
+    /// HTTP/1.1, as opposed to 1.0: chunked replies are understood.
+    pub is_http11: bool,
+    /// The connection may serve another request after this one.
+    pub keep_alive: bool,
+    /// The client waits for `100 Continue` before it sends the body.
+    pub expects_continue: bool,
+    /// A HEAD request: the reply has no body.
+    pub is_head: bool,
+}
+
+impl Head {
+    /// Parses the head at the start of `bytes`; gives it and its length, or `None` if it is cut short.
+    ///
+    /// # Errors
+    /// A [`Refusal`] after which the connection cannot go on: where the next request starts is not known.
+    pub fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, Refusal> {
+        let mut fields = [EMPTY_HEADER; MAX_FIELDS];
+        let mut request = httparse::Request::new(&mut fields);
+        let length = match request.parse(bytes) {
+            Ok(httparse::Status::Complete(length)) => length,
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(httparse::Error::TooManyHeaders) => return Err(too_large()),
+            Err(httparse::Error::Version) => return Err(version_or_malformed(bytes)),
+            Err(error) => return Err(Refusal::Malformed(describe(error))),
+        };
+        let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version)
+        else {
+            return Err(Refusal::Malformed("the request line is incomplete"));
+        };
+        let is_http11 = version == 1;
+        let fields = Fields::collect(request.headers)?;
+        if fields.hosts > 1 || (is_http11 && fields.hosts == 0) {
+            return Err(Refusal::Malformed("exactly one Host field is required"));
+        }
+        let route = match Route::of(method, target) {
+            Ok(_) if is_http11 && fields.other_expectation => Err(Refusal::Expectation),
+            route => route,
+        };
+        let head = Self {
+            route,
+            framing: fields.framing(is_http11)?,
+            is_http11,
+            keep_alive: if is_http11 { !fields.close } else { fields.keep_alive && !fields.close },
+            expects_continue: is_http11 && fields.expects_continue,
+            is_head: method == "HEAD",
+        };
+        Ok(Some((head, length)))
+    }
+}
+
+/// What the header fields say, before the version is taken into account.
+#[derive(Default)]
+struct Fields {
+    length: Option<u64>,
+    chunked: bool,
+    hosts: usize,
+    close: bool,
+    keep_alive: bool,
+    expects_continue: bool,
+    other_expectation: bool,
+}
+
+impl Fields {
+    fn collect(headers: &[httparse::Header<'_>]) -> Result<Self, Refusal> {
+        let mut fields = Self::default();
+        for header in headers {
+            let is = |name: &str| header.name.eq_ignore_ascii_case(name);
+            if is("content-length") {
+                fields.content_length(header.value)?;
+            } else if is("transfer-encoding") {
+                fields.transfer_encoding(header.value)?;
+            } else if is("host") {
+                fields.hosts += 1;
+            } else if is("connection") {
+                for token in header.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                    fields.close |= token.eq_ignore_ascii_case(b"close");
+                    fields.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+                }
+            } else if is("expect") {
+                let known = header.value.trim_ascii().eq_ignore_ascii_case(b"100-continue");
+                fields.expects_continue |= known;
+                fields.other_expectation |= !known;
+            }
+        }
+        Ok(fields)
+    }
+
+    fn content_length(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        let length = std::str::from_utf8(value)
+            .ok()
+            .filter(|text| !text.is_empty())
+            .and_then(decimal)
+            .ok_or(Refusal::Ambiguous("Content-Length is not a number of bytes"))?;
+        match self.length.replace(length) {
+            Some(earlier) if earlier != length => {
+                Err(Refusal::Ambiguous("two Content-Length fields do not agree"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn transfer_encoding(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        if self.chunked {
+            return Err(Refusal::Ambiguous("Transfer-Encoding stands twice"));
+        }
+        if !value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
+            return Err(Refusal::Coding);
+        }
+        self.chunked = true;
+        Ok(())
+    }
+
+    fn framing(&self, is_http11: bool) -> Result<Framing, Refusal> {
+        match (self.chunked, self.length) {
+            (true, Some(_)) => Err(Refusal::Ambiguous("both Transfer-Encoding and Content-Length")),
+            // RFC 9112, section 6.1: a coding in an HTTP/1.0 message is faulty framing.
+            (true, None) if !is_http11 => Err(Refusal::Ambiguous("Transfer-Encoding in an HTTP/1.0 request")),
+            (true, None) => Ok(Framing::Chunked),
+            (false, Some(length)) => Ok(Framing::Length(length)),
+            (false, None) => Ok(Framing::Absent),
+        }
+    }
+}
+
+pub(super) const fn too_large() -> Refusal {
+    Refusal::HeadTooLarge { max: MAX_HEAD_BYTES, max_fields: MAX_FIELDS }
+}
+
+/// Tells an HTTP version that is not spoken here from a line that has no version at all.
+fn version_or_malformed(bytes: &[u8]) -> Refusal {
+    let line = bytes.trim_ascii_start().split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let version = line.trim_ascii_end().rsplit(|byte| *byte == b' ').next().unwrap_or_default();
+    match version {
+        [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', ..] => Refusal::Version,
+        _ => Refusal::Malformed("the request line does not end in an HTTP version"),
+    }
+}
+
+fn describe(error: httparse::Error) -> &'static str {
+    match error {
+        httparse::Error::HeaderName => "a character that no field name has",
+        httparse::Error::HeaderValue => "a character that no field value has",
+        httparse::Error::NewLine => "a line does not end in CR LF",
+        httparse::Error::Token => "a character that no request line has",
+        _ => "this is not HTTP/1.1",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(fields: &str) -> Result<Head, Refusal> {
+        let text = format!("POST /append HTTP/1.1\r\nHost: log\r\n{fields}\r\n");
+        let (head, length) = Head::parse(text.as_bytes())?.expect("the head is whole");
+        assert_eq!(length, text.len());
+        Ok(head)
+    }
+
+    #[test]
+    fn framing_that_two_readers_could_read_differently_is_refused() {
+        for fields in [
+            "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
+            "Content-Length: 3\r\nContent-Length: 4\r\n",
+            "Content-Length: 3, 3\r\n",
+            "Content-Length: +3\r\n",
+            "Content-Length: 0x3\r\n",
+            "Content-Length: \r\n",
+            "Content-Length: 18446744073709551616\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        ] {
+            assert!(matches!(parse(fields), Err(Refusal::Ambiguous(_))), "{fields:?}: {:?}", parse(fields));
+        }
+        for fields in ["Content-Length : 3\r\n", "X: 1\r\n Content-Length: 3\r\n", "Content\0Length: 3\r\n"] {
+            assert!(matches!(parse(fields), Err(Refusal::Malformed(_))), "{fields:?}: {:?}", parse(fields));
+        }
+        assert_eq!(parse("Transfer-Encoding: gzip, chunked\r\n"), Err(Refusal::Coding));
+        let old = b"POST /append HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert!(matches!(Head::parse(old), Err(Refusal::Ambiguous(_))));
+    }
+
+    #[test]
+    fn framing_is_read_from_the_fields() {
+        assert_eq!(parse("").map(|head| head.framing), Ok(Framing::Absent));
+        assert_eq!(parse("content-length: 12\r\n").map(|head| head.framing), Ok(Framing::Length(12)));
+        let same = "Content-Length: 12\r\nContent-Length: 12\r\n";
+        assert_eq!(parse(same).map(|head| head.framing), Ok(Framing::Length(12)));
+        let chunked = "Transfer-Encoding: Chunked\r\nExpect: 100-Continue\r\n";
+        let head = parse(chunked).expect("a good head");
+        assert_eq!((head.framing, head.expects_continue), (Framing::Chunked, true));
+    }
+
+    #[test]
+    fn persistence_follows_version_and_connection_field() {
+        let keep = |text: &str| Head::parse(text.as_bytes()).unwrap().unwrap().0.keep_alive;
+        assert!(keep("GET /health HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert!(!keep("GET /health HTTP/1.1\r\nHost: a\r\nConnection: x, Close\r\n\r\n"));
+        assert!(!keep("GET /health HTTP/1.0\r\n\r\n"));
+        assert!(keep("GET /health HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"));
+    }
+
+    #[test]
+    fn hosts_versions_and_sizes_are_checked() {
+        let none = b"GET /health HTTP/1.1\r\n\r\n";
+        assert!(matches!(Head::parse(none), Err(Refusal::Malformed(_))));
+        assert!(matches!(parse("Host: two\r\n"), Err(Refusal::Malformed(_))));
+        assert_eq!(Head::parse(b"GET /health HTTP/2.0\r\n\r\n"), Err(Refusal::Version));
+        assert!(matches!(Head::parse(b"GET /health\r\n\r\n"), Err(Refusal::Malformed(_))));
+        assert_eq!(parse(&"A: b\r\n".repeat(MAX_FIELDS)), Err(too_large()));
+        let other = parse("Expect: a-pony\r\n").expect("a good head");
+        assert_eq!(other.route, Err(Refusal::Expectation));
+    }
+}

@@ -1,0 +1,132 @@
+//! Why a request is refused, in one line, and with which status.
+
+/// A status line's number and phrase (RFC 9110, section 15).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The three digits.
+    pub code: u16,
+    /// The phrase behind them.
+    pub phrase: &'static str,
+}
+
+impl Status {
+    /// The request was done.
+    pub const OK: Self = Self::new(200, "OK");
+
+    const fn new(code: u16, phrase: &'static str) -> Self {
+        Self { code, phrase }
+    }
+}
+
+/// Why a request was not done. The text is the one-line reason that the client reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Bytes that are no HTTP/1.x request head.
+    #[error("malformed request: {0}")]
+    Malformed(&'static str),
+    /// Framing that two readers could understand differently (RFC 9112, section 6.3).
+    #[error("ambiguous body length: {0}")]
+    Ambiguous(&'static str),
+    /// Chunked framing that does not follow RFC 9112, section 7.1.
+    #[error("malformed chunked body: {0}")]
+    MalformedChunk(&'static str),
+    /// A query or a path that the resource does not understand.
+    #[error("bad request target: {0}")]
+    BadTarget(&'static str),
+    /// No such resource.
+    #[error("no such resource; there are /append, /records, /records/N and /health")]
+    NoResource,
+    /// No such record.
+    #[error("no record {seq}; the store holds records from {head} to before {next}")]
+    NoRecord {
+        /// The number asked for.
+        seq: u64,
+        /// The oldest record's number.
+        head: u64,
+        /// The number of the next record to come.
+        next: u64,
+    },
+    /// The resource exists, but not for this method.
+    #[error("method not allowed here; allowed: {allow}")]
+    Method {
+        /// The methods that are allowed, as the `Allow` field gives them.
+        allow: &'static str,
+    },
+    /// No request, or too little of one, for too long.
+    #[error("the request took too long to arrive")]
+    Timeout,
+    /// An append without a body length.
+    #[error("an append needs Content-Length or Transfer-Encoding: chunked")]
+    LengthRequired,
+    /// A body beyond the longest record.
+    #[error("the body is longer than the longest record, {max} bytes; the server's --max-record sets it")]
+    TooLarge {
+        /// Bytes of the longest record.
+        max: u64,
+    },
+    /// An `Expect` field other than `100-continue`.
+    #[error("the only expectation that can be met is 100-continue")]
+    Expectation,
+    /// A head longer than the server keeps.
+    #[error("the request head is longer than {max} bytes or has more than {max_fields} fields")]
+    HeadTooLarge {
+        /// Bytes of the longest head.
+        max: usize,
+        /// The most header fields.
+        max_fields: usize,
+    },
+    /// A transfer coding that is not `chunked`.
+    #[error("the only transfer coding understood is chunked")]
+    Coding,
+    /// A version other than HTTP/1.x.
+    #[error("only HTTP/1.0 and HTTP/1.1 are spoken here")]
+    Version,
+    /// The medium failed: what it holds of this request is unknown.
+    #[error("the store failed and the record is not acknowledged; restart the server to recover")]
+    CommitFailed,
+    /// The medium failed: the records are still there.
+    #[error("the store failed and nothing was trimmed; restart the server to recover")]
+    TrimFailed,
+    /// The network delivered into a buffer of another shard's.
+    #[error("the body arrived in memory that does not belong to this store")]
+    Foreign,
+    /// The medium had failed before.
+    #[error("the store failed earlier and takes no more writes; restart the server to recover")]
+    StoreFailed,
+    /// No room for the record.
+    #[error("the store is full; trim old records with DELETE /records?before=N")]
+    StoreFull,
+}
+
+impl Refusal {
+    /// The status that goes with the reason.
+    pub const fn status(&self) -> Status {
+        match self {
+            Self::Malformed(_) | Self::Ambiguous(_) | Self::MalformedChunk(_) | Self::BadTarget(_) => {
+                Status::new(400, "Bad Request")
+            }
+            Self::NoResource | Self::NoRecord { .. } => Status::new(404, "Not Found"),
+            Self::Method { .. } => Status::new(405, "Method Not Allowed"),
+            Self::Timeout => Status::new(408, "Request Timeout"),
+            Self::LengthRequired => Status::new(411, "Length Required"),
+            Self::TooLarge { .. } => Status::new(413, "Content Too Large"),
+            Self::Expectation => Status::new(417, "Expectation Failed"),
+            Self::HeadTooLarge { .. } => Status::new(431, "Request Header Fields Too Large"),
+            Self::CommitFailed | Self::TrimFailed | Self::Foreign => {
+                Status::new(500, "Internal Server Error")
+            }
+            Self::Coding => Status::new(501, "Not Implemented"),
+            Self::StoreFailed => Status::new(503, "Service Unavailable"),
+            Self::Version => Status::new(505, "HTTP Version Not Supported"),
+            Self::StoreFull => Status::new(507, "Insufficient Storage"),
+        }
+    }
+
+    /// What the `Allow` field says, where one is due.
+    pub const fn allow(&self) -> Option<&'static str> {
+        match self {
+            Self::Method { allow } => Some(allow),
+            _ => None,
+        }
+    }
+}

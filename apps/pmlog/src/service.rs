@@ -1,0 +1,209 @@
+//! The log server as an application of the stack: requests become appends, and replies follow the commit.
+//!
+//! A request body is kept where the network put it and becomes a record; the reply to it waits for the
+//! commit that ends the burst. Replies leave in the order of the requests. Requests that look at the store
+//! (or trim it) wait until all earlier replies of their connection are out, so that they see what those did.
+
+mod connection;
+mod render;
+mod reply;
+mod stream;
+
+use pmem::{Durable, Shard};
+use smoltcp::time::{Duration, Instant};
+use stack::net::{ConnId, Event, Net, Service};
+
+use connection::{Connection, Patience};
+use render::Rendered;
+
+/// How often all connections are looked over for clients that do not come on. Timeouts are this coarse, so
+/// that no timer is touched per request.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What bounds the service, and what it tells about itself.
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    /// Bytes of the longest record.
+    pub max_record_bytes: u64,
+    /// Connections at a time; the network's table has as many places.
+    pub max_connections: u32,
+    /// How long a connection may be open without a request.
+    pub idle_timeout: Duration,
+    /// How long a request or the reading of a reply may stand still.
+    pub stall_timeout: Duration,
+    /// The persistence domain, as `GET /health` gives it.
+    pub domain: String,
+}
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        Self {
+            max_record_bytes: 16 * 1024 * 1024,
+            max_connections: 1024,
+            idle_timeout: Duration::from_secs(75),
+            stall_timeout: Duration::from_secs(30),
+            domain: String::new(),
+        }
+    }
+}
+
+/// What the service has done since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Connections that are open now.
+    pub connections: u64,
+    /// Request heads understood.
+    pub requests: u64,
+    /// Records made durable and acknowledged.
+    pub appended_records: u64,
+    /// Bytes in them.
+    pub appended_bytes: u64,
+    /// Records read.
+    pub read_records: u64,
+    /// Bytes given to the network for sending.
+    pub sent_bytes: u64,
+    /// Requests refused.
+    pub refused: u64,
+    /// Connections reset by this side.
+    pub aborted: u64,
+}
+
+/// The log server.
+#[derive(Debug)]
+pub struct LogService {
+    /// One place for each place of the network's connection table.
+    places: Vec<Connection>,
+    common: Common,
+    /// Room for the connections that a commit wakes.
+    woken: Vec<ConnId>,
+    ticked: Instant,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+struct Common {
+    max_record_bytes: u64,
+    patience: Patience,
+    domain: String,
+    counters: Counters,
+    /// What the medium said when it failed. Nothing is written from then on.
+    failed: Option<String>,
+    /// Connections with appends in the current burst.
+    awaiting: Vec<ConnId>,
+    /// Durable records in the store.
+    live_records: u64,
+    rendered: Rendered,
+    now: Instant,
+}
+
+impl LogService {
+    /// A service without connections, over the records of `shard`, at time `now`.
+    pub fn new(config: ServiceConfig, shard: &Shard, now: Instant) -> Self {
+        let connections = config.max_connections as usize;
+        Self {
+            places: (0..connections).map(|_| Connection::vacant()).collect(),
+            common: Common {
+                max_record_bytes: config.max_record_bytes,
+                patience: Patience { idle: config.idle_timeout, stalled: config.stall_timeout },
+                domain: config.domain,
+                counters: Counters::default(),
+                failed: None,
+                awaiting: Vec::with_capacity(connections),
+                live_records: shard.records(shard.head_seq()).count() as u64,
+                rendered: Rendered::default(),
+                now,
+            },
+            woken: Vec::with_capacity(connections),
+            ticked: now,
+        }
+    }
+
+    /// What the service has done.
+    pub fn counters(&self) -> Counters {
+        self.common.counters
+    }
+
+    /// What the medium said when it failed, if it did.
+    pub fn failure(&self) -> Option<&str> {
+        self.common.failed.as_deref()
+    }
+
+    /// Says what time it is. Once a second, clients that stand still lose their connection.
+    pub fn tick<N: Net>(&mut self, now: Instant, net: &mut N, shard: &mut Shard) {
+        self.common.now = now;
+        if now - self.ticked < TICK {
+            return;
+        }
+        self.ticked = now;
+        for place in self.places.iter_mut().filter(|place| place.is_open()) {
+            place.tick(&mut self.common, net, shard);
+        }
+    }
+
+    /// Ends in order: no further request is read, and each connection ends once its replies are out.
+    pub fn close<N: Net>(&mut self, net: &mut N, shard: &mut Shard) {
+        for place in self.places.iter_mut().filter(|place| place.is_open()) {
+            place.close(&mut self.common, net, shard);
+        }
+    }
+}
+
+impl Service for LogService {
+    fn event<N: Net>(&mut self, event: Event, net: &mut N, shard: &mut Shard) {
+        let conn = match event {
+            Event::Opened { conn, .. } => {
+                match self.places.get_mut(conn.index as usize) {
+                    Some(place) => {
+                        place.open(conn, self.common.now);
+                        self.common.counters.connections += 1;
+                    }
+                    // The network's table is larger than this one.
+                    None => net.abort(conn),
+                }
+                return;
+            }
+            Event::Closed { conn, .. } => {
+                if let Some(place) = place_of(&mut self.places, conn) {
+                    place.vacate();
+                    self.common.counters.connections -= 1;
+                }
+                return;
+            }
+            Event::Readable { conn } | Event::Writable { conn } => conn,
+            Event::PeerFinished { conn } => {
+                if let Some(place) = place_of(&mut self.places, conn) {
+                    place.finished_by_peer();
+                }
+                conn
+            }
+        };
+        if let Some(place) = place_of(&mut self.places, conn) {
+            place.run(&mut self.common, net, shard);
+        }
+    }
+
+    fn committed<N: Net>(&mut self, durable: &Durable, net: &mut N, shard: &mut Shard) {
+        // What a woken connection appends now awaits the next commit.
+        std::mem::swap(&mut self.woken, &mut self.common.awaiting);
+        for conn in self.woken.drain(..) {
+            if let Some(place) = place_of(&mut self.places, conn) {
+                place.committed(durable, &mut self.common, net, shard);
+            }
+        }
+    }
+
+    fn commit_failed<N: Net>(&mut self, why: &str, net: &mut N, shard: &mut Shard) {
+        self.common.failed.get_or_insert_with(|| why.to_owned());
+        std::mem::swap(&mut self.woken, &mut self.common.awaiting);
+        for conn in self.woken.drain(..) {
+            if let Some(place) = place_of(&mut self.places, conn) {
+                place.commit_failed(&mut self.common, net, shard);
+            }
+        }
+    }
+}
+
+/// The place of a connection that is alive.
+fn place_of(places: &mut [Connection], conn: ConnId) -> Option<&mut Connection> {
+    places.get_mut(conn.index as usize).filter(|place| place.is(conn))
+}

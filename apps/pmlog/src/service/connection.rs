@@ -1,0 +1,428 @@
+//! One connection: from slots to appends, and from answers to sends.
+
+use std::collections::VecDeque;
+
+use pmem::{AppendError, Draft, Durable, Extent, Shard};
+use smoltcp::time::{Duration, Instant};
+use stack::net::{ConnId, Net};
+
+use super::{
+    Common,
+    render::Manner,
+    reply::{Content, Progress, Reply},
+};
+use crate::http::{Decoder, Framing, Head, Item, Refusal, Route};
+
+/// Requests of one connection that may be unanswered at a time; a client that sends more waits.
+const MAX_PIPELINE: usize = 32;
+/// A refused request's body up to this length is read over, so that the connection can stay.
+const MAX_SKIPPED_BYTES: u64 = 256 * 1024;
+/// What a client may still send after the last reply. A connection closed with unread bytes would be reset,
+/// and the reset could overtake the reply (RFC 9112, section 9.6).
+const MAX_LINGER_BYTES: u64 = 64 * 1024 * 1024;
+/// A request, or a client reading a reply, must come on by this much within each timeout.
+const MIN_PROGRESS_BYTES: u64 = 4 * 1024;
+
+/// The state of one place in the connection table.
+#[derive(Debug)]
+pub(super) struct Connection {
+    /// Whose place it is.
+    id: Option<ConnId>,
+    decoder: Decoder,
+    /// What of the last slot is not decoded yet.
+    input: Option<Extent>,
+    body: Body,
+    replies: VecDeque<Reply>,
+    ending: Ending,
+    peer_finished: bool,
+    /// Whether an append waits for the next commit.
+    awaits_commit: bool,
+    pace: Pace,
+}
+
+/// What happens to the current request's body.
+#[derive(Debug)]
+enum Body {
+    /// It is read over; its request is answered, or has no use for it.
+    Skipped,
+    /// It becomes a record.
+    Stored { draft: Draft, bytes: u64, manner: Manner },
+}
+
+/// How far a connection is on its way to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// Not at all: requests are served.
+    Open,
+    /// The last reply is queued. What comes in is dropped.
+    Replying,
+    /// All is sent, and FIN behind it. What comes in is dropped.
+    Finished { dropped_bytes: u64 },
+}
+
+/// What a connection is doing, for the purpose of losing patience with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Receiving,
+    Committing,
+    Sending,
+    Lingering,
+}
+
+/// How much a connection came on since when.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    phase: Phase,
+    since: Instant,
+    bytes: u64,
+}
+
+/// How patient the server is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    pub(super) idle: Duration,
+    pub(super) stalled: Duration,
+}
+
+impl Connection {
+    /// A place without a connection. The room for replies is taken here and kept.
+    pub(super) fn vacant() -> Self {
+        Self {
+            id: None,
+            decoder: Decoder::default(),
+            input: None,
+            body: Body::Skipped,
+            replies: VecDeque::with_capacity(MAX_PIPELINE + 2),
+            ending: Ending::Open,
+            peer_finished: false,
+            awaits_commit: false,
+            pace: Pace { phase: Phase::Idle, since: Instant::ZERO, bytes: 0 },
+        }
+    }
+
+    /// Takes the place for `conn`.
+    pub(super) fn open(&mut self, conn: ConnId, now: Instant) {
+        self.vacate();
+        self.id = Some(conn);
+        self.pace = Pace { phase: Phase::Idle, since: now, bytes: 0 };
+    }
+
+    /// Gives up all that the connection held, and the place itself.
+    pub(super) fn vacate(&mut self) {
+        self.id = None;
+        self.input = None;
+        self.stop_reading();
+        self.replies.clear();
+        self.ending = Ending::Open;
+        self.peer_finished = false;
+        self.awaits_commit = false;
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.id.is_some()
+    }
+
+    pub(super) fn is(&self, conn: ConnId) -> bool {
+        self.id == Some(conn)
+    }
+
+    pub(super) fn finished_by_peer(&mut self) {
+        self.peer_finished = true;
+    }
+
+    /// Reads, acts and replies until there is nothing to read, or until it has to wait.
+    pub(super) fn run<N: Net>(&mut self, common: &mut Common, net: &mut N, shard: &mut Shard) {
+        self.run_with(None, common, net, shard);
+    }
+
+    /// What waited for the commit is acknowledged, and the connection goes on.
+    pub(super) fn committed<N: Net>(
+        &mut self,
+        durable: &Durable,
+        common: &mut Common,
+        net: &mut N,
+        shard: &mut Shard,
+    ) {
+        self.awaits_commit = false;
+        for reply in &mut self.replies {
+            reply.confirm(durable, common);
+        }
+        self.run_with(Some(durable), common, net, shard);
+    }
+
+    fn run_with<N: Net>(
+        &mut self,
+        durable: Option<&Durable>,
+        common: &mut Common,
+        net: &mut N,
+        shard: &mut Shard,
+    ) {
+        let Some(conn) = self.id else { return };
+        loop {
+            let has_read = self.read(conn, common, net, shard);
+            let has_sent = self.send(conn, durable, common, net, shard);
+            if !has_read && !has_sent {
+                break;
+            }
+        }
+        if self.ending != Ending::Open {
+            self.drop_input(conn, common, net);
+        }
+        self.keep_pace(common.now);
+    }
+
+    /// The commit failed: what waited for it is not acknowledged.
+    pub(super) fn commit_failed<N: Net>(&mut self, common: &mut Common, net: &mut N, shard: &mut Shard) {
+        self.awaits_commit = false;
+        for reply in &mut self.replies {
+            if matches!(reply.content, Content::Waiting(_)) {
+                reply.content = Content::Refused(Refusal::CommitFailed);
+                common.counters.refused += 1;
+            }
+        }
+        self.run(common, net, shard);
+    }
+
+    /// Loses patience with a client that does not come on.
+    pub(super) fn tick<N: Net>(&mut self, common: &mut Common, net: &mut N, shard: &mut Shard) {
+        let Some(conn) = self.id else { return };
+        let Pace { phase, since, bytes } = self.pace;
+        let limit = if phase == Phase::Idle { common.patience.idle } else { common.patience.stalled };
+        if common.now - since < limit {
+            return;
+        }
+        match phase {
+            Phase::Receiving | Phase::Sending if bytes >= MIN_PROGRESS_BYTES => {}
+            Phase::Committing => {}
+            Phase::Idle => self.ending = Ending::Replying,
+            Phase::Receiving => self.refuse(Refusal::Timeout, Manner::CLOSING, common),
+            Phase::Sending | Phase::Lingering => {
+                self.abort(conn, common, net);
+                return;
+            }
+        }
+        self.pace = Pace { since: common.now, bytes: 0, ..self.pace };
+        self.run(common, net, shard);
+    }
+
+    /// The server ends: no further request is read.
+    pub(super) fn close<N: Net>(&mut self, common: &mut Common, net: &mut N, shard: &mut Shard) {
+        if self.ending == Ending::Open {
+            self.stop_reading();
+        }
+        self.run(common, net, shard);
+    }
+
+    /// Decodes what has arrived and acts on it, as far as replies that are owed allow. True if anything was.
+    fn read<N: Net>(&mut self, conn: ConnId, common: &mut Common, net: &mut N, shard: &mut Shard) -> bool {
+        let mut has_read = false;
+        while self.may_read() {
+            match self.decoder.next(&mut self.input) {
+                Ok(Some(item)) => self.act(item, common, shard),
+                Ok(None) => {
+                    let Some(slot) = net.recv(conn) else {
+                        if self.peer_finished {
+                            self.end_of_input(common);
+                            has_read = true;
+                        }
+                        return has_read;
+                    };
+                    let extent = slot.keep();
+                    self.pace.bytes += extent.len() as u64;
+                    self.input = Some(extent);
+                }
+                Err(refusal) => self.refuse(refusal, Manner::CLOSING, common),
+            }
+            has_read = true;
+        }
+        has_read
+    }
+
+    fn may_read(&self) -> bool {
+        self.ending == Ending::Open
+            && self.replies.len() < MAX_PIPELINE
+            && self.replies.back().is_none_or(Reply::lets_pass)
+    }
+
+    fn act(&mut self, item: Item, common: &mut Common, shard: &mut Shard) {
+        match item {
+            Item::Head(head) => {
+                common.counters.requests += 1;
+                self.begin(&head, common, shard);
+            }
+            Item::Data(extent) => self.store(extent, common, shard),
+            Item::End => self.end_of_request(common, shard),
+        }
+    }
+
+    fn begin(&mut self, head: &Head, common: &mut Common, shard: &Shard) {
+        self.pace = Pace { phase: Phase::Receiving, since: common.now, bytes: 0 };
+        let max = common.max_record_bytes;
+        let accepted = match (head.route, head.framing) {
+            (Ok(Route::Append), _) if common.failed.is_some() => Err(Refusal::StoreFailed),
+            (Ok(Route::Append), Framing::Absent) => Err(Refusal::LengthRequired),
+            (Ok(Route::Append), Framing::Length(length)) if length > max => Err(Refusal::TooLarge { max }),
+            (route, _) => route,
+        };
+        if accepted == Ok(Route::Append) {
+            let manner = Manner::of(head, !head.keep_alive);
+            self.body = Body::Stored { draft: shard.draft(), bytes: 0, manner };
+            let has_body = head.framing != Framing::Length(0);
+            if head.expects_continue && has_body && self.input.is_none() {
+                self.replies.push_back(Reply::new(Content::Continue, manner));
+            }
+            return;
+        }
+        // The body is of no use. A client that waits for `100 Continue` may or may not send it now, so only
+        // a new connection tells body and next request apart.
+        let waits = head.expects_continue && head.framing != Framing::Length(0);
+        let manner = Manner::of(head, !head.keep_alive || waits || !self.can_skip_body());
+        match accepted {
+            Ok(Route::Append) => {}
+            Ok(Route::Ask(ask)) => self.push(Content::Asked(ask), manner),
+            Err(refusal) => self.refuse(refusal, manner, common),
+        }
+    }
+
+    fn store(&mut self, extent: Extent, common: &mut Common, shard: &mut Shard) {
+        let Body::Stored { draft, bytes, manner } = &mut self.body else { return };
+        let manner = *manner;
+        *bytes += extent.len() as u64;
+        let outcome = if *bytes > common.max_record_bytes {
+            Err(Refusal::TooLarge { max: common.max_record_bytes })
+        } else {
+            shard.push(draft, extent).map_err(|error| refusal(&error, common.max_record_bytes))
+        };
+        if let Err(refusal) = outcome {
+            let manner = if self.can_skip_body() { manner } else { manner.closing() };
+            self.refuse(refusal, manner, common);
+        }
+    }
+
+    fn end_of_request(&mut self, common: &mut Common, shard: &mut Shard) {
+        let Body::Stored { draft, manner, .. } = std::mem::replace(&mut self.body, Body::Skipped) else {
+            return;
+        };
+        match shard.append(draft) {
+            Ok(pending) => {
+                self.push(Content::Waiting(pending), manner);
+                if !std::mem::replace(&mut self.awaits_commit, true) {
+                    common.awaiting.extend(self.id);
+                }
+            }
+            Err(error) => self.refuse(refusal(&error, common.max_record_bytes), manner, common),
+        }
+    }
+
+    fn end_of_input(&mut self, common: &mut Common) {
+        if self.decoder.is_mid_request() {
+            let reason = "the connection ended inside it";
+            self.refuse(Refusal::Malformed(reason), Manner::CLOSING, common);
+        } else {
+            self.stop_reading();
+        }
+    }
+
+    /// Whether the rest of the current body is short enough to be read over.
+    fn can_skip_body(&self) -> bool {
+        self.decoder.remaining().is_some_and(|remaining| remaining <= MAX_SKIPPED_BYTES)
+    }
+
+    /// Refuses the current request; what it had stored is given up.
+    fn refuse(&mut self, refusal: Refusal, manner: Manner, common: &mut Common) {
+        common.counters.refused += 1;
+        self.body = Body::Skipped;
+        self.push(Content::Refused(refusal), manner);
+    }
+
+    fn push(&mut self, content: Content, manner: Manner) {
+        self.replies.push_back(Reply::new(content, manner));
+        if manner.closes() {
+            self.stop_reading();
+        }
+    }
+
+    fn stop_reading(&mut self) {
+        self.ending = Ending::Replying;
+        self.body = Body::Skipped;
+        self.decoder.reset();
+    }
+
+    /// Sends what is owed, in order, as far as the network takes it. True if a reply went out whole.
+    fn send<N: Net>(
+        &mut self,
+        conn: ConnId,
+        durable: Option<&Durable>,
+        common: &mut Common,
+        net: &mut N,
+        shard: &mut Shard,
+    ) -> bool {
+        let mut has_sent = false;
+        while let Some(reply) = self.replies.front_mut() {
+            let (progress, bytes) = reply.send(conn, common, net, shard, durable);
+            self.pace.bytes += bytes;
+            match progress {
+                Progress::Whole => {}
+                Progress::Blocked => return has_sent,
+                Progress::Broken => {
+                    self.abort(conn, common, net);
+                    return has_sent;
+                }
+            }
+            self.replies.pop_front();
+            has_sent = true;
+        }
+        if self.ending == Ending::Replying {
+            net.finish(conn);
+            self.ending = Ending::Finished { dropped_bytes: 0 };
+        }
+        has_sent
+    }
+
+    /// Resets the connection, and gives up what it held.
+    fn abort<N: Net>(&mut self, conn: ConnId, common: &mut Common, net: &mut N) {
+        common.counters.aborted += 1;
+        net.abort(conn);
+        self.input = None;
+        self.stop_reading();
+        self.replies.clear();
+        self.ending = Ending::Finished { dropped_bytes: 0 };
+    }
+
+    fn drop_input<N: Net>(&mut self, conn: ConnId, common: &mut Common, net: &mut N) {
+        self.input = None;
+        let mut bytes = 0;
+        while let Some(slot) = net.recv(conn) {
+            bytes += slot.bytes().len() as u64;
+        }
+        if let Ending::Finished { dropped_bytes } = &mut self.ending {
+            *dropped_bytes += bytes;
+            if *dropped_bytes > MAX_LINGER_BYTES {
+                self.abort(conn, common, net);
+            }
+        }
+    }
+
+    fn keep_pace(&mut self, now: Instant) {
+        let phase = match (self.ending, self.replies.front()) {
+            (Ending::Finished { .. }, _) => Phase::Lingering,
+            (_, Some(Reply { content: Content::Waiting(_), .. })) => Phase::Committing,
+            (_, Some(_)) => Phase::Sending,
+            (_, None) if self.decoder.is_mid_request() => Phase::Receiving,
+            (_, None) => Phase::Idle,
+        };
+        if phase != self.pace.phase {
+            self.pace = Pace { phase, since: now, bytes: 0 };
+        }
+    }
+}
+
+fn refusal(error: &AppendError, max: u64) -> Refusal {
+    match error {
+        AppendError::Full { .. } => Refusal::StoreFull,
+        AppendError::TooLong { .. } => Refusal::TooLarge { max },
+        AppendError::Poisoned { .. } => Refusal::StoreFailed,
+        AppendError::Foreign => Refusal::Foreign,
+    }
+}
