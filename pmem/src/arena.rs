@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::medium::Medium;
+use crate::{entry::ExtentName, medium::Medium};
 
 /// DPDK's `RTE_MBUF_DEFAULT_BUF_SIZE`: 128 bytes of headroom and 2048 of packet.
 pub const DEFAULT_BUFFER_BYTES: u16 = 2176;
@@ -199,11 +199,28 @@ impl Arena {
 
     /// Marks a piece as the log's at recovery, while every buffer still counts as free; then
     /// [`rebuild_free_list`](Self::rebuild_free_list).
-    pub(crate) fn restore_logged(&self, id: BufferId, offset: u16, len: u16) {
-        let meta = &self.0.metas[id.0 as usize];
+    pub(crate) fn restore_logged(&self, name: ExtentName) {
+        let meta = &self.0.metas[name.buffer.0 as usize];
         meta.refs.set(meta.refs.get() + 1);
-        self.0.add_logged(id);
-        meta.widen_claim(offset, len);
+        self.0.add_logged(name.buffer);
+        meta.widen_claim(name.offset, name.len);
+    }
+
+    /// Where a piece lies in the medium; the name must have been checked.
+    pub(crate) fn medium_offset(&self, name: ExtentName) -> usize {
+        self.0.offset_of(name.buffer) + usize::from(name.offset)
+    }
+
+    /// `crc` continued over a piece, while no buffer is in use yet; none if it is not in the arena.
+    pub(crate) fn checksum(&self, crc: u32, name: ExtentName) -> Option<u32> {
+        if !self.holds(name.buffer, name.offset, name.len) {
+            return None;
+        }
+        let address = self.address(name.buffer).wrapping_add(name.offset.into());
+        // SAFETY: the piece lies inside the arena, and its bytes are written through `take`n buffers only,
+        // none of which lives while a log is being recovered.
+        let bytes = unsafe { slice::from_raw_parts(address, name.len.into()) };
+        Some(crc32c::crc32c_append(crc, bytes))
     }
 
     /// Puts exactly the buffers without references on the free list.

@@ -51,7 +51,7 @@ pub(crate) struct ExtentName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EntryFault {
     /// The file ends before the entry or the bytes that it names.
-    #[error("it lies beyond the end of the file")]
+    #[error("it, or what it names, lies beyond the end of the file or cannot be read")]
     Missing,
     /// All 64 bytes are zero.
     #[error("it was never written")]
@@ -200,12 +200,26 @@ impl Entry {
         }
     }
 
+    /// The bytes that lie in the entry itself, if they do.
+    pub(crate) fn inline(&self) -> Option<&[u8]> {
+        match &self.body {
+            Body::Inline { bytes, len } => Some(&bytes[..usize::from(*len)]),
+            Body::Extents { .. } => None,
+        }
+    }
+
     /// Payload bytes of this entry.
     pub(crate) fn payload_len(&self) -> u64 {
         match &self.body {
             Body::Inline { len, .. } => (*len).into(),
             Body::Extents { .. } => self.extents().iter().map(|name| u64::from(name.len)).sum(),
         }
+    }
+}
+
+impl ExtentName {
+    pub(crate) fn out_of_bounds(&self) -> EntryFault {
+        EntryFault::Bounds { buffer: self.buffer.0, offset: self.offset, len: self.len }
     }
 }
 

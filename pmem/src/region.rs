@@ -1,37 +1,48 @@
-//! Regions: where the persistent memory comes from, and what it turns out to be.
+//! Regions: where the persistent memory comes from, what it turns out to be, and whether a store is there.
 
-use std::{fmt, num::NonZeroUsize, path::Path, ptr::NonNull, sync::Arc};
+mod map;
+mod sysfs;
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    slice,
+    sync::Arc,
+};
 
 use uuid::Uuid;
 
+pub(crate) use map::ReadOnly;
+
 use crate::{
-    arena::Arena,
     entry::crc_seed,
-    header::{Header, HeaderCell},
-    medium::{Domain, FlushInstruction, Mapped, Mapping, Medium, best_flush_instruction},
-    ring::Ring,
-    shard::{Limits, Parts, Shard},
-    superblock::{Geometry, GeometryError, Wish},
+    header::{HEADER_BYTES, HEADERS_BYTES, Header},
+    medium::{Domain, Medium},
+    recovery::ShardSeed,
+    scan::Corruption,
+    shard::{Limits, Shard},
+    superblock::{Found, Geometry, SUPERBLOCK_BYTES, SUPERBLOCKS_BYTES, Superblock, VERSION, Wish},
 };
 
 /// How to open a region; the defaults open an existing store as it is.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Length in bytes. Needed to create a store; must match an existing one.
+    /// Length in bytes. Needed to create a file; an existing store must have it.
     pub size: Option<u64>,
-    /// Shards, one per core; 1 for a new store. Must match an existing one.
+    /// Shards, one per core; 1 for a new store. An existing store must have as many.
     pub shards: Option<u32>,
     /// Length of a buffer in bytes, a multiple of 64; [`DEFAULT_BUFFER_BYTES`](crate::DEFAULT_BUFFER_BYTES) for a
-    /// new store. Must match an existing one.
+    /// new store. An existing store must have such buffers.
     pub buffer_bytes: Option<u16>,
-    /// Log entries of a shard, a power of two; by default about half the number of buffers.
+    /// Log entries of a shard, a power of two; for a new store about half the number of buffers. An existing
+    /// store must have as many.
     pub log_entries: Option<u32>,
-    /// Buffers of a shard that the log leaves to the network: by default an eighth, but at least 64, and never
-    /// more than half.
+    /// Buffers of a shard that the log leaves to the network: by default an eighth, but at least 64, and in no
+    /// case more than half.
     pub reserve: Option<u32>,
     /// The longest record in bytes.
     pub max_record_bytes: u32,
-    /// Allows memory that does not survive: tmpfs and hugetlbfs files. The name `memory:` needs no permission.
+    /// Allows memory that does not survive: tmpfs and hugetlbfs files. The name [`MEMORY`] needs no permission.
     pub volatile: bool,
     /// Formats a new store over whatever is there.
     pub force: bool,
@@ -52,31 +63,149 @@ impl Default for Options {
     }
 }
 
-/// Why a region was not opened.
+/// The name of a region that is plain memory and gone with the process.
+pub const MEMORY: &str = "memory:";
+
+/// Why a region was not opened. What was there is untouched.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// A new store was asked for without its size.
-    #[error("a new store needs a size; give one, for example 1 GiB")]
-    NoSize,
-    /// The size is too small.
-    #[error("{0}")]
-    Geometry(String),
     /// The system refused.
-    #[error("{what} failed: {source}")]
+    #[error("{what} failed for {}: {source}", path.display())]
     Io {
         /// What was tried.
         what: &'static str,
+        /// With which file.
+        path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// A new store was asked for without its size.
+    #[error("{} does not exist or is empty; to create a store there, give its size", path.display())]
+    NoSize {
+        /// The path.
+        path: PathBuf,
+    },
+    /// There is something that is not a store.
+    #[error("{} holds something that is not a store; it was left alone. Choose another path, or force formatting to destroy it", path.display())]
+    NotAStore {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A store of another version.
+    #[error("{} is a store of version {found}, and this program reads version {supported}; open it with the program that made it, or force formatting to destroy it", path.display())]
+    Version {
+        /// The path.
+        path: PathBuf,
+        /// The version found.
+        found: u32,
+        /// The version that this code knows.
+        supported: u32,
+    },
+    /// Both copies of the superblock are damaged, or contradict each other.
+    #[error("both copies of the superblock of {} are damaged; restore it from a copy, or force formatting to destroy it", path.display())]
+    Damaged {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file or device is shorter than the store that it holds.
+    #[error("{} is cut off: it has {actual} bytes of a store of {expected}; it can still be dumped and verified", path.display())]
+    Truncated {
+        /// The path.
+        path: PathBuf,
+        /// Bytes that the store has.
+        expected: u64,
+        /// Bytes that are there.
+        actual: u64,
+    },
+    /// The store was made with another size, number of shards or buffer size.
+    #[error("{} has {what} {found}, not {asked}; leave the option out, or force formatting to destroy the store", path.display())]
+    Mismatch {
+        /// The path.
+        path: PathBuf,
+        /// What differs.
+        what: &'static str,
+        /// What the store or file has.
+        found: u64,
+        /// What was asked for.
+        asked: u64,
+    },
+    /// The region cannot be cut up as asked.
+    #[error("cannot make a store: {0}")]
+    Geometry(String),
+    /// Another process has the store open.
+    #[error("{} is in use by another process; stop that one first", path.display())]
+    Locked {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file system is full; no half-made file is left.
+    #[error("no room for {bytes} bytes at {}: {source}; make room, or ask for a smaller store", path.display())]
+    NoSpace {
+        /// The path.
+        path: PathBuf,
+        /// Bytes asked for.
+        bytes: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The path is on memory that does not survive.
+    #[error("{} is on {filesystem}, which does not survive a reboot; allow volatile memory if that is meant", path.display())]
+    Volatile {
+        /// The path.
+        path: PathBuf,
+        /// Which file system.
+        filesystem: &'static str,
+    },
+    /// The path is something that cannot hold a store.
+    #[error("{} is {what}; {remedy}", path.display())]
+    Unsupported {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The store is damaged where it was durable.
+    #[error("shard {shard} is corrupt: {corruption}; verify lists all damage, and dump what can be read")]
+    Corrupt {
+        /// The shard.
+        shard: u32,
+        /// The first damage found.
+        corruption: Corruption,
     },
 }
 
-/// An open region.
-pub struct Region {
-    medium: Arc<dyn Medium>,
-    info: RegionInfo,
-    limits: Options,
+/// What a region is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// A device-DAX character device.
+    DeviceDax,
+    /// A file on a DAX file system, mapped with `MAP_SYNC`.
+    FsDax,
+    /// A regular file in the page cache.
+    File,
+    /// A file on tmpfs or hugetlbfs.
+    VolatileFile,
+    /// Plain memory.
+    Memory,
+    /// A medium that the caller made.
+    Medium,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DeviceDax => "device-DAX",
+            Self::FsDax => "file on a DAX file system",
+            Self::File => "regular file",
+            Self::VolatileFile => "volatile file",
+            Self::Memory => "plain memory",
+            Self::Medium => "given medium",
+        })
+    }
 }
 
 /// What was found when a region was opened.
@@ -84,67 +213,84 @@ pub struct Region {
 #[non_exhaustive]
 pub struct RegionInfo {
     /// The path or name.
-    pub name: String,
-    /// What flush and fence do.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: Kind,
+    /// What flush and fence do there.
     pub domain: Domain,
+    /// What the kernel says of the platform's `persistence_domain`, where it says anything.
+    pub platform: Option<String>,
     /// The store's own identifier.
     pub uuid: Uuid,
     /// How the region is cut up.
     pub geometry: Geometry,
+    /// Whether the store was made just now.
+    pub is_new: bool,
+    /// Whether one copy of the superblock was damaged and was written again.
+    pub repaired: bool,
 }
 
 impl fmt::Display for RegionInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.name, self.domain)
+        let geometry = &self.geometry;
+        let state = if self.is_new { "new" } else { "existing" };
+        write!(f, "{}: {}, domain {}", self.path.display(), self.kind, self.domain)?;
+        if let Some(platform) = &self.platform {
+            write!(f, " (platform: {platform})")?;
+        }
+        write!(
+            f,
+            "; {state} store {}, {} MiB, {} shard(s) of {} buffers of {} bytes and {} log entries",
+            self.uuid,
+            geometry.region_bytes >> 20,
+            geometry.shards,
+            geometry.buffers,
+            geometry.buffer_bytes,
+            geometry.log_entries,
+        )?;
+        if self.repaired { f.write_str("; repaired a copy of the superblock") } else { Ok(()) }
     }
 }
 
-/// A shard that is not open yet; can be sent to the thread that will own it.
-pub struct ShardSeed {
+/// An open region, locked against other processes until its last shard is gone.
+pub struct Region {
     medium: Arc<dyn Medium>,
-    geometry: Geometry,
-    uuid: Uuid,
-    index: u32,
+    info: RegionInfo,
     limits: Limits,
 }
 
+/// A medium, and what is known about it before anyone looked inside.
+struct Place {
+    path: PathBuf,
+    kind: Kind,
+    platform: Option<String>,
+    medium: Arc<dyn Medium>,
+    /// Bytes that a new store takes; the whole medium if not given.
+    size: Option<u64>,
+}
+
 impl Region {
-    /// Opens or creates a store.
+    /// Opens the store at a path, or creates one there: on a device-DAX device, in a file, or in memory if the
+    /// path is [`MEMORY`].
+    ///
+    /// A new store is only made where nothing is yet, or zeros, unless `options.force` says otherwise.
     ///
     /// # Errors
-    /// [`OpenError`].
+    /// [`OpenError`]; what was there is untouched, and a file that was just created is gone again.
     pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Self, OpenError> {
-        let bytes = options.size.ok_or(OpenError::NoSize)? as usize;
-        let map = memmap2::MmapOptions::new()
-            .len(bytes)
-            .map_anon()
-            .map_err(|source| OpenError::Io { what: "mapping memory", source })?;
-        let base = NonNull::new(map.as_ptr().cast_mut()).expect("a mapping has an address");
-        let len = NonZeroUsize::new(map.len()).map_or(0, NonZeroUsize::get);
-        // SAFETY: the map is kept by the mapping.
-        let mapping = unsafe { Mapping::new(base, len, Box::new(map)) };
-        let domain = Domain::Volatile(best_flush_instruction().unwrap_or(FlushInstruction::Clflush));
-        let medium = Arc::new(Mapped::new(Arc::new(mapping), domain));
-        let mut region = Self::over(medium, options)?;
-        region.info.name = path.as_ref().display().to_string();
+        let (place, unfinished) = map::open(path.as_ref(), options)?;
+        let region = Self::inspect(place, options)?;
+        unfinished.keep()?;
         Ok(region)
     }
 
-    /// Opens or creates a store on any medium.
+    /// Opens the store on a medium, or creates one there, with nothing to keep others out.
     ///
     /// # Errors
-    /// [`OpenError`].
+    /// As [`open`](Self::open).
     pub fn over(medium: Arc<dyn Medium>, options: &Options) -> Result<Self, OpenError> {
-        let wish = Wish {
-            shards: options.shards,
-            buffer_bytes: options.buffer_bytes,
-            log_entries: options.log_entries,
-        };
-        let geometry = Geometry::plan(medium.len() as u64, wish)
-            .map_err(|error: GeometryError| OpenError::Geometry(error.to_string()))?;
-        let info =
-            RegionInfo { name: String::new(), domain: medium.domain(), uuid: Uuid::new_v4(), geometry };
-        Ok(Self { medium, info, limits: options.clone() })
+        let path = PathBuf::from("(medium)");
+        Self::inspect(Place { path, kind: Kind::Medium, platform: None, medium, size: options.size }, options)
     }
 
     /// What was found.
@@ -154,49 +300,137 @@ impl Region {
 
     /// The shards, to be opened each in its own thread.
     pub fn into_seeds(self) -> Vec<ShardSeed> {
-        let geometry = self.info.geometry;
-        let default_reserve = (geometry.buffers / 8).max(64);
-        let reserve = self.limits.reserve.unwrap_or(default_reserve).min(geometry.buffers / 2) as usize;
-        let limits = Limits { max_record_bytes: self.limits.max_record_bytes.into(), reserve };
         let seed = |index| ShardSeed {
             medium: self.medium.clone().fork(),
-            geometry,
+            geometry: self.info.geometry,
             uuid: self.info.uuid,
             index,
-            limits,
+            limits: self.limits,
         };
-        (0..geometry.shards).map(seed).collect()
+        (0..self.info.geometry.shards).map(seed).collect()
     }
 
-    /// The only shard of a region that has one.
+    /// Opens the first shard: all of a region that was not cut up for several cores.
     ///
     /// # Errors
-    /// [`OpenError`].
+    /// As [`ShardSeed::open`].
     pub fn into_shard(self) -> Result<Shard, OpenError> {
-        self.into_seeds().remove(0).open()
+        self.into_seeds().swap_remove(0).open()
+    }
+
+    fn inspect(place: Place, options: &Options) -> Result<Self, OpenError> {
+        let (store, is_new, repaired) = match look(&*place.medium) {
+            Found::Store { superblock, damaged_copy } if !options.force => {
+                matches(&place, &superblock.geometry, options)?;
+                if let Some(copy) = damaged_copy {
+                    tracing::warn!(path = %place.path.display(), copy, "repairing a copy of the superblock");
+                    write_superblock(&place, &superblock, copy);
+                    fence(&place)?;
+                }
+                (superblock, false, damaged_copy.is_some())
+            }
+            found => {
+                may_format(&place, found, options)?;
+                (format(&place, options)?, true, false)
+            }
+        };
+        let Place { path, kind, platform, medium, .. } = place;
+        let (domain, geometry) = (medium.domain(), store.geometry);
+        let reserve = options.reserve.unwrap_or((geometry.buffers / 8).max(64)).min(geometry.buffers / 2);
+        let limits = Limits { max_record_bytes: options.max_record_bytes.into(), reserve: reserve as usize };
+        let info = RegionInfo { path, kind, domain, platform, uuid: store.uuid, geometry, is_new, repaired };
+        Ok(Self { medium, info, limits })
     }
 }
 
-impl ShardSeed {
-    /// Recovers the shard and opens it for this thread.
-    ///
-    /// # Errors
-    /// [`OpenError`].
-    pub fn open(self) -> Result<Shard, OpenError> {
-        let Self { medium, geometry, uuid, index, limits } = self;
-        let seed = crc_seed(uuid, index);
-        let arena = Arena::new(
-            medium.clone(),
-            geometry.arena_of(index),
-            geometry.arena_stride as usize,
-            geometry.buffers,
-            geometry.buffer_bytes,
-        );
-        let ring = Ring::new(medium.clone(), geometry.log_of(index), geometry.log_entries, seed);
-        let mut header = HeaderCell::new(medium, geometry.header_of(index), seed, Header::NEW);
-        header
-            .persist(Header { epoch: 1, ..Header::NEW })
-            .map_err(|source| OpenError::Io { what: "writing the shard's header", source })?;
-        Ok(Shard::new(Parts { arena, ring, header, limits, next: 1, live_payload_bytes: 0 }))
+/// What lies at the beginning of a medium.
+fn look(medium: &dyn Medium) -> Found {
+    if medium.len() < SUPERBLOCKS_BYTES {
+        return Found::Foreign;
     }
+    // SAFETY: the medium is at least this long, and nothing writes to it before its shards are open.
+    let start = unsafe { slice::from_raw_parts(medium.base().as_ptr(), SUPERBLOCKS_BYTES) };
+    Superblock::find(start.try_into().expect("the slice was made with this length"))
+}
+
+/// Checks that an existing store is what the options ask for.
+fn matches(place: &Place, geometry: &Geometry, options: &Options) -> Result<(), OpenError> {
+    let path = || place.path.clone();
+    let (expected, actual) = (geometry.region_bytes, place.medium.len() as u64);
+    if expected > actual {
+        return Err(OpenError::Truncated { path: path(), expected, actual });
+    }
+    let pairs = [
+        ("a size in bytes of", options.size.map(|size| size / PAGE_BYTES * PAGE_BYTES), expected),
+        ("a number of shards of", options.shards.map(Into::into), geometry.shards.into()),
+        ("a buffer length of", options.buffer_bytes.map(Into::into), geometry.buffer_bytes.into()),
+        ("a number of log entries of", options.log_entries.map(Into::into), geometry.log_entries.into()),
+    ];
+    for (what, asked, found) in pairs {
+        if let Some(asked) = asked.filter(|&asked| asked != found) {
+            return Err(OpenError::Mismatch { path: path(), what, found, asked });
+        }
+    }
+    Ok(())
+}
+
+const PAGE_BYTES: u64 = 4096;
+
+/// Checks that making a store destroys nothing that nobody asked to destroy.
+fn may_format(place: &Place, found: Found, options: &Options) -> Result<(), OpenError> {
+    let path = place.path.clone();
+    match found {
+        _ if options.force => Ok(()),
+        Found::Empty if is_zero(&*place.medium) => Ok(()),
+        Found::Empty | Found::Foreign => Err(OpenError::NotAStore { path }),
+        Found::Version(found) => Err(OpenError::Version { path, found, supported: VERSION }),
+        Found::Store { .. } | Found::Damaged => Err(OpenError::Damaged { path }),
+    }
+}
+
+fn is_zero(medium: &dyn Medium) -> bool {
+    // SAFETY: the medium is mapped, and nothing writes to it before its shards are open.
+    let bytes = unsafe { slice::from_raw_parts(medium.base().as_ptr(), medium.len()) };
+    bytes.chunks(4096).all(|page| page.iter().all(|&byte| byte == 0))
+}
+
+/// Makes a new, empty store. The superblock comes last: before it is durable there is no store.
+fn format(place: &Place, options: &Options) -> Result<Superblock, OpenError> {
+    let wish =
+        Wish { shards: options.shards, buffer_bytes: options.buffer_bytes, log_entries: options.log_entries };
+    let bytes = place.size.unwrap_or(u64::MAX).min(place.medium.len() as u64);
+    let geometry = Geometry::plan(bytes, wish).map_err(|error| OpenError::Geometry(error.to_string()))?;
+    let superblock = Superblock { uuid: Uuid::new_v4(), geometry };
+    // What an older store left must not outlive the first of these writes.
+    // SAFETY: as for every store in this file: inside the medium, and its shards are not open yet.
+    unsafe { place.medium.store(0, &[0; SUPERBLOCKS_BYTES]) };
+    place.medium.flush(0, SUPERBLOCKS_BYTES);
+    fence(place)?;
+    for shard in 0..geometry.shards {
+        let header = Header::NEW.encode(crc_seed(superblock.uuid, shard));
+        let offset = geometry.header_of(shard);
+        // SAFETY: the geometry lies inside the medium, and its shards are not open yet.
+        unsafe { place.medium.store(offset, &[header, [0; HEADER_BYTES]].concat()) };
+        place.medium.flush(offset, HEADERS_BYTES);
+    }
+    fence(place)?;
+    (0..2).for_each(|copy| write_superblock(place, &superblock, copy));
+    fence(place)?;
+    Ok(superblock)
+}
+
+fn write_superblock(place: &Place, superblock: &Superblock, copy: usize) {
+    let offset = copy * SUPERBLOCK_BYTES;
+    // SAFETY: a region is longer than its superblocks, and its shards are not open yet.
+    unsafe { place.medium.store(offset, &superblock.encode()) };
+    place.medium.flush(offset, SUPERBLOCK_BYTES);
+}
+
+fn fence(place: &Place) -> Result<(), OpenError> {
+    let path = || place.path.clone();
+    place.medium.fence().map_err(|source| OpenError::Io {
+        what: "writing the superblock",
+        path: path(),
+        source,
+    })
 }

@@ -15,6 +15,7 @@ use crate::{
     entry::{Body, ENTRY_BYTES, ENTRY_EXTENTS, Entry, EntryFault, ExtentName, INLINE_BYTES},
     error::{AppendError, CommitError, Full, TrimError},
     header::{Header, HeaderCell},
+    recovery::Recovery,
     ring::Ring,
 };
 
@@ -31,6 +32,7 @@ pub struct Shard {
     committed: u64,
     next: u64,
     limits: Limits,
+    recovery: Recovery,
     /// The buffer that short records are copied into, and the part of it that waits for its flush.
     pack: Option<Pack>,
     pack_dirty: std::ops::Range<usize>,
@@ -149,14 +151,14 @@ pub(crate) struct Parts {
     pub limits: Limits,
     /// The next entry; all before are durable.
     pub next: u64,
-    pub live_payload_bytes: u64,
+    pub recovery: Recovery,
 }
 
 impl Shard {
     pub(crate) fn new(parts: Parts) -> Self {
         static OPENED: AtomicU64 = AtomicU64::new(0);
         let head = parts.header.current().head;
-        let counters = Counters { live_payload_bytes: parts.live_payload_bytes, ..Counters::default() };
+        let counters = Counters { live_payload_bytes: parts.recovery.payload_bytes, ..Counters::default() };
         Self {
             arena: parts.arena,
             ring: parts.ring,
@@ -165,6 +167,7 @@ impl Shard {
             committed: parts.next,
             next: parts.next,
             limits: parts.limits,
+            recovery: parts.recovery,
             pack: None,
             pack_dirty: 0..0,
             poison: None,
@@ -212,6 +215,11 @@ impl Shard {
     /// Buffers that the log leaves to the network.
     pub fn reserve(&self) -> usize {
         self.limits.reserve
+    }
+
+    /// What opening the shard found.
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
     }
 
     /// What has been done, and what is held.
@@ -465,12 +473,6 @@ impl Shard {
             self.poison = Some(why.clone());
             CommitError::Fence { why }
         })
-    }
-}
-
-impl ExtentName {
-    pub(crate) fn out_of_bounds(&self) -> EntryFault {
-        EntryFault::Bounds { buffer: self.buffer.0, offset: self.offset, len: self.len }
     }
 }
 

@@ -8,7 +8,10 @@ use zerocopy::{
     little_endian::{U16, U32, U64},
 };
 
-use crate::{arena::DEFAULT_BUFFER_BYTES, entry::ENTRY_BYTES, header::HEADERS_BYTES, medium::LINE_BYTES};
+use crate::{
+    arena::DEFAULT_BUFFER_BYTES, draft::PACK_BYTES, entry::ENTRY_BYTES, header::HEADERS_BYTES,
+    medium::LINE_BYTES,
+};
 
 /// Length of one copy.
 pub(crate) const SUPERBLOCK_BYTES: usize = 256;
@@ -24,6 +27,8 @@ const HUGE_PAGE_BYTES: u64 = 2 << 20;
 const HUGE_FROM_BYTES: u64 = 64 << 20;
 const MIN_LOG_ENTRIES: u32 = 64;
 const MIN_BUFFERS: u32 = 4;
+/// A short record must fit into a buffer, whatever is packed with it.
+const MIN_BUFFER_BYTES: u16 = 2 * PACK_BYTES as u16;
 const MAX_SHARDS: u32 = 1024;
 
 /// How a region is cut up. It lies in the superblock and never changes: a buffer's name means the same bytes at
@@ -82,9 +87,9 @@ impl Geometry {
         if !(1..=MAX_SHARDS).contains(&shards) {
             return Err(GeometryError::Impossible(format!("{shards} shards: take 1 to {MAX_SHARDS}")));
         }
-        if buffer_bytes < 256 || usize::from(buffer_bytes) % LINE_BYTES != 0 {
+        if buffer_bytes < MIN_BUFFER_BYTES || usize::from(buffer_bytes) % LINE_BYTES != 0 {
             return Err(GeometryError::Impossible(format!(
-                "buffers of {buffer_bytes} bytes: take a multiple of 64, and at least 256"
+                "buffers of {buffer_bytes} bytes: take a multiple of 64, and at least {MIN_BUFFER_BYTES}"
             )));
         }
         let region_bytes = bytes / PAGE_BYTES * PAGE_BYTES;
@@ -152,7 +157,7 @@ impl Geometry {
         let (buffers, buffer_bytes) = (u64::from(self.buffers), u64::from(self.buffer_bytes));
         aligned
             && (1..=MAX_SHARDS).contains(&self.shards)
-            && self.buffer_bytes >= 256
+            && self.buffer_bytes >= MIN_BUFFER_BYTES
             && usize::from(self.buffer_bytes) % LINE_BYTES == 0
             && (MIN_BUFFERS..u32::MAX).contains(&self.buffers)
             && self.log_entries.is_power_of_two()

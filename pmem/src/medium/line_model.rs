@@ -36,6 +36,8 @@ struct State {
     operations: u64,
     fuse: Option<Fuse>,
     image: Option<Vec<u8>>,
+    /// What fences say instead of doing anything.
+    failure: Option<String>,
 }
 
 #[derive(Clone, Copy)]
@@ -69,7 +71,14 @@ impl LineModel {
         // SAFETY: `base` was just allocated with this length.
         unsafe { ptr::copy_nonoverlapping(image.as_ptr(), base.as_ptr(), image.len()) };
         let len = image.len();
-        let state = State { durable: image, lines: BTreeMap::new(), operations: 0, fuse: None, image: None };
+        let state = State {
+            durable: image,
+            lines: BTreeMap::new(),
+            operations: 0,
+            fuse: None,
+            image: None,
+            failure: None,
+        };
         Arc::new(Self { base, len, state: Mutex::new(state) })
     }
 
@@ -94,6 +103,11 @@ impl LineModel {
     /// Whether the moment of [`crash_at`](Self::crash_at) has passed and the image was not fetched yet.
     pub fn has_crashed(&self) -> bool {
         self.state().image.is_some()
+    }
+
+    /// Makes all fences from now on fail with this message, or work again.
+    pub fn fail_fences(&self, message: Option<&str>) {
+        self.state().failure = message.map(str::to_owned);
     }
 
     /// Stores, DMA arrivals, flushes and fences so far.
@@ -210,6 +224,9 @@ unsafe impl Medium for LineModel {
 
     fn fence(&self) -> io::Result<()> {
         let mut state = self.operate();
+        if let Some(failure) = &state.failure {
+            return Err(io::Error::other(failure.clone()));
+        }
         let State { durable, lines, .. } = &mut *state;
         lines.retain(|number, line| {
             if let Some(pending) = line.pending.take() {

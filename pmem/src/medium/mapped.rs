@@ -1,5 +1,8 @@
 //! Real memory: a mapping of a device, a file or nothing at all.
 
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("flushing cache lines is written for x86_64 only");
+
 use std::{
     io,
     ptr::{self, NonNull},
@@ -127,30 +130,22 @@ unsafe impl Medium for Mapped {
     }
 }
 
-/// The best flush instruction of this CPU, or none where the architecture has none that user space may use.
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn best_flush_instruction() -> Option<FlushInstruction> {
+/// The best flush instruction of this CPU.
+pub(crate) fn best_flush_instruction() -> FlushInstruction {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
 
-    // Intel SDM volume 2, CPUID: leaf 7, EBX bit 24 is CLWB, bit 23 is CLFLUSHOPT; leaf 1, EDX bit 19 is CLFSH.
+    // Intel SDM volume 2, CPUID: leaf 7, EBX bit 24 is CLWB, bit 23 is CLFLUSHOPT. CLFLUSH came with SSE2, which
+    // every x86_64 CPU has.
     let features = if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).ebx } else { 0 };
     if features & 1 << 24 != 0 {
-        Some(FlushInstruction::Clwb)
+        FlushInstruction::Clwb
     } else if features & 1 << 23 != 0 {
-        Some(FlushInstruction::Clflushopt)
-    } else if __cpuid(1).edx & 1 << 19 != 0 {
-        Some(FlushInstruction::Clflush)
+        FlushInstruction::Clflushopt
     } else {
-        None
+        FlushInstruction::Clflush
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn best_flush_instruction() -> Option<FlushInstruction> {
-    None
-}
-
-#[cfg(target_arch = "x86_64")]
 fn flush_lines(instruction: FlushInstruction, first: *mut u8, lines: usize) {
     use std::arch::asm;
 
@@ -173,12 +168,9 @@ fn flush_lines(instruction: FlushInstruction, first: *mut u8, lines: usize) {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn flush_lines(_: FlushInstruction, _: *mut u8, _: usize) {}
-
 fn store_fence() {
-    // On x86_64 this compiles to nothing stronger than a compiler barrier for `Release`, hence the explicit one.
-    #[cfg(target_arch = "x86_64")]
+    // A `Release` fence alone orders stores for other CPUs and is no instruction on x86_64: it says nothing
+    // about flushes.
     // SAFETY: every x86_64 CPU has SSE, which is all that the instruction needs.
     unsafe {
         std::arch::x86_64::_mm_sfence();

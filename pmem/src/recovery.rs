@@ -1,0 +1,152 @@
+//! Opening a shard: from what a crash left behind to a log that can go on.
+
+use std::{ops::ControlFlow, sync::Arc};
+
+use uuid::Uuid;
+
+use crate::{
+    arena::Arena,
+    entry::{ENTRY_BYTES, EntryFault, ExtentName, crc_seed},
+    header::{Header, HeaderCell},
+    medium::Medium,
+    region::OpenError,
+    ring::Ring,
+    scan::{Corruption, LogPlan, Outcome, Scanned, Source, scan},
+    shard::{Limits, Parts, Shard},
+    superblock::Geometry,
+};
+
+/// A shard that is not open yet; can be sent to the thread that will own it.
+pub struct ShardSeed {
+    pub(crate) medium: Arc<dyn Medium>,
+    pub(crate) geometry: Geometry,
+    pub(crate) uuid: Uuid,
+    pub(crate) index: u32,
+    pub(crate) limits: Limits,
+}
+
+/// What opening a shard found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recovery {
+    /// Records in the log.
+    pub records: u64,
+    /// Their payload bytes.
+    pub payload_bytes: u64,
+    /// Records that were complete but not known to be durable; now they are.
+    pub rescued_entries: u64,
+    /// What was wrong with the entry behind the last record, if it looks like an append that a crash cut short.
+    pub torn: Option<EntryFault>,
+}
+
+impl ShardSeed {
+    /// Which shard of its region this is.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Recovers the shard, and opens it for the thread that calls this.
+    ///
+    /// The log is scanned from its head. What is found beyond the known-durable part is flushed and fenced: after
+    /// a killed process those bytes may sit in the CPU's caches only. Then the epoch rises, with its first
+    /// sequence number, so that entries beyond the end can never come back to life.
+    ///
+    /// # Errors
+    /// [`OpenError::Corrupt`] if something durable is damaged; [`OpenError::Io`] if the medium fails.
+    pub fn open(self) -> Result<Shard, OpenError> {
+        let Self { medium, geometry, uuid, index, limits } = self;
+        let seed = crc_seed(uuid, index);
+        let corrupt = |corruption| OpenError::Corrupt { shard: index, corruption };
+        let headers = HeaderCell::read(&*medium, geometry.header_of(index));
+        let found = Header::newest(&headers, seed).ok_or(corrupt(Corruption::Header))?;
+        let arena = Arena::new(
+            medium.clone(),
+            geometry.arena_of(index),
+            geometry.arena_stride as usize,
+            geometry.buffers,
+            geometry.buffer_bytes,
+        );
+        let ring = Ring::new(medium.clone(), geometry.log_of(index), geometry.log_entries, seed);
+        let plan = LogPlan {
+            header: found,
+            slots: ring.slots(),
+            seed,
+            buffers: geometry.buffers,
+            buffer_bytes: geometry.buffer_bytes,
+        };
+        let mut first_fault = None;
+        let outcome = scan(&Open { arena: &arena, ring: &ring }, &plan, &mut |scanned| match scanned {
+            Scanned::Record(..) => ControlFlow::Continue(()),
+            Scanned::Corrupt(corruption) => {
+                first_fault = Some(corruption);
+                ControlFlow::Break(())
+            }
+        });
+        let ControlFlow::Continue(outcome) = outcome else {
+            return Err(corrupt(first_fault.expect("only corruption breaks the scan off")));
+        };
+        // Only now, when no two records share bytes, are the counts of references sure to stay small.
+        for entry in (found.head..outcome.next).filter_map(|seq| ring.read(seq).ok()) {
+            entry.extents().iter().for_each(|&name| arena.restore_logged(name));
+        }
+        arena.rebuild_free_list();
+
+        let header =
+            raise_epoch(&*medium, &arena, &ring, &found, &outcome).map_err(|source| OpenError::Io {
+                what: "making the recovered log durable",
+                path: format!("shard {index}").into(),
+                source,
+            })?;
+        let mut cell = HeaderCell::new(medium, geometry.header_of(index), seed, found);
+        cell.persist(header).map_err(|source| OpenError::Io {
+            what: "writing the shard's header",
+            path: format!("shard {index}").into(),
+            source,
+        })?;
+        let recovery = Recovery {
+            records: outcome.records,
+            payload_bytes: outcome.payload_bytes,
+            rescued_entries: outcome.next.saturating_sub(outcome.known_durable + 1),
+            torn: outcome.torn(),
+        };
+        Ok(Shard::new(Parts { arena, ring, header: cell, limits, next: outcome.next, recovery }))
+    }
+}
+
+/// Makes durable what was recovered, and gives the header of the next epoch.
+fn raise_epoch(
+    medium: &dyn Medium,
+    arena: &Arena,
+    ring: &Ring,
+    found: &Header,
+    outcome: &Outcome,
+) -> std::io::Result<Header> {
+    let from = (outcome.known_durable + 1).max(found.head);
+    if from < outcome.next {
+        for entry in (from..outcome.next).filter_map(|seq| ring.read(seq).ok()) {
+            for &name in entry.extents() {
+                medium.flush(arena.medium_offset(name), name.len.into());
+            }
+        }
+        ring.flush(from, outcome.next - from);
+        medium.fence()?;
+    }
+    let epoch = found.epoch.checked_add(1).ok_or_else(|| std::io::Error::other("the epochs are used up"))?;
+    Ok(Header { epoch, first_seq: outcome.next, durable_seq: outcome.next - 1, ..*found })
+}
+
+/// The log and the arena of a shard that is being opened.
+struct Open<'a> {
+    arena: &'a Arena,
+    ring: &'a Ring,
+}
+
+impl Source for Open<'_> {
+    fn slot(&self, index: u64) -> Option<[u8; ENTRY_BYTES]> {
+        Some(self.ring.slot(index))
+    }
+
+    fn checksum(&self, crc: u32, name: ExtentName) -> Option<u32> {
+        self.arena.checksum(crc, name)
+    }
+}

@@ -1,0 +1,405 @@
+//! Mappings: a path becomes a locked, mapped medium.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::{
+        fd::AsFd,
+        unix::fs::{FileExt, FileTypeExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+    ptr::{self, NonNull},
+    sync::Arc,
+};
+
+use memmap2::MmapRaw;
+use rustix::{
+    fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatfs},
+    io::Errno,
+    mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap},
+};
+
+use super::{
+    Kind, MEMORY, OpenError, Options, Place,
+    sysfs::{Device, Sysfs},
+};
+use crate::{
+    medium::{Domain, Mapped, Mapping, best_flush_instruction},
+    superblock::{Found, SUPERBLOCKS_BYTES, Superblock},
+};
+
+/// A file that was just created and goes away again unless it is kept.
+pub(super) struct Unfinished(Option<PathBuf>);
+
+impl Unfinished {
+    /// Keeps the file, and makes its name durable.
+    pub(super) fn keep(mut self) -> Result<(), OpenError> {
+        let Some(path) = &self.0 else { return Ok(()) };
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent).and_then(|dir| dir.sync_all()).map_err(io_error("syncing the directory", path))?;
+        self.0 = None;
+        Ok(())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take()
+            && let Err(error) = std::fs::remove_file(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "a half-made store is left behind");
+        }
+    }
+}
+
+/// Opens, locks and maps what is at `path`, and creates it if it is a file that is not there.
+pub(super) fn open(path: &Path, options: &Options) -> Result<(Place, Unfinished), OpenError> {
+    if path == Path::new(MEMORY) {
+        return Ok((memory(options)?, Unfinished(None)));
+    }
+    let existing = OpenOptions::new().read(true).write(true).open(path);
+    let (file, unfinished) = match existing {
+        Ok(file) => (file, Unfinished(None)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => create(path, options)?,
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            return Err(unsupported(path, "a directory", "name a file in it"));
+        }
+        Err(source) => return Err(io_error("opening", path)(source)),
+    };
+    lock(&file, FlockOperation::NonBlockingLockExclusive, path)?;
+    let meta = file.metadata().map_err(io_error("inspecting", path))?;
+    let kind = meta.file_type();
+    let place = if kind.is_char_device() {
+        device_dax(path, file, &meta, options, &Sysfs::new("/sys"))?
+    } else if kind.is_file() {
+        regular(path, file, &meta, options, &Sysfs::new("/sys"))?
+    } else if kind.is_block_device() {
+        let remedy = "make a file on a DAX file system on it, or turn the namespace into device-DAX (ndctl create-namespace --mode=devdax)";
+        return Err(unsupported(path, "a block device", remedy));
+    } else {
+        return Err(unsupported(path, "no file and no device", "name a file or a device-DAX device"));
+    };
+    Ok((place, unfinished))
+}
+
+/// A store that is only read, wherever it ends.
+pub(crate) enum ReadOnly {
+    /// A file, read with system calls: a mapping would fault where the file is cut off.
+    File(File),
+    /// A device that can only be mapped.
+    Device { map: MmapRaw, _lock: File },
+}
+
+impl ReadOnly {
+    /// Opens a store for reading, unless it is open for writing somewhere.
+    pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
+        let file = File::open(path).map_err(io_error("opening", path))?;
+        lock(&file, FlockOperation::NonBlockingLockShared, path)?;
+        let meta = file.metadata().map_err(io_error("inspecting", path))?;
+        if meta.file_type().is_char_device() {
+            let device = char_device(&meta);
+            let sysfs = Sysfs::new("/sys");
+            let len = sysfs.dax_size(device).filter(|_| sysfs.is_dax(device));
+            let len = len.ok_or_else(|| not_dax(path))? as usize;
+            let map = memmap2::MmapOptions::new().len(len).map_raw_read_only(&file);
+            return Ok(Self::Device { map: map.map_err(io_error("mapping", path))?, _lock: file });
+        }
+        if !meta.is_file() {
+            return Err(unsupported(path, "no file and no device", "name a file or a device-DAX device"));
+        }
+        Ok(Self::File(file))
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            Self::File(file) => file.metadata().map_or(0, |meta| meta.len()),
+            Self::Device { map, .. } => map.len() as u64,
+        }
+    }
+
+    /// Fills `bytes` from `offset`; none if that is not all there.
+    pub(crate) fn read(&self, offset: u64, bytes: &mut [u8]) -> Option<()> {
+        match self {
+            Self::File(file) => file.read_exact_at(bytes, offset).ok(),
+            Self::Device { map, .. } => {
+                let from = usize::try_from(offset).ok()?;
+                from.checked_add(bytes.len()).filter(|&end| end <= map.len())?;
+                // SAFETY: the range was checked; the lock keeps writers out.
+                unsafe { ptr::copy_nonoverlapping(map.as_ptr().add(from), bytes.as_mut_ptr(), bytes.len()) };
+                Some(())
+            }
+        }
+    }
+}
+
+fn memory(options: &Options) -> Result<Place, OpenError> {
+    let path = PathBuf::from(MEMORY);
+    let bytes = options.size.ok_or(OpenError::NoSize { path: path.clone() })?;
+    let len =
+        usize::try_from(bytes).map_err(|_| OpenError::Geometry(format!("{bytes} bytes are too many")))?;
+    let map = memmap2::MmapOptions::new().len(len.max(1)).map_anon().map_err(io_error("mapping", &path))?;
+    let medium = mapped(MmapRaw::from(map), None, Domain::Volatile(best_flush_instruction()));
+    Ok(Place { path, kind: Kind::Memory, platform: None, medium, size: options.size })
+}
+
+/// Makes a new file. It has no blocks yet.
+fn create(path: &Path, options: &Options) -> Result<(File, Unfinished), OpenError> {
+    if options.size.is_none() {
+        return Err(OpenError::NoSize { path: path.into() });
+    }
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+    let file = file.map_err(io_error("creating", path))?;
+    Ok((file, Unfinished(Some(path.into()))))
+}
+
+fn lock(file: &File, operation: FlockOperation, path: &Path) -> Result<(), OpenError> {
+    flock(file, operation).map_err(|errno| match errno {
+        Errno::WOULDBLOCK => OpenError::Locked { path: path.into() },
+        errno => io_error("locking", path)(errno.into()),
+    })
+}
+
+fn regular(
+    path: &Path,
+    file: File,
+    meta: &std::fs::Metadata,
+    options: &Options,
+    sysfs: &Sysfs,
+) -> Result<Place, OpenError> {
+    let volatile = volatile_filesystem(&file, path)?;
+    if let Some(filesystem) = volatile.filter(|_| !options.volatile) {
+        return Err(OpenError::Volatile { path: path.into(), filesystem });
+    }
+    let len = size_file(path, &file, meta.len(), options)?;
+    let (path, size) = (path.to_path_buf(), Some(len));
+    if let Some(page) = huge_page_bytes(&file).filter(|page| len % page != 0) {
+        return Err(OpenError::Geometry(format!("{len} bytes are no multiple of the huge page size {page}")));
+    }
+    let len = usize::try_from(len).map_err(|_| OpenError::Geometry(format!("{len} bytes are too many")))?;
+    if volatile.is_some() {
+        let map = memmap2::MmapOptions::new().len(len).map_raw(&file).map_err(io_error("mapping", &path))?;
+        let medium = mapped(map, Some(file), Domain::Volatile(best_flush_instruction()));
+        return Ok(Place { path, kind: Kind::VolatileFile, platform: None, medium, size });
+    }
+    match Span::map_sync(&file, len, PAGE_BYTES) {
+        Ok(span) => {
+            let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
+            let platform = sysfs.persistence_domain(Device::Block { major, minor });
+            let medium = span.into_medium(file, dax_domain(platform.as_deref()));
+            Ok(Place { path, kind: Kind::FsDax, platform, medium, size })
+        }
+        // What file systems without DAX say to MAP_SYNC, mmap(2).
+        Err(Errno::OPNOTSUPP | Errno::INVAL) => {
+            let map =
+                memmap2::MmapOptions::new().len(len).map_raw(&file).map_err(io_error("mapping", &path))?;
+            let medium = mapped(map, Some(file), Domain::Msync);
+            Ok(Place { path, kind: Kind::File, platform: None, medium, size })
+        }
+        Err(errno) => Err(io_error("mapping", &path)(errno.into())),
+    }
+}
+
+const PAGE_BYTES: usize = 4096;
+
+/// Gives a file its length if it is new or to be formatted again; returns the length to map.
+fn size_file(path: &Path, file: &File, len: u64, options: &Options) -> Result<u64, OpenError> {
+    let mut start = [0; SUPERBLOCKS_BYTES];
+    let read = file.read_exact_at(&mut start, 0);
+    let found = if read.is_ok() { Superblock::find(&start) } else { Found::Foreign };
+    match (len, found) {
+        (0, _) => {
+            let size = options.size.ok_or_else(|| OpenError::NoSize { path: path.into() })?;
+            allocate(path, file, size).inspect_err(|_| {
+                // The file was empty before; it goes back to that if it stays at all.
+                let _ = file.set_len(0);
+            })?;
+            Ok(size)
+        }
+        (len, _) if options.force => {
+            let size = options.size.unwrap_or(len);
+            file.set_len(size).map_err(io_error("resizing", path))?;
+            allocate(path, file, size)?;
+            Ok(size)
+        }
+        (len, Found::Empty) => match options.size {
+            Some(asked) if asked != len => {
+                Err(OpenError::Mismatch { path: path.into(), what: "a size in bytes of", found: len, asked })
+            }
+            _ if !is_zero(file).map_err(io_error("reading", path))? => {
+                Err(OpenError::NotAStore { path: path.into() })
+            }
+            _ => allocate(path, file, len).map(|()| len),
+        },
+        (actual, Found::Store { superblock, .. }) if superblock.geometry.region_bytes > actual => {
+            Err(OpenError::Truncated {
+                path: path.into(),
+                expected: superblock.geometry.region_bytes,
+                actual,
+            })
+        }
+        (len, _) => Ok(len),
+    }
+}
+
+fn is_zero(file: &File) -> io::Result<bool> {
+    let mut file = file.try_clone()?;
+    io::Seek::rewind(&mut file)?;
+    let mut block = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(true),
+            len if block[..len].iter().any(|&byte| byte != 0) => return Ok(false),
+            _ => {}
+        }
+    }
+}
+
+/// Gives a file all its blocks: a hole would have to be filled in the midst of a commit, where there may be no
+/// room left.
+fn allocate(path: &Path, file: &File, bytes: u64) -> Result<(), OpenError> {
+    let result = match fallocate(file, FallocateFlags::empty(), 0, bytes) {
+        Err(Errno::OPNOTSUPP) => fill(file, bytes),
+        result => result.map_err(io::Error::from),
+    };
+    result.and_then(|()| file.sync_all()).map_err(|source| match Errno::from_io_error(&source) {
+        Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => {
+            OpenError::NoSpace { path: path.into(), bytes, source }
+        }
+        _ => io_error("allocating", path)(source),
+    })
+}
+
+/// Writes zeros to the file's end, on file systems that cannot allocate.
+fn fill(file: &File, bytes: u64) -> io::Result<()> {
+    let zeros = [0; 64 << 10];
+    let mut at = file.metadata()?.len();
+    let mut file = file.try_clone()?;
+    io::Seek::seek(&mut file, io::SeekFrom::Start(at))?;
+    while at < bytes {
+        let len = (bytes - at).min(zeros.len() as u64);
+        file.write_all(&zeros[..len as usize])?;
+        at += len;
+    }
+    Ok(())
+}
+
+fn volatile_filesystem(file: &File, path: &Path) -> Result<Option<&'static str>, OpenError> {
+    let stat = fstatfs(file).map_err(|errno| io_error("inspecting", path)(errno.into()))?;
+    // statfs(2) lists the magic numbers.
+    Ok(match stat.f_type as u64 & 0xffff_ffff {
+        0x0102_1994 => Some("tmpfs"),
+        0x8584_58f6 => Some("ramfs"),
+        0x9584_58f6 => Some("hugetlbfs"),
+        _ => None,
+    })
+}
+
+/// Files on hugetlbfs consist of whole huge pages, which is what it calls its blocks.
+fn huge_page_bytes(file: &File) -> Option<u64> {
+    let stat = fstatfs(file).ok()?;
+    (stat.f_type as u64 & 0xffff_ffff == 0x9584_58f6).then_some(stat.f_bsize as u64)
+}
+
+fn device_dax(
+    path: &Path,
+    file: File,
+    meta: &std::fs::Metadata,
+    options: &Options,
+    sysfs: &Sysfs,
+) -> Result<Place, OpenError> {
+    let device = char_device(meta);
+    let size = sysfs.dax_size(device).filter(|_| sysfs.is_dax(device)).ok_or_else(|| not_dax(path))?;
+    let align = sysfs.dax_align(device).unwrap_or(0).max(MIN_DAX_ALIGN_BYTES) as usize;
+    let len = usize::try_from(size).map_err(|_| OpenError::Geometry(format!("{size} bytes are too many")))?;
+    let span = Span::map_sync(&file, len, align).map_err(|errno| io_error("mapping", path)(errno.into()))?;
+    let platform = sysfs.persistence_domain(device);
+    let medium = span.into_medium(file, dax_domain(platform.as_deref()));
+    Ok(Place { path: path.into(), kind: Kind::DeviceDax, platform, medium, size: options.size })
+}
+
+const MIN_DAX_ALIGN_BYTES: u64 = 2 << 20;
+
+/// What flush and fence are on DAX memory. Only a platform that says so itself is believed to save its caches.
+fn dax_domain(platform: Option<&str>) -> Domain {
+    match platform {
+        Some("cpu_cache") => Domain::FenceOnly,
+        _ => Domain::CacheLines(best_flush_instruction()),
+    }
+}
+
+fn char_device(meta: &std::fs::Metadata) -> Device {
+    Device::Char { major: libc::major(meta.rdev()), minor: libc::minor(meta.rdev()) }
+}
+
+/// A range of addresses that was mapped by hand, because of its alignment or its flags.
+struct Span {
+    /// What is unmapped in the end, including what was reserved for alignment.
+    reserved: NonNull<u8>,
+    reserved_len: usize,
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a range of addresses has no thread affinity.
+unsafe impl Send for Span {}
+// SAFETY: as above; nothing is accessed through it.
+unsafe impl Sync for Span {}
+
+impl Span {
+    /// Maps a file so that a store's metadata is durable before the store returns. `MAP_SYNC` is refused where
+    /// that is not possible, but only together with `MAP_SHARED_VALIDATE`: else it is ignored (mmap(2)).
+    fn map_sync(file: &File, len: usize, align: usize) -> Result<Self, Errno> {
+        let reserved_len = len.checked_add(align).ok_or(Errno::NOMEM)?;
+        // SAFETY: no address is asked for, so that nothing mapped is touched.
+        let reserved =
+            unsafe { mmap_anonymous(ptr::null_mut(), reserved_len, ProtFlags::empty(), MapFlags::PRIVATE) }?;
+        let reserved = NonNull::new(reserved.cast::<u8>()).ok_or(Errno::NOMEM)?;
+        let base = reserved.as_ptr().map_addr(|address| address.next_multiple_of(align));
+        let base = NonNull::new(base).ok_or(Errno::NOMEM)?;
+        let span = Self { reserved, reserved_len, base, len };
+        let flags = MapFlags::SHARED_VALIDATE | MapFlags::SYNC | MapFlags::FIXED;
+        // SAFETY: the range lies inside what was just reserved and is used by nobody.
+        unsafe {
+            mmap(base.as_ptr().cast(), len, ProtFlags::READ | ProtFlags::WRITE, flags, file.as_fd(), 0)
+        }?;
+        Ok(span)
+    }
+
+    fn into_medium(self, file: File, domain: Domain) -> Arc<Mapped> {
+        let (base, len) = (self.base, self.len);
+        // SAFETY: the range stays mapped until the span is dropped.
+        let mapping = unsafe { Mapping::new(base, len, Box::new((self, file))) };
+        Arc::new(Mapped::new(Arc::new(mapping), domain))
+    }
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        // SAFETY: this range was reserved by this span; the medium over it is gone when its backing is dropped.
+        if let Err(error) = unsafe { munmap(self.reserved.as_ptr().cast(), self.reserved_len) } {
+            tracing::warn!(%error, "unmapping a region failed");
+        }
+    }
+}
+
+fn mapped(map: MmapRaw, file: Option<File>, domain: Domain) -> Arc<Mapped> {
+    let base = NonNull::new(map.as_mut_ptr()).expect("a mapping does not lie at address 0");
+    let len = map.len();
+    // SAFETY: the range stays mapped until the map is dropped.
+    let mapping = unsafe { Mapping::new(base, len, Box::new((map, file))) };
+    Arc::new(Mapped::new(Arc::new(mapping), domain))
+}
+
+fn not_dax(path: &Path) -> OpenError {
+    unsupported(path, "a character device, but not device-DAX", "name a device like /dev/dax0.0")
+}
+
+fn unsupported(path: &Path, what: &'static str, remedy: &'static str) -> OpenError {
+    OpenError::Unsupported { path: path.into(), what, remedy }
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.to_path_buf();
+    move |source| OpenError::Io { what, path, source }
+}

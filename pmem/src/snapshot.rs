@@ -1,0 +1,283 @@
+//! Looking at a store without changing it, wherever it was cut off.
+
+use std::{
+    io::{self, Write},
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+use uuid::Uuid;
+
+use crate::{
+    entry::{ENTRY_BYTES, Entry, EntryFault, ExtentName, crc_seed},
+    header::{HEADERS_BYTES, Header},
+    record::RecordInfo,
+    region::{OpenError, ReadOnly},
+    scan::{Corruption, LogPlan, Outcome, Scanned, Source, scan},
+    superblock::{Found, Geometry, SUPERBLOCKS_BYTES, Superblock, VERSION},
+};
+
+/// A store opened for reading only: nothing is recovered, nothing changes, and damage is reported, not refused.
+pub struct Snapshot {
+    source: ReadOnly,
+    path: PathBuf,
+    superblock: Superblock,
+    damaged_copy: bool,
+}
+
+/// What reading a shard comes upon, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapshotEvent {
+    /// A record whose checksums match.
+    Record(SnapshotRecord),
+    /// Something that was durable once is damaged.
+    Corrupt(Corruption),
+}
+
+/// A readable record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SnapshotRecord {
+    /// The shard that holds it.
+    pub shard: u32,
+    /// Number, length, checksum.
+    pub info: RecordInfo,
+    /// The pieces of buffers that hold its bytes; empty if they lie in the log entry.
+    pub pieces: Vec<PieceName>,
+}
+
+/// A piece of a named buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PieceName {
+    /// The name of the buffer.
+    pub buffer: u32,
+    /// Where the piece begins.
+    pub offset: u16,
+    /// Its length in bytes.
+    pub len: u16,
+}
+
+/// What a shard holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShardReport {
+    /// The shard.
+    pub shard: u32,
+    /// Its epoch, if its header can be read.
+    pub epoch: Option<u32>,
+    /// The first live entry.
+    pub head: u64,
+    /// The entry behind the last readable record.
+    pub next: u64,
+    /// The highest entry known to have been durable.
+    pub known_durable: u64,
+    /// Readable records.
+    pub records: u64,
+    /// Their payload bytes.
+    pub payload_bytes: u64,
+    /// Buffers that they name.
+    pub live_buffers: u32,
+    /// The other buffers.
+    pub free_buffers: u32,
+    /// What was wrong with the entry behind the last record, if it looks like an append that a crash cut short.
+    pub torn: Option<EntryFault>,
+    /// How many times damage was reported.
+    pub corruptions: u64,
+}
+
+impl Snapshot {
+    /// Opens a store for reading.
+    ///
+    /// # Errors
+    /// [`OpenError`]: no store can be recognised there, or a process has it open for writing.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        let path = path.as_ref().to_path_buf();
+        let source = ReadOnly::open(&path)?;
+        let mut start = [0; SUPERBLOCKS_BYTES];
+        // A store may be cut off within its superblock: what is missing reads as zeros.
+        let there = source.len().min(SUPERBLOCKS_BYTES as u64) as usize;
+        source.read(0, &mut start[..there]);
+        match Superblock::find(&start) {
+            Found::Store { superblock, damaged_copy } => {
+                Ok(Self { source, path, superblock, damaged_copy: damaged_copy.is_some() })
+            }
+            Found::Version(found) => Err(OpenError::Version { path, found, supported: VERSION }),
+            Found::Damaged => Err(OpenError::Damaged { path }),
+            Found::Empty | Found::Foreign => Err(OpenError::NotAStore { path }),
+        }
+    }
+
+    /// The store's own identifier.
+    pub fn uuid(&self) -> Uuid {
+        self.superblock.uuid
+    }
+
+    /// How the store is cut up.
+    pub fn geometry(&self) -> &Geometry {
+        &self.superblock.geometry
+    }
+
+    /// Whether one of the two copies of the superblock is damaged; opening the store for writing repairs it.
+    pub fn has_damaged_superblock(&self) -> bool {
+        self.damaged_copy
+    }
+
+    /// How many of the store's bytes are missing at its end, if it was cut off.
+    pub fn missing_bytes(&self) -> u64 {
+        self.geometry().region_bytes.saturating_sub(self.source.len())
+    }
+
+    /// Reads a shard's log from its head, and says what is there. Behind damage the scan goes on.
+    ///
+    /// # Errors
+    /// [`OpenError::Geometry`] if there is no such shard.
+    pub fn scan(&self, shard: u32, mut visit: impl FnMut(SnapshotEvent)) -> Result<ShardReport, OpenError> {
+        let geometry = self.geometry();
+        if shard >= geometry.shards {
+            return Err(OpenError::Geometry(format!("there is no shard {shard}, only {}", geometry.shards)));
+        }
+        let mut report = ShardReport {
+            shard,
+            epoch: None,
+            head: 0,
+            next: 0,
+            known_durable: 0,
+            records: 0,
+            payload_bytes: 0,
+            live_buffers: 0,
+            free_buffers: 0,
+            torn: None,
+            corruptions: 0,
+        };
+        let Some(plan) = self.plan(shard) else {
+            report.corruptions = 1;
+            visit(SnapshotEvent::Corrupt(Corruption::Header));
+            return Ok(report);
+        };
+        let mut corruptions = 0;
+        let outcome = scan(&self.log(shard), &plan, &mut |scanned| {
+            visit(match scanned {
+                Scanned::Record(info, names) => {
+                    SnapshotEvent::Record(SnapshotRecord::new(shard, info, names))
+                }
+                Scanned::Corrupt(corruption) => {
+                    corruptions += 1;
+                    SnapshotEvent::Corrupt(corruption)
+                }
+            });
+            ControlFlow::Continue(())
+        });
+        let ControlFlow::Continue(outcome) = outcome else { unreachable!("the visitor never breaks") };
+        Ok(ShardReport {
+            epoch: Some(plan.header.epoch),
+            head: plan.header.head,
+            next: outcome.next,
+            known_durable: outcome.known_durable,
+            records: outcome.records,
+            payload_bytes: outcome.payload_bytes,
+            live_buffers: outcome.live_buffers,
+            free_buffers: geometry.buffers - outcome.live_buffers,
+            torn: outcome.torn(),
+            corruptions,
+            ..report
+        })
+    }
+
+    /// Writes a record's bytes, as they lie in the store.
+    ///
+    /// # Errors
+    /// What `out` says, or [`io::ErrorKind::UnexpectedEof`] if the store was cut off meanwhile.
+    pub fn write_record(&self, record: &SnapshotRecord, out: &mut impl Write) -> io::Result<()> {
+        let log = self.log(record.shard);
+        let gone =
+            || io::Error::new(io::ErrorKind::UnexpectedEof, format!("{} was cut off", self.path.display()));
+        if record.pieces.is_empty() {
+            let bytes = log.slot(record.info.seq % log.slots()).ok_or_else(gone)?;
+            let seed = crc_seed(self.uuid(), record.shard);
+            let entry = Entry::decode(&bytes, seed).map_err(|fault| io::Error::other(fault.to_string()))?;
+            return out.write_all(entry.inline().unwrap_or_default());
+        }
+        for piece in &record.pieces {
+            let mut bytes = vec![0; piece.len.into()];
+            self.source.read(log.offset_of(piece.buffer, piece.offset), &mut bytes).ok_or_else(gone)?;
+            out.write_all(&bytes)?;
+        }
+        Ok(())
+    }
+
+    fn plan(&self, shard: u32) -> Option<LogPlan> {
+        let geometry = self.geometry();
+        let seed = crc_seed(self.uuid(), shard);
+        let mut headers = [0; HEADERS_BYTES];
+        self.source.read(geometry.header_of(shard) as u64, &mut headers)?;
+        Some(LogPlan {
+            header: Header::newest(&headers, seed)?,
+            slots: geometry.log_entries.into(),
+            seed,
+            buffers: geometry.buffers,
+            buffer_bytes: geometry.buffer_bytes,
+        })
+    }
+
+    fn log(&self, shard: u32) -> Log<'_> {
+        Log { source: &self.source, geometry: self.geometry(), shard }
+    }
+}
+
+impl SnapshotRecord {
+    fn new(shard: u32, info: RecordInfo, names: &[ExtentName]) -> Self {
+        let piece =
+            |name: &ExtentName| PieceName { buffer: name.buffer.0, offset: name.offset, len: name.len };
+        Self { shard, info, pieces: names.iter().map(piece).collect() }
+    }
+}
+
+impl Outcome {
+    /// What is wrong with the entry behind the last record, unless it is simply not of this lap and epoch.
+    pub(crate) fn torn(&self) -> Option<EntryFault> {
+        let is_end =
+            matches!(self.end, EntryFault::Unwritten | EntryFault::Seq { .. } | EntryFault::Epoch { .. });
+        (!is_end).then_some(self.end)
+    }
+}
+
+/// A shard's log and arena in a store that is only read.
+struct Log<'a> {
+    source: &'a ReadOnly,
+    geometry: &'a Geometry,
+    shard: u32,
+}
+
+impl Log<'_> {
+    fn slots(&self) -> u64 {
+        self.geometry.log_entries.into()
+    }
+
+    fn offset_of(&self, buffer: u32, offset: u16) -> u64 {
+        let arena = self.geometry.arena_of(self.shard) as u64;
+        arena + u64::from(buffer) * u64::from(self.geometry.buffer_bytes) + u64::from(offset)
+    }
+}
+
+impl Source for Log<'_> {
+    fn slot(&self, index: u64) -> Option<[u8; ENTRY_BYTES]> {
+        let mut bytes = [0; ENTRY_BYTES];
+        let offset = self.geometry.log_of(self.shard) as u64 + index * ENTRY_BYTES as u64;
+        self.source.read(offset, &mut bytes).map(|()| bytes)
+    }
+
+    fn checksum(&self, crc: u32, name: ExtentName) -> Option<u32> {
+        let mut bytes = [0; 4096];
+        let (mut at, mut left) = (self.offset_of(name.buffer.0, name.offset), usize::from(name.len));
+        let mut crc = crc;
+        while left > 0 {
+            let part = &mut bytes[..left.min(4096)];
+            self.source.read(at, part)?;
+            crc = crc32c::crc32c_append(crc, part);
+            at += part.len() as u64;
+            left -= part.len();
+        }
+        Some(crc)
+    }
+}

@@ -1,0 +1,62 @@
+//! What the tests of the store share: records of known bytes, cut into segments as a network would.
+
+#![allow(dead_code, reason = "each test program uses another part of it")]
+
+use std::sync::Arc;
+
+use pmem::{AppendError, Full, LineModel, Medium, Options, Pending, Region, Shard};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Where payload begins in a buffer: behind headroom and headers.
+pub const PAYLOAD_OFFSET: usize = 128 + 66;
+
+/// Small buffers, so that small regions have many.
+pub fn tiny() -> Options {
+    Options { buffer_bytes: Some(1024), reserve: Some(4), ..Options::default() }
+}
+
+pub fn open(model: &Arc<LineModel>, options: &Options) -> Shard {
+    let medium: Arc<dyn Medium> = model.clone();
+    Region::over(medium, options).unwrap().into_shard().unwrap()
+}
+
+pub fn rng(seed: u64) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(seed)
+}
+
+/// Bytes that depend on `seed` alone.
+pub fn payload(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    rng(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
+/// Appends `bytes`, which arrive in segments of `segment` bytes at most, each in a buffer of its own.
+pub fn append(shard: &mut Shard, bytes: &[u8], segment: usize) -> Result<Pending, AppendError> {
+    let mut draft = shard.draft();
+    for piece in bytes.chunks(segment) {
+        let full = Full::Buffers { free: 0, reserve: 0 };
+        let mut buffer = shard.arena().take().ok_or(AppendError::Full(full))?;
+        assert!(buffer.arrive(PAYLOAD_OFFSET, piece));
+        shard.push(&mut draft, buffer.into_extent(PAYLOAD_OFFSET as u16, piece.len() as u16).unwrap())?;
+    }
+    shard.append(draft)
+}
+
+/// Appends and commits; returns the number.
+pub fn store(shard: &mut Shard, bytes: &[u8], segment: usize) -> u64 {
+    let pending = append(shard, bytes, segment).unwrap();
+    shard.commit().unwrap().confirm(pending).unwrap().seq
+}
+
+/// All durable records, checked against their own checksums and lengths.
+pub fn contents(shard: &Shard) -> Vec<(u64, Vec<u8>)> {
+    let read = |seq| {
+        let record = shard.record(seq).unwrap();
+        let bytes = record.to_vec();
+        assert_eq!((bytes.len() as u64, crc32c::crc32c(&bytes)), (record.len(), record.crc32c()));
+        (seq, bytes)
+    };
+    shard.records(0).map(|info| read(info.seq)).collect()
+}

@@ -1,0 +1,453 @@
+//! The log as its users see it: appends, commits, reading, trimming, limits, and what copies and what does not.
+
+mod common;
+
+use common::{PAYLOAD_OFFSET, append, contents, open, payload, store, tiny};
+use pmem::{
+    AppendError, CommitError, Domain, Full, LineModel, Medium, Options, Piece, Region, Shard, TrimError,
+};
+use proptest::prelude::*;
+
+fn shard(bytes: u64) -> Shard {
+    let options = Options { size: Some(bytes), ..tiny() };
+    Region::open("memory:", &options).unwrap().into_shard().unwrap()
+}
+
+#[test]
+fn records_of_every_length_come_back() {
+    let mut shard = shard(4 << 20);
+    let lengths = [0, 1, 31, 32, 33, 511, 512, 513, 800, 801, 4 * 800, 4 * 800 + 1, 100_000];
+    let mut seqs = Vec::new();
+    for len in lengths {
+        seqs.push((store(&mut shard, &payload(len as u64, len), 800), payload(len as u64, len)));
+    }
+    assert_eq!(contents(&shard), seqs);
+    assert!(seqs.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    assert_eq!(seqs[0].0, 1);
+    assert!(shard.record(seqs[12].0 + 1).is_none(), "an entry inside a record is no record");
+    assert!(shard.record(shard.next_seq()).is_none());
+    assert!(shard.record(0).is_none());
+}
+
+#[test]
+fn nothing_is_readable_or_confirmed_before_it_is_durable() {
+    let mut shard = shard(1 << 20);
+    let early = shard.commit().unwrap();
+    let pending = append(&mut shard, b"not durable yet", 800).unwrap();
+    assert!(shard.uncommitted());
+    assert!(shard.record(1).is_none());
+    assert_eq!(shard.records(0).count(), 0);
+    let pending = early.confirm(pending).expect_err("this proof is older than the append");
+    let durable = shard.commit().unwrap();
+    assert!(!shard.uncommitted());
+    let receipt = durable.confirm(pending).unwrap();
+    assert_eq!((receipt.seq, receipt.len, receipt.crc32c), (1, 15, crc32c::crc32c(b"not durable yet")));
+    assert_eq!(shard.record(1).unwrap().to_vec(), b"not durable yet");
+}
+
+#[test]
+fn the_proof_of_one_shard_says_nothing_of_another() {
+    let (mut one, mut other) = (shard(1 << 20), shard(1 << 20));
+    let pending = append(&mut one, b"mine", 800).unwrap();
+    let _ = append(&mut other, b"other", 800).unwrap();
+    assert!(other.commit().unwrap().confirm(pending).is_err());
+    let draft = one.draft();
+    assert_eq!(other.append(draft).unwrap_err(), AppendError::Foreign);
+    let foreign = one.arena().take().unwrap().into_extent(0, 10).unwrap();
+    let mut draft = other.draft();
+    assert_eq!(other.push(&mut draft, foreign).unwrap_err(), AppendError::Foreign);
+}
+
+#[test]
+fn one_fence_serves_a_burst() {
+    let mut shard = shard(1 << 20);
+    let pending: Vec<_> = (0..20).map(|i| append(&mut shard, &payload(i, 900), 800).unwrap()).collect();
+    let before = shard.counters().fences;
+    let durable = shard.commit().unwrap();
+    assert_eq!(shard.counters().fences, before + 1);
+    assert!(pending.into_iter().all(|pending| durable.confirm(pending).is_ok()));
+    shard.commit().unwrap();
+    assert_eq!(shard.counters().fences, before + 1, "nothing to do, nothing done");
+}
+
+#[test]
+fn records_of_a_kibibyte_and_more_are_not_copied() {
+    let options = Options { size: Some(64 << 20), ..Options::default() };
+    let mut shard = Region::open("memory:", &options).unwrap().into_shard().unwrap();
+    for (len, segment) in
+        [(1024, 1448), (1448, 1448), (4096, 1448), (100_000, 1448), (100_000, 536), (16 << 20, 1448)]
+    {
+        store(&mut shard, &payload(1, len), segment);
+    }
+    let counters = shard.counters();
+    assert_eq!(counters.copied_bytes, 0);
+    assert_eq!(counters.payload_bytes, 1024 + 1448 + 4096 + 200_000 + (16 << 20));
+    let record = shard.record(1).unwrap();
+    let piece = record.pieces().next().unwrap();
+    let Piece::Extent(extent) = piece else { panic!("a record of a kibibyte lies in its buffer") };
+    assert_eq!((extent.offset(), extent.len()), (PAYLOAD_OFFSET, 1024), "just where it arrived");
+}
+
+#[test]
+fn short_records_share_buffers() {
+    let mut shard = shard(1 << 20);
+    let all = shard.arena().free_buffers();
+    let records: Vec<_> = (0..100).map(|i| payload(i, 100)).collect();
+    for bytes in &records {
+        store(&mut shard, bytes, 800);
+    }
+    assert_eq!(all - shard.arena().free_buffers(), 10, "100 records of 100 bytes in buffers of 1024");
+    assert_eq!(shard.counters().copied_bytes, 100 * 100);
+    assert!(contents(&shard).into_iter().map(|(_, bytes)| bytes).eq(records));
+    let last = shard.trim(shard.next_seq()).unwrap();
+    assert_eq!((last.records, last.payload_bytes), (100, 10_000));
+    // The buffer that is being filled stays.
+    assert_eq!(shard.arena().free_buffers(), all - 1);
+}
+
+#[test]
+fn a_peer_of_tiny_segments_does_not_pin_a_buffer_each() {
+    for (len, segment) in [(500, 1), (5_000, 1), (20_000, 7), (20_000, 100)] {
+        let mut shard = shard(1 << 20);
+        let all = shard.arena().free_buffers();
+        let bytes = payload(len as u64, len);
+        let seq = store(&mut shard, &bytes, segment);
+        let pinned = (all - shard.arena().free_buffers()) * shard.arena().buffer_bytes();
+        assert!(pinned <= 4 * len + 10 * 1024, "{pinned} bytes pinned by {len} in segments of {segment}");
+        assert_eq!(shard.record(seq).unwrap().to_vec(), bytes);
+    }
+}
+
+#[test]
+fn tiny_pieces_of_one_buffer_do_not_fill_the_log() {
+    let mut shard = shard(1 << 20);
+    let mut draft = shard.draft();
+    let mut expected = Vec::new();
+    for seed in 0..20 {
+        let bytes = payload(seed, 800);
+        let mut buffer = shard.arena().take().unwrap();
+        assert!(buffer.arrive(0, &bytes));
+        for at in (0..800).step_by(5) {
+            shard.push(&mut draft, buffer.extent(at, 1).unwrap()).unwrap();
+            expected.push(bytes[usize::from(at)]);
+        }
+    }
+    let pending = shard.append(draft).unwrap();
+    let seq = shard.commit().unwrap().confirm(pending).unwrap().seq;
+    let record = shard.record(seq).unwrap();
+    assert_eq!(record.to_vec(), expected);
+    assert!(record.info().entries < 20, "{} entries for {} bytes", record.info().entries, expected.len());
+}
+
+#[test]
+fn pieces_that_follow_one_another_are_one() {
+    let mut shard = shard(1 << 20);
+    let bytes = payload(1, 800);
+    let mut buffer = shard.arena().take().unwrap();
+    assert!(buffer.arrive(100, &bytes));
+    let mut draft = shard.draft();
+    for at in (0..800).step_by(200) {
+        shard.push(&mut draft, buffer.extent(100 + at, 200).unwrap()).unwrap();
+    }
+    let pending = shard.append(draft).unwrap();
+    let seq = shard.commit().unwrap().confirm(pending).unwrap().seq;
+    assert_eq!(shard.record(seq).unwrap().info().extents, 1);
+    assert_eq!(shard.record(seq).unwrap().to_vec(), bytes);
+    assert_eq!(shard.counters().copied_bytes, 0);
+}
+
+#[test]
+fn bytes_appended_twice_are_copied_and_not_shared() {
+    let model = LineModel::new(256 << 10);
+    let mut shard = open(&model, &tiny());
+    let bytes = payload(1, 800);
+    let mut buffer = shard.arena().take().unwrap();
+    assert!(buffer.arrive(0, &bytes));
+    let mut drafts = [shard.draft(), shard.draft()];
+    for draft in &mut drafts {
+        shard.push(draft, buffer.extent(0, 800).unwrap()).unwrap();
+    }
+    let mut draft = shard.draft();
+    shard.push(&mut draft, buffer.extent(10, 700).unwrap()).unwrap();
+    for draft in drafts.into_iter().chain([draft]) {
+        let _ = shard.append(draft).unwrap();
+    }
+    shard.commit().unwrap();
+    assert_eq!(shard.counters().copied_bytes, 1500);
+    let before = contents(&shard);
+    assert_eq!(before.iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>(), [800, 800, 700]);
+    drop((shard, buffer));
+    assert_eq!(contents(&open(&model, &tiny())), before);
+}
+
+#[test]
+fn a_draft_that_is_dropped_gives_everything_back() {
+    let mut shard = shard(1 << 20);
+    let all = shard.arena().free_buffers();
+    for segment in [1, 100, 800] {
+        let mut draft = shard.draft();
+        for piece in payload(1, 5000).chunks(segment) {
+            let mut buffer = shard.arena().take().unwrap();
+            assert!(buffer.arrive(0, piece));
+            shard.push(&mut draft, buffer.into_extent(0, piece.len() as u16).unwrap()).unwrap();
+        }
+        assert!(shard.arena().free_buffers() < all);
+        drop(draft);
+        assert_eq!(shard.arena().free_buffers(), all);
+    }
+}
+
+#[test]
+fn too_long_is_said_at_the_byte_too_many() {
+    let options = Options { size: Some(1 << 20), max_record_bytes: 2000, ..tiny() };
+    let mut shard = Region::open("memory:", &options).unwrap().into_shard().unwrap();
+    let all = shard.arena().free_buffers();
+    let error = append(&mut shard, &payload(1, 2001), 800).unwrap_err();
+    assert_eq!(error, AppendError::TooLong { len: 2001, max: 2000 });
+    assert_eq!(shard.arena().free_buffers(), all);
+    store(&mut shard, &payload(1, 2000), 800);
+}
+
+#[test]
+fn a_full_store_refuses_keeps_its_reserve_and_goes_on_after_a_trim() {
+    let mut shard = shard(128 << 10);
+    let mut expected = Vec::new();
+    let mut next = 0;
+    let mut fills = 0;
+    for _ in 0..40 {
+        loop {
+            let bytes = payload(next, 700 + next as usize % 200);
+            match append(&mut shard, &bytes, 800) {
+                Ok(pending) => {
+                    let receipt = shard.commit().unwrap().confirm(pending).unwrap();
+                    expected.push((receipt.seq, bytes));
+                    next += 1;
+                }
+                Err(AppendError::Full(_)) => break,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        fills += 1;
+        assert!(shard.arena().free_buffers() + 2 >= shard.reserve(), "the network has buffers left");
+        assert_eq!(contents(&shard), expected);
+        let half = expected.len() / 2;
+        let trimmed = shard.trim(expected[half].0).unwrap();
+        assert_eq!(trimmed.records, half as u64);
+        expected.drain(..half);
+        assert_eq!(contents(&shard), expected);
+    }
+    assert_eq!(fills, 40);
+    assert!(shard.next_seq() > 8 * shard.log_entries(), "many laps of the log");
+    assert!(next > 8 * shard.arena().buffers() as u64, "many laps of the arena");
+}
+
+#[test]
+fn a_full_log_is_told_from_a_full_arena() {
+    let mut shard = shard(256 << 10);
+    let slots = shard.log_entries();
+    for seq in 1..=slots {
+        assert_eq!(store(&mut shard, b"inline", 800), seq);
+    }
+    let error = append(&mut shard, b"inline", 800).unwrap_err();
+    assert_eq!(error, AppendError::Full(Full::LogEntries { needed: 1, free: 0 }));
+    shard.trim(3).unwrap();
+    store(&mut shard, b"inline", 800);
+    let error = append(&mut shard, &payload(1, 4000), 800).unwrap_err();
+    assert_eq!(error, AppendError::Full(Full::LogEntries { needed: 2, free: 1 }));
+}
+
+#[test]
+fn a_trimmed_record_that_is_being_read_keeps_its_buffers() {
+    let mut shard = shard(1 << 20);
+    let all = shard.arena().free_buffers();
+    let bytes = payload(7, 3000);
+    let seq = store(&mut shard, &bytes, 800);
+    let record = shard.record(seq).unwrap();
+    let last = record.pieces().last().unwrap();
+    shard.trim(seq + 1).unwrap();
+    assert!(shard.record(seq).is_none());
+    assert_eq!(record.to_vec(), bytes);
+    assert_eq!(shard.arena().free_buffers(), all - 4);
+    drop(record);
+    assert_eq!(shard.arena().free_buffers(), all - 1);
+    assert_eq!(last.bytes(), &bytes[2400..]);
+    drop(last);
+    assert_eq!(shard.arena().free_buffers(), all);
+    assert_eq!(shard.counters().pm_bytes, 0);
+}
+
+#[test]
+fn a_trim_ends_at_a_record_and_before_what_is_not_durable() {
+    let mut shard = shard(1 << 20);
+    let long = store(&mut shard, &payload(1, 8000), 800);
+    let second = store(&mut shard, &payload(2, 800), 800);
+    let _pending = append(&mut shard, &payload(3, 800), 800).unwrap();
+    assert!(second > long + 1);
+    let trimmed = shard.trim(long + 1).unwrap();
+    assert_eq!((trimmed.head, trimmed.records), (second, 1), "a record goes as a whole");
+    assert_eq!(shard.trim(long).unwrap().records, 0);
+    assert_eq!(shard.trim(u64::MAX).unwrap().head, second + 1);
+    assert!(shard.uncommitted());
+    shard.commit().unwrap();
+    assert_eq!(contents(&shard), [(second + 1, payload(3, 800))]);
+}
+
+#[test]
+fn after_a_failed_fence_a_shard_takes_nothing_more() {
+    let medium = LineModel::new(256 << 10);
+    let mut shard = open(&medium, &tiny());
+    let seq = store(&mut shard, b"before", 800);
+    let all = shard.arena().free_buffers();
+    let _pending = append(&mut shard, &payload(1, 800), 800).unwrap();
+    medium.fail_fences(Some("the disk is gone"));
+    let error = shard.commit().unwrap_err();
+    assert!(matches!(&error, CommitError::Fence { why } if why.contains("the disk is gone")), "{error}");
+    medium.fail_fences(None);
+    assert!(matches!(shard.commit(), Err(CommitError::Poisoned { .. })), "a later fence proves nothing");
+    let error = append(&mut shard, b"after", 800).unwrap_err();
+    assert!(matches!(&error, AppendError::Poisoned { why } if why.contains("the disk is gone")), "{error}");
+    assert!(matches!(shard.trim(seq + 1), Err(TrimError::Commit(CommitError::Poisoned { .. }))));
+    assert!(matches!(shard.checkpoint(), Err(CommitError::Poisoned { .. })));
+    assert_eq!(shard.record(seq).unwrap().to_vec(), b"before", "what was durable can still be read");
+    assert_eq!(shard.arena().free_buffers(), all - 1, "what may be in the log is not reused");
+}
+
+#[test]
+fn a_failed_trim_releases_nothing() {
+    let medium = LineModel::new(256 << 10);
+    let mut shard = open(&medium, &tiny());
+    let seq = store(&mut shard, &payload(1, 4000), 800);
+    let free = shard.arena().free_buffers();
+    medium.fail_fences(Some("the disk is gone"));
+    assert!(shard.trim(seq + 1).is_err());
+    assert_eq!(shard.arena().free_buffers(), free);
+    assert!(shard.record(seq).is_some());
+}
+
+#[test]
+fn buffers_move_between_owner_device_and_free_list() {
+    let shard = shard(256 << 10);
+    let arena = shard.arena();
+    let all = arena.free_buffers();
+    assert_eq!(all, arena.buffers());
+    let buffer = arena.take().unwrap();
+    let (id, address) = (buffer.id(), arena.address(buffer.id()));
+    assert_eq!(arena.id_at(address), Some(id));
+    assert_eq!(arena.id_at(address.wrapping_add(arena.buffer_bytes() - 1)), Some(id));
+    assert_eq!(arena.id_at(arena.base().wrapping_sub(1)), None);
+    assert_eq!(arena.id_at(arena.base().wrapping_add(arena.buffers() * arena.buffer_bytes())), None);
+    assert!(arena.from_device(id).is_none(), "not with the device yet");
+    let second = buffer.clone();
+    let buffer = buffer.into_device().expect_err("there is another reference");
+    drop(second);
+    assert_eq!(buffer.into_device().unwrap(), id);
+    assert_eq!(arena.free_buffers(), all - 1);
+    let buffer = arena.from_device(id).unwrap();
+    assert!(arena.from_device(id).is_none(), "only once");
+    drop(buffer);
+    assert_eq!(arena.free_buffers(), all);
+    assert!(arena.from_device(pmem::BufferId(u32::MAX)).is_none());
+}
+
+#[test]
+fn bytes_do_not_change_under_a_reference() {
+    let shard = shard(256 << 10);
+    let mut buffer = shard.arena().take().unwrap();
+    assert!(!buffer.arrive(1020, b"beyond"), "a buffer has 1024 bytes");
+    assert!(!buffer.arrive(usize::MAX, b"beyond"));
+    assert!(buffer.arrive(1018, b"inside"));
+    let mut extent = buffer.extent(1018, 3).unwrap();
+    assert!(!buffer.arrive(1018, b"change"));
+    assert!(!extent.extend_by_copy(b"x"));
+    assert_eq!(extent.bytes(), b"ins");
+    drop(buffer);
+    assert!(!extent.extend_by_copy(b"1234"), "no room");
+    assert!(extent.extend_by_copy(b"123"));
+    assert_eq!(extent.bytes(), b"ins123");
+    assert!(extent.clone().slice(2, 5).is_none());
+    assert_eq!(extent.clone().slice(2, 4).unwrap().bytes(), b"s123");
+    assert_eq!(extent.slice(6, 0).unwrap().bytes(), b"");
+    assert_eq!(shard.counters().copied_bytes, 3);
+    assert!(shard.arena().take().unwrap().into_extent(1000, 25).is_none());
+}
+
+/// Checks that the handles passed per packet stay small.
+#[test]
+fn references_are_sixteen_bytes() {
+    assert_eq!((size_of::<pmem::Buffer>(), size_of::<pmem::Extent>()), (16, 16));
+    assert_eq!(size_of::<Option<pmem::Extent>>(), 16);
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Append { len: usize, segment: usize },
+    Commit,
+    Trim { permille: u64 },
+    Checkpoint,
+    Reopen,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let len = prop_oneof![0..40usize, 0..600usize, 0..6000usize];
+    prop_oneof![
+        6 => (len, 1..830usize).prop_map(|(len, segment)| Op::Append { len, segment }),
+        3 => Just(Op::Commit),
+        2 => (0..1200u64).prop_map(|permille| Op::Trim { permille }),
+        1 => Just(Op::Checkpoint),
+        1 => Just(Op::Reopen),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    /// A shard is a list of byte strings: appended at one end, trimmed at the other, read in between.
+    #[test]
+    fn a_shard_is_a_list(ops in prop::collection::vec(op(), 1..120), seed in any::<u64>()) {
+        let model = LineModel::new(128 << 10);
+        let mut shard = open(&model, &tiny());
+        let mut expected: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut pending = Vec::new();
+        for (index, op) in ops.into_iter().enumerate() {
+            match op {
+                Op::Append { len, segment } => {
+                    let bytes = payload(seed.wrapping_add(index as u64), len);
+                    match append(&mut shard, &bytes, segment) {
+                        Ok(receipt) => pending.push((receipt, bytes)),
+                        Err(AppendError::Full(_)) => {}
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+                Op::Commit => {
+                    let durable = shard.commit().unwrap();
+                    for (pending, bytes) in pending.drain(..) {
+                        expected.push((durable.confirm(pending).unwrap().seq, bytes));
+                    }
+                }
+                Op::Trim { permille } => {
+                    let before = shard.next_seq() * permille / 1000;
+                    shard.trim(before).unwrap();
+                    expected.retain(|(seq, _)| *seq >= before);
+                }
+                Op::Checkpoint => shard.checkpoint().unwrap(),
+                Op::Reopen => {
+                    let durable = shard.commit().unwrap();
+                    for (pending, bytes) in pending.drain(..) {
+                        expected.push((durable.confirm(pending).unwrap().seq, bytes));
+                    }
+                    let used = shard.counters().pm_bytes;
+                    drop(shard);
+                    shard = open(&model, &tiny());
+                    prop_assert_eq!(shard.counters().pm_bytes, used);
+                }
+            }
+            prop_assert_eq!(contents(&shard), expected.as_slice());
+        }
+        drop(pending);
+        shard.commit().unwrap();
+        shard.trim(u64::MAX).unwrap();
+        drop(shard);
+        let shard = open(&model, &tiny());
+        prop_assert_eq!(shard.arena().free_buffers(), shard.arena().buffers(), "nothing leaks");
+    }
+}
