@@ -123,3 +123,46 @@ impl TxQueue {
         usize::try_from(freed).ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Eal, ExternalArea, ExternalPool, ExternalPoolConfig, PoolConfig, Port, PortConfig};
+
+    /// Page-aligned memory for `count` buffers of 2176 bytes, never freed.
+    fn buffers(eal: Eal, count: usize) -> (ExternalArea, Vec<&'static mut [u8]>) {
+        let len = (count * 2176).next_multiple_of(4096);
+        let memory = vec![0_u8; len + 4096].leak();
+        let start = memory.as_ptr().align_offset(4096);
+        let memory = &mut memory[start..start + len];
+        let area = ExternalArea::register(eal, memory.as_ptr(), len).unwrap();
+        (area, memory.chunks_exact_mut(2176).take(count).collect())
+    }
+
+    // The library's one test that needs the EAL, which starts once per process.
+    #[test]
+    fn the_flag_for_external_memory_comes_back_on_receive() {
+        let eal = Eal::init(["-m", "64"]).unwrap();
+        let (area, buffers) = buffers(eal, 63);
+        let config = ExternalPoolConfig { cache: 0, socket: None };
+        let external = ExternalPool::new(eal, "external", area, buffers, &config).unwrap();
+        let dram =
+            Pool::dram(eal, "dram", &PoolConfig { mbufs: 63, cache: 0, ..PoolConfig::default() }).unwrap();
+        let id = eal.attach("net_ring0").unwrap();
+        let mut port = Port::start(id, &PortConfig::default(), std::slice::from_ref(&external)).unwrap();
+        let (mut rx, mut tx) = (port.rx_queue(0).unwrap(), port.tx_queue(0).unwrap());
+        let mut batch = MbufBatch::new();
+        for pool in [&*external, &dram, &*external] {
+            let mut packet = pool.alloc().unwrap();
+            packet.append(60).unwrap();
+            packet.header_mut().ol_flags &= !sys::RTE_MBUF_F_EXTERNAL;
+            batch.push(packet).unwrap();
+        }
+        assert_eq!((tx.burst(&mut batch), rx.burst(&mut batch)), (3, 3));
+        let flagged: Vec<bool> =
+            batch.iter().map(|packet| packet.header().ol_flags & sys::RTE_MBUF_F_EXTERNAL != 0).collect();
+        assert_eq!(flagged, [true, false, true]);
+        batch.clear();
+        assert_eq!((external.available(), dram.available()), (63, 63));
+    }
+}

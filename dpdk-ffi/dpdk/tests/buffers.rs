@@ -187,3 +187,79 @@ fn null_makes_frames_in_the_file_forever() {
         assert_eq!(pool.available(), 127);
     });
 }
+
+#[test]
+fn what_a_full_device_does_not_take_stays_in_order() {
+    isolated("what_a_full_device_does_not_take_stays_in_order", || {
+        let eal = support::eal();
+        let pool =
+            Pool::dram(eal, "dram", &PoolConfig { mbufs: 4095, cache: 0, ..PoolConfig::default() }).unwrap();
+        let (_port, mut rx, mut tx) = loopback(eal, &pool);
+        let mut batch = MbufBatch::new();
+        let (mut sent, mut made) = (0, 0_u64);
+        loop {
+            while batch.room() > 0 {
+                let mut packet = pool.alloc().unwrap();
+                packet.append(60).unwrap().copy_from_slice(&numbered_frame(made, 60));
+                batch.push(packet).unwrap();
+                made += 1;
+            }
+            let taken = tx.burst(&mut batch);
+            sent += taken as u64;
+            assert_eq!(batch.len() as u64, made - sent);
+            if taken < MbufBatch::CAPACITY {
+                break;
+            }
+        }
+        let waiting: Vec<_> = batch.iter().map(|packet| packet.bytes().to_vec()).collect();
+        let expected: Vec<_> = (sent..made).map(|number| numbered_frame(number, 60)).collect();
+        assert_eq!(waiting, expected);
+        let (mut received, mut next) = (MbufBatch::new(), 0);
+        while next < made {
+            receive(&mut rx, &mut received);
+            for packet in received.drain() {
+                assert_eq!(packet.bytes(), numbered_frame(next, 60));
+                next += 1;
+            }
+            tx.burst(&mut batch);
+        }
+        assert_eq!((batch.len(), pool.available()), (0, 4095));
+    });
+}
+
+#[test]
+fn queues_and_packets_may_move_between_threads() {
+    isolated("queues_and_packets_may_move_between_threads", || {
+        let eal = support::eal();
+        let pool =
+            Pool::dram(eal, "dram", &PoolConfig { mbufs: 1023, cache: 64, ..PoolConfig::default() }).unwrap();
+        let (port, mut rx, mut tx) = loopback(eal, &pool);
+        let maker = pool.clone();
+        let sender = std::thread::spawn(move || {
+            let _lcore = eal.register_thread().unwrap();
+            let mut batch = MbufBatch::new();
+            for number in 0..50_000 {
+                let mut packet = support::wait_for("a free mbuf", || maker.alloc());
+                packet.append(60).unwrap().copy_from_slice(&numbered_frame(number, 60));
+                batch.push(packet).unwrap();
+                send_all(&mut tx, &mut batch);
+            }
+        });
+        let receiver = std::thread::spawn(move || {
+            let mut batch = MbufBatch::new();
+            let mut next = 0;
+            while next < 50_000 {
+                receive(&mut rx, &mut batch);
+                for packet in batch.drain() {
+                    assert_eq!(packet.bytes(), numbered_frame(next, 60));
+                    next += 1;
+                }
+            }
+        });
+        sender.join().unwrap();
+        receiver.join().unwrap();
+        let statistics = port.statistics().unwrap();
+        assert_eq!((statistics.rx_packets, statistics.tx_packets), (50_000, 50_000));
+        assert_eq!(pool.available(), 1023);
+    });
+}

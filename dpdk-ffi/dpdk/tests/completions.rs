@@ -5,7 +5,9 @@ mod support;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use dpdk::{Completions, Eal, Mbuf, MbufBatch, NotAttachedReason, Pool, PoolConfig, Port, PortConfig};
+use dpdk::{
+    Completions, Eal, Mbuf, MbufBatch, NotAttachedReason, Offloads, Pool, PoolConfig, Port, PortConfig,
+};
 use support::{contents, isolated, receive, send_all};
 
 /// Payload that says whose it is, and counts how many of its kind are alive.
@@ -178,5 +180,50 @@ fn null_returns_each_payload_after_sending() {
         }
         assert!(returned.iter().all(|times| *times == 1));
         assert_eq!((alive.get(), tx.rejected()), (0, 0));
+    });
+}
+
+/// The packets of a capture file as libpcap writes it: 24 bytes of header, then 16 before each packet.
+fn captured(file: &[u8]) -> Vec<&[u8]> {
+    let mut packets = Vec::new();
+    let mut rest = &file[24..];
+    while let Some((record, behind)) = rest.split_at_checked(16) {
+        let len = u32::from_ne_bytes(record[8..12].try_into().unwrap()) as usize;
+        packets.push(&behind[..len]);
+        rest = &behind[len..];
+    }
+    packets
+}
+
+#[test]
+fn devices_for_one_segment_get_one_or_none() {
+    isolated("devices_for_one_segment_get_one_or_none", || {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("sent.pcap");
+        let eal = support::eal();
+        let pool = headers(eal);
+        let mut completions = Completions::new(eal, "tails", 32, None).unwrap();
+        let id = eal.attach(&format!("net_pcap0,tx_pcap={}", file.display())).unwrap();
+        let mut port = Port::start(id, &PortConfig::default(), std::slice::from_ref(&pool)).unwrap();
+        assert!(!port.offloads().contains(Offloads::TX_SEGMENTS));
+        let mut tx = port.tx_queue(0).unwrap();
+        let mut batch = MbufBatch::new();
+        let payload = |number: u64| if number == 1 { vec![1; 10_000] } else { vec![number as u8; 900] };
+        for number in 0..4 {
+            let mut packet = header(&pool, number);
+            completions.attach(&mut packet, payload(number)).unwrap();
+            batch.push(packet).unwrap();
+        }
+        send_all(&mut tx, &mut batch);
+        assert_eq!(
+            (tx.rejected(), completions.drain(|_| ())),
+            (1, 4),
+            "what does not fit one buffer is given up"
+        );
+        drop((port, tx));
+        let bytes = std::fs::read(&file).unwrap();
+        let sent = [0, 2, 3].map(|number| [support::numbered_frame(number, 54), payload(number)].concat());
+        assert!(captured(&bytes) == sent);
+        assert_eq!(pool.available(), pool.mbufs());
     });
 }
