@@ -5,15 +5,25 @@
 
 pub mod config;
 pub mod counters;
+mod emit;
 pub mod endpoint;
 mod flow;
 pub mod frame;
+mod icmp;
+mod iface;
+mod limit;
+mod listen;
+mod neighbor;
 pub mod net;
 pub mod server;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod tcp;
+#[cfg(test)]
+mod testing;
+mod time_wait;
 mod timer;
+mod window;
 pub mod transport;
 
 pub use config::{Config, ConfigError, Keepalive};

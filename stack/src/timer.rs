@@ -125,7 +125,8 @@ impl TimerWheel {
 
     fn link(&mut self, timer: u32) {
         // What is due is put on the present tick, and what is too far away as far as the wheel goes.
-        let deadline = self.entries[timer as usize].deadline.clamp(self.now, self.now + HORIZON - HORIZON / 64);
+        let deadline =
+            self.entries[timer as usize].deadline.clamp(self.now, self.now + HORIZON - HORIZON / 64);
         let mut level = 0;
         while level + 1 < LEVELS && (deadline >> (6 * level)) - (self.now >> (6 * level)) >= SLOTS as u64 {
             level += 1;

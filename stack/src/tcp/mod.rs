@@ -1,6 +1,13 @@
 //! TCP (RFC 9293), one connection at a time and without I/O.
 
+pub(crate) mod congestion;
+pub(crate) mod connection;
 pub(crate) mod isn;
 pub(crate) mod options;
+pub(crate) mod recovery;
+pub(crate) mod recv_queue;
 pub(crate) mod rtt;
+pub(crate) mod rx;
+pub(crate) mod send_queue;
 pub(crate) mod seq;
+pub(crate) mod tx;

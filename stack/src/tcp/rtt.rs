@@ -23,7 +23,14 @@ impl Rtt {
     pub(crate) fn new(min: Duration, max: Duration) -> Self {
         let clamp = |duration: Duration| u32::try_from(duration.total_micros()).unwrap_or(u32::MAX).max(1);
         let (min_us, max_us) = (clamp(min), clamp(max).max(clamp(min)));
-        Self { srtt_us: None, rttvar_us: 0, rto_us: INITIAL_US.clamp(min_us, max_us), min_us, max_us, backoff: 0 }
+        Self {
+            srtt_us: None,
+            rttvar_us: 0,
+            rto_us: INITIAL_US.clamp(min_us, max_us),
+            min_us,
+            max_us,
+            backoff: 0,
+        }
     }
 
     /// Takes a measurement in, of a segment that was not sent twice, or by a timestamp (Karn).

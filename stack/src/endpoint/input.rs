@@ -1,0 +1,135 @@
+//! Frames that come in, and where they belong.
+
+use smoltcp::time::Instant;
+
+use super::{Endpoint, Reply};
+use crate::flow::Place;
+use crate::frame::{Flags, Parsed, RxFrame, Segment, parse};
+use crate::icmp::{self, Complaint, IcmpError};
+use crate::iface;
+use crate::limit::Rate;
+use crate::net::CloseReason;
+use crate::tcp::connection::State;
+use crate::tcp::seq::Seq;
+use crate::time_wait::Meaning;
+
+/// RSTs to segments that no connection takes.
+const RESETS: Rate = Rate::per_second(1000, 100);
+
+/// Answers of one connection in TIME-WAIT.
+const TIME_WAIT_ANSWERS: Rate = Rate::per_second(10, 10);
+
+impl Endpoint {
+    /// Takes a frame in.
+    pub fn receive<F: RxFrame>(&mut self, now: Instant, frame: &mut F) {
+        self.now = self.now.max(now);
+        self.counters.frames_in += 1;
+        let drops = &mut self.counters.drops;
+        match parse(frame.bytes(), &self.local, frame.checksum()) {
+            Parsed::Tcp(segment) => self.segment(&segment, frame),
+            Parsed::Other => self.other(frame.bytes()),
+            Parsed::Malformed => drops.malformed += 1,
+            Parsed::BadChecksum => drops.checksum += 1,
+            Parsed::Address => drops.address += 1,
+            Parsed::Fragment => drops.fragment += 1,
+        }
+    }
+
+    fn segment<F: RxFrame>(&mut self, segment: &Segment, frame: &mut F) {
+        self.counters.segments_in += 1;
+        match self.flows.find(&segment.key) {
+            Some(Place::Connection(index)) => self.to_connection(index, segment, frame),
+            Some(Place::HalfOpen(place)) => self.to_half_open(place, segment, frame),
+            Some(Place::TimeWait(place)) => self.to_time_wait(place, segment, frame),
+            None => self.to_listener(segment, frame, None),
+        }
+    }
+
+    pub(super) fn to_connection<F: RxFrame>(&mut self, index: u32, segment: &Segment, frame: &mut F) {
+        let now = self.now;
+        let outcome = self.with(index, |connection, cx| connection.segment(now, segment, frame, cx));
+        self.conclude(index, outcome);
+    }
+
+    fn to_time_wait<F: RxFrame>(&mut self, place: u32, segment: &Segment, frame: &mut F) {
+        let Some(entry) = self.time_waits.get(place) else { return };
+        match entry.judge(segment, self.now) {
+            Meaning::Ignore => self.counters.drops.unexpected += 1,
+            Meaning::Acknowledge { restart } => {
+                if !entry.answers.allow(TIME_WAIT_ANSWERS, self.now) {
+                    self.counters.drops.limited += 1;
+                    return;
+                }
+                if restart {
+                    entry.until = self.now + self.config.time_wait;
+                }
+                self.acknowledge_time_wait(place);
+            }
+            Meaning::Reuse => {
+                let least_iss = entry.snd_nxt + 1;
+                self.time_waits.remove(place);
+                self.flows.remove(&segment.key);
+                self.to_listener(segment, frame, Some(least_iss));
+            }
+        }
+    }
+
+    /// Answers a segment that no connection takes (RFC 9293, section 3.10.7.1).
+    pub(super) fn refuse(&mut self, segment: &Segment) {
+        self.counters.drops.unexpected += 1;
+        if segment.flags.contains(Flags::RST) {
+            return;
+        }
+        if !self.resets.allow(RESETS, self.now) {
+            self.counters.drops.limited += 1;
+            return;
+        }
+        let (key, mac) = (segment.key, segment.source_mac);
+        self.reply(if segment.flags.contains(Flags::ACK) {
+            Reply::bare(key, mac, segment.ack, Seq(0), Flags::RST)
+        } else {
+            Reply::bare(key, mac, Seq(0), segment.seq + segment.len(), Flags::RST | Flags::ACK)
+        });
+    }
+
+    /// A frame that is not TCP.
+    fn other(&mut self, frame: &[u8]) {
+        if let Some((ip, mac)) = iface::neighbor_in(frame)
+            && self.neighbors.learned(ip, mac, self.now)
+        {
+            self.resolve_waiting();
+        }
+        if let Some(error) = icmp::parse(frame) {
+            self.icmp_error(&error);
+        }
+        if self.iface.receive(frame, self.now) {
+            self.counters.other_in += 1;
+        } else {
+            self.counters.drops.other += 1;
+        }
+    }
+
+    /// RFC 5927: only errors that quote a number in flight are believed.
+    fn icmp_error(&mut self, error: &IcmpError) {
+        let Some(Place::Connection(index)) = self.flows.find(&error.key) else { return };
+        let connection = &mut self.places[index as usize].connection;
+        if !connection.is_in_flight(error.seq) {
+            return;
+        }
+        match error.what {
+            Complaint::TooBig(mtu) => {
+                if connection.path_mtu(mtu) {
+                    self.settle(index);
+                }
+            }
+            // Soft for anything but a connection that has never been answered (RFC 5461, section 3.1 is about
+            // hosts with several addresses, which is why an opening one may give up at once).
+            Complaint::Unreachable if connection.state == State::SynSent => {
+                self.flows.remove(&error.key);
+                self.end(index, CloseReason::Unreachable);
+                self.settle(index);
+            }
+            Complaint::Unreachable => {}
+        }
+    }
+}

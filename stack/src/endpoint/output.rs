@@ -1,0 +1,199 @@
+//! What goes out: timers that are due, answers, and the segments of the connections that have some.
+
+use smoltcp::time::Instant;
+
+use super::{Endpoint, TimerOf};
+use crate::emit::Header;
+use crate::frame::{FrameSink, SinkFull, TxChecksum, TxFrame};
+use crate::neighbor::{Expired, Lookup};
+use crate::net::CloseReason;
+use crate::tcp::connection::{Context, State};
+
+/// Segments that a connection sends before others have their turn.
+const QUANTUM: usize = 16;
+
+/// Starved connections that one call looks at.
+const STARVED_QUANTUM: usize = 32;
+
+impl Endpoint {
+    /// Sends what is due, until the sink is full; returns the number of frames.
+    pub fn transmit<S: FrameSink>(&mut self, now: Instant, sink: &mut S) -> usize {
+        self.now = self.now.max(now);
+        self.expire();
+        self.feed_starved();
+        let before = self.counters.frames_out;
+        // A full sink ends the call; everything not sent stays in its list.
+        let _ = self.send_all(sink);
+        (self.counters.frames_out - before) as usize
+    }
+
+    fn send_all<S: FrameSink>(&mut self, sink: &mut S) -> Result<(), SinkFull> {
+        while let Some(frame) = self.iface.front() {
+            sink.send(TxFrame { head: frame, payload: &[], checksum: TxChecksum::Done })?;
+            self.iface.pop();
+            self.counters.frames_out += 1;
+        }
+        while let Some(reply) = self.replies.front() {
+            let header = Header {
+                key: reply.key,
+                source_mac: self.config.mac,
+                mac: reply.mac,
+                seq: reply.seq,
+                ack: reply.ack,
+                flags: reply.flags,
+                window: reply.window,
+                options: reply.options,
+            };
+            let layout = header.begin(&mut self.head);
+            let checksum = layout.complete(&mut self.head, &[], self.config.tx_checksum_offload);
+            sink.send(TxFrame { head: &self.head, payload: &[], checksum })?;
+            self.replies.pop_front();
+            self.counters.frames_out += 1;
+            self.counters.segments_out += 1;
+        }
+        while let Some(&index) = self.output.front() {
+            let more = self.send_from(index, sink)?;
+            self.output.pop_front();
+            if more {
+                self.output.push_back(index);
+            } else {
+                self.rest(index);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a connection's segments; true if there are more than its turn allows.
+    fn send_from<S: FrameSink>(&mut self, index: u32, sink: &mut S) -> Result<bool, SinkFull> {
+        let now = self.now;
+        let connection = &mut self.places[index as usize].connection;
+        let mut cx = Context { config: &self.config, counters: &mut self.counters, pool: &mut self.pool };
+        for _ in 0..QUANTUM {
+            let Some(plan) = connection.plan(now) else { return Ok(false) };
+            let Some(mac) = connection.mac else { return Ok(false) };
+            let report = connection.report(&plan, now, &cx);
+            let header = Header {
+                key: connection.key,
+                source_mac: cx.config.mac,
+                mac,
+                seq: plan.seq,
+                ack: report.ack,
+                flags: plan.flags,
+                window: report.window,
+                options: report.options,
+            };
+            let layout = header.begin(&mut self.head);
+            self.pieces.clear();
+            connection.send.gather(plan.from, plan.len, &mut self.head, &mut self.pieces);
+            let checksum = layout.complete(&mut self.head, &self.pieces, cx.config.tx_checksum_offload);
+            let frame = TxFrame { head: &self.head, payload: &self.pieces, checksum };
+            let sent = sink.send(frame);
+            self.pieces.clear();
+            sent?;
+            connection.sent(&plan, &report, now, &mut cx);
+            cx.counters.frames_out += 1;
+            cx.counters.segments_out += 1;
+        }
+        Ok(true)
+    }
+
+    /// A connection has nothing more to send just now: what will wake it is noted.
+    fn rest(&mut self, index: u32) {
+        let cx = Context { config: &self.config, counters: &mut self.counters, pool: &mut self.pool };
+        let place = &mut self.places[index as usize];
+        place.in_output = false;
+        if let Some(deadline) = place.connection.next_deadline() {
+            self.timers.bring_forward(index, deadline);
+        }
+        if !place.in_starved && place.connection.is_starved(&cx) {
+            place.in_starved = true;
+            self.starved.push_back(index);
+        }
+    }
+
+    fn expire(&mut self) {
+        let now = self.now;
+        while let Some(timer) = self.timers.expire(now) {
+            match self.timer_of(timer) {
+                TimerOf::Connection(index) => {
+                    let outcome = self.with(index, |connection, cx| connection.expire(now, cx));
+                    self.conclude(index, outcome);
+                }
+                TimerOf::HalfOpen(place) => self.expire_half_open(place),
+                TimerOf::TimeWait(place) => self.expire_time_wait(place),
+                TimerOf::Neighbor(entry) => self.expire_neighbor(entry),
+            }
+        }
+    }
+
+    /// Tells peers whose window was closed for want of buffers that there are some again.
+    fn feed_starved(&mut self) {
+        let free = self.pool.free_buffers();
+        if self.starved.is_empty() || free <= self.starved_at {
+            self.starved_at = self.starved_at.min(free);
+            return;
+        }
+        for _ in 0..self.starved.len().min(STARVED_QUANTUM) {
+            let Some(index) = self.starved.pop_front() else { return };
+            let (opened, starved) = self.with(index, |connection, cx| {
+                let opened = connection.window_opened(cx);
+                (opened, !opened && connection.is_starved(cx))
+            });
+            if starved {
+                self.starved.push_back(index);
+                continue;
+            }
+            self.places[index as usize].in_starved = false;
+            if opened {
+                self.settle(index);
+            }
+        }
+        self.starved_at = free;
+    }
+
+    /// A neighbor has answered: connections that waited for it send their SYN.
+    pub(super) fn resolve_waiting(&mut self) {
+        let mut waiting = std::mem::take(&mut self.unresolved);
+        waiting.retain(|&index| {
+            let connection = &self.places[index as usize].connection;
+            if connection.state != State::SynSent || connection.mac.is_some() {
+                return false;
+            }
+            let Some(next_hop) = self.next_hop(connection.key.remote_ip()) else { return true };
+            let Lookup::Known(mac) = self.neighbors.find(next_hop, self.now) else { return true };
+            self.places[index as usize].connection.mac = Some(mac);
+            self.settle(index);
+            false
+        });
+        self.unresolved = waiting;
+    }
+
+    fn expire_neighbor(&mut self, entry: u32) {
+        match self.neighbors.expire(entry, self.now) {
+            Expired::Nothing => {}
+            Expired::AskAgain { ip, until } => {
+                if let Some(source) = self.local.source_for(ip) {
+                    self.iface.ask(source, self.config.mac, ip);
+                }
+                self.set_timer(TimerOf::Neighbor(entry), until);
+            }
+            Expired::Unreachable(ip) => {
+                let mut waiting = std::mem::take(&mut self.unresolved);
+                waiting.retain(|&index| {
+                    let connection = &self.places[index as usize].connection;
+                    let waits = connection.state == State::SynSent && connection.mac.is_none();
+                    if waits && self.next_hop(connection.key.remote_ip()) != Some(ip) {
+                        return true;
+                    }
+                    if waits {
+                        self.flows.remove(&self.places[index as usize].connection.key);
+                        self.end(index, CloseReason::Unreachable);
+                        self.settle(index);
+                    }
+                    false
+                });
+                self.unresolved = waiting;
+            }
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Passive opens: SYNs, half-open connections, SYN cookies, and what TIME-WAIT still answers.
+
+use smoltcp::time::Duration;
+
+use super::{Endpoint, Reply, TimerOf};
+use crate::flow::Place;
+use crate::frame::{Flags, RxFrame, Segment};
+use crate::limit::Rate;
+use crate::tcp::connection::{Clock, Handshake, clock_now, own_mss, own_window_scale};
+use crate::tcp::isn::Secret;
+use crate::tcp::options::{Options, Timestamp};
+use crate::tcp::rx::default_mss;
+use crate::tcp::seq::Seq;
+use crate::window::Offer;
+
+/// How long after the last cookie went out one may come back.
+const COOKIE_LIFETIME: Duration = Duration::from_secs(120);
+
+/// Challenge ACKs to half-open connections, of all together.
+const CHALLENGES: Rate = Rate::per_second(1000, 100);
+
+impl Endpoint {
+    /// A segment that begins a connection, or that belongs to none. `least_iss` is the least number that a
+    /// connection may begin with whose predecessor was in TIME-WAIT.
+    pub(super) fn to_listener<F: RxFrame>(
+        &mut self,
+        segment: &Segment,
+        frame: &mut F,
+        least_iss: Option<Seq>,
+    ) {
+        let Some(listener) = self.listeners.find(&segment.key) else { return self.refuse(segment) };
+        let kind = segment.flags & (Flags::SYN | Flags::ACK | Flags::RST);
+        if kind == Flags::SYN {
+            self.syn(segment, listener, least_iss);
+        } else if kind != Flags::ACK || !self.from_cookie(segment, listener, frame) {
+            self.refuse(segment);
+        }
+    }
+
+    fn syn(&mut self, segment: &Segment, listener: u16, least_iss: Option<Seq>) {
+        let key = segment.key;
+        let offset = self.secret.clock_offset(&key);
+        let mut iss = self.secret.isn(&key, self.now);
+        if let Some(least) = least_iss {
+            iss = iss.max(least);
+        }
+        let options = segment.options;
+        let clock =
+            options.timestamp.map(|timestamp| Clock { offset, recent: timestamp.value, recent_at: self.now });
+        let handshake = Handshake {
+            key,
+            mac: segment.source_mac,
+            iss,
+            irs: segment.seq,
+            mss: options.mss.unwrap_or(default_mss(&key)),
+            window_scale: options.window_scale,
+            clock,
+            offered: self.first_window(key.is_v4()),
+        };
+        match self.listeners.insert(handshake, listener, self.now) {
+            Some((place, until)) => {
+                self.flows.insert(key, Place::HalfOpen(place));
+                self.set_timer(TimerOf::HalfOpen(place), until);
+                self.send_syn_ack(&handshake, clock.map(|clock| clock.now(self.now)));
+            }
+            None => {
+                let cookie = self.secret.cookie(&key, segment.seq, handshake.mss, self.now);
+                self.last_cookie = Some(self.now);
+                self.counters.syn_cookies_sent += 1;
+                let value = Secret::cookie_clock(clock_now(offset, self.now), &options);
+                // Without timestamps to remember it by, windows are not scaled.
+                let window_scale = handshake.window_scale.filter(|_| clock.is_some());
+                let handshake = Handshake { iss: cookie, window_scale, ..handshake };
+                self.send_syn_ack(&handshake, clock.map(|_| value));
+            }
+        }
+    }
+
+    /// The window that SYN and ACK offer, in bytes.
+    fn first_window(&self, v4: bool) -> u32 {
+        let buffers = self.pool.grant(&Offer::default());
+        let bytes = buffers * usize::from(own_mss(&self.config, v4));
+        bytes.min(self.config.rx_window_bytes).min(0xffff) as u32
+    }
+
+    fn send_syn_ack(&mut self, handshake: &Handshake, clock: Option<u32>) {
+        let recent = handshake.clock.map_or(0, |clock| clock.recent);
+        let options = Options {
+            mss: Some(own_mss(&self.config, handshake.key.is_v4())),
+            window_scale: handshake.window_scale.map(|_| own_window_scale(&self.config)),
+            timestamp: clock.map(|value| Timestamp { value, echo: recent }),
+        };
+        self.reply(Reply {
+            key: handshake.key,
+            mac: handshake.mac,
+            seq: handshake.iss,
+            ack: handshake.irs + 1,
+            flags: Flags::SYN | Flags::ACK,
+            window: handshake.offered as u16,
+            options,
+        });
+    }
+
+    /// RFC 9293, section 3.10.7.4, for SYN-RECEIVED.
+    pub(super) fn to_half_open<F: RxFrame>(&mut self, place: u32, segment: &Segment, frame: &mut F) {
+        let Some(half_open) = self.listeners.get(place) else { return };
+        let (handshake, listener) = (half_open.handshake, half_open.listener);
+        let next = handshake.irs + 1;
+        let clock = handshake.clock.map(|clock| clock.now(self.now));
+        if segment.flags.contains(Flags::RST) {
+            if segment.seq == next {
+                self.forget_half_open(place);
+            } else {
+                self.counters.drops.window += 1;
+            }
+            return;
+        }
+        if segment.flags.contains(Flags::SYN) {
+            if segment.seq == handshake.irs && !segment.flags.contains(Flags::ACK) {
+                return self.send_syn_ack(&handshake, clock);
+            }
+            // RFC 5961, section 4: whoever has really begun again answers with RST.
+            return self.challenge_half_open(&handshake);
+        }
+        let in_window = segment.seq.at_or_after(next) && segment.seq.at_or_before(next + handshake.offered);
+        let old = match (handshake.clock, segment.options.timestamp) {
+            (Some(clock), Some(timestamp)) => clock.is_old(timestamp.value, self.now),
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        if !in_window || old {
+            self.counters.drops.window += 1;
+            return self.challenge_half_open(&handshake);
+        }
+        if !segment.flags.contains(Flags::ACK) {
+            self.counters.drops.unexpected += 1;
+            return;
+        }
+        if segment.ack != handshake.iss + 1 {
+            return self.refuse(segment);
+        }
+        if self.promote(&handshake, listener, segment, frame) {
+            self.timers.cancel(self.timer_index(TimerOf::HalfOpen(place)));
+            self.listeners.remove(place);
+        }
+    }
+
+    fn challenge_half_open(&mut self, handshake: &Handshake) {
+        if !self.half_open_challenges.allow(CHALLENGES, self.now) {
+            self.counters.drops.limited += 1;
+            return;
+        }
+        self.counters.challenge_acks += 1;
+        let timestamp =
+            handshake.clock.map(|clock| Timestamp { value: clock.now(self.now), echo: clock.recent });
+        self.reply(Reply {
+            window: handshake.offered as u16,
+            options: Options { timestamp, ..Options::default() },
+            ..Reply::bare(handshake.key, handshake.mac, handshake.iss + 1, handshake.irs + 1, Flags::ACK)
+        });
+    }
+
+    /// Opens a connection from the ACK of a cookie; false if it is none of ours.
+    fn from_cookie<F: RxFrame>(&mut self, segment: &Segment, listener: u16, frame: &mut F) -> bool {
+        if self.last_cookie.is_none_or(|last| self.now - last > COOKIE_LIFETIME) {
+            return false;
+        }
+        let (key, irs, iss) = (segment.key, segment.seq.back(1), segment.ack.back(1));
+        let timestamp = segment.options.timestamp;
+        let echo = timestamp.map(|timestamp| timestamp.echo);
+        let Some(cookie) = self.secret.open_cookie(&key, irs, iss, echo, self.now) else { return false };
+        let clock = timestamp.map(|timestamp| Clock {
+            offset: self.secret.clock_offset(&key),
+            recent: timestamp.value,
+            recent_at: self.now,
+        });
+        let handshake = Handshake {
+            key,
+            mac: segment.source_mac,
+            iss,
+            irs,
+            mss: cookie.mss,
+            window_scale: cookie.window_scale,
+            clock,
+            offered: self.first_window(key.is_v4()),
+        };
+        if self.promote(&handshake, listener, segment, frame) {
+            self.counters.syn_cookies_accepted += 1;
+        }
+        true
+    }
+
+    /// Gives a connection whose handshake is complete a place in the table; false if there is none, and the
+    /// peer then finds out by sending again.
+    fn promote<F: RxFrame>(
+        &mut self,
+        handshake: &Handshake,
+        listener: u16,
+        segment: &Segment,
+        frame: &mut F,
+    ) -> bool {
+        let owner = self.listeners.listener(listener);
+        let room = owner.untold < owner.backlog;
+        let Some(index) = self.free.pop_if(|_| room) else {
+            self.counters.drops.backlog += 1;
+            return false;
+        };
+        owner.untold += 1;
+        let now = self.now;
+        self.occupy(index, handshake.key, Some(listener));
+        self.with(index, |connection, cx| connection.accept(handshake, cx, now));
+        self.to_connection(index, segment, frame);
+        true
+    }
+
+    pub(super) fn forget_half_open(&mut self, place: u32) {
+        if let Some(half_open) = self.listeners.get(place) {
+            self.flows.remove(&half_open.handshake.key);
+            self.timers.cancel(self.timer_index(TimerOf::HalfOpen(place)));
+            self.listeners.remove(place);
+        }
+    }
+
+    /// SYN and ACK again, or the end of a half-open connection.
+    pub(super) fn expire_half_open(&mut self, place: u32) {
+        let now = self.now;
+        match self.listeners.expire(place, now) {
+            Some(until) => {
+                self.set_timer(TimerOf::HalfOpen(place), until);
+                if let Some(half_open) = self.listeners.get(place) {
+                    let handshake = half_open.handshake;
+                    self.counters.retransmits += 1;
+                    self.send_syn_ack(&handshake, handshake.clock.map(|clock| clock.now(now)));
+                }
+            }
+            None => self.forget_half_open(place),
+        }
+    }
+
+    /// Says again what a connection in TIME-WAIT has received.
+    pub(super) fn acknowledge_time_wait(&mut self, place: u32) {
+        let now = self.now;
+        let Some(entry) = self.time_waits.get(place) else { return };
+        let timestamp = entry.clock.map(|clock| Timestamp { value: clock.now(now), echo: clock.recent });
+        let options = Options { timestamp, ..Options::default() };
+        let ack = Reply::bare(entry.key, entry.mac, entry.snd_nxt, entry.rcv_nxt, Flags::ACK);
+        self.reply(Reply { options, ..ack });
+    }
+
+    pub(super) fn expire_time_wait(&mut self, place: u32) {
+        let Some(entry) = self.time_waits.get(place) else { return };
+        let (key, until) = (entry.key, entry.until);
+        if until > self.now {
+            self.set_timer(TimerOf::TimeWait(place), until);
+            return;
+        }
+        self.flows.remove(&key);
+        self.time_waits.remove(place);
+    }
+}

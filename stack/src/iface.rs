@@ -1,0 +1,320 @@
+//! Everything that is not TCP: ARP, neighbor discovery and ICMP run on smoltcp's interface, which gets those
+//! frames and whose answers wait in a bounded queue. There also wait the queries for neighbors.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use smoltcp::iface::{Config as IfaceConfig, Interface, SocketSet};
+use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::time::Instant;
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr,
+    HardwareAddress, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv6Packet, Ipv6Repr, NdiscRepr,
+};
+
+use crate::config::{Config, ETHERNET_HEADER_BYTES};
+use crate::limit::{Rate, RateLimit};
+
+/// Answers and queries that wait for the device.
+const QUEUE_FRAMES: usize = 64;
+
+/// Frames that the interface looks at: a flood ping, but not a flood.
+const FRAMES: Rate = Rate::per_second(100_000, 512);
+
+/// What could be answered by an ICMP error (RFC 1812, section 4.3.2.8).
+const ERRORS: Rate = Rate::per_second(100, 50);
+
+/// smoltcp's interface and the frames it sends.
+pub(crate) struct Iface {
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    queue: FrameQueue,
+    frames: RateLimit,
+    errors: RateLimit,
+    mtu: usize,
+}
+
+impl Iface {
+    pub(crate) fn new(config: &Config, now: Instant) -> Self {
+        let mac = HardwareAddress::Ethernet(EthernetAddress(config.mac));
+        let mut settings = IfaceConfig::new(mac);
+        settings.random_seed = u64::from_le_bytes(std::array::from_fn(|i| config.isn_secret[i]));
+        let mut queue = FrameQueue::new(QUEUE_FRAMES, config.mtu + ETHERNET_HEADER_BYTES);
+        let mut port = Port { frame: None, queue: &mut queue, mtu: config.mtu };
+        let mut interface = Interface::new(settings, &mut port, now);
+        interface.update_ip_addrs(|addresses| {
+            // `Config::check` keeps to the number that smoltcp is built for.
+            for &cidr in &config.addresses {
+                let _ = addresses.push(cidr);
+            }
+        });
+        if let Some(gateway) = config.gateway_v4 {
+            let _ = interface.routes_mut().add_default_ipv4_route(gateway);
+        }
+        if let Some(gateway) = config.gateway_v6 {
+            let _ = interface.routes_mut().add_default_ipv6_route(gateway);
+        }
+        let sockets = SocketSet::new(Vec::new());
+        let (frames, errors) = (RateLimit::new(), RateLimit::new());
+        Self { interface, sockets, queue, frames, errors, mtu: config.mtu }
+    }
+
+    /// Lets the interface look at a frame; false if there were too many.
+    pub(crate) fn receive(&mut self, frame: &[u8], now: Instant) -> bool {
+        let frame_limit = &mut self.frames;
+        if !frame_limit.allow(FRAMES, now) || (may_cause_error(frame) && !self.errors.allow(ERRORS, now)) {
+            return false;
+        }
+        let mut port = Port { frame: Some(frame), queue: &mut self.queue, mtu: self.mtu };
+        self.interface.poll_ingress_single(now, &mut port, &mut self.sockets);
+        true
+    }
+
+    /// Asks the link for the Ethernet address of `target`, from `source`; lost if the queue is full.
+    pub(crate) fn ask(&mut self, source: IpAddr, source_mac: [u8; 6], target: IpAddr) {
+        let mac = EthernetAddress(source_mac);
+        match (source, target) {
+            (IpAddr::V4(source), IpAddr::V4(target)) => {
+                let request = ArpRepr::EthernetIpv4 {
+                    operation: ArpOperation::Request,
+                    source_hardware_addr: mac,
+                    source_protocol_addr: source,
+                    target_hardware_addr: EthernetAddress([0; 6]),
+                    target_protocol_addr: target,
+                };
+                let ethernet = EthernetRepr {
+                    src_addr: mac,
+                    dst_addr: EthernetAddress::BROADCAST,
+                    ethertype: EthernetProtocol::Arp,
+                };
+                self.queue.push(ethernet.buffer_len() + request.buffer_len(), |bytes| {
+                    let mut frame = EthernetFrame::new_unchecked(bytes);
+                    ethernet.emit(&mut frame);
+                    request.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
+                });
+            }
+            (IpAddr::V6(source), IpAddr::V6(target)) => self.solicit(source, mac, target),
+            _ => {}
+        }
+    }
+
+    /// A neighbor solicitation (RFC 4861, section 4.3).
+    fn solicit(&mut self, source: Ipv6Addr, mac: EthernetAddress, target: Ipv6Addr) {
+        let [.., x, y, z] = target.octets();
+        let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, x, y, z]);
+        let solicitation =
+            Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit { target_addr: target, lladdr: Some(mac.into()) });
+        let ip = Ipv6Repr {
+            src_addr: source,
+            dst_addr: group,
+            next_header: IpProtocol::Icmpv6,
+            payload_len: solicitation.buffer_len(),
+            hop_limit: 255,
+        };
+        let ethernet = EthernetRepr {
+            src_addr: mac,
+            dst_addr: EthernetAddress([0x33, 0x33, 0xff, x, y, z]),
+            ethertype: EthernetProtocol::Ipv6,
+        };
+        self.queue.push(ethernet.buffer_len() + ip.buffer_len() + solicitation.buffer_len(), |bytes| {
+            let mut frame = EthernetFrame::new_unchecked(bytes);
+            ethernet.emit(&mut frame);
+            let mut packet = Ipv6Packet::new_unchecked(frame.payload_mut());
+            ip.emit(&mut packet);
+            let mut icmp = Icmpv6Packet::new_unchecked(packet.payload_mut());
+            solicitation.emit(&source, &group, &mut icmp, &ChecksumCapabilities::default());
+        });
+    }
+
+    /// The oldest frame that waits to be sent.
+    pub(crate) fn front(&self) -> Option<&[u8]> {
+        self.queue.front()
+    }
+
+    /// Drops the frame that [`front`](Self::front) gave: it is sent.
+    pub(crate) fn pop(&mut self) {
+        self.queue.pop();
+    }
+}
+
+impl std::fmt::Debug for Iface {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Iface").field("queued", &self.queue.len).finish_non_exhaustive()
+    }
+}
+
+/// Whether a frame is something else than ARP and ICMP.
+fn may_cause_error(frame: &[u8]) -> bool {
+    let Ok(ethernet) = EthernetFrame::new_checked(frame) else { return false };
+    let protocol_at = match ethernet.ethertype() {
+        EthernetProtocol::Ipv4 => 9,
+        EthernetProtocol::Ipv6 => 6,
+        _ => return false,
+    };
+    let protocol = ethernet.payload().get(protocol_at).copied().map(IpProtocol::from);
+    !matches!(protocol, Some(IpProtocol::Icmp | IpProtocol::Icmpv6))
+}
+
+/// What a frame says of a neighbor's Ethernet address: ARP, or a neighbor advertisement.
+pub(crate) fn neighbor_in(frame: &[u8]) -> Option<(IpAddr, [u8; 6])> {
+    let ethernet = EthernetFrame::new_checked(frame).ok()?;
+    match ethernet.ethertype() {
+        EthernetProtocol::Arp => {
+            let arp = ArpRepr::parse(&ArpPacket::new_checked(ethernet.payload()).ok()?).ok()?;
+            let ArpRepr::EthernetIpv4 { source_hardware_addr, source_protocol_addr, .. } = arp else {
+                return None;
+            };
+            let unicast = source_hardware_addr.is_unicast();
+            unicast.then_some((source_protocol_addr.into(), source_hardware_addr.0))
+        }
+        EthernetProtocol::Ipv6 => {
+            let packet = Ipv6Packet::new_checked(ethernet.payload()).ok()?;
+            // RFC 4861, section 7.1.2: nothing that a router has forwarded.
+            if packet.next_header() != IpProtocol::Icmpv6 || packet.hop_limit() != 255 {
+                return None;
+            }
+            let icmp = Icmpv6Packet::new_checked(packet.payload()).ok()?;
+            let (source, destination) = (packet.src_addr(), packet.dst_addr());
+            let repr =
+                Icmpv6Repr::parse(&source, &destination, &icmp, &ChecksumCapabilities::default()).ok()?;
+            let Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert { target_addr, lladdr, .. }) = repr else {
+                return None;
+            };
+            let mac = match lladdr {
+                Some(raw) => <[u8; 6]>::try_from(raw.as_bytes()).ok()?,
+                None => ethernet.src_addr().0,
+            };
+            EthernetAddress(mac).is_unicast().then_some((target_addr.into(), mac))
+        }
+        _ => None,
+    }
+}
+
+/// A ring of frames in memory taken at the start.
+#[derive(Debug)]
+struct FrameQueue {
+    /// One more than the ring holds: there is always one to write to.
+    frames: Box<[Vec<u8>]>,
+    first: usize,
+    len: usize,
+}
+
+impl FrameQueue {
+    fn new(frames: usize, frame_bytes: usize) -> Self {
+        Self { frames: (0..=frames).map(|_| Vec::with_capacity(frame_bytes)).collect(), first: 0, len: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.len + 1 == self.frames.len()
+    }
+
+    /// Adds a frame that `write` fills in; it is lost if there is no room.
+    fn push<R>(&mut self, bytes: usize, write: impl FnOnce(&mut [u8]) -> R) -> R {
+        let at = (self.first + self.len) % self.frames.len();
+        let frame = &mut self.frames[at];
+        frame.clear();
+        frame.resize(bytes, 0);
+        let written = write(frame);
+        if !self.is_full() {
+            self.len += 1;
+        }
+        written
+    }
+
+    fn front(&self) -> Option<&[u8]> {
+        (self.len > 0).then(|| &self.frames[self.first][..])
+    }
+
+    fn pop(&mut self) {
+        if self.len > 0 {
+            self.first = (self.first + 1) % self.frames.len();
+            self.len -= 1;
+        }
+    }
+}
+
+/// The device that smoltcp sees: one frame in, and the queue out.
+struct Port<'a> {
+    frame: Option<&'a [u8]>,
+    queue: &'a mut FrameQueue,
+    mtu: usize,
+}
+
+struct Rx<'a>(&'a [u8]);
+
+struct Tx<'a>(&'a mut FrameQueue);
+
+impl Device for Port<'_> {
+    type RxToken<'a>
+        = Rx<'a>
+    where
+        Self: 'a;
+    type TxToken<'a>
+        = Tx<'a>
+    where
+        Self: 'a;
+
+    fn receive(&mut self, _now: Instant) -> Option<(Rx<'_>, Tx<'_>)> {
+        Some((Rx(self.frame.take()?), Tx(self.queue)))
+    }
+
+    fn transmit(&mut self, _now: Instant) -> Option<Tx<'_>> {
+        (!self.queue.is_full()).then_some(Tx(self.queue))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = self.mtu + ETHERNET_HEADER_BYTES;
+        capabilities
+    }
+}
+
+impl RxToken for Rx<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.0)
+    }
+}
+
+impl TxToken for Tx<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        self.0.push(len, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn iface() -> Iface {
+        let addresses = vec!["10.0.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()];
+        Iface::new(&Config::with_secret([2, 0, 0, 0, 0, 2], addresses, [1; 16]), Instant::ZERO)
+    }
+
+    #[test]
+    fn a_host_answers_what_another_asks_for() {
+        let (ours, theirs) = ([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 9]);
+        for (source, target) in [("10.0.0.9", "10.0.0.2"), ("fd00::9", "fd00::2")] {
+            let mut asking = iface();
+            let target: IpAddr = target.parse().unwrap();
+            asking.ask(source.parse().unwrap(), theirs, target);
+            let question = asking.front().unwrap().to_vec();
+            let mut answering = iface();
+            assert!(answering.receive(&question, Instant::ZERO));
+            assert_eq!(neighbor_in(answering.front().unwrap()), Some((target, ours)));
+        }
+    }
+
+    #[test]
+    fn the_queue_is_bounded() {
+        let mut iface = iface();
+        for _ in 0..10 * QUEUE_FRAMES {
+            iface.ask("10.0.0.2".parse().unwrap(), [2; 6], "10.0.0.3".parse().unwrap());
+        }
+        let mut frames = 0;
+        while iface.front().is_some() {
+            iface.pop();
+            frames += 1;
+        }
+        assert_eq!(frames, QUEUE_FRAMES);
+    }
+}

@@ -1,0 +1,189 @@
+//! Listeners, and the connections that are half-open on them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use smoltcp::time::{Duration, Instant};
+
+use crate::flow::FlowKey;
+use crate::tcp::connection::Handshake;
+
+/// Most listeners of an endpoint.
+pub(crate) const MAX_LISTENERS: usize = 64;
+
+/// Times that SYN and ACK are sent again, the first time after [`SYN_ACK_INTERVAL`], then after twice that.
+const SYN_ACK_RETRIES: u8 = 5;
+const SYN_ACK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// An address that connections are accepted on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Listener {
+    pub address: SocketAddr,
+    pub backlog: usize,
+    /// Half-open connections.
+    pub half_open: usize,
+    /// Connections whose opening the application has not been told.
+    pub untold: usize,
+}
+
+impl Listener {
+    fn accepts(&self, ip: IpAddr, port: u16) -> bool {
+        let own = self.address.ip();
+        let any = own.is_unspecified() && (own.is_ipv4() == ip.is_ipv4() || own.is_ipv6());
+        self.address.port() == port && (any || own == ip)
+    }
+
+    fn overlaps(&self, address: SocketAddr) -> bool {
+        let (own, other) = (self.address.ip(), address.ip());
+        let meets = |any: IpAddr, ip: IpAddr| {
+            any.is_unspecified() && (any.is_ipv6() || any.is_ipv4() == ip.is_ipv4())
+        };
+        self.address.port() == address.port() && (own == other || meets(own, other) || meets(other, own))
+    }
+}
+
+/// The connections for which SYN and ACK were sent, in memory taken at the start.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    list: Vec<Listener>,
+    half_open: Box<[Option<HalfOpen>]>,
+    free: Vec<u32>,
+}
+
+/// A connection in SYN-RECEIVED.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HalfOpen {
+    pub handshake: Handshake,
+    pub listener: u16,
+    pub retries: u8,
+    pub until: Instant,
+}
+
+impl Listeners {
+    pub(crate) fn new(half_open: usize) -> Self {
+        Self {
+            list: Vec::with_capacity(MAX_LISTENERS),
+            half_open: vec![None; half_open].into_boxed_slice(),
+            free: (0..half_open as u32).rev().collect(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Adds a listener; false if its address is taken.
+    pub(crate) fn add(&mut self, address: SocketAddr, backlog: usize) -> bool {
+        if self.list.iter().any(|listener| listener.overlaps(address)) {
+            return false;
+        }
+        self.list.push(Listener { address, backlog, half_open: 0, untold: 0 });
+        true
+    }
+
+    /// The listener that takes connections to the local end of `key`.
+    pub(crate) fn find(&self, key: &FlowKey) -> Option<u16> {
+        let ip = key.local_ip();
+        self.list.iter().position(|listener| listener.accepts(ip, key.local_port)).map(|place| place as u16)
+    }
+
+    pub(crate) fn listener(&mut self, listener: u16) -> &mut Listener {
+        &mut self.list[listener as usize]
+    }
+
+    /// Whether a listener on that port exists at all.
+    pub(crate) fn is_port_used(&self, port: u16) -> bool {
+        self.list.iter().any(|listener| listener.address.port() == port)
+    }
+
+    /// Remembers a half-open connection; none if the listener's or the endpoint's limit is reached.
+    pub(crate) fn insert(
+        &mut self,
+        handshake: Handshake,
+        listener: u16,
+        now: Instant,
+    ) -> Option<(u32, Instant)> {
+        let owner = &mut self.list[listener as usize];
+        if owner.half_open >= owner.backlog {
+            return None;
+        }
+        let place = self.free.pop()?;
+        owner.half_open += 1;
+        let until = now + SYN_ACK_INTERVAL;
+        self.half_open[place as usize] = Some(HalfOpen { handshake, listener, retries: 0, until });
+        Some((place, until))
+    }
+
+    pub(crate) fn get(&self, place: u32) -> Option<&HalfOpen> {
+        self.half_open[place as usize].as_ref()
+    }
+
+    pub(crate) fn remove(&mut self, place: u32) {
+        if let Some(half_open) = self.half_open[place as usize].take() {
+            self.list[half_open.listener as usize].half_open -= 1;
+            self.free.push(place);
+        }
+    }
+
+    /// A half-open connection's timer has fired: when it does so next, or none if the peer is given up.
+    pub(crate) fn expire(&mut self, place: u32, now: Instant) -> Option<Instant> {
+        let half_open = self.half_open[place as usize].as_mut()?;
+        if half_open.retries >= SYN_ACK_RETRIES {
+            return None;
+        }
+        half_open.retries += 1;
+        half_open.until = now + SYN_ACK_INTERVAL * (1 << half_open.retries);
+        Some(half_open.until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(local: &str) -> FlowKey {
+        FlowKey::new(local.parse().unwrap(), "10.0.0.9:5000".parse().unwrap())
+    }
+
+    #[test]
+    fn addresses_do_not_overlap() {
+        let mut listeners = Listeners::new(4);
+        assert!(listeners.add("10.0.0.2:80".parse().unwrap(), 8));
+        assert!(!listeners.add("0.0.0.0:80".parse().unwrap(), 8));
+        assert!(listeners.add("0.0.0.0:81".parse().unwrap(), 8));
+        assert!(!listeners.add("10.0.0.2:81".parse().unwrap(), 8));
+        assert_eq!(listeners.find(&key("10.0.0.2:80")), Some(0));
+        assert_eq!(listeners.find(&key("10.0.0.3:80")), None);
+        assert_eq!(listeners.find(&key("10.0.0.3:81")), Some(1));
+        assert_eq!(listeners.find(&key("[fd00::2]:81")), None);
+    }
+
+    #[test]
+    fn the_backlog_and_the_queue_are_limits() {
+        let mut listeners = Listeners::new(3);
+        listeners.add("10.0.0.2:80".parse().unwrap(), 2);
+        listeners.add("10.0.0.2:81".parse().unwrap(), 9);
+        let handshake = Handshake {
+            key: key("10.0.0.2:80"),
+            mac: [2; 6],
+            iss: crate::tcp::seq::Seq(1),
+            irs: crate::tcp::seq::Seq(2),
+            mss: 1460,
+            window_scale: None,
+            clock: None,
+            offered: 0,
+        };
+        let now = Instant::ZERO;
+        let (first, until) = listeners.insert(handshake, 0, now).unwrap();
+        assert!(listeners.insert(handshake, 0, now).is_some());
+        assert!(listeners.insert(handshake, 0, now).is_none());
+        assert!(listeners.insert(handshake, 1, now).is_some());
+        assert!(listeners.insert(handshake, 1, now).is_none());
+        assert_eq!(listeners.expire(first, until), Some(Instant::from_secs(3)));
+        for _ in 1..SYN_ACK_RETRIES {
+            assert!(listeners.expire(first, until).is_some());
+        }
+        assert_eq!(listeners.expire(first, until), None);
+        listeners.remove(first);
+        assert!(listeners.insert(handshake, 0, now).is_some());
+    }
+}

@@ -1,0 +1,487 @@
+//! The state of one connection.
+
+use smoltcp::time::{Duration, Instant};
+
+use super::congestion::Congestion;
+use super::recovery::Recovery;
+use super::recv_queue::RecvQueue;
+use super::rtt::Rtt;
+use super::send_queue::SendQueue;
+use super::seq::Seq;
+use crate::config::{Config, Keepalive};
+use crate::counters::Counters;
+use crate::flow::FlowKey;
+use crate::limit::RateLimit;
+use crate::net::CloseReason;
+use crate::window::{Offer, WindowPool};
+
+/// The states of RFC 9293, section 3.3.2, that a connection in the table can be in. LISTEN, SYN-RECEIVED of a
+/// passive open, and TIME-WAIT take less memory elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Not in use, or over and only its last events are still to be told.
+    Closed,
+    SynSent,
+    /// Of a simultaneous open.
+    SynReceived,
+    Established,
+    FinWait1,
+    FinWait2,
+    CloseWait,
+    Closing,
+    LastAck,
+    /// Over for the peer; received payload still waits for the application.
+    Drained,
+}
+
+/// One connection. What each segment touches comes first.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) state: State,
+    pub(crate) key: FlowKey,
+    /// Where the peer's frames come from, or the next hop; unknown until neighbor discovery has answered.
+    pub(crate) mac: Option<[u8; 6]>,
+
+    // The send side (RFC 9293, section 3.3.1).
+    pub(super) snd_una: Seq,
+    pub(super) snd_nxt: Seq,
+    /// One beyond the highest number ever sent; `snd_nxt` goes back at a timeout.
+    pub(super) snd_max: Seq,
+    pub(super) snd_wnd: u32,
+    pub(super) snd_wl1: Seq,
+    pub(super) snd_wl2: Seq,
+    pub(super) max_snd_wnd: u32,
+    /// Most payload bytes of a segment.
+    pub(super) mss: u32,
+    pub(super) snd_scale: u8,
+
+    // The receive side.
+    pub(super) rcv_scale: u8,
+    pub(super) rcv_nxt: Seq,
+    /// The right edge of the window that was offered.
+    pub(super) rcv_adv: Seq,
+    pub(super) last_ack_sent: Seq,
+    /// The peer's largest segment so far, in bytes.
+    pub(super) rcv_mss: u32,
+    pub(super) ack: AckState,
+    pub(super) clock: Option<Clock>,
+    /// Where the peer's stream ends, once a FIN has said so.
+    pub(super) rcv_fin: Option<Seq>,
+    pub(super) offer: Offer,
+
+    pub(super) timer: Timer,
+    pub(super) due: Due,
+    /// Whether this side has finished: FIN follows the queue.
+    pub(super) finished: bool,
+    /// Retransmissions, or window probes without an answer.
+    pub(super) retries: u8,
+    pub(super) rtt: Rtt,
+    /// The end of a segment that is being timed, where there are no timestamps.
+    pub(super) timing: Option<(Seq, Instant)>,
+    pub(super) congestion: Congestion,
+    pub(super) recovery: Recovery,
+    pub(super) last_sent: Instant,
+    pub(super) last_heard: Instant,
+    pub(super) keepalive: Option<Keepalive>,
+    pub(super) keepalive_probes: u8,
+    pub(super) challenges: RateLimit,
+    pub(super) iss: Seq,
+
+    pub(crate) events: Happened,
+    pub(crate) reason: CloseReason,
+    /// Whether the application waits for room in the send queue.
+    pub(crate) wants_room: std::cell::Cell<bool>,
+    pub(crate) send: SendQueue,
+    pub(crate) recv: RecvQueue,
+}
+
+bitflags::bitflags! {
+    /// Events that the application has not been told.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Happened: u8 {
+        const OPENED = 1;
+        const READABLE = 2;
+        const WRITABLE = 4;
+        const PEER_FINISHED = 8;
+        const CLOSED = 16;
+    }
+
+    /// Segments that are to be sent whatever the windows say.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Due: u8 {
+        /// SYN, or SYN and ACK.
+        const SYN = 1;
+        /// The segment at the front of the queue, again.
+        const FRONT = 2;
+        const PROBE = 4;
+        const KEEPALIVE = 8;
+    }
+}
+
+/// What is owed to the peer in acknowledgements.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AckState {
+    /// At the next chance.
+    pub now: bool,
+    /// Duplicates, one for each segment beyond a hole: the peer counts them.
+    pub duplicates: u8,
+    /// At the latest.
+    pub deadline: Option<Instant>,
+}
+
+/// The timestamps of a connection that uses them (RFC 7323).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    /// Added to the millisecond clock.
+    pub offset: u32,
+    /// TS.Recent.
+    pub recent: u32,
+    pub recent_at: Instant,
+}
+
+/// After this long TS.Recent says nothing (RFC 7323, section 5.5).
+const CLOCK_VALID: Duration = Duration::from_secs(24 * 24 * 3600);
+
+impl Clock {
+    pub(crate) fn now(&self, now: Instant) -> u32 {
+        clock_now(self.offset, now)
+    }
+
+    /// PAWS: whether a segment with this timestamp is from an earlier time.
+    pub(crate) fn is_old(&self, value: u32, now: Instant) -> bool {
+        Seq(value).before(Seq(self.recent)) && now - self.recent_at < CLOCK_VALID
+    }
+}
+
+/// The timestamp of a flow with this offset.
+pub(crate) fn clock_now(offset: u32, now: Instant) -> u32 {
+    (now.total_millis() as u32).wrapping_add(offset)
+}
+
+/// The timer of the send side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timer {
+    Off,
+    Retransmit(Instant),
+    /// The peer's window is closed (RFC 9293, section 3.8.6.1).
+    Persist(Instant),
+    /// Payload that the application has not taken is given up.
+    Linger(Instant),
+}
+
+/// What a segment, a timer or a call did to the connection as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Goes,
+    /// Both sides have finished and this one was first: TIME-WAIT.
+    TimeWait,
+    Closed(CloseReason),
+    /// An unacceptable ACK during the handshake: RST with this number.
+    Reset(Seq),
+}
+
+/// What connections share.
+pub(crate) struct Context<'a> {
+    pub config: &'a Config,
+    pub counters: &'a mut Counters,
+    pub pool: &'a mut WindowPool,
+}
+
+/// What a handshake has agreed on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Handshake {
+    pub key: FlowKey,
+    pub mac: [u8; 6],
+    pub iss: Seq,
+    pub irs: Seq,
+    /// The peer's MSS option, or the default.
+    pub mss: u16,
+    /// The peer's shift, if both sides scale their windows.
+    pub window_scale: Option<u8>,
+    pub clock: Option<Clock>,
+    /// The window that was offered with SYN and ACK.
+    pub offered: u32,
+}
+
+/// Least payload of a segment, whatever the peer's MSS option or a router says.
+const LEAST_MSS: u32 = 64;
+
+impl Connection {
+    pub(crate) fn new(config: &Config, now: Instant) -> Self {
+        let nowhere = std::net::Ipv6Addr::UNSPECIFIED;
+        Self {
+            state: State::Closed,
+            key: FlowKey { local: nowhere, remote: nowhere, local_port: 0, remote_port: 0 },
+            mac: None,
+            snd_una: Seq(0),
+            snd_nxt: Seq(0),
+            snd_max: Seq(0),
+            snd_wnd: 0,
+            snd_wl1: Seq(0),
+            snd_wl2: Seq(0),
+            max_snd_wnd: 0,
+            mss: LEAST_MSS,
+            snd_scale: 0,
+            rcv_scale: 0,
+            rcv_nxt: Seq(0),
+            rcv_adv: Seq(0),
+            last_ack_sent: Seq(0),
+            rcv_mss: 0,
+            ack: AckState::default(),
+            clock: None,
+            rcv_fin: None,
+            offer: Offer::default(),
+            timer: Timer::Off,
+            due: Due::empty(),
+            finished: false,
+            retries: 0,
+            rtt: Rtt::new(config.min_rto, config.max_rto),
+            timing: None,
+            congestion: Congestion::new(LEAST_MSS),
+            recovery: Recovery::new(Seq(0)),
+            last_sent: now,
+            last_heard: now,
+            keepalive: None,
+            keepalive_probes: 0,
+            challenges: RateLimit::new(),
+            iss: Seq(0),
+            events: Happened::empty(),
+            reason: CloseReason::Finished,
+            wants_room: std::cell::Cell::new(false),
+            send: SendQueue::new(config.tx_bytes, config.tx_extents),
+            recv: RecvQueue::new(config.rx_buffers),
+        }
+    }
+
+    /// Puts everything but the queues' memory back to the start.
+    fn reset(&mut self, key: FlowKey, iss: Seq, config: &Config, now: Instant) {
+        self.send.clear();
+        self.recv.clear();
+        self.key = key;
+        self.mac = None;
+        (self.iss, self.snd_una, self.snd_nxt, self.snd_max) = (iss, iss, iss, iss);
+        (self.snd_wnd, self.max_snd_wnd) = (0, 0);
+        (self.snd_scale, self.rcv_scale) = (0, 0);
+        self.rcv_mss = DEFAULT_MSS_V4.into();
+        self.ack = AckState::default();
+        (self.clock, self.rcv_fin, self.timing) = (None, None, None);
+        self.timer = Timer::Off;
+        self.due = Due::empty();
+        (self.finished, self.retries, self.keepalive_probes) = (false, 0, 0);
+        self.rtt = Rtt::new(config.min_rto, config.max_rto);
+        self.recovery = Recovery::new(iss);
+        (self.last_sent, self.last_heard) = (now, now);
+        self.keepalive = config.keepalive;
+        self.challenges = RateLimit::new();
+        self.events = Happened::empty();
+        self.wants_room.set(false);
+    }
+
+    /// Begins an active open.
+    pub(crate) fn open(&mut self, key: FlowKey, iss: Seq, clock: Clock, cx: &mut Context<'_>, now: Instant) {
+        self.reset(key, iss, cx.config, now);
+        self.state = State::SynSent;
+        self.clock = Some(clock);
+        self.due = Due::SYN;
+        cx.pool.connection_opened();
+    }
+
+    /// Takes over a passive open whose last acknowledgement has just come; `last` is its segment's number.
+    pub(crate) fn accept(&mut self, handshake: &Handshake, cx: &mut Context<'_>, now: Instant) {
+        self.reset(handshake.key, handshake.iss, cx.config, now);
+        self.state = State::SynReceived;
+        self.mac = Some(handshake.mac);
+        (self.snd_nxt, self.snd_max) = (handshake.iss + 1, handshake.iss + 1);
+        self.clock = handshake.clock;
+        self.agree(handshake.irs, handshake.mss, handshake.window_scale, cx.config);
+        self.rcv_adv = self.rcv_nxt + handshake.offered;
+        cx.pool.connection_opened();
+        self.note_offer(cx);
+    }
+
+    /// Notes what the peer's SYN says.
+    pub(super) fn agree(&mut self, irs: Seq, mss: u16, window_scale: Option<u8>, config: &Config) {
+        self.rcv_nxt = irs + 1;
+        (self.rcv_adv, self.last_ack_sent) = (self.rcv_nxt, self.rcv_nxt);
+        self.snd_wl1 = irs;
+        self.snd_wl2 = self.iss;
+        if let Some(shift) = window_scale {
+            self.snd_scale = shift;
+            self.rcv_scale = own_window_scale(config);
+        }
+        self.set_mss(mss, config);
+        self.congestion = Congestion::new(self.mss);
+    }
+
+    /// Sets the most payload of a segment from the peer's MSS option (RFC 9293, section 3.7.1).
+    fn set_mss(&mut self, peer: u16, config: &Config) {
+        let options = self.option_bytes();
+        let mss = u32::from(peer).min(own_mss(config, self.key.is_v4()).into());
+        self.mss = mss.saturating_sub(options).max(LEAST_MSS);
+        self.congestion.set_mss(self.mss);
+    }
+
+    /// Lowers the size of segments to what a path takes; true if that changed anything.
+    pub(crate) fn path_mtu(&mut self, mtu: u32) -> bool {
+        // RFC 1191, section 3, and RFC 8200, section 5: what is below these minima is not believed.
+        let (least, headers) = if self.key.is_v4() { (552, 40) } else { (1280, 60) };
+        let mss = mtu.max(least) - headers - self.option_bytes();
+        if mss >= self.mss {
+            return false;
+        }
+        self.mss = mss;
+        self.congestion.set_mss(mss);
+        self.go_back();
+        true
+    }
+
+    /// Whether a number belongs to data in flight: what ICMP messages must quote (RFC 5927, section 4.1).
+    pub(crate) fn is_in_flight(&self, seq: Seq) -> bool {
+        seq.at_or_after(self.snd_una) && seq.before(self.snd_max)
+    }
+
+    fn option_bytes(&self) -> u32 {
+        if self.clock.is_some() { super::options::TIMESTAMP_BYTES as u32 } else { 0 }
+    }
+
+    /// Sends everything that is not acknowledged again, from the front.
+    pub(super) fn go_back(&mut self) {
+        if self.state != State::SynSent && self.state != State::SynReceived {
+            self.snd_nxt = self.snd_una;
+            self.send.rewind();
+        }
+        self.timing = None;
+    }
+
+    /// Bytes in flight as far as the present round of sending goes.
+    pub(super) fn flight(&self) -> u32 {
+        self.snd_nxt.since(self.snd_una)
+    }
+
+    /// The number that FIN has or would have.
+    pub(super) fn fin_seq(&self) -> Seq {
+        let syn = u32::from(matches!(self.state, State::SynSent | State::SynReceived));
+        self.snd_una + syn + self.send.len()
+    }
+
+    /// Whether the application can queue more.
+    pub(crate) fn sends(&self) -> bool {
+        let open =
+            matches!(self.state, State::SynSent | State::SynReceived | State::Established | State::CloseWait);
+        open && !self.finished
+    }
+
+    /// The application has no more to send (RFC 9293, section 3.10.4).
+    pub(crate) fn finish(&mut self) {
+        if !self.sends() {
+            return;
+        }
+        self.finished = true;
+        match self.state {
+            State::Established => self.state = State::FinWait1,
+            State::CloseWait => self.state = State::LastAck,
+            // From SYN-RECEIVED it moves on when the handshake is complete.
+            _ => {}
+        }
+        if self.keepalive.is_none() {
+            self.keepalive = Some(HALF_CLOSED_KEEPALIVE);
+        }
+    }
+
+    /// When the earliest of the connection's timers is due.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let timer = match self.timer {
+            Timer::Off => self.keepalive_deadline(),
+            Timer::Retransmit(at) | Timer::Persist(at) | Timer::Linger(at) => Some(at),
+        };
+        match (timer, self.ack.deadline) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    pub(super) fn keepalive_deadline(&self) -> Option<Instant> {
+        let Keepalive { idle, interval, .. } = self.keepalive?;
+        match self.state {
+            State::Established | State::CloseWait | State::FinWait2 => {
+                Some(self.last_heard + idle + interval * u32::from(self.keepalive_probes))
+            }
+            _ => None,
+        }
+    }
+
+    /// Notes how many buffers the open window takes.
+    pub(super) fn note_offer(&mut self, cx: &mut Context<'_>) {
+        let open = self.rcv_adv.since(self.rcv_nxt);
+        let buffers = open.div_ceil(own_mss(cx.config, self.key.is_v4()).into());
+        cx.pool.set(&mut self.offer, buffers as usize);
+    }
+
+    /// Gives up everything the connection holds, except what the application has still to be told.
+    pub(crate) fn release(&mut self, reason: CloseReason, cx: &mut Context<'_>) {
+        self.leave(cx);
+        self.recv.clear();
+        self.state = State::Closed;
+        self.timer = Timer::Off;
+        self.reason = reason;
+        self.events |= Happened::CLOSED;
+        self.events -= Happened::WRITABLE | Happened::READABLE;
+    }
+
+    /// Ends the connection for the peer, and keeps what the application has not taken for some time.
+    pub(crate) fn drain(&mut self, cx: &mut Context<'_>, now: Instant) {
+        self.leave(cx);
+        self.state = State::Drained;
+        self.timer = Timer::Linger(now + cx.config.time_wait);
+        self.reason = CloseReason::Finished;
+    }
+
+    fn leave(&mut self, cx: &mut Context<'_>) {
+        if !matches!(self.state, State::Closed | State::Drained) {
+            cx.pool.connection_closed(&mut self.offer);
+            cx.counters.closed += 1;
+        }
+        self.send.clear();
+        self.ack = AckState::default();
+        self.due = Due::empty();
+    }
+
+    /// What TIME-WAIT has to remember: the next numbers of both directions, and the clock.
+    pub(crate) fn last_numbers(&self) -> (Seq, Seq, Option<Clock>) {
+        (self.snd_max, self.rcv_nxt, self.clock)
+    }
+
+    /// The next number expected from the peer.
+    pub(crate) fn expected(&self) -> Seq {
+        self.rcv_nxt
+    }
+
+    /// Whether an acknowledgement is owed.
+    pub(crate) fn owes_ack(&self) -> bool {
+        self.ack.now
+    }
+
+    /// Whether the peer has answered the SYN.
+    pub(crate) fn is_synchronized(&self) -> bool {
+        !matches!(self.state, State::Closed | State::SynSent | State::Drained)
+    }
+}
+
+/// The MSS of a peer that names none (RFC 9293, section 3.7.1).
+pub(crate) const DEFAULT_MSS_V4: u16 = 536;
+/// As [`DEFAULT_MSS_V4`], for IPv6.
+pub(crate) const DEFAULT_MSS_V6: u16 = 1220;
+
+/// How a peer that never finishes is found out after this side has, where no keep-alive is configured.
+const HALF_CLOSED_KEEPALIVE: Keepalive =
+    Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(10), count: 6 };
+
+/// The MSS that this side names.
+pub(crate) fn own_mss(config: &Config, v4: bool) -> u16 {
+    (config.mtu - if v4 { 40 } else { 60 }) as u16
+}
+
+/// The shift of the windows that this side offers.
+pub(crate) fn own_window_scale(config: &Config) -> u8 {
+    (0..14).find(|shift| config.rx_window_bytes >> shift <= 0xffff).unwrap_or(14)
+}

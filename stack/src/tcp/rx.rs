@@ -1,0 +1,466 @@
+//! Segments that arrive on a connection (RFC 9293, section 3.10.7, with RFC 5961 and RFC 7323).
+
+use smoltcp::time::{Duration, Instant};
+
+use super::connection::{Clock, Connection, Context, Due, Happened, Outcome, State, Timer};
+use super::recovery::Verdict;
+use super::recv_queue::Packed;
+use super::seq::Seq;
+use crate::flow::FlowKey;
+use crate::frame::{Flags, RxFrame, Segment};
+use crate::limit::Rate;
+use crate::net::CloseReason;
+use crate::tcp::connection::{DEFAULT_MSS_V4, DEFAULT_MSS_V6};
+
+/// Challenge ACKs of one connection (RFC 5961, section 7).
+const CHALLENGES: Rate = Rate::per_second(10, 10);
+
+/// Duplicate ACKs that one burst can bring about; three are what a peer waits for.
+const MAX_DUPLICATES: u8 = 16;
+
+/// A peer that answers keep-alives and probes has a round-trip time below this.
+const PLAUSIBLE_RTT: Duration = Duration::from_secs(600);
+
+impl Connection {
+    /// Takes in a segment of this connection's flow.
+    pub(crate) fn segment<F: RxFrame>(
+        &mut self,
+        now: Instant,
+        segment: &Segment,
+        frame: &mut F,
+        cx: &mut Context<'_>,
+    ) -> Outcome {
+        if self.state == State::SynSent {
+            return self.in_syn_sent(now, segment, cx);
+        }
+        let mut segment = *segment;
+        // A simultaneous open: the SYN is known, the ACK is news.
+        if self.state == State::SynReceived && segment.flags.contains(Flags::SYN | Flags::ACK) {
+            if segment.seq + 1 == self.rcv_nxt && segment.payload_len == 0 {
+                segment.flags -= Flags::SYN;
+                segment.seq += 1;
+            }
+        }
+        if let Some(outcome) = self.refuse(now, &segment, cx) {
+            return outcome;
+        }
+        // From here on the segment is the peer's beyond reasonable doubt.
+        self.last_heard = now;
+        self.keepalive_probes = 0;
+        if self.state == State::SynReceived {
+            if !(segment.ack.after(self.snd_una) && segment.ack.at_or_before(self.snd_max)) {
+                return Outcome::Reset(segment.ack);
+            }
+            self.establish(now, &segment, cx);
+        }
+        self.mac = Some(segment.source_mac);
+        self.remember_clock(now, &segment);
+        let outcome = self.acknowledged(now, &segment);
+        if outcome != Outcome::Goes {
+            return outcome;
+        }
+        if segment.payload_len > 0 {
+            self.payload(now, &segment, frame, cx);
+        }
+        if segment.flags.contains(Flags::FIN) {
+            let fin = segment.seq + segment.payload_len as u32;
+            if fin.at_or_after(self.rcv_nxt) && fin.at_or_before(self.rcv_adv.max(self.rcv_nxt)) {
+                self.rcv_fin.get_or_insert(fin);
+            }
+            self.ack.now = true;
+        }
+        let outcome = self.peer_finished();
+        self.note_offer(cx);
+        outcome
+    }
+
+    /// Everything that keeps a segment from being processed; `Some` if it was dealt with here.
+    fn refuse(&mut self, now: Instant, segment: &Segment, cx: &mut Context<'_>) -> Option<Outcome> {
+        let reset = segment.flags.contains(Flags::RST);
+        if let Some(clock) = &self.clock
+            && !reset
+        {
+            // RFC 7323, sections 3.2 and 5.3.
+            let Some(timestamp) = segment.options.timestamp else {
+                cx.counters.drops.timestamp += 1;
+                return Some(Outcome::Goes);
+            };
+            if clock.is_old(timestamp.value, now) {
+                cx.counters.drops.timestamp += 1;
+                self.ack.now = true;
+                return Some(Outcome::Goes);
+            }
+        }
+        let open = self.rcv_adv.since(self.rcv_nxt);
+        if !is_acceptable(segment, self.rcv_nxt, open) {
+            if segment.payload_len > 0 && (segment.seq + segment.len()).at_or_before(self.rcv_nxt) {
+                cx.counters.drops.duplicate += 1;
+            } else {
+                cx.counters.drops.window += 1;
+            }
+            // Without payload it may itself be an answer to such an answer.
+            if !reset && (segment.len() > 0 || self.challenges.allow(CHALLENGES, now)) {
+                self.ack.now = true;
+            }
+            return Some(Outcome::Goes);
+        }
+        if reset {
+            // RFC 5961, section 3.2: only the exact number counts.
+            if segment.seq != self.rcv_nxt {
+                self.challenge(now, cx);
+                return Some(Outcome::Goes);
+            }
+            return Some(Outcome::Closed(match self.state {
+                State::SynReceived => CloseReason::Refused,
+                _ => CloseReason::Reset,
+            }));
+        }
+        if segment.flags.contains(Flags::SYN) {
+            // RFC 5961, section 4.2.
+            self.challenge(now, cx);
+            return Some(Outcome::Goes);
+        }
+        if !segment.flags.contains(Flags::ACK) {
+            cx.counters.drops.unexpected += 1;
+            return Some(Outcome::Goes);
+        }
+        if self.state != State::SynReceived {
+            // RFC 5961, section 5.2.
+            let too_old = segment.ack.before(self.snd_una.back(self.max_snd_wnd));
+            if too_old || segment.ack.after(self.snd_max) {
+                cx.counters.drops.unexpected += 1;
+                self.challenge(now, cx);
+                return Some(Outcome::Goes);
+            }
+        }
+        None
+    }
+
+    fn challenge(&mut self, now: Instant, cx: &mut Context<'_>) {
+        if self.challenges.allow(CHALLENGES, now) {
+            cx.counters.challenge_acks += 1;
+            self.ack.now = true;
+        } else {
+            cx.counters.drops.limited += 1;
+        }
+    }
+
+    /// RFC 9293, section 3.10.7.3.
+    fn in_syn_sent(&mut self, now: Instant, segment: &Segment, cx: &mut Context<'_>) -> Outcome {
+        let acks = segment.flags.contains(Flags::ACK);
+        let acks_syn = acks && segment.ack == self.iss + 1 && segment.ack.at_or_before(self.snd_max);
+        if acks && !acks_syn {
+            let reset = segment.flags.contains(Flags::RST);
+            return if reset { Outcome::Goes } else { Outcome::Reset(segment.ack) };
+        }
+        if segment.flags.contains(Flags::RST) {
+            return if acks_syn { Outcome::Closed(CloseReason::Refused) } else { Outcome::Goes };
+        }
+        if !segment.flags.contains(Flags::SYN) {
+            cx.counters.drops.unexpected += 1;
+            return Outcome::Goes;
+        }
+        self.last_heard = now;
+        self.clock = match (self.clock, segment.options.timestamp) {
+            (Some(clock), Some(timestamp)) => {
+                Some(Clock { recent: timestamp.value, recent_at: now, ..clock })
+            }
+            _ => None,
+        };
+        let mss = segment.options.mss.unwrap_or(default_mss(&self.key));
+        self.agree(segment.seq, mss, segment.options.window_scale, cx.config);
+        self.mac = Some(segment.source_mac);
+        // What the SYN has offered.
+        self.rcv_adv = self.rcv_nxt + self.affordable(cx).min(0xffff);
+        if acks_syn {
+            self.establish(now, segment, cx);
+            self.ack.now = true;
+        } else {
+            self.state = State::SynReceived;
+            self.due = Due::SYN;
+        }
+        self.note_offer(cx);
+        Outcome::Goes
+    }
+
+    /// The peer has acknowledged the SYN.
+    fn establish(&mut self, now: Instant, segment: &Segment, cx: &mut Context<'_>) {
+        let sent_again = self.retries > 0;
+        self.state = if self.finished { State::FinWait1 } else { State::Established };
+        self.snd_una = self.iss + 1;
+        (self.snd_nxt, self.snd_max) = (self.snd_una, self.snd_max.max(self.snd_una));
+        (self.timer, self.due, self.retries) = (Timer::Off, Due::empty(), 0);
+        self.take_window(segment);
+        self.measure(now, segment, self.snd_una);
+        self.rtt.backoff = 0;
+        if sent_again {
+            self.rtt.handshake_was_retransmitted();
+        }
+        self.timing = None;
+        self.events |= Happened::OPENED;
+        cx.counters.opened += 1;
+    }
+
+    /// TS.Recent is the timestamp of the segment that spans the last number acknowledged (RFC 7323, 4.3).
+    fn remember_clock(&mut self, now: Instant, segment: &Segment) {
+        if let (Some(clock), Some(timestamp)) = (&mut self.clock, segment.options.timestamp)
+            && segment.seq.at_or_before(self.last_ack_sent)
+            && !clock.is_old(timestamp.value, now)
+        {
+            (clock.recent, clock.recent_at) = (timestamp.value, now);
+        }
+    }
+
+    /// The ACK field and the window (RFC 9293, 3.10.7.4, fifth; RFC 5681; RFC 6582).
+    fn acknowledged(&mut self, now: Instant, segment: &Segment) -> Outcome {
+        let ack = segment.ack;
+        if ack.after(self.snd_una) {
+            return self.new_data_acknowledged(now, segment);
+        }
+        let old_window = self.snd_wnd;
+        self.take_window(segment);
+        // RFC 5681, section 2: what a duplicate acknowledgement is.
+        let in_flight = self.snd_max != self.snd_una && matches!(self.timer, Timer::Retransmit(_));
+        let bare = segment.len() == 0 && self.snd_wnd == old_window;
+        if ack == self.snd_una && in_flight && bare {
+            match self.recovery.duplicate(ack, self.snd_max) {
+                Verdict::Lost => {
+                    self.congestion.recovery_began(self.snd_max.since(self.snd_una));
+                    self.due |= Due::FRONT;
+                    self.timing = None;
+                }
+                Verdict::Duplicate => self.congestion.duplicate_in_recovery(),
+                _ => {}
+            }
+        }
+        Outcome::Goes
+    }
+
+    fn new_data_acknowledged(&mut self, now: Instant, segment: &Segment) -> Outcome {
+        let ack = segment.ack;
+        let flight = self.snd_max.since(self.snd_una);
+        let acked = ack.since(self.snd_una);
+        let fin_acked = acked > self.send.len();
+        let data = acked.min(self.send.len());
+        self.send.acknowledge(data);
+        self.snd_una = ack;
+        self.snd_nxt = self.snd_nxt.max(ack);
+        self.retries = 0;
+        self.measure(now, segment, ack);
+        self.rtt.backoff = 0;
+        match self.recovery.progress(ack) {
+            Verdict::Partial => {
+                self.congestion.partial_ack(data);
+                self.due |= Due::FRONT;
+                // RFC 6582, section 4, the "impatient" variant: only the first partial ACK restarts the timer.
+                if !self.recovery.partial_seen {
+                    self.recovery.partial_seen = true;
+                    self.restart_timer(now);
+                }
+            }
+            Verdict::Recovered => {
+                self.congestion.recovery_ended(self.snd_max.since(ack));
+                self.due -= Due::FRONT;
+                self.restart_timer(now);
+            }
+            _ => {
+                self.congestion.acked(data, flight);
+                self.restart_timer(now);
+            }
+        }
+        self.take_window(segment);
+        if data > 0 && self.wants_room.get() && self.sends() && self.send.is_roomy() {
+            self.wants_room.set(false);
+            self.events |= Happened::WRITABLE;
+        }
+        if !fin_acked {
+            return Outcome::Goes;
+        }
+        match self.state {
+            State::FinWait1 => self.state = State::FinWait2,
+            State::Closing => return Outcome::TimeWait,
+            State::LastAck => return Outcome::Closed(CloseReason::Finished),
+            _ => {}
+        }
+        Outcome::Goes
+    }
+
+    /// RFC 6298, rules 5.2 and 5.3.
+    fn restart_timer(&mut self, now: Instant) {
+        self.timer = if self.snd_max == self.snd_una || self.flight() == 0 {
+            Timer::Off
+        } else {
+            Timer::Retransmit(now + self.rtt.timeout())
+        };
+    }
+
+    fn measure(&mut self, now: Instant, segment: &Segment, acked: Seq) {
+        let timed = self.timing.take_if(|(end, _)| acked.at_or_after(*end)).map(|(_, sent)| now - sent);
+        let rtt = match (&self.clock, segment.options.timestamp) {
+            (Some(clock), Some(timestamp)) if timestamp.echo != 0 => {
+                let ms = clock.now(now).wrapping_sub(timestamp.echo);
+                Some(Duration::from_millis(ms.into()))
+            }
+            (Some(_), _) => None,
+            (None, _) => timed,
+        };
+        if let Some(rtt) = rtt.filter(|rtt| *rtt < PLAUSIBLE_RTT) {
+            let per_window = if self.clock.is_some() { self.flight().div_ceil(2 * self.mss) } else { 1 };
+            self.rtt.measured(rtt.total_micros() as u32, per_window);
+        }
+    }
+
+    /// SND.WND from the newest segment (RFC 9293, section 3.10.7.4).
+    fn take_window(&mut self, segment: &Segment) {
+        let newer = self.snd_wl1.before(segment.seq)
+            || (self.snd_wl1 == segment.seq && self.snd_wl2.at_or_before(segment.ack));
+        if !newer {
+            return;
+        }
+        // The window in a SYN is never scaled (RFC 7323, section 2.2).
+        let scale = if segment.flags.contains(Flags::SYN) { 0 } else { self.snd_scale };
+        self.snd_wnd = u32::from(segment.window) << scale;
+        self.max_snd_wnd = self.max_snd_wnd.max(self.snd_wnd);
+        (self.snd_wl1, self.snd_wl2) = (segment.seq, segment.ack);
+        let persists = matches!(self.timer, Timer::Persist(_));
+        if persists {
+            self.retries = 0;
+        }
+        if self.snd_wnd > 0 {
+            self.due -= Due::PROBE;
+            if persists {
+                self.timer = Timer::Off;
+                self.rtt.backoff = 0;
+            }
+        }
+    }
+
+    /// The payload (RFC 9293, section 3.10.7.4, seventh).
+    fn payload<F: RxFrame>(&mut self, now: Instant, segment: &Segment, frame: &mut F, cx: &mut Context<'_>) {
+        if !matches!(self.state, State::Established | State::FinWait1 | State::FinWait2) {
+            return;
+        }
+        let end = segment.seq + segment.payload_len as u32;
+        let from = segment.seq.max(self.rcv_nxt);
+        let to = end.min(self.rcv_adv).min(self.rcv_fin.unwrap_or(end));
+        if from.at_or_after(to) {
+            cx.counters.drops.window += 1;
+            self.ack.now = true;
+            return;
+        }
+        self.rcv_mss = self.rcv_mss.max(segment.payload_len as u32);
+        let at = segment.payload_at + from.since(segment.seq) as usize;
+        let piece = Piece { from, to, at };
+        if from == self.rcv_nxt {
+            self.in_order(now, &piece, frame, cx);
+        } else {
+            self.ahead(piece, frame, cx);
+        }
+    }
+
+    fn in_order<F: RxFrame>(&mut self, now: Instant, piece: &Piece, frame: &mut F, cx: &mut Context<'_>) {
+        let fills_hole = self.recv.has_early();
+        let bytes = piece.bytes(frame);
+        let kept = if self.recv.pack(bytes) == Packed::Yes {
+            cx.counters.copied_bytes += u64::from(piece.len());
+            true
+        } else {
+            let extent = if self.recv.make_room() { piece.claim(frame) } else { None };
+            extent.map(|extent| self.recv.push(extent)).is_some()
+        };
+        if !kept {
+            // What waits beyond the hole gives way, so that the next attempt finds a buffer.
+            self.recv.drop_last_early();
+            cx.counters.drops.no_buffer += 1;
+            self.ack.now = true;
+            return;
+        }
+        let before = self.rcv_nxt;
+        self.rcv_nxt = self.recv.fill_from_early(piece.to);
+        self.rcv_adv = self.rcv_adv.max(self.rcv_nxt);
+        cx.counters.payload_in_bytes += u64::from(self.rcv_nxt.since(before));
+        self.events |= Happened::READABLE;
+        self.ack.duplicates = 0;
+        // RFC 5681, section 4.2, and RFC 9293, section 3.8.6.3.
+        if fills_hole || self.rcv_nxt.since(self.last_ack_sent) >= 2 * self.rcv_mss {
+            self.ack.now = true;
+        } else if self.ack.deadline.is_none() {
+            self.ack.deadline = Some(now + cx.config.delayed_ack);
+        }
+    }
+
+    fn ahead<F: RxFrame>(&mut self, piece: Piece, frame: &mut F, cx: &mut Context<'_>) {
+        cx.counters.out_of_order += 1;
+        self.ack.duplicates = (self.ack.duplicates + 1).min(MAX_DUPLICATES);
+        let Some((from, to)) = self.recv.early_part(piece.from, piece.to) else {
+            cx.counters.drops.duplicate += 1;
+            return;
+        };
+        let piece = Piece { from, to, at: piece.at + from.since(piece.from) as usize };
+        if self.recv.pack_early(from, piece.bytes(frame)) == Packed::Yes {
+            cx.counters.copied_bytes += u64::from(piece.len());
+        } else if let Some(extent) = piece.claim(frame) {
+            self.recv.push_early(from, extent);
+        } else {
+            cx.counters.drops.no_buffer += 1;
+        }
+    }
+
+    /// FIN, once everything before it is here (RFC 9293, section 3.10.7.4, eighth).
+    fn peer_finished(&mut self) -> Outcome {
+        if self.rcv_fin != Some(self.rcv_nxt) {
+            return Outcome::Goes;
+        }
+        self.rcv_nxt += 1;
+        self.rcv_adv = self.rcv_adv.max(self.rcv_nxt);
+        self.ack.now = true;
+        self.events |= Happened::PEER_FINISHED;
+        match self.state {
+            State::Established => self.state = State::CloseWait,
+            State::FinWait1 => self.state = State::Closing,
+            State::FinWait2 => return Outcome::TimeWait,
+            _ => {}
+        }
+        Outcome::Goes
+    }
+}
+
+/// New payload of a segment, and where in the frame it begins.
+struct Piece {
+    from: Seq,
+    to: Seq,
+    at: usize,
+}
+
+impl Piece {
+    fn len(&self) -> u32 {
+        self.to.since(self.from)
+    }
+
+    fn bytes<'a, F: RxFrame>(&self, frame: &'a F) -> &'a [u8] {
+        frame.bytes().get(self.at..self.at + self.len() as usize).unwrap_or_default()
+    }
+
+    /// The piece in the buffer where it arrived; none if the transport has no spare one.
+    fn claim<F: RxFrame>(&self, frame: &mut F) -> Option<pmem::Extent> {
+        let (buffer, frame_at) = frame.claim()?;
+        let at = u16::try_from(usize::from(frame_at) + self.at).ok()?;
+        buffer.into_extent(at, u16::try_from(self.len()).ok()?)
+    }
+}
+
+/// RFC 9293, section 3.10.7.4, first, with two allowances: what the ACK of a segment says is heard even if the
+/// window is closed, and a sender that has filled the window acknowledges from its right edge.
+fn is_acceptable(segment: &Segment, next: Seq, open: u32) -> bool {
+    let edge = next + open;
+    let len = segment.len();
+    if len == 0 || open == 0 {
+        return segment.seq.at_or_after(next) && segment.seq.at_or_before(edge);
+    }
+    segment.seq.before(edge) && (segment.seq + len).after(next)
+}
+
+/// The MSS of a peer that names none.
+pub(crate) fn default_mss(key: &FlowKey) -> u16 {
+    if key.is_v4() { DEFAULT_MSS_V4 } else { DEFAULT_MSS_V6 }
+}

@@ -1,0 +1,354 @@
+//! What a connection sends, and when (RFC 9293, section 3.8; RFC 5681; RFC 6298).
+
+use smoltcp::time::Instant;
+
+use super::connection::{Connection, Context, Due, Outcome, State, Timer, own_mss, own_window_scale};
+use super::options::{Options, Timestamp};
+use super::send_queue::Cursor;
+use super::seq::Seq;
+use crate::frame::Flags;
+use crate::net::CloseReason;
+
+/// A segment that is due. Nothing about the connection changes before it is [`sent`](Connection::sent).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    kind: Kind,
+    pub(crate) seq: Seq,
+    pub(crate) flags: Flags,
+    /// Where the payload begins in the send queue, and how long it is.
+    pub(crate) from: Cursor,
+    pub(crate) len: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Syn,
+    Data,
+    Front,
+    Probe,
+    Keepalive,
+    Duplicate,
+    Ack,
+}
+
+/// The fields of a header that tell the peer of the receive side.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Report {
+    pub(crate) ack: Seq,
+    /// As it stands in the header, scaled.
+    pub(crate) window: u16,
+    pub(crate) options: Options,
+    /// The right edge of the offered window.
+    edge: Seq,
+}
+
+impl Connection {
+    /// The next segment to send, if any is due.
+    pub(crate) fn plan(&mut self, now: Instant) -> Option<Plan> {
+        match self.state {
+            State::Closed | State::Drained => return None,
+            State::SynSent | State::SynReceived => return self.plan_handshake(),
+            _ => {}
+        }
+        if self.ack.duplicates > 0 {
+            return Some(self.bare(Kind::Duplicate, self.bare_seq()));
+        }
+        if self.due.contains(Due::FRONT) {
+            if self.snd_max != self.snd_una {
+                return Some(self.plan_front());
+            }
+            self.due -= Due::FRONT;
+        }
+        if let Some(plan) = self.plan_new(now) {
+            return Some(plan);
+        }
+        if self.due.contains(Due::PROBE) {
+            return Some(self.plan_probe());
+        }
+        if self.ack.now {
+            return Some(self.bare(Kind::Ack, self.bare_seq()));
+        }
+        if self.due.contains(Due::KEEPALIVE) {
+            // RFC 9293, section 3.8.4: an old number, which the peer has to answer.
+            return Some(self.bare(Kind::Keepalive, self.snd_una.back(1)));
+        }
+        None
+    }
+
+    fn plan_handshake(&self) -> Option<Plan> {
+        if self.due.contains(Due::SYN) && self.mac.is_some() {
+            let ack = if self.state == State::SynReceived { Flags::ACK } else { Flags::empty() };
+            return Some(Plan { flags: Flags::SYN | ack, ..self.bare(Kind::Syn, self.iss) });
+        }
+        let owes = self.state == State::SynReceived && self.ack.now;
+        owes.then(|| self.bare(Kind::Ack, self.snd_nxt))
+    }
+
+    fn bare(&self, kind: Kind, seq: Seq) -> Plan {
+        Plan { kind, seq, flags: Flags::ACK, from: self.send.front(), len: 0 }
+    }
+
+    /// The number of a segment without payload: the next one, as far as it lies in the peer's window. After a
+    /// timeout or a probe SND.NXT is no longer, or not yet, what the peer expects.
+    pub(crate) fn bare_seq(&self) -> Seq {
+        self.snd_max.min(self.snd_una + self.snd_wnd)
+    }
+
+    /// Whether FIN is to be sent, or to be sent again.
+    fn owes_fin(&self) -> bool {
+        matches!(self.state, State::FinWait1 | State::Closing | State::LastAck)
+    }
+
+    /// The segment at the front of the queue, again.
+    fn plan_front(&self) -> Plan {
+        let sent = self.snd_max.since(self.snd_una);
+        let len = self.send.measure(self.send.front(), self.mss.min(sent));
+        let fin = self.owes_fin() && len == self.send.len() && sent > len;
+        Plan { flags: self.data_flags(fin, len), len, ..self.bare(Kind::Front, self.snd_una) }
+    }
+
+    /// New data, or data that a timeout has made new, as far as the windows go.
+    fn plan_new(&mut self, now: Instant) -> Option<Plan> {
+        let unsent = self.send.unsent();
+        let fin_unsent = self.owes_fin() && self.snd_nxt.at_or_before(self.fin_seq());
+        if unsent == 0 && !fin_unsent {
+            return None;
+        }
+        let flight = self.flight();
+        if flight == 0 && self.snd_max == self.snd_una && now - self.last_sent > self.rtt.timeout() {
+            self.congestion.restarted_after_idle();
+        }
+        let congestion = self.congestion.window() + self.recovery.limited_transmit() * self.mss;
+        let usable = self.snd_wnd.min(congestion).saturating_sub(flight);
+        let from = self.send.cursor();
+        let whole = self.send.measure(from, self.mss);
+        let len = whole.min(usable);
+        let fin = fin_unsent && len == unsent;
+        let closed = self.snd_wnd <= flight;
+        // Silly windows are not filled (RFC 9293, section 3.8.6.2.1): a whole segment, or a good part of what
+        // the peer has ever offered. FIN alone needs no window, but does not go into a closed one.
+        let worthwhile = match len {
+            0 => fin && unsent == 0 && !closed,
+            _ => len == whole || 2 * len >= self.max_snd_wnd,
+        };
+        if worthwhile {
+            let flags = self.data_flags(fin, len);
+            return Some(Plan { flags, from, len, ..self.bare(Kind::Data, self.snd_nxt) });
+        }
+        if flight == 0 && self.timer == Timer::Off {
+            self.timer = Timer::Persist(now + self.rtt.timeout());
+        }
+        None
+    }
+
+    /// Into a closed or silly window: what it takes, but at least one byte.
+    fn plan_probe(&self) -> Plan {
+        let from = self.send.cursor();
+        let len = self.send.measure(from, self.snd_wnd.clamp(1, self.mss));
+        let fin = self.owes_fin() && len == self.send.unsent();
+        Plan { flags: self.data_flags(fin, len), from, len, ..self.bare(Kind::Probe, self.snd_nxt) }
+    }
+
+    fn data_flags(&self, fin: bool, len: u32) -> Flags {
+        let mut flags = Flags::ACK;
+        flags.set(Flags::FIN, fin);
+        flags.set(Flags::PSH, len > 0 && (fin || len >= self.send.unsent() || len < self.mss));
+        flags
+    }
+
+    /// What the next segment says of the receive side.
+    pub(crate) fn report(&self, plan: &Plan, now: Instant, cx: &Context<'_>) -> Report {
+        let syn = plan.flags.contains(Flags::SYN);
+        let timestamp = self.clock.as_ref().map(|clock| Timestamp {
+            value: clock.now(now),
+            echo: if plan.flags.contains(Flags::ACK) { clock.recent } else { 0 },
+        });
+        let mut options = Options { timestamp, ..Options::default() };
+        let mut scale = self.rcv_scale;
+        if syn {
+            options.mss = Some(own_mss(cx.config, self.key.is_v4()));
+            let scales = self.state == State::SynSent || self.rcv_scale > 0 || self.snd_scale > 0;
+            options.window_scale = scales.then(|| own_window_scale(cx.config));
+            // RFC 7323, section 2.2: the window in a SYN is not scaled.
+            scale = 0;
+        }
+        if !plan.flags.contains(Flags::ACK) {
+            let window = self.affordable(cx).min(0xffff);
+            return Report { ack: Seq(0), window: window as u16, options, edge: self.rcv_adv };
+        }
+        let open = self.edge(cx).since(self.rcv_nxt);
+        let window = (open >> scale).min(0xffff);
+        // Rounding down moves the edge that the peer sees left by less than one unit, which RFC 7323,
+        // section 2.4, allows; what was offered before is still taken.
+        let edge = self.rcv_adv.max(self.rcv_nxt + (window << scale));
+        Report { ack: self.rcv_nxt, window: window as u16, options, edge }
+    }
+
+    /// Bytes that the connection and the arena have room for.
+    pub(super) fn affordable(&self, cx: &Context<'_>) -> u32 {
+        let segment = usize::from(own_mss(cx.config, self.key.is_v4()));
+        let room = cx.config.rx_window_bytes.saturating_sub(self.recv.ready_bytes() as usize);
+        let pieces = self.recv.free_pieces().min(cx.pool.grant(&self.offer));
+        room.min(pieces * segment) as u32
+    }
+
+    /// The right edge of the window to offer: never left of what was offered before, and only moved by steps
+    /// that are worth a segment (RFC 9293, section 3.8.6.2.2).
+    fn edge(&self, cx: &Context<'_>) -> Seq {
+        let edge = self.rcv_nxt + self.affordable(cx);
+        let step = u32::from(own_mss(cx.config, self.key.is_v4())).min(cx.config.rx_window_bytes as u32 / 2);
+        if edge.after(self.rcv_adv) && edge.since(self.rcv_adv) >= step { edge } else { self.rcv_adv }
+    }
+
+    /// Whether the peer should hear of a window that has opened since it last did: when it can send at least
+    /// twice as much as before.
+    pub(crate) fn window_opened(&mut self, cx: &Context<'_>) -> bool {
+        let receives = matches!(self.state, State::Established | State::FinWait1 | State::FinWait2);
+        let open = self.rcv_adv.since(self.rcv_nxt);
+        let opened = receives && self.edge(cx).since(self.rcv_nxt) >= (2 * open).max(1);
+        if opened {
+            self.ack.now = true;
+        }
+        opened
+    }
+
+    /// Whether the window is nearly closed for want of buffers, not of the application's attention.
+    pub(crate) fn is_starved(&self, cx: &Context<'_>) -> bool {
+        let receives = matches!(self.state, State::Established | State::FinWait1 | State::FinWait2);
+        let segment = u32::from(own_mss(cx.config, self.key.is_v4()));
+        receives && self.rcv_adv.since(self.rcv_nxt) < segment && self.affordable(cx) < segment
+    }
+
+    /// Notes that a planned segment has gone out.
+    pub(crate) fn sent(&mut self, plan: &Plan, report: &Report, now: Instant, cx: &mut Context<'_>) {
+        let end = plan.seq + plan.len + u32::from(plan.flags.contains(Flags::FIN));
+        if plan.flags.contains(Flags::ACK) {
+            self.last_ack_sent = self.rcv_nxt;
+            self.rcv_adv = report.edge;
+            self.ack.now = false;
+            self.ack.deadline = None;
+            self.note_offer(cx);
+        }
+        match plan.kind {
+            Kind::Syn => {
+                self.due -= Due::SYN;
+                if self.retries > 0 {
+                    cx.counters.retransmits += 1;
+                } else if self.timing.is_none() {
+                    self.timing = Some((plan.seq + 1, now));
+                }
+                (self.snd_nxt, self.snd_max) = (plan.seq + 1, plan.seq + 1);
+                self.timer = Timer::Retransmit(now + self.rtt.timeout());
+            }
+            Kind::Data => self.sent_data(plan, end, now, cx),
+            Kind::Front => {
+                self.due -= Due::FRONT;
+                self.timing = None;
+                cx.counters.retransmits += 1;
+                cx.counters.fast_retransmits += 1;
+                // The first one of a recovery gets the whole timeout.
+                if !self.recovery.partial_seen || !matches!(self.timer, Timer::Retransmit(_)) {
+                    self.timer = Timer::Retransmit(now + self.rtt.timeout());
+                }
+            }
+            Kind::Probe => {
+                self.due -= Due::PROBE;
+                cx.counters.window_probes += 1;
+                self.snd_max = self.snd_max.max(end);
+                if self.snd_wnd == 0 {
+                    // The number stays unsent: the peer may drop the byte.
+                    self.timer = Timer::Persist(now + self.rtt.timeout());
+                } else {
+                    self.sent_data(plan, end, now, cx);
+                }
+            }
+            Kind::Keepalive => {
+                self.due -= Due::KEEPALIVE;
+                self.keepalive_probes = self.keepalive_probes.saturating_add(1);
+            }
+            Kind::Duplicate => self.ack.duplicates -= 1,
+            Kind::Ack => {}
+        }
+    }
+
+    fn sent_data(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
+        self.last_sent = now;
+        self.send.advance(plan.len);
+        self.snd_nxt = end;
+        if plan.seq.before(self.snd_max) {
+            cx.counters.retransmits += 1;
+        } else {
+            cx.counters.payload_out_bytes += u64::from(plan.len);
+            if self.timing.is_none() {
+                self.timing = Some((end, now));
+            }
+        }
+        self.snd_max = self.snd_max.max(end);
+        if !matches!(self.timer, Timer::Retransmit(_)) {
+            self.timer = Timer::Retransmit(now + self.rtt.timeout());
+        }
+    }
+
+    /// Lets the timers that are due fire.
+    pub(crate) fn expire(&mut self, now: Instant, cx: &mut Context<'_>) -> Outcome {
+        if self.ack.deadline.is_some_and(|at| at <= now) {
+            (self.ack.deadline, self.ack.now) = (None, true);
+        }
+        match self.timer {
+            Timer::Retransmit(at) if at <= now => self.timed_out(cx),
+            Timer::Persist(at) if at <= now => self.probe_due(cx),
+            Timer::Linger(at) if at <= now => Outcome::Closed(CloseReason::Finished),
+            Timer::Off => self.keepalive_due(now),
+            _ => Outcome::Goes,
+        }
+    }
+
+    /// RFC 6298, rules 5.4 to 5.7, and RFC 5681, section 3.1.
+    fn timed_out(&mut self, cx: &mut Context<'_>) -> Outcome {
+        let handshake = matches!(self.state, State::SynSent | State::SynReceived);
+        let limit = if handshake { cx.config.syn_retries } else { cx.config.retries };
+        if self.retries >= limit {
+            return Outcome::Closed(CloseReason::TimedOut);
+        }
+        cx.counters.timeouts += 1;
+        let first = self.retries == 0;
+        self.retries += 1;
+        self.rtt.backoff = self.rtt.backoff.saturating_add(1);
+        self.timer = Timer::Off;
+        self.timing = None;
+        if handshake {
+            self.due |= Due::SYN;
+            return Outcome::Goes;
+        }
+        self.congestion.timed_out(self.snd_max.since(self.snd_una), first);
+        self.recovery.timed_out(self.snd_max);
+        self.due -= Due::FRONT;
+        self.go_back();
+        Outcome::Goes
+    }
+
+    fn probe_due(&mut self, cx: &mut Context<'_>) -> Outcome {
+        if self.retries >= cx.config.retries {
+            return Outcome::Closed(CloseReason::TimedOut);
+        }
+        self.retries += 1;
+        self.rtt.backoff = self.rtt.backoff.saturating_add(1);
+        self.timer = Timer::Off;
+        self.due |= Due::PROBE;
+        Outcome::Goes
+    }
+
+    fn keepalive_due(&mut self, now: Instant) -> Outcome {
+        let (Some(keepalive), Some(at)) = (self.keepalive, self.keepalive_deadline()) else {
+            return Outcome::Goes;
+        };
+        if at > now {
+            return Outcome::Goes;
+        }
+        if self.keepalive_probes >= keepalive.count {
+            return Outcome::Closed(CloseReason::TimedOut);
+        }
+        self.due |= Due::KEEPALIVE;
+        Outcome::Goes
+    }
+}

@@ -1,0 +1,19 @@
+//! Arenas and extents for unit tests.
+
+use pmem::{Arena, Extent, Options, Region};
+
+/// An arena with at least `buffers` buffers, all of them free.
+pub(crate) fn arena(buffers: usize) -> Arena {
+    let size = Some((64 * 1024 + buffers as u64 * 4096).max(256 * 1024));
+    let region = Region::open("memory:", &Options { size, ..Options::default() }).unwrap();
+    let arena = region.into_shard().unwrap().arena().clone();
+    assert!(arena.free_buffers() >= buffers);
+    arena
+}
+
+/// `bytes` in a buffer of their own.
+pub(crate) fn extent_of(arena: &Arena, bytes: &[u8]) -> Extent {
+    let mut buffer = arena.take().unwrap();
+    assert!(buffer.arrive(0, bytes));
+    buffer.into_extent(0, bytes.len() as u16).unwrap()
+}

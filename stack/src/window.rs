@@ -1,0 +1,95 @@
+//! How much receive window the arena's free buffers allow, and to whom.
+
+use pmem::Arena;
+
+/// Buffers a connection may be offered even though others could claim them: without it, idle connections
+/// would keep a new one from starting.
+const LEAST_BUFFERS: usize = 2;
+
+/// The buffers that all connections together have offered to their peers.
+#[derive(Debug)]
+pub(crate) struct WindowPool {
+    arena: Arena,
+    /// Buffers that are never offered; frames which are no payload need some.
+    reserve: usize,
+    offered: usize,
+    connections: usize,
+}
+
+/// One connection's part of the pool, in buffers.
+#[derive(Debug, Default)]
+pub(crate) struct Offer(usize);
+
+impl WindowPool {
+    pub(crate) fn new(arena: Arena) -> Self {
+        let reserve = (arena.buffers() / 16).min(32);
+        Self { arena, reserve, offered: 0, connections: 0 }
+    }
+
+    pub(crate) fn connection_opened(&mut self) {
+        self.connections += 1;
+    }
+
+    pub(crate) fn connection_closed(&mut self, offer: &mut Offer) {
+        self.set(offer, 0);
+        self.connections -= 1;
+    }
+
+    pub(crate) fn free_buffers(&self) -> usize {
+        self.arena.free_buffers()
+    }
+
+    /// Buffers that a connection may offer just now: what nobody else has offered, as long as that is a fair
+    /// share or at most half of it.
+    pub(crate) fn grant(&self, own: &Offer) -> usize {
+        let free = self.free_buffers().saturating_sub(self.reserve);
+        let unclaimed = free.saturating_sub(self.offered - own.0);
+        let fair = free / self.connections.max(1);
+        unclaimed.min(fair.max(unclaimed / 2)).max(fair.min(LEAST_BUFFERS))
+    }
+
+    /// Notes that a connection's open window takes `buffers` buffers.
+    pub(crate) fn set(&mut self, offer: &mut Offer, buffers: usize) {
+        self.offered = self.offered - offer.0 + buffers;
+        offer.0 = buffers;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::arena;
+
+    #[test]
+    fn what_one_has_offered_others_do_not() {
+        let arena = arena(64);
+        let mut pool = WindowPool::new(arena.clone());
+        let usable = arena.free_buffers() - pool.reserve;
+        let (mut first, mut second) = (Offer::default(), Offer::default());
+        pool.connection_opened();
+        assert_eq!(pool.grant(&first), usable);
+        pool.connection_opened();
+        assert_eq!(pool.grant(&first), usable / 2);
+        pool.set(&mut first, usable / 2);
+        assert_eq!(pool.grant(&second), usable / 2);
+        pool.set(&mut second, usable / 2);
+        // Buffers that the first one fills are no longer free, and no longer offered.
+        let taken: Vec<_> = (0..usable / 2).map_while(|_| arena.take()).collect();
+        pool.set(&mut first, 0);
+        assert!(pool.grant(&first) <= LEAST_BUFFERS);
+        drop(taken);
+        assert!(pool.grant(&first) > LEAST_BUFFERS);
+        pool.connection_closed(&mut second);
+        pool.connection_closed(&mut first);
+        assert_eq!((pool.offered, pool.connections), (0, 0));
+    }
+
+    #[test]
+    fn an_empty_arena_grants_nothing() {
+        let arena = arena(64);
+        let mut pool = WindowPool::new(arena.clone());
+        pool.connection_opened();
+        let _all: Vec<_> = std::iter::from_fn(|| arena.take()).collect();
+        assert_eq!(pool.grant(&Offer::default()), 0);
+    }
+}
