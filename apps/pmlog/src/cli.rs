@@ -79,7 +79,7 @@ pub struct ServeArgs {
     #[arg(long, default_value_t = 80)]
     pub port: u16,
     /// The longest record.
-    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = parse_record_size)]
     pub max_record: ByteSize,
     /// How many clients may be connected at a time.
     #[arg(long, value_name = "N", default_value = "1024")]
@@ -126,6 +126,15 @@ pub struct VerifyArgs {
 
 fn parse_size(text: &str) -> Result<ByteSize, String> {
     text.parse().map_err(|_| "write a number of bytes with or without a unit, such as 64MiB".to_owned())
+}
+
+fn parse_record_size(text: &str) -> Result<ByteSize, String> {
+    let size = parse_size(text)?;
+    if (1..=u32::MAX.into()).contains(&size.as_u64()) {
+        Ok(size)
+    } else {
+        Err("a record has at least 1 byte and less than 4 GiB".to_owned())
+    }
 }
 
 fn parse_ipv4(text: &str) -> Result<Ipv4Cidr, String> {
@@ -192,6 +201,8 @@ mod tests {
             &["--mac", "01:00:00:00:00:01"],
             &["--port", "65536"],
             &["--max-connections", "0"],
+            &["--max-record", "0"],
+            &["--max-record", "4GiB"],
             &["-l", "1"],
         ] {
             let error = serve(more).expect_err("bad arguments");

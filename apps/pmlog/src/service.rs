@@ -109,7 +109,7 @@ impl LogService {
                 counters: Counters::default(),
                 failed: None,
                 awaiting: Vec::with_capacity(connections),
-                live_records: shard.records(shard.head_seq()).count() as u64,
+                live_records: shard.recovery().records,
                 rendered: Rendered::default(),
                 now,
             },

@@ -204,7 +204,7 @@ proptest! {
         room_bytes in prop::sample::select(vec![usize::MAX, 0, 1200]),
         ends in any::<bool>(),
     ) {
-        let mut lab = Lab::new(4 << 20, ServiceConfig::default());
+        let mut lab = Lab::new(2 << 20, ServiceConfig::default());
         let free = lab.free_buffers();
         let (conn, other) = (lab.connect(), lab.connect());
         lab.client(conn).room_bytes = room_bytes;

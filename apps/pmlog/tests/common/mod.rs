@@ -103,14 +103,18 @@ pub struct Lab {
 impl Lab {
     /// A service over a fresh volatile store of `store_bytes`.
     pub fn new(store_bytes: u64, config: ServiceConfig) -> Self {
+        Self::over(volatile_shard(store_bytes), config)
+    }
+
+    /// A service over a shard.
+    pub fn over(shard: Shard, config: ServiceConfig) -> Self {
         let now = Instant::from_secs(1000);
-        let shard = volatile_shard(store_bytes);
         Self { wire: Wire::default(), service: LogService::new(config, &shard, now), shard, now }
     }
 
     /// With defaults and room for a few of the longest records.
     pub fn roomy() -> Self {
-        Self::new(128 << 20, ServiceConfig::default())
+        Self::new(40 << 20, ServiceConfig::default())
     }
 
     pub fn free_buffers(&self) -> usize {

@@ -1,0 +1,210 @@
+//! `pmlog dump` and `pmlog verify`, as programs.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use common::{Lab, body};
+use pmem::{Options, Region};
+use pmlog::service::ServiceConfig;
+
+/// Records of every form: in the log entry, packed, one buffer, several buffers.
+const LENGTHS: [usize; 8] = [0, 5, 32, 100, 600, 1448, 4000, 20_000];
+
+struct Store {
+    path: PathBuf,
+    records: Vec<(u64, Vec<u8>)>,
+    _folder: tempfile::TempDir,
+}
+
+impl Store {
+    /// A store in a file, with a record of each length, as an orderly end leaves it.
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("store.pm");
+        let options = Options { size: Some(2 << 20), volatile: true, ..Options::default() };
+        let region = Region::open(&path, &options).expect("a new store");
+        let mut lab = Lab::over(region.into_shard().expect("a new store opens"), ServiceConfig::default());
+        let conn = lab.connect();
+        let record = |(seed, len): (usize, &usize)| {
+            let body = body(seed as u64, *len);
+            (lab.append(conn, &body), body)
+        };
+        let records = LENGTHS.iter().enumerate().map(record).collect();
+        lab.shard.checkpoint().expect("the end is noted");
+        Self { path, records, _folder: folder }
+    }
+
+    fn flip(&self, offset: u64) {
+        let file = File::options().read(true).write(true).open(&self.path).expect("the store");
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).expect("inside the store");
+        byte[0] ^= 0x10;
+        file.write_all_at(&byte, offset).expect("inside the store");
+    }
+
+    /// Where the file has these bytes.
+    fn find(&self, bytes: &[u8]) -> u64 {
+        let all = fs::read(&self.path).expect("the store");
+        all.windows(bytes.len()).position(|window| window == bytes).expect("the bytes are there") as u64
+    }
+}
+
+fn pmlog(arguments: &[&str], pm: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pmlog"));
+    command.args(arguments).arg("--pm").arg(pm).output().expect("pmlog runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("text")
+}
+
+fn json_lines(output: &Output) -> Vec<serde_json::Value> {
+    text(&output.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect()
+}
+
+#[test]
+fn a_sound_store_is_dumped_and_found_sound() {
+    let store = Store::new();
+    let before = fs::read(&store.path).expect("the store");
+
+    let output = pmlog(&["dump"], &store.path);
+    assert!(output.status.success());
+    insta::assert_snapshot!("table", text(&output.stdout));
+
+    let output = pmlog(&["dump", "--json"], &store.path);
+    assert!(output.status.success());
+    insta::assert_snapshot!("json_lines", text(&output.stdout));
+    let lines = json_lines(&output);
+    assert_eq!(lines.len(), store.records.len());
+    for (line, (seq, body)) in lines.iter().zip(&store.records) {
+        assert_eq!(line["seq"], *seq);
+        assert_eq!(line["length"], body.len());
+        let extents = line["extents"].as_array().expect("a list");
+        let extended: u64 = extents.iter().map(|extent| extent["length"].as_u64().expect("a length")).sum();
+        assert_eq!(extended as usize, if body.len() <= 32 { 0 } else { body.len() });
+
+        let output = pmlog(&["dump", "--record", &seq.to_string()], &store.path);
+        assert!(output.status.success() && output.stdout == *body, "record {seq}");
+    }
+
+    let output = pmlog(&["verify"], &store.path);
+    assert_eq!(output.status.code(), Some(0));
+    let last = text(&output.stdout).lines().last().map(str::to_owned);
+    assert_eq!(last.as_deref(), Some("sound: 8 records, 25.6 KiB"));
+    let output = pmlog(&["verify", "--json"], &store.path);
+    let verdict = &json_lines(&output)[0];
+    assert_eq!((&verdict["sound"], &verdict["records"]), (&true.into(), &8.into()));
+    assert_eq!(verdict["payload_bytes"], LENGTHS.iter().sum::<usize>());
+
+    assert!(fs::read(&store.path).expect("the store") == before, "looking changes nothing");
+}
+
+#[test]
+fn damage_is_reported_and_the_rest_is_shown() {
+    let store = Store::new();
+    let (seq, damaged) = &store.records[6];
+    store.flip(store.find(&damaged[200..300]) + 50);
+
+    let output = pmlog(&["verify"], &store.path);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains(&format!("record {seq} is damaged")), "{}", text(&output.stdout));
+    let output = pmlog(&["verify", "--json"], &store.path);
+    assert_eq!(output.status.code(), Some(1));
+    let verdict = &json_lines(&output)[0];
+    assert_eq!((&verdict["sound"], &verdict["corruptions"]), (&false.into(), &1.into()));
+    assert!(verdict["found"][0].as_str().is_some_and(|found| found.contains(&format!("record {seq}"))));
+
+    let output = pmlog(&["dump", "--json"], &store.path);
+    assert_eq!(output.status.code(), Some(1));
+    let shown: Vec<_> = json_lines(&output).iter().map(|line| line["seq"].as_u64()).collect();
+    let readable = store.records.iter().map(|(seq, _)| Some(*seq)).filter(|other| *other != Some(*seq));
+    assert_eq!(shown, readable.collect::<Vec<_>>());
+    assert!(text(&output.stderr).contains(&format!("record {seq} is damaged")));
+
+    let output = pmlog(&["dump", "--record", &seq.to_string()], &store.path);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    assert!(text(&output.stderr).contains(&format!("no readable record {seq}")));
+}
+
+#[test]
+fn a_store_that_was_cut_off_is_still_read() {
+    let store = Store::new();
+    let whole = fs::read(&store.path).expect("the store");
+    let cut = store.path.with_extension("cut");
+    let mut readable_before = 0;
+    for length in (0..whole.len()).step_by(whole.len() / 61) {
+        fs::write(&cut, &whole[..length]).expect("a copy");
+        let output = pmlog(&["dump", "--json"], &cut);
+        let complaint = text(&output.stderr);
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{length} bytes: {complaint}");
+        assert!(!complaint.is_empty() && !complaint.contains("panicked"), "{length} bytes: {complaint}");
+        let lines = json_lines(&output);
+        assert!(lines.len() >= readable_before, "more of the store shows no less of it");
+        readable_before = lines.len();
+        for line in lines {
+            let known = store.records.iter().find(|(seq, _)| line["seq"] == *seq);
+            assert_eq!(known.map(|(_, body)| body.len() as u64), line["length"].as_u64());
+        }
+        let output = pmlog(&["verify"], &cut);
+        assert_eq!(output.status.code(), Some(1), "{length} bytes: {}", text(&output.stdout));
+    }
+    assert!(readable_before > 0, "the records lie before the end of the store");
+}
+
+#[test]
+fn what_is_no_store_is_said_to_be_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let other = folder.path().join("other");
+    fs::write(&other, body(1, 100_000)).expect("a file");
+    for command in ["dump", "verify"] {
+        let output = pmlog(&[command], &other);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains("not a store"), "{}", text(&output.stderr));
+        let output = pmlog(&[command], &folder.path().join("missing"));
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains("missing"), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn a_store_in_use_is_not_looked_at() {
+    let store = Store::new();
+    let options = Options { volatile: true, ..Options::default() };
+    let shard = Region::open(&store.path, &options).and_then(Region::into_shard).expect("the store opens");
+    let output = pmlog(&["verify"], &store.path);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("in use"), "{}", text(&output.stderr));
+    drop(shard);
+    assert_eq!(pmlog(&["verify"], &store.path).status.code(), Some(0));
+}
+
+#[test]
+fn a_reader_who_has_seen_enough_is_no_failure() {
+    let store = Store::new();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pmlog"))
+        .args(["dump", "--record", &store.records[7].0.to_string(), "--pm"])
+        .arg(&store.path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("pmlog runs");
+    drop(child.stdout.take());
+    let mut complaint = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut complaint).expect("text");
+    assert_eq!(child.wait().expect("an end").code(), Some(0), "{complaint}");
+    assert_eq!(complaint, "");
+}
+
+#[test]
+fn wrong_usage_ends_with_2() {
+    for arguments in [&["dump"][..], &["verify", "--pm", "x", "--what"], &["serve", "--pm", "x"], &[]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_pmlog")).args(arguments).output().expect("pmlog runs");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+}
