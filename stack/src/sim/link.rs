@@ -120,9 +120,9 @@ impl Link {
         self.0.borrow_mut().capture = Some(output);
     }
 
-    /// When the next frame arrives anywhere.
-    pub fn next_arrival(&self) -> Option<Instant> {
-        self.0.borrow().lines.iter().filter_map(Line::next_arrival).min()
+    /// When the next frame arrives, at a port where none waits since `now` or before.
+    pub fn next_arrival_after(&self, now: Instant) -> Option<Instant> {
+        self.0.borrow().lines.iter().filter_map(Line::next_arrival).filter(|&at| at > now).min()
     }
 
     /// What the link did so far.
@@ -336,10 +336,10 @@ mod tests {
         let (a, b) = (link.port(path), link.port(path));
         a.send(Instant::ZERO, frame(A, B, 86));
         a.send(Instant::ZERO, frame(A, B, 86));
-        assert_eq!(link.next_arrival(), Some(Instant::from_micros(200)));
+        assert_eq!(link.next_arrival_after(Instant::ZERO), Some(Instant::from_micros(200)));
         assert!(b.receive(Instant::from_micros(199)).is_none());
         assert!(b.receive(Instant::from_micros(200)).is_some());
-        assert_eq!(link.next_arrival(), Some(Instant::from_micros(300)));
+        assert_eq!(link.next_arrival_after(Instant::ZERO), Some(Instant::from_micros(300)));
     }
 
     #[test]

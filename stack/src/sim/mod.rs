@@ -67,8 +67,10 @@ impl Clock {
             polls += 1;
             assert!(polls < MAX_POLLS_PER_INSTANT, "the hosts never come to rest at {}", self.now);
         }
-        let deadline = hosts.iter_mut().filter_map(|host| host.deadline()).min();
-        let Some(next) = deadline.into_iter().chain(self.link.next_arrival()).min() else {
+        let deadlines = hosts.iter_mut().map(|host| host.deadline()).enumerate();
+        let deadline = deadlines.filter_map(|(host, at)| Some((at?, Some(host)))).min();
+        let arrival = self.link.next_arrival_after(self.now).map(|at| (at, None));
+        let Some((next, host)) = deadline.into_iter().chain(arrival).min() else {
             self.now = limit.max(self.now);
             return false;
         };
@@ -78,7 +80,8 @@ impl Clock {
             self.late_steps += 1;
             assert!(
                 self.late_steps < MAX_LATE_STEPS,
-                "a host asks for {next} again and again at {}",
+                "host {} asks for {next} again and again at {}",
+                host.unwrap_or_default(),
                 self.now
             );
         }

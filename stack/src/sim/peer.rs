@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp;
-use smoltcp::time::Instant;
+use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr};
 
 use super::{Host, Port};
@@ -109,7 +109,11 @@ impl Host for Peer {
     }
 
     fn deadline(&mut self) -> Option<Instant> {
-        self.interface.poll_at(self.now, &self.sockets)
+        // At times smoltcp asks for a moment that has passed although it has nothing to do yet.
+        let patience = Duration::from_millis(1);
+        self.interface
+            .poll_at(self.now, &self.sockets)
+            .map(|at| if at > self.now { at } else { self.now + patience })
     }
 }
 

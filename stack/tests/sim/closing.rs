@@ -1,0 +1,179 @@
+//! How connections end, and how they begin from both sides at once. Scripts after RFC 9293.
+
+use smoltcp::time::Duration;
+use stack::net::{CloseReason, Event, Net, SendError};
+
+use crate::ours::{Ours, config};
+use crate::script::Script;
+use crate::talk::{BOTH_VERSIONS, Talk, Version, for_each_seed, ip, link, talk};
+use crate::wire::{ACK, FIN, RST, SYN, data, seg};
+
+/// RFC 9293, section 3.6, case 2: the remote closes, and this side goes on sending.
+#[test]
+fn rfc9293_3_6_a_half_closed_connection_still_sends() {
+    for version in BOTH_VERSIONS {
+        let (mut s, conn) = Script::open(version);
+        s.send(seg(FIN | ACK, 1, 1).payload(b"last words"));
+        s.expect(seg(ACK, 1, 12));
+        s.expect_event(Event::Readable { conn });
+        s.expect_event(Event::PeerFinished { conn });
+        assert_eq!(s.read(conn), b"last words");
+        assert_eq!(s.write(conn, b"mine"), Ok(()));
+        s.expect(data(1, 12, b"mine"));
+        s.send(seg(ACK, 12, 5));
+        s.finish(conn);
+        s.expect(seg(FIN | ACK, 5, 12));
+        s.send(seg(ACK, 12, 6));
+        s.expect_event(Event::Closed { conn, reason: CloseReason::Finished });
+        s.expect_nothing();
+        s.assert_nothing_leaked();
+    }
+}
+
+/// RFC 9293, section 3.6, figure 13: both FINs cross.
+#[test]
+fn rfc9293_3_6_both_close_at_once() {
+    let (mut s, conn) = Script::open(Version::V4);
+    s.finish(conn);
+    s.expect(seg(FIN | ACK, 1, 1));
+    s.send(seg(FIN | ACK, 1, 1));
+    s.expect(seg(ACK, 2, 2));
+    s.expect_event(Event::PeerFinished { conn });
+    assert_eq!(s.event(), None, "the own FIN is not yet acknowledged");
+    s.send(seg(ACK, 2, 2));
+    s.expect_nothing();
+    s.advance(Duration::from_secs(61));
+    s.expect_event(Event::Closed { conn, reason: CloseReason::Finished });
+    s.assert_nothing_leaked();
+}
+
+/// RFC 9293, section 3.5, figure 8: both SYNs cross.
+#[test]
+fn rfc9293_3_5_both_open_at_once() {
+    let mut s = Script::new(Version::V4);
+    let conn = s.connect();
+    s.expect(seg(SYN, 0, 0));
+    s.send(seg(SYN, 0, 0).mss(1_000));
+    s.expect(seg(SYN | ACK, 0, 1));
+    assert_eq!(s.event(), None);
+    s.send(seg(ACK, 1, 1));
+    s.expect_event(Event::Opened { conn, peer: s.remote.at });
+    s.assert_alive(conn, 1, 1);
+}
+
+#[test]
+fn two_of_ours_open_at_once_and_talk() {
+    for_each_seed(10, |seed| {
+        for version in BOTH_VERSIONS {
+            let path = stack::sim::Path { loss: 0.05, ..Default::default() };
+            let (link, mut clock) = link(seed);
+            let mut a = Ours::new(&link, path, 1, 300, config(1));
+            let mut b = Ours::new(&link, path, 2, 300, config(2));
+            let (at_a, at_b) = ((ip(version, 1), 5_000).into(), (ip(version, 2), 6_000).into());
+            let conversation = Talk::new(1, 3_000, 20_000);
+            a.connect_from(clock.now(), at_b, Some(at_a), conversation).expect("there is room");
+            b.connect_from(clock.now(), at_a, Some(at_b), conversation.other()).expect("there is room");
+            talk(&mut clock, &mut a, &mut b, Duration::from_secs(300));
+            a.assert_nothing_leaked();
+            b.assert_nothing_leaked();
+        }
+    });
+}
+
+/// RFC 9293, section 3.10.7.4, second: a reset with the very next number ends the connection at once.
+#[test]
+fn rfc9293_3_10_7_4_a_reset_ends_the_connection() {
+    let (mut s, conn) = Script::open(Version::V4);
+    s.send(data(1, 1, b"unread"));
+    s.send(seg(RST, 7, 0));
+    let mut last = None;
+    while let Some(event) = s.event() {
+        last = Some(event);
+    }
+    assert_eq!(last, Some(Event::Closed { conn, reason: CloseReason::Reset }));
+    assert!(s.stack.recv(conn).is_none(), "the name is dead");
+    assert_eq!(s.stack.send(conn, b"x"), Err(SendError::Closed));
+    s.expect_nothing();
+    s.assert_nothing_leaked();
+}
+
+#[test]
+fn abort_resets_and_forgets() {
+    let (mut s, conn) = Script::open(Version::V4);
+    assert_eq!(s.write(conn, b"on its way"), Ok(()));
+    s.expect(data(1, 1, b"on its way"));
+    s.abort(conn);
+    let reset = s.next().expect("the remote is told");
+    assert!(reset.has(RST) && reset.seq == 11, "{reset:?}");
+    s.expect_event(Event::Closed { conn, reason: CloseReason::Aborted });
+    s.send(seg(ACK, 1, 11));
+    s.expect(seg(RST, 11, 0));
+    s.assert_nothing_leaked();
+}
+
+/// RFC 9293, section 3.10.7.1: what comes for no connection draws a reset that fits it.
+#[test]
+fn rfc9293_3_10_7_1_a_closed_port_resets() {
+    for version in BOTH_VERSIONS {
+        let mut s = Script::new(version);
+        s.remote_iss = 0;
+        s.send(seg(SYN, 1_000, 0));
+        s.expect(seg(RST | ACK, 0, 1_001));
+        s.send(data(1_000, 77, b"four"));
+        s.expect(seg(RST, 77, 0));
+        s.send(seg(RST | ACK, 1_000, 77));
+        s.expect_nothing();
+        s.assert_nothing_leaked();
+    }
+}
+
+/// RFC 9293, section 3.10.7.3: what SYN-SENT makes of resets.
+#[test]
+fn rfc9293_3_10_7_3_only_a_fitting_reset_refuses() {
+    let mut s = Script::new(Version::V4);
+    let conn = s.connect();
+    s.expect(seg(SYN, 0, 0));
+    s.send(seg(RST, 0, 0));
+    s.send(seg(RST | ACK, 0, 9));
+    assert_eq!(s.event(), None, "these resets answer nothing that was sent");
+    s.send(seg(RST | ACK, 0, 1));
+    s.expect_event(Event::Closed { conn, reason: CloseReason::Refused });
+    s.expect_nothing();
+}
+
+/// RFC 9293, section 3.10.7.3, first: an acknowledgement of what was never sent draws a reset.
+#[test]
+fn rfc9293_3_10_7_3_a_stray_answer_to_a_syn_is_reset() {
+    let mut s = Script::new(Version::V4);
+    let conn = s.connect();
+    s.expect(seg(SYN, 0, 0));
+    s.send(seg(SYN | ACK, 0, 9));
+    s.expect(seg(RST, 9, 0));
+    s.send(seg(SYN | ACK, 0, 1).mss(1_000));
+    s.expect(seg(ACK, 1, 1));
+    s.expect_event(Event::Opened { conn, peer: s.remote.at });
+    s.assert_alive(conn, 1, 1);
+}
+
+/// RFC 9293, section 3.10.7.4, and RFC 6191: a new connection takes the place of one in TIME-WAIT if its SYN
+/// cannot be an old one.
+#[test]
+fn rfc6191_time_wait_makes_room_for_a_newer_syn() {
+    let (mut s, conn) = Script::open(Version::V4);
+    s.finish(conn);
+    s.expect(seg(FIN | ACK, 1, 1));
+    s.send(seg(FIN | ACK, 1, 2));
+    s.expect(seg(ACK, 2, 2));
+    // An old SYN draws an acknowledgement and nothing else.
+    s.send(seg(SYN, 0, 0).mss(1_000));
+    s.expect(seg(ACK, 2, 2));
+    // A newer one opens a connection, with a sequence number above the old ones.
+    let old = s.stack_iss;
+    s.send(seg(SYN, 100_000, 0).mss(1_000));
+    let answer = s.expect(seg(SYN | ACK, 0, 100_001));
+    assert!(answer.has(SYN) && s.stack_iss.wrapping_sub(old) as i32 > 2, "the new numbers lie above the old");
+    s.send(seg(ACK, 100_001, 1));
+    let opened = std::iter::from_fn(|| s.event()).last();
+    let Some(Event::Opened { conn, .. }) = opened else { panic!("{opened:?} instead of a new connection") };
+    s.assert_alive(conn, 100_001, 1);
+}

@@ -1,0 +1,17 @@
+//! The proof of the TCP/IP core: hosts on a simulated link, in virtual time.
+
+mod attacks;
+mod closing;
+mod data;
+mod durable;
+mod garbage;
+mod link;
+mod listen;
+mod neighbours;
+mod ours;
+mod script;
+mod talk;
+mod theirs;
+mod transfer;
+mod window;
+mod wire;

@@ -1,0 +1,358 @@
+//! Exact frames: TCP segments and ICMP messages, built and taken apart with smoltcp's wire formats.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr,
+    Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpAddress, IpProtocol, IpRepr, Ipv4Packet,
+    Ipv6Packet, NdiscNeighborFlags, NdiscRepr, TcpOption, TcpPacket, TcpSeqNumber,
+};
+
+pub const FIN: u8 = 1;
+pub const SYN: u8 = 2;
+pub const RST: u8 = 4;
+pub const PSH: u8 = 8;
+pub const ACK: u8 = 16;
+
+const CHECKSUMS: fn() -> ChecksumCapabilities = ChecksumCapabilities::default;
+
+/// A host as its neighbours see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Side {
+    pub mac: EthernetAddress,
+    pub at: SocketAddr,
+}
+
+/// One TCP segment. As an expectation, what is `None` may be anything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seg {
+    pub flags: u8,
+    pub seq: u32,
+    pub ack: u32,
+    pub window: Option<u16>,
+    pub mss: Option<u16>,
+    pub scale: Option<u8>,
+    pub timestamps: Option<(u32, u32)>,
+    pub payload: Vec<u8>,
+}
+
+pub fn seg(flags: u8, seq: u32, ack: u32) -> Seg {
+    Seg { flags, seq, ack, ..Seg::default() }
+}
+
+pub fn data(seq: u32, ack: u32, payload: &[u8]) -> Seg {
+    Seg { payload: payload.to_vec(), ..seg(ACK, seq, ack) }
+}
+
+impl Seg {
+    pub fn window(self, window: u16) -> Self {
+        Self { window: Some(window), ..self }
+    }
+
+    pub fn mss(self, mss: u16) -> Self {
+        Self { mss: Some(mss), ..self }
+    }
+
+    pub fn scale(self, scale: u8) -> Self {
+        Self { scale: Some(scale), ..self }
+    }
+
+    pub fn ts(self, value: u32, echo: u32) -> Self {
+        Self { timestamps: Some((value, echo)), ..self }
+    }
+
+    pub fn payload(self, payload: &[u8]) -> Self {
+        Self { payload: payload.to_vec(), ..self }
+    }
+
+    pub fn has(&self, flags: u8) -> bool {
+        self.flags & flags == flags
+    }
+
+    /// Whether a segment is what this expectation says. PSH is advice, and never compared.
+    pub fn matches(&self, seen: &Seg) -> bool {
+        fn fits<T: PartialEq>(expected: &Option<T>, seen: &Option<T>) -> bool {
+            expected.is_none() || expected == seen
+        }
+        self.flags & !PSH == seen.flags & !PSH
+            && self.seq == seen.seq
+            && (!self.has(ACK) || self.ack == seen.ack)
+            && self.payload == seen.payload
+            && fits(&self.window, &seen.window)
+            && fits(&self.mss, &seen.mss)
+            && fits(&self.scale, &seen.scale)
+            && fits(&self.timestamps, &seen.timestamps)
+    }
+
+    /// The frame that carries this segment, with all checksums right. The window defaults to 65,535.
+    pub fn frame(&self, from: Side, to: Side) -> Vec<u8> {
+        let (source, destination) = (IpAddress::from(from.at.ip()), IpAddress::from(to.at.ip()));
+        let options = self.options();
+        let len = 20 + options.len() + self.payload.len();
+        ip_frame(from, to, IpProtocol::Tcp, len, |bytes| {
+            let mut tcp = TcpPacket::new_unchecked(bytes);
+            tcp.clear_flags();
+            tcp.set_header_len(20 + options.len() as u8);
+            tcp.set_src_port(from.at.port());
+            tcp.set_dst_port(to.at.port());
+            tcp.set_seq_number(TcpSeqNumber(self.seq as i32));
+            tcp.set_ack_number(TcpSeqNumber(self.ack as i32));
+            tcp.set_fin(self.has(FIN));
+            tcp.set_syn(self.has(SYN));
+            tcp.set_rst(self.has(RST));
+            tcp.set_psh(self.has(PSH));
+            tcp.set_ack(self.has(ACK));
+            tcp.set_window_len(self.window.unwrap_or(u16::MAX));
+            tcp.set_urgent_at(0);
+            tcp.options_mut().copy_from_slice(&options);
+            tcp.payload_mut().copy_from_slice(&self.payload);
+            tcp.fill_checksum(&source, &destination);
+        })
+    }
+
+    fn options(&self) -> Vec<u8> {
+        let options = [
+            self.mss.map(TcpOption::MaxSegmentSize),
+            self.scale.map(TcpOption::WindowScale),
+            self.timestamps.map(|(tsval, tsecr)| TcpOption::TimeStamp { tsval, tsecr }),
+        ];
+        let mut bytes = vec![];
+        for option in options.into_iter().flatten() {
+            let start = bytes.len();
+            bytes.resize(start + option.buffer_len(), 0);
+            option.emit(&mut bytes[start..]);
+        }
+        bytes.resize(bytes.len().next_multiple_of(4), 1);
+        bytes
+    }
+
+    /// The segment in a frame, and its sender and receiver; `None` for frames that carry none.
+    ///
+    /// # Panics
+    /// When a checksum is wrong or the segment is malformed: the stack must not send such a thing.
+    pub fn parse(frame: &[u8]) -> Option<(Side, Side, Self)> {
+        let ethernet = EthernetFrame::new_checked(frame).expect("the frame has a header");
+        let (source, destination, bytes): (IpAddr, IpAddr, &[u8]) = match ethernet.ethertype() {
+            EthernetProtocol::Ipv4 => {
+                let ip = Ipv4Packet::new_checked(ethernet.payload()).expect("the IPv4 header is whole");
+                assert!(ip.verify_checksum(), "the IPv4 header checksum is wrong");
+                if ip.next_header() != IpProtocol::Tcp {
+                    return None;
+                }
+                (ip.src_addr().into(), ip.dst_addr().into(), ip.payload())
+            }
+            EthernetProtocol::Ipv6 => {
+                let ip = Ipv6Packet::new_checked(ethernet.payload()).expect("the IPv6 header is whole");
+                if ip.next_header() != IpProtocol::Tcp {
+                    return None;
+                }
+                (ip.src_addr().into(), ip.dst_addr().into(), ip.payload())
+            }
+            _ => return None,
+        };
+        let tcp = TcpPacket::new_checked(bytes).expect("the TCP header is whole");
+        assert!(tcp.verify_checksum(&source.into(), &destination.into()), "the TCP checksum is wrong");
+        let mut seg = Self {
+            flags: [FIN, SYN, RST, PSH, ACK]
+                .into_iter()
+                .zip([tcp.fin(), tcp.syn(), tcp.rst(), tcp.psh(), tcp.ack()])
+                .filter_map(|(flag, set)| set.then_some(flag))
+                .sum(),
+            seq: tcp.seq_number().0 as u32,
+            ack: tcp.ack_number().0 as u32,
+            window: Some(tcp.window_len()),
+            payload: tcp.payload().to_vec(),
+            ..Self::default()
+        };
+        let mut options = tcp.options();
+        while !options.is_empty() {
+            let (rest, option) = TcpOption::parse(options).expect("the options are well-formed");
+            match option {
+                TcpOption::EndOfList => break,
+                TcpOption::MaxSegmentSize(mss) => seg.mss = Some(mss),
+                TcpOption::WindowScale(scale) => seg.scale = Some(scale),
+                TcpOption::TimeStamp { tsval, tsecr } => seg.timestamps = Some((tsval, tsecr)),
+                _ => {}
+            }
+            options = rest;
+        }
+        let from = Side { mac: ethernet.src_addr(), at: (source, tcp.src_port()).into() };
+        let to = Side { mac: ethernet.dst_addr(), at: (destination, tcp.dst_port()).into() };
+        Some((from, to, seg))
+    }
+}
+
+/// A frame around `len` bytes of an IP payload that `fill` writes.
+pub fn ip_frame(
+    from: Side,
+    to: Side,
+    protocol: IpProtocol,
+    len: usize,
+    fill: impl FnOnce(&mut [u8]),
+) -> Vec<u8> {
+    let ip = IpRepr::new(from.at.ip().into(), to.at.ip().into(), protocol, len, 255);
+    let ethertype = if from.at.is_ipv4() { EthernetProtocol::Ipv4 } else { EthernetProtocol::Ipv6 };
+    let mut frame = ethernet_frame(from.mac, to.mac, ethertype, ip.header_len() + len);
+    ip.emit(&mut frame[14..], &CHECKSUMS());
+    fill(&mut frame[14 + ip.header_len()..]);
+    frame
+}
+
+pub fn ethernet_frame(
+    from: EthernetAddress,
+    to: EthernetAddress,
+    ethertype: EthernetProtocol,
+    len: usize,
+) -> Vec<u8> {
+    let mut frame = vec![0; 14 + len];
+    EthernetRepr { src_addr: from, dst_addr: to, ethertype }
+        .emit(&mut EthernetFrame::new_unchecked(&mut frame));
+    frame
+}
+
+/// What a neighbour answers to an ARP request or a neighbor solicitation for its address.
+pub fn neighbor_answer(own: Side, frame: &[u8]) -> Option<Vec<u8>> {
+    let ethernet = EthernetFrame::new_checked(frame).ok()?;
+    let asker = ethernet.src_addr();
+    match (ethernet.ethertype(), own.at.ip()) {
+        (EthernetProtocol::Arp, IpAddr::V4(own_ip)) => {
+            let request = ArpRepr::parse(&ArpPacket::new_checked(ethernet.payload()).ok()?).ok()?;
+            let ArpRepr::EthernetIpv4 {
+                operation: ArpOperation::Request,
+                source_protocol_addr,
+                target_protocol_addr,
+                ..
+            } = request
+            else {
+                return None;
+            };
+            if target_protocol_addr != own_ip {
+                return None;
+            }
+            Some(arp(ArpOperation::Reply, own, asker, source_protocol_addr.into()))
+        }
+        (EthernetProtocol::Ipv6, IpAddr::V6(own_ip)) => {
+            let (source, message) = icmpv6(&ethernet)?;
+            let Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit { target_addr, .. }) = message else {
+                return None;
+            };
+            if target_addr != own_ip {
+                return None;
+            }
+            let answer = Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {
+                flags: NdiscNeighborFlags::SOLICITED | NdiscNeighborFlags::OVERRIDE,
+                target_addr,
+                lladdr: Some(own.mac.into()),
+            });
+            Some(icmpv6_frame(own, Side { mac: asker, at: (source, 0).into() }, &answer))
+        }
+        _ => None,
+    }
+}
+
+/// Whether a frame asks for the Ethernet address of `target`.
+pub fn is_question_for(frame: &[u8], target: IpAddr) -> bool {
+    neighbor_answer(Side { mac: EthernetAddress([2; 6]), at: (target, 0).into() }, frame).is_some()
+}
+
+/// The question of `own` for the Ethernet address of `target`, sent to its solicited-node address.
+pub fn neighbor_solicit(own: Side, target: IpAddr) -> Vec<u8> {
+    let IpAddr::V6(target) = target else { panic!("neighbor discovery is for IPv6") };
+    let [.., a, b, c] = target.octets();
+    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
+    let to = Side { mac: EthernetAddress([0x33, 0x33, 0xff, a, b, c]), at: (group, 0).into() };
+    let question =
+        Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit { target_addr: target, lladdr: Some(own.mac.into()) });
+    icmpv6_frame(own, to, &question)
+}
+
+/// An ARP message from `own` to `mac`, about the address `target`.
+pub fn arp(operation: ArpOperation, own: Side, mac: EthernetAddress, target: IpAddr) -> Vec<u8> {
+    let (IpAddr::V4(own_ip), IpAddr::V4(target)) = (own.at.ip(), target) else { panic!("ARP is for IPv4") };
+    let message = ArpRepr::EthernetIpv4 {
+        operation,
+        source_hardware_addr: own.mac,
+        source_protocol_addr: own_ip,
+        target_hardware_addr: mac,
+        target_protocol_addr: target,
+    };
+    let mut frame = ethernet_frame(own.mac, mac, EthernetProtocol::Arp, message.buffer_len());
+    message.emit(&mut ArpPacket::new_unchecked(&mut frame[14..]));
+    frame
+}
+
+fn icmpv6<'a>(ethernet: &EthernetFrame<&'a [u8]>) -> Option<(IpAddr, Icmpv6Repr<'a>)> {
+    let ip = Ipv6Packet::new_checked(ethernet.payload()).ok()?;
+    if ip.next_header() != IpProtocol::Icmpv6 {
+        return None;
+    }
+    let packet = Icmpv6Packet::new_checked(ip.payload()).ok()?;
+    let message = Icmpv6Repr::parse(&ip.src_addr(), &ip.dst_addr(), &packet, &CHECKSUMS()).ok()?;
+    Some((ip.src_addr().into(), message))
+}
+
+pub fn icmpv6_frame(from: Side, to: Side, message: &Icmpv6Repr<'_>) -> Vec<u8> {
+    let (IpAddr::V6(source), IpAddr::V6(destination)) = (from.at.ip(), to.at.ip()) else {
+        panic!("ICMPv6 is for IPv6")
+    };
+    ip_frame(from, to, IpProtocol::Icmpv6, message.buffer_len(), |bytes| {
+        message.emit(&source, &destination, &mut Icmpv6Packet::new_unchecked(bytes), &CHECKSUMS());
+    })
+}
+
+/// An ICMPv4 message of `kind` and `code`, with `rest` as the second word of its header.
+pub fn icmpv4_error(from: Side, to: Side, kind: u8, code: u8, rest: u32, quoted: &[u8]) -> Vec<u8> {
+    ip_frame(from, to, IpProtocol::Icmp, 8 + quoted.len(), |bytes| {
+        bytes[0] = kind;
+        bytes[1] = code;
+        bytes[4..8].copy_from_slice(&rest.to_be_bytes());
+        bytes[8..].copy_from_slice(quoted);
+        Icmpv4Packet::new_unchecked(bytes).fill_checksum();
+    })
+}
+
+/// An ICMPv6 message of `kind` and `code`, with `rest` as the second word of its header.
+pub fn icmpv6_error(from: Side, to: Side, kind: u8, code: u8, rest: u32, quoted: &[u8]) -> Vec<u8> {
+    let (IpAddr::V6(source), IpAddr::V6(destination)) = (from.at.ip(), to.at.ip()) else {
+        panic!("ICMPv6 is for IPv6")
+    };
+    ip_frame(from, to, IpProtocol::Icmpv6, 8 + quoted.len(), |bytes| {
+        bytes[0] = kind;
+        bytes[1] = code;
+        bytes[4..8].copy_from_slice(&rest.to_be_bytes());
+        bytes[8..].copy_from_slice(quoted);
+        Icmpv6Packet::new_unchecked(bytes).fill_checksum(&source, &destination);
+    })
+}
+
+/// An echo request, of either IP version.
+pub fn echo_request(from: Side, to: Side, data: &[u8]) -> Vec<u8> {
+    if from.at.is_ipv6() {
+        return icmpv6_frame(from, to, &Icmpv6Repr::EchoRequest { ident: 7, seq_no: 1, data });
+    }
+    let message = Icmpv4Repr::EchoRequest { ident: 7, seq_no: 1, data };
+    ip_frame(from, to, IpProtocol::Icmp, message.buffer_len(), |bytes| {
+        message.emit(&mut Icmpv4Packet::new_unchecked(bytes), &CHECKSUMS());
+    })
+}
+
+/// The data of an echo reply, if the frame is one.
+pub fn echo_reply(frame: &[u8]) -> Option<Vec<u8>> {
+    let ethernet = EthernetFrame::new_checked(frame).ok()?;
+    match ethernet.ethertype() {
+        EthernetProtocol::Ipv4 => {
+            let ip = Ipv4Packet::new_checked(ethernet.payload()).ok()?;
+            let packet = Icmpv4Packet::new_checked(ip.payload()).ok()?;
+            match Icmpv4Repr::parse(&packet, &CHECKSUMS()).ok()? {
+                Icmpv4Repr::EchoReply { data, .. } => Some(data.to_vec()),
+                _ => None,
+            }
+        }
+        EthernetProtocol::Ipv6 => match icmpv6(&ethernet)? {
+            (_, Icmpv6Repr::EchoReply { data, .. }) => Some(data.to_vec()),
+            _ => None,
+        },
+        _ => None,
+    }
+}
