@@ -14,7 +14,7 @@ use crate::{entry::ExtentName, medium::Medium};
 pub const DEFAULT_BUFFER_BYTES: u16 = 2176;
 
 /// The name of a buffer: its index in its shard's arena. It means the same bytes at every start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BufferId(pub u32);
 
 /// The buffers of one shard. Cloning copies a handle, not buffers.
@@ -139,7 +139,8 @@ impl Arena {
         Some(self.whole(id))
     }
 
-    pub(crate) fn medium(&self) -> &Arc<dyn Medium> {
+    /// The medium that the arena lies in, for flushes and fences outside of the log.
+    pub fn medium(&self) -> &Arc<dyn Medium> {
         &self.0.medium
     }
 

@@ -243,12 +243,6 @@ impl Body {
     }
 }
 
-impl Default for BufferId {
-    fn default() -> Self {
-        Self(0)
-    }
-}
-
 /// What the checksums of a shard's log begin with: entries of another store or shard never match.
 pub(crate) fn crc_seed(store: uuid::Uuid, shard: u32) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(store.as_bytes()), &shard.to_le_bytes())

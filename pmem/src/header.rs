@@ -49,8 +49,8 @@ const _: () = assert!(size_of::<Raw>() == HEADER_BYTES);
 const MAX_SEQ: u64 = 1 << 62;
 
 impl Header {
-    /// The header of a shard that was never opened.
-    pub(crate) const NEW: Self = Self { generation: 1, epoch: 0, first_seq: 1, head: 1, durable_seq: 0 };
+    /// The header of a shard that was never opened. Its generation is even: it is the first copy.
+    pub(crate) const NEW: Self = Self { generation: 0, epoch: 0, first_seq: 1, head: 1, durable_seq: 0 };
 
     pub(crate) fn encode(&self, seed: u32) -> [u8; HEADER_BYTES] {
         let mut raw = Raw {

@@ -1,13 +1,13 @@
 //! Opening a shard: from what a crash left behind to a log that can go on.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{io, ops::ControlFlow, sync::Arc};
 
 use uuid::Uuid;
 
 use crate::{
     arena::Arena,
     entry::{ENTRY_BYTES, EntryFault, ExtentName, crc_seed},
-    header::{Header, HeaderCell},
+    header::{HEADERS_BYTES, Header, HeaderCell},
     medium::Medium,
     region::OpenError,
     ring::Ring,
@@ -91,48 +91,44 @@ impl ShardSeed {
         }
         arena.rebuild_free_list();
 
-        let header =
-            raise_epoch(&*medium, &arena, &ring, &found, &outcome).map_err(|source| OpenError::Io {
-                what: "making the recovered log durable",
-                path: format!("shard {index}").into(),
-                source,
-            })?;
-        let mut cell = HeaderCell::new(medium, geometry.header_of(index), seed, found);
-        cell.persist(header).map_err(|source| OpenError::Io {
-            what: "writing the shard's header",
-            path: format!("shard {index}").into(),
-            source,
-        })?;
+        let failed =
+            |what| move |source| OpenError::Io { what, path: format!("shard {index}").into(), source };
+        medium.flush(geometry.header_of(index), HEADERS_BYTES);
+        rescue(&*medium, &arena, &ring, &found, &outcome)
+            .map_err(failed("making the recovered log durable"))?;
+        let mut header = HeaderCell::new(medium, geometry.header_of(index), seed, found);
+        let epoch = found.epoch.checked_add(1).ok_or(corrupt(Corruption::Header))?;
+        let next = Header { epoch, first_seq: outcome.next, durable_seq: outcome.next - 1, ..found };
+        header.persist(next).map_err(failed("writing the shard's header"))?;
         let recovery = Recovery {
             records: outcome.records,
             payload_bytes: outcome.payload_bytes,
             rescued_entries: outcome.next.saturating_sub(outcome.known_durable + 1),
             torn: outcome.torn(),
         };
-        Ok(Shard::new(Parts { arena, ring, header: cell, limits, next: outcome.next, recovery }))
+        Ok(Shard::new(Parts { arena, ring, header, limits, next: outcome.next, recovery }))
     }
 }
 
-/// Makes durable what was recovered, and gives the header of the next epoch.
-fn raise_epoch(
+/// Makes durable what was recovered and is not known to be: and with it the header that was found, for the next
+/// one is written over the other copy.
+fn rescue(
     medium: &dyn Medium,
     arena: &Arena,
     ring: &Ring,
     found: &Header,
     outcome: &Outcome,
-) -> std::io::Result<Header> {
+) -> io::Result<()> {
     let from = (outcome.known_durable + 1).max(found.head);
-    if from < outcome.next {
-        for entry in (from..outcome.next).filter_map(|seq| ring.read(seq).ok()) {
-            for &name in entry.extents() {
-                medium.flush(arena.medium_offset(name), name.len.into());
-            }
+    for entry in (from..outcome.next).filter_map(|seq| ring.read(seq).ok()) {
+        for &name in entry.extents() {
+            medium.flush(arena.medium_offset(name), name.len.into());
         }
-        ring.flush(from, outcome.next - from);
-        medium.fence()?;
     }
-    let epoch = found.epoch.checked_add(1).ok_or_else(|| std::io::Error::other("the epochs are used up"))?;
-    Ok(Header { epoch, first_seq: outcome.next, durable_seq: outcome.next - 1, ..*found })
+    if from < outcome.next {
+        ring.flush(from, outcome.next - from);
+    }
+    medium.fence()
 }
 
 /// The log and the arena of a shard that is being opened.

@@ -163,7 +163,7 @@ impl Geometry {
             && self.log_entries.is_power_of_two()
             && (MIN_LOG_ENTRIES..=1 << 30).contains(&self.log_entries)
             && self.headers_offset >= SUPERBLOCKS_BYTES as u64
-            && self.headers_offset % LINE_BYTES as u64 == 0
+            && self.headers_offset.is_multiple_of(LINE_BYTES as u64)
             && ends(self.headers_offset, HEADERS_BYTES as u64).is_some_and(|end| end <= self.log_offset)
             && u64::from(self.log_entries) * ENTRY_BYTES as u64 <= self.log_stride
             && ends(self.log_offset, self.log_stride).is_some_and(|end| end <= self.arena_offset)
@@ -257,13 +257,17 @@ impl Superblock {
             arena_offset: raw.arena_offset.get(),
             arena_stride: raw.arena_stride.get(),
         };
+        let sound = Self::version(bytes) == Some(VERSION) && geometry.is_sound();
+        sound.then_some(Self { uuid: Uuid::from_bytes(raw.uuid), geometry })
+    }
+
+    /// The version of an undamaged copy. In every version the magic, the version and the checksum of all 256
+    /// bytes lie where they lie now.
+    fn version(bytes: &[u8; SUPERBLOCK_BYTES]) -> Option<u32> {
+        let raw = Raw::ref_from_bytes(bytes).ok()?;
         let mut plain = *bytes;
         plain[12..16].fill(0);
-        let sound = raw.magic == MAGIC
-            && raw.version.get() == VERSION
-            && raw.crc.get() == crc32c::crc32c(&plain)
-            && geometry.is_sound();
-        sound.then_some(Self { uuid: Uuid::from_bytes(raw.uuid), geometry })
+        (raw.magic == MAGIC && raw.crc.get() == crc32c::crc32c(&plain)).then_some(raw.version.get())
     }
 
     /// What the two copies at a region's start are.
@@ -271,9 +275,6 @@ impl Superblock {
         let (first, second) = bytes.split_at(SUPERBLOCK_BYTES);
         let copies: [&[u8; SUPERBLOCK_BYTES]; 2] =
             [first, second].map(|copy| copy.try_into().expect("the block is two copies long"));
-        let version = |copy: &[u8; SUPERBLOCK_BYTES]| {
-            (copy[..8] == MAGIC).then(|| u32::from_le_bytes([copy[8], copy[9], copy[10], copy[11]]))
-        };
         match copies.map(Self::decode) {
             [Some(superblock), Some(other)] if superblock == other => {
                 Found::Store { superblock, damaged_copy: None }
@@ -281,11 +282,11 @@ impl Superblock {
             [Some(_), Some(_)] => Found::Damaged,
             [Some(superblock), None] => Found::Store { superblock, damaged_copy: Some(1) },
             [None, Some(superblock)] => Found::Store { superblock, damaged_copy: Some(0) },
-            [None, None] => match copies.map(version) {
-                [Some(one), Some(two)] if one == two && one != VERSION => Found::Version(one),
-                [None, None] if bytes.iter().all(|&byte| byte == 0) => Found::Empty,
-                [None, None] => Found::Foreign,
-                _ => Found::Damaged,
+            [None, None] => match copies.map(Self::version) {
+                [Some(found), _] | [_, Some(found)] if found != VERSION => Found::Version(found),
+                _ if bytes.iter().all(|&byte| byte == 0) => Found::Empty,
+                _ if copies.iter().any(|copy| copy.starts_with(&MAGIC)) => Found::Damaged,
+                _ => Found::Foreign,
             },
         }
     }

@@ -3,9 +3,7 @@
 mod common;
 
 use common::{PAYLOAD_OFFSET, append, contents, open, payload, store, tiny};
-use pmem::{
-    AppendError, CommitError, Domain, Full, LineModel, Medium, Options, Piece, Region, Shard, TrimError,
-};
+use pmem::{AppendError, CommitError, Full, LineModel, Options, Piece, Region, Shard, TrimError};
 use proptest::prelude::*;
 
 fn shard(bytes: u64) -> Shard {

@@ -36,6 +36,7 @@ struct State {
     operations: u64,
     fuse: Option<Fuse>,
     image: Option<Vec<u8>>,
+    killed: Option<Arc<LineModel>>,
     /// What fences say instead of doing anything.
     failure: Option<String>,
 }
@@ -48,7 +49,12 @@ struct Line {
 
 struct Fuse {
     at_operation: u64,
-    random: Box<dyn FnMut() -> u64 + Send>,
+    end: End,
+}
+
+enum End {
+    PowerCut(Box<dyn FnMut() -> u64 + Send>),
+    Kill,
 }
 
 /// The page size that [`Medium::base`] promises.
@@ -64,22 +70,19 @@ impl LineModel {
     /// [`crash`](Self::crash). Rounded up to whole pages.
     pub fn from_image(mut image: Vec<u8>) -> Arc<Self> {
         image.resize(image.len().max(1).next_multiple_of(PAGE_BYTES), 0);
-        let layout = Self::layout(image.len());
-        // SAFETY: the layout has a size, since the image has at least a page.
-        let memory = unsafe { std::alloc::alloc(layout) };
-        let base = NonNull::new(memory).unwrap_or_else(|| std::alloc::handle_alloc_error(layout));
+        Self::with_state(&image.clone(), image, BTreeMap::new())
+    }
+
+    fn with_state(memory: &[u8], durable: Vec<u8>, lines: BTreeMap<usize, Line>) -> Arc<Self> {
+        let layout = Self::layout(memory.len());
+        // SAFETY: the layout has a size, since there is a page at least.
+        let base = unsafe { std::alloc::alloc(layout) };
+        let base = NonNull::new(base).unwrap_or_else(|| std::alloc::handle_alloc_error(layout));
         // SAFETY: `base` was just allocated with this length.
-        unsafe { ptr::copy_nonoverlapping(image.as_ptr(), base.as_ptr(), image.len()) };
-        let len = image.len();
-        let state = State {
-            durable: image,
-            lines: BTreeMap::new(),
-            operations: 0,
-            fuse: None,
-            image: None,
-            failure: None,
-        };
-        Arc::new(Self { base, len, state: Mutex::new(state) })
+        unsafe { ptr::copy_nonoverlapping(memory.as_ptr(), base.as_ptr(), memory.len()) };
+        let state =
+            State { durable, lines, operations: 0, fuse: None, image: None, killed: None, failure: None };
+        Arc::new(Self { base, len: memory.len(), state: Mutex::new(state) })
     }
 
     /// What a power cut at this moment could leave behind. `random` gives uniform bits, and with them one of the
@@ -92,7 +95,13 @@ impl LineModel {
     /// Takes a crash image just before operation number `at_operation` (counted from the model's making, as
     /// [`operations`](Self::operations) does), in the midst of whatever goes on then.
     pub fn crash_at(&self, at_operation: u64, random: impl FnMut() -> u64 + Send + 'static) {
-        self.state().fuse = Some(Fuse { at_operation, random: Box::new(random) });
+        self.state().fuse = Some(Fuse { at_operation, end: End::PowerCut(Box::new(random)) });
+    }
+
+    /// Keeps the memory as it is just before operation number `at_operation`, caches and all: what a process that
+    /// is killed then leaves to the next one.
+    pub fn kill_at(&self, at_operation: u64) {
+        self.state().fuse = Some(Fuse { at_operation, end: End::Kill });
     }
 
     /// The image that [`crash_at`](Self::crash_at) asked for, once its moment has passed.
@@ -100,9 +109,21 @@ impl LineModel {
         self.state().image.take()
     }
 
-    /// Whether the moment of [`crash_at`](Self::crash_at) has passed and the image was not fetched yet.
+    /// The memory that [`kill_at`](Self::kill_at) asked for, once its moment has passed.
+    pub fn killed(&self) -> Option<Arc<Self>> {
+        self.state().killed.take()
+    }
+
+    /// Whether the moment of [`crash_at`](Self::crash_at) or [`kill_at`](Self::kill_at) has passed and its
+    /// outcome was not fetched yet.
     pub fn has_crashed(&self) -> bool {
-        self.state().image.is_some()
+        let state = self.state();
+        state.image.is_some() || state.killed.is_some()
+    }
+
+    /// Forgets a moment that was asked for and has not come.
+    pub fn disarm(&self) {
+        self.state().fuse = None;
     }
 
     /// Makes all fences from now on fail with this message, or work again.
@@ -120,10 +141,13 @@ impl LineModel {
         for (&number, line) in &state.lines {
             let at = number * LINE_BYTES;
             let seen = self.line(number);
+            // Often a line is lost or saved as a whole; that finds what needs several lines of the same age.
+            let whole = random();
+            let whole = whole.is_multiple_of(2).then(|| random() % 3);
             for atom in (0..LINE_BYTES).step_by(ATOM_BYTES) {
                 // A line leaves the cache whenever it likes: what is durable, what was flushed and what is
                 // there now may each be what the medium holds.
-                let bytes = match (random() % 3, line.pending) {
+                let bytes = match (whole.unwrap_or_else(|| random() % 3), line.pending) {
                     (0, _) => continue,
                     (1, Some(pending)) => pending,
                     _ => seen,
@@ -134,13 +158,20 @@ impl LineModel {
         image
     }
 
-    /// Counts an operation, and cuts the power before it if its time has come.
+    /// Counts an operation, and keeps what a crash before it would leave if its time has come.
     fn operate(&self) -> MutexGuard<'_, State> {
         let mut state = self.state();
         let operations = state.operations;
         let due = state.fuse.take_if(|fuse| fuse.at_operation <= operations);
-        if let Some(mut fuse) = due {
-            state.image = Some(self.image(&state, &mut fuse.random));
+        match due.map(|fuse| fuse.end) {
+            Some(End::PowerCut(mut random)) => state.image = Some(self.image(&state, &mut random)),
+            Some(End::Kill) => {
+                // SAFETY: as for `line`: the allocation has this length.
+                let memory = unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.len) };
+                let twin = Self::with_state(memory, state.durable.clone(), state.lines.clone());
+                state.killed = Some(twin);
+            }
+            None => {}
         }
         state.operations += 1;
         state
@@ -295,7 +326,7 @@ mod tests {
     fn a_line_is_lost_in_pieces_of_eight_bytes() {
         let model = LineModel::new(4096);
         store(&model, 0, &[7; 24]);
-        let mut choices = [0, 2, 0].into_iter().cycle();
+        let mut choices = [1, 0, 2].into_iter().chain(std::iter::repeat(0));
         let image = model.crash(|| choices.next().unwrap());
         assert_eq!(image[..24], [[0; 8], [7; 8], [0; 8]].concat());
     }

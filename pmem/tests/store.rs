@@ -1,0 +1,404 @@
+//! Making and opening stores in files and memory: what is created, what is refused, and what stays untouched.
+
+mod common;
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Seek, SeekFrom, Write},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use common::{append, contents, payload, store};
+use pmem::{Domain, Kind, MEMORY, OpenError, Options, Region, Snapshot, SnapshotEvent};
+
+/// A folder on a disk; tests of refused volatile files name tmpfs themselves.
+fn disk() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+fn new(size: u64) -> Options {
+    Options { size: Some(size), reserve: Some(2), ..Options::default() }
+}
+
+fn open(path: &Path, options: &Options) -> Result<Region, OpenError> {
+    Region::open(path, options)
+}
+
+#[test]
+fn a_file_is_made_without_holes_and_opened_again_with_its_records() {
+    let dir = disk();
+    let path = dir.path().join("store");
+    let region = open(&path, &new(1 << 20)).unwrap();
+    let info = region.info().clone();
+    assert!(info.is_new);
+    assert_eq!((info.kind, info.domain), (Kind::File, Domain::Msync));
+    assert_eq!(info.geometry.region_bytes, 1 << 20);
+    let meta = fs::metadata(&path).unwrap();
+    assert_eq!(meta.len(), 1 << 20);
+    assert!(meta.blocks() * 512 >= 1 << 20, "{} blocks", meta.blocks());
+    let mut shard = region.into_shard().unwrap();
+    let seqs = [store(&mut shard, &payload(1, 100_000), 1448), store(&mut shard, b"short", 1448)];
+    shard.checkpoint().unwrap();
+    drop(shard);
+
+    for options in [Options::default(), new(1 << 20)] {
+        let region = open(&path, &options).unwrap();
+        assert_eq!((region.info().is_new, region.info().uuid), (false, info.uuid));
+        assert_eq!(region.info().geometry, info.geometry);
+        let shard = region.into_shard().unwrap();
+        assert_eq!(contents(&shard), [(seqs[0], payload(1, 100_000)), (seqs[1], b"short".to_vec())]);
+        assert_eq!(shard.recovery().records, 2);
+    }
+}
+
+#[test]
+fn the_description_says_what_was_found() {
+    let dir = disk();
+    let path = dir.path().join("store");
+    let text = open(&path, &new(1 << 20)).unwrap().info().to_string();
+    for part in ["store", "regular file", "msync", "new store", "1 MiB", "1 shard(s)", "2176"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn a_new_store_needs_a_size_and_leaves_nothing_without() {
+    let dir = disk();
+    let path = dir.path().join("store");
+    assert!(matches!(open(&path, &Options::default()), Err(OpenError::NoSize { .. })));
+    assert!(!path.exists());
+    assert!(matches!(Region::open(MEMORY, &Options::default()), Err(OpenError::NoSize { .. })));
+}
+
+#[test]
+fn a_region_that_is_too_small_says_how_large_it_must_be() {
+    let dir = disk();
+    let path = dir.path().join("store");
+    let error = open(&path, &new(8192)).map(|_| ()).unwrap_err();
+    assert!(!path.exists(), "no half-made file");
+    let text = error.to_string();
+    assert!(text.contains("8192 bytes are too few"), "{text}");
+    let needed: u64 = text.split("at least ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(open(&path, &new(needed - 4096)).is_err());
+    assert!(open(&path, &new(needed)).is_ok());
+}
+
+#[test]
+fn what_is_not_a_store_is_left_alone() {
+    let dir = disk();
+    let path = dir.path().join("precious");
+    let mut late = vec![0; 1 << 20];
+    late[900_000] = 1;
+    for bytes in [b"my thesis".to_vec(), vec![0xa5; 1 << 20], late] {
+        fs::write(&path, &bytes).unwrap();
+        for size in [None, Some(bytes.len() as u64)] {
+            let error = open(&path, &Options { size, ..Options::default() }).map(|_| ()).unwrap_err();
+            assert!(matches!(error, OpenError::NotAStore { .. }), "{error}");
+            assert!(error.to_string().contains("left alone"), "{error}");
+        }
+        assert!(fs::read(&path).unwrap() == bytes);
+    }
+    let forced = Options { force: true, ..new(1 << 20) };
+    assert!(open(&path, &forced).unwrap().info().is_new);
+}
+
+#[test]
+fn zeros_and_empty_files_become_a_store() {
+    let dir = disk();
+    let path = dir.path().join("zeros");
+    fs::write(&path, vec![0; 1 << 20]).unwrap();
+    assert!(matches!(open(&path, &new(2 << 20)), Err(OpenError::Mismatch { .. })));
+    assert!(open(&path, &Options::default()).unwrap().info().is_new);
+    let path = dir.path().join("empty");
+    File::create(&path).unwrap();
+    assert!(matches!(open(&path, &Options::default()), Err(OpenError::NoSize { .. })));
+    assert!(open(&path, &new(1 << 20)).unwrap().info().is_new);
+}
+
+#[test]
+fn only_force_formats_over_a_store() {
+    let dir = disk();
+    let path = dir.path().join("store");
+    let mut shard = open(&path, &new(1 << 20)).unwrap().into_shard().unwrap();
+    store(&mut shard, b"kept", 1448);
+    drop(shard);
+    for (options, what) in [
+        (new(2 << 20), "a size in bytes of 1048576, not 2097152"),
+        (Options { shards: Some(2), ..Options::default() }, "a number of shards of 1, not 2"),
+        (Options { buffer_bytes: Some(4096), ..Options::default() }, "a buffer length of 2176, not 4096"),
+    ] {
+        let error = open(&path, &options).map(|_| ()).unwrap_err();
+        assert!(matches!(error, OpenError::Mismatch { .. }), "{error}");
+        assert!(error.to_string().contains(what), "{error}");
+    }
+    let shard = open(&path, &Options::default()).unwrap().into_shard().unwrap();
+    assert_eq!(contents(&shard), [(1, b"kept".to_vec())]);
+    drop(shard);
+    let force = Options { force: true, ..new(2 << 20) };
+    let region = open(&path, &force).unwrap();
+    assert!(region.info().is_new);
+    assert_eq!(region.info().geometry.region_bytes, 2 << 20);
+    let mut shard = region.into_shard().unwrap();
+    assert_eq!(contents(&shard), []);
+    assert_eq!(store(&mut shard, b"fresh", 1448), 1);
+    drop(shard);
+    let shard = open(&path, &Options::default()).unwrap().into_shard().unwrap();
+    assert_eq!(
+        contents(&shard),
+        [(1, b"fresh".to_vec())],
+        "entries of the old store mean nothing in the new one"
+    );
+}
+
+/// Changes bytes of a store's file.
+fn patch(path: &Path, at: u64, bytes: &[u8]) {
+    let mut file = OpenOptions::new().write(true).open(path).unwrap();
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.write_all(bytes).unwrap();
+}
+
+/// A small store with one record in a file.
+fn made(dir: &tempfile::TempDir) -> PathBuf {
+    let path = dir.path().join("store");
+    let mut shard = open(&path, &new(1 << 20)).unwrap().into_shard().unwrap();
+    store(&mut shard, b"record", 1448);
+    path
+}
+
+#[test]
+fn another_version_is_refused_and_left_alone() {
+    let dir = disk();
+    let path = made(&dir);
+    let mut copy = fs::read(&path).unwrap()[..256].to_vec();
+    copy[8..12].copy_from_slice(&7u32.to_le_bytes());
+    copy[12..16].fill(0);
+    let crc = crc32c::crc32c(&copy);
+    copy[12..16].copy_from_slice(&crc.to_le_bytes());
+    patch(&path, 0, &copy);
+    patch(&path, 256, &copy);
+    let before = fs::read(&path).unwrap();
+    for result in [open(&path, &Options::default()).map(|_| ()), Snapshot::open(&path).map(|_| ())] {
+        let error = result.unwrap_err();
+        assert!(matches!(error, OpenError::Version { found: 7, supported: 1, .. }), "{error}");
+    }
+    assert!(fs::read(&path).unwrap() == before);
+}
+
+#[test]
+fn one_damaged_superblock_is_repaired_and_two_are_reported() {
+    let dir = disk();
+    let path = made(&dir);
+    for copy in [0, 256] {
+        patch(&path, copy + 40, &[0xff; 8]);
+        assert!(Snapshot::open(&path).unwrap().has_damaged_superblock());
+        let region = open(&path, &Options::default()).unwrap();
+        assert!(region.info().repaired && !region.info().is_new);
+        drop(region);
+        assert!(!open(&path, &Options::default()).unwrap().info().repaired);
+    }
+    patch(&path, 0, &[b"PASTE-PM".as_slice(), &[0xff; 504]].concat());
+    for result in [open(&path, &Options::default()).map(|_| ()), Snapshot::open(&path).map(|_| ())] {
+        let error = result.unwrap_err();
+        assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_file_that_was_cut_off_is_refused_but_can_be_read() {
+    let dir = disk();
+    let path = made(&dir);
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(900_000).unwrap();
+    let error = open(&path, &Options::default()).map(|_| ()).unwrap_err();
+    assert!(matches!(error, OpenError::Truncated { expected: 1_048_576, actual: 900_000, .. }), "{error}");
+    assert_eq!(fs::metadata(&path).unwrap().len(), 900_000);
+    let snapshot = Snapshot::open(&path).unwrap();
+    assert_eq!(snapshot.missing_bytes(), 148_576);
+    let mut bytes = Vec::new();
+    snapshot
+        .scan(0, |event| match event {
+            SnapshotEvent::Record(record) => snapshot.write_record(&record, &mut bytes).unwrap(),
+            SnapshotEvent::Corrupt(corruption) => panic!("{corruption}"),
+        })
+        .unwrap();
+    assert_eq!(bytes, b"record");
+}
+
+#[test]
+fn a_second_user_is_kept_out_until_the_first_is_gone() {
+    let dir = disk();
+    let path = made(&dir);
+    let region = open(&path, &Options::default()).unwrap();
+    let locked = |result: Result<(), OpenError>| matches!(result, Err(OpenError::Locked { .. }));
+    assert!(locked(open(&path, &Options::default()).map(|_| ())));
+    assert!(locked(Snapshot::open(&path).map(|_| ())));
+    let shard = region.into_shard().unwrap();
+    assert!(locked(open(&path, &Options { force: true, ..new(1 << 20) }).map(|_| ())));
+    let extent = shard.arena().take().unwrap().into_extent(0, 10).unwrap();
+    drop(shard);
+    assert!(locked(open(&path, &Options::default()).map(|_| ())), "a buffer of it is still in use");
+    drop(extent);
+    let snapshots = [Snapshot::open(&path).unwrap(), Snapshot::open(&path).unwrap()];
+    assert!(locked(open(&path, &Options::default()).map(|_| ())), "readers keep writers out");
+    drop(snapshots);
+    open(&path, &Options::default()).unwrap();
+}
+
+/// Opens a store in another process, which this test program runs as.
+#[test]
+fn another_process_is_kept_out() {
+    const STORE: &str = "PMEM_TEST_LOCKED_STORE";
+    if let Some(path) = std::env::var_os(STORE) {
+        let error = open(path.as_ref(), &Options::default()).map(|_| ()).unwrap_err();
+        assert!(matches!(error, OpenError::Locked { .. }), "{error}");
+        return;
+    }
+    let dir = disk();
+    let path = made(&dir);
+    let _region = open(&path, &Options::default()).unwrap();
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "another_process_is_kept_out"])
+        .env(STORE, &path)
+        .output()
+        .unwrap();
+    let output = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && output.contains("1 passed"), "{output}");
+}
+
+/// Runs into a limit that the shell puts on this test program's files, which is what a full disk looks like.
+#[test]
+fn a_full_disk_is_said_and_leaves_no_file() {
+    const STORE: &str = "PMEM_TEST_LIMITED_STORE";
+    if let Some(path) = std::env::var_os(STORE) {
+        let error = open(path.as_ref(), &new(1 << 20)).map(|_| ()).unwrap_err();
+        assert!(matches!(error, OpenError::NoSpace { bytes: 1_048_576, .. }), "{error}");
+        assert!(!Path::new(&path).exists());
+        return;
+    }
+    let dir = disk();
+    let child = std::process::Command::new("sh")
+        .args([
+            "-c",
+            r#"trap "" XFSZ; ulimit -f 512; exec "$0" --exact a_full_disk_is_said_and_leaves_no_file"#,
+        ])
+        .arg(std::env::current_exe().unwrap())
+        .env(STORE, dir.path().join("store"))
+        .output()
+        .unwrap();
+    let output = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && output.contains("1 passed"), "{output}");
+}
+
+#[test]
+fn memory_is_volatile_by_name_and_tmpfs_only_by_permission() {
+    let region = Region::open(MEMORY, &new(1 << 20)).unwrap();
+    assert!(matches!((region.info().kind, region.info().domain), (Kind::Memory, Domain::Volatile(_))));
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+        println!("there is no tmpfs here to try");
+        return;
+    };
+    let path = dir.path().join("store");
+    let error = open(&path, &new(1 << 20)).map(|_| ()).unwrap_err();
+    assert!(matches!(error, OpenError::Volatile { filesystem: "tmpfs", .. }), "{error}");
+    assert!(!path.exists());
+    let allowed = Options { volatile: true, ..new(1 << 20) };
+    let mut shard = open(&path, &allowed).unwrap().into_shard().unwrap();
+    store(&mut shard, b"until the reboot", 1448);
+    drop(shard);
+    assert!(matches!(open(&path, &Options::default()), Err(OpenError::Volatile { .. })));
+    assert_eq!(contents(&open(&path, &allowed).unwrap().into_shard().unwrap()).len(), 1);
+}
+
+#[test]
+fn what_cannot_hold_a_store_is_said_to_be_what_it_is() {
+    let dir = disk();
+    let error = open(dir.path(), &new(1 << 20)).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("is a directory"), "{error}");
+    let error = open(Path::new("/dev/zero"), &new(1 << 20)).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("not device-DAX"), "{error}");
+    let error = open(&dir.path().join("no/such/folder"), &new(1 << 20)).map(|_| ()).unwrap_err();
+    assert!(matches!(&error, OpenError::Io { what: "creating", .. }), "{error}");
+    for options in [
+        Options { buffer_bytes: Some(100), ..new(1 << 20) },
+        Options { log_entries: Some(100), ..new(1 << 20) },
+        Options { shards: Some(0), ..new(1 << 20) },
+    ] {
+        assert!(matches!(Region::open(MEMORY, &options), Err(OpenError::Geometry(_))), "{options:?}");
+    }
+}
+
+#[test]
+fn shards_are_independent_and_open_in_their_own_threads() {
+    let dir = disk();
+    let path = dir.path().join("store");
+    let options = Options { shards: Some(3), ..new(4 << 20) };
+    let work = |round: u64| {
+        let region = open(&path, &options).unwrap();
+        let threads: Vec<_> = region
+            .into_seeds()
+            .into_iter()
+            .map(|seed| {
+                std::thread::spawn(move || {
+                    let index = u64::from(seed.index());
+                    let mut shard = seed.open().unwrap();
+                    let before = contents(&shard).len() as u64;
+                    assert_eq!(before, round * 20);
+                    for record in 0..20 {
+                        store(&mut shard, &payload(index << 32 | (before + record), 3000), 1448);
+                    }
+                    let all = contents(&shard);
+                    assert!(
+                        all.iter()
+                            .enumerate()
+                            .all(|(nr, (_, bytes))| *bytes == payload(index << 32 | nr as u64, 3000))
+                    );
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    };
+    (0..3).for_each(work);
+    let snapshot = Snapshot::open(&path).unwrap();
+    for shard in 0..3 {
+        let report = snapshot.scan(shard, |_| {}).unwrap();
+        assert_eq!((report.records, report.epoch, report.corruptions), (60, Some(3), 0));
+        assert_eq!(report.live_buffers + report.free_buffers, snapshot.geometry().buffers);
+    }
+    assert!(snapshot.scan(3, |_| {}).is_err());
+}
+
+#[test]
+fn arenas_and_logs_are_aligned_to_pages_and_large_ones_to_huge_pages() {
+    for (size, align) in [(1 << 20, 4096), (256 << 20, 2 << 20)] {
+        let region = Region::open(MEMORY, &Options { shards: Some(2), ..new(size) }).unwrap();
+        let geometry = region.info().geometry;
+        for offset in [geometry.log_offset, geometry.log_stride, geometry.arena_offset, geometry.arena_stride]
+        {
+            assert_eq!(offset % align, 0, "{geometry:?}");
+        }
+        let shards: Vec<_> = region.into_seeds().into_iter().map(|seed| seed.open().unwrap()).collect();
+        for shard in &shards {
+            let arena = shard.arena();
+            assert_eq!((arena.base() as usize % 4096, arena.len_bytes() % 4096), (0, 0));
+            assert!(shard.log_entries() as usize >= arena.buffers() / 2);
+            assert!(arena.buffers() * arena.buffer_bytes() <= arena.len_bytes());
+        }
+        assert_eq!(
+            shards[0].arena().base().wrapping_add(shards[0].arena().len_bytes()),
+            shards[1].arena().base()
+        );
+    }
+}
+
+/// What a process that is killed has appended and flushed is there for the next one, and then durable.
+#[test]
+fn records_of_a_killed_process_are_rescued() {
+    let dir = disk();
+    let path = dir.path().join("store");
+    let mut shard = open(&path, &new(1 << 20)).unwrap().into_shard().unwrap();
+    let _pending = append(&mut shard, &payload(5, 5000), 1448).unwrap();
+    drop(shard);
+    let shard = open(&path, &Options::default()).unwrap().into_shard().unwrap();
+    assert_eq!(contents(&shard), [(1, payload(5, 5000))]);
+    assert_eq!(shard.recovery().rescued_entries, 1);
+}
