@@ -2,8 +2,8 @@
 
 use pmem::Arena;
 
-/// Buffers a connection may be offered even though others could claim them: without it, idle connections
-/// would keep a new one from starting.
+/// Buffers a connection is offered though others could claim them: without it, idle connections would keep
+/// others from going on. At worst a segment finds no buffer and is sent again.
 const LEAST_BUFFERS: usize = 2;
 
 /// The buffers that all connections together have offered to their peers.
@@ -35,8 +35,13 @@ impl WindowPool {
         self.connections -= 1;
     }
 
-    pub(crate) fn free_buffers(&self) -> usize {
+    fn free_buffers(&self) -> usize {
         self.arena.free_buffers()
+    }
+
+    /// What decides about grants: free buffers, and those that are offered.
+    pub(crate) fn level(&self) -> (usize, usize) {
+        (self.free_buffers(), self.offered)
     }
 
     /// Buffers that a connection may offer just now: what nobody else has offered, as long as that is a fair
@@ -45,7 +50,7 @@ impl WindowPool {
         let free = self.free_buffers().saturating_sub(self.reserve);
         let unclaimed = free.saturating_sub(self.offered - own.0);
         let fair = free / self.connections.max(1);
-        unclaimed.min(fair.max(unclaimed / 2)).max(fair.min(LEAST_BUFFERS))
+        unclaimed.min(fair.max(unclaimed / 2)).max(fair.clamp(1, LEAST_BUFFERS)).min(free)
     }
 
     /// Notes that a connection's open window takes `buffers` buffers.
@@ -82,6 +87,18 @@ mod tests {
         pool.connection_closed(&mut second);
         pool.connection_closed(&mut first);
         assert_eq!((pool.offered, pool.connections), (0, 0));
+    }
+
+    #[test]
+    fn more_connections_than_buffers_still_go_on() {
+        let arena = arena(64);
+        let mut pool = WindowPool::new(arena.clone());
+        let mut offers: Vec<_> = (0..10 * arena.buffers()).map(|_| Offer::default()).collect();
+        for offer in &mut offers {
+            pool.connection_opened();
+            pool.set(offer, pool.grant(offer));
+        }
+        assert_eq!(pool.grant(&Offer::default()), 1);
     }
 
     #[test]

@@ -58,8 +58,9 @@ pub struct Endpoint {
     free: Vec<u32>,
     /// Connections whose window waits for free buffers.
     starved: VecDeque<u32>,
-    /// Free buffers when the starved were last looked at.
-    starved_at: usize,
+    /// The pool's level when it last changed, and how many of the starved have not been looked at since.
+    level: (usize, usize),
+    starved_unseen: usize,
     replies: VecDeque<Reply>,
     listeners: Listeners,
     time_waits: TimeWaits,
@@ -176,7 +177,8 @@ impl Endpoint {
             output: VecDeque::with_capacity(config.max_connections),
             telling: VecDeque::with_capacity(config.max_connections),
             timers: TimerWheel::new(flows + MAX_NEIGHBORS, now),
-            starved_at: pool.free_buffers(),
+            level: pool.level(),
+            starved_unseen: 0,
             pool,
             counters: Counters::default(),
             local: Local { mac: config.mac, addresses: config.addresses.clone() },
@@ -278,7 +280,8 @@ impl Endpoint {
 
     /// When [`transmit`](Self::transmit) next has something to do though nothing arrives.
     pub fn next_deadline(&self) -> Option<Instant> {
-        if !self.output.is_empty() || !self.replies.is_empty() || self.iface.front().is_some() {
+        let waiting = !self.output.is_empty() || !self.replies.is_empty() || self.iface.front().is_some();
+        if waiting || self.starved_unseen > 0 {
             return Some(self.now);
         }
         self.timers.next_deadline()

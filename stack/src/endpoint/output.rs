@@ -128,12 +128,14 @@ impl Endpoint {
 
     /// Tells peers whose window was closed for want of buffers that there are some again.
     fn feed_starved(&mut self) {
-        let free = self.pool.free_buffers();
-        if self.starved.is_empty() || free <= self.starved_at {
-            self.starved_at = self.starved_at.min(free);
-            return;
+        let level = self.pool.level();
+        if level != self.level {
+            self.level = level;
+            self.starved_unseen = self.starved.len();
         }
-        for _ in 0..self.starved.len().min(STARVED_QUANTUM) {
+        let turn = self.starved_unseen.min(STARVED_QUANTUM);
+        self.starved_unseen -= turn;
+        for _ in 0..turn {
             let Some(index) = self.starved.pop_front() else { return };
             let (opened, starved) = self.with(index, |connection, cx| {
                 let opened = connection.window_opened(cx);
@@ -148,7 +150,6 @@ impl Endpoint {
                 self.settle(index);
             }
         }
-        self.starved_at = free;
     }
 
     /// A neighbor has answered: connections that waited for it send their SYN.

@@ -32,6 +32,8 @@ impl Endpoint {
         let kind = segment.flags & (Flags::SYN | Flags::ACK | Flags::RST);
         if kind == Flags::SYN {
             self.syn(segment, listener, least_iss);
+        } else if kind.is_empty() {
+            self.counters.drops.unexpected += 1;
         } else if kind != Flags::ACK || !self.from_cookie(segment, listener, frame) {
             self.refuse(segment);
         }

@@ -13,6 +13,9 @@ const UNPACKED_PIECES: usize = 4;
 /// Payload shorter than this is small.
 const SMALL_BYTES: usize = 256;
 
+/// Pieces are packed while they are shorter than this on average: the short tail of an upload is not copied.
+const THIN_BYTES: usize = 512;
+
 /// A connection's receive queues; together they hold at most `quota` pieces, each in a buffer of its own.
 #[derive(Debug)]
 pub(crate) struct RecvQueue {
@@ -20,6 +23,7 @@ pub(crate) struct RecvQueue {
     ready_bytes: u32,
     /// Beyond the hole, sorted, not overlapping.
     early: VecDeque<Early>,
+    early_bytes: u32,
     quota: usize,
 }
 
@@ -30,8 +34,12 @@ struct Early {
 }
 
 impl Early {
+    fn len(&self) -> u32 {
+        self.extent.len() as u32
+    }
+
     fn end(&self) -> Seq {
-        self.seq + self.extent.len() as u32
+        self.seq + self.len()
     }
 }
 
@@ -50,6 +58,7 @@ impl RecvQueue {
             ready: VecDeque::with_capacity(quota),
             ready_bytes: 0,
             early: VecDeque::with_capacity(quota),
+            early_bytes: 0,
             quota,
         }
     }
@@ -57,7 +66,7 @@ impl RecvQueue {
     pub(crate) fn clear(&mut self) {
         self.ready.clear();
         self.early.clear();
-        self.ready_bytes = 0;
+        (self.ready_bytes, self.early_bytes) = (0, 0);
     }
 
     /// The next piece for the application.
@@ -89,13 +98,15 @@ impl RecvQueue {
 
     /// Gives the early piece furthest ahead back to the arena; false if there is none.
     pub(crate) fn drop_last_early(&mut self) -> bool {
-        self.early.pop_back().is_some()
+        let last = self.early.pop_back();
+        self.early_bytes -= last.as_ref().map_or(0, Early::len);
+        last.is_some()
     }
 
     /// Tries to copy small in-order payload behind the last piece, so that a peer which sends a few bytes a
     /// segment cannot hold a buffer with each.
     pub(crate) fn pack(&mut self, bytes: &[u8]) -> Packed {
-        if bytes.len() >= SMALL_BYTES || self.ready.len() < UNPACKED_PIECES {
+        if bytes.len() >= SMALL_BYTES || !is_thin(self.ready.len(), self.ready_bytes) {
             return Packed::No;
         }
         if !self.ready.back_mut().is_some_and(|last| last.extend_by_copy(bytes)) {
@@ -116,6 +127,7 @@ impl RecvQueue {
     pub(crate) fn fill_from_early(&mut self, mut next: Seq) -> Seq {
         while let Some(early) = self.early.pop_front_if(|early| early.seq.at_or_before(next)) {
             let end = early.end();
+            self.early_bytes -= early.len();
             if end.at_or_before(next) {
                 continue;
             }
@@ -141,7 +153,8 @@ impl RecvQueue {
             return None;
         }
         while self.early.get(at).is_some_and(|early| early.seq.after(from) && early.end().at_or_before(to)) {
-            self.early.remove(at);
+            let covered = self.early.remove(at);
+            self.early_bytes -= covered.as_ref().map_or(0, Early::len);
         }
         let to = match self.early.get(at) {
             Some(after) => to.min(after.seq),
@@ -152,24 +165,30 @@ impl RecvQueue {
 
     /// Tries to copy small early payload behind the early piece that it follows.
     pub(crate) fn pack_early(&mut self, from: Seq, bytes: &[u8]) -> Packed {
-        if bytes.len() >= SMALL_BYTES || self.early.len() < UNPACKED_PIECES {
+        if bytes.len() >= SMALL_BYTES || !is_thin(self.early.len(), self.early_bytes) {
             return Packed::No;
         }
         let at = self.early.partition_point(|early| early.seq.before(from));
         let before = at.checked_sub(1).and_then(|before| self.early.get_mut(before));
         let before = before.filter(|before| before.end() == from);
-        if before.is_some_and(|before| before.extent.extend_by_copy(bytes)) {
-            Packed::Yes
-        } else {
-            Packed::No
+        if !before.is_some_and(|before| before.extent.extend_by_copy(bytes)) {
+            return Packed::No;
         }
+        self.early_bytes += bytes.len() as u32;
+        Packed::Yes
     }
 
     /// Adds the piece at `from` that [`early_part`](Self::early_part) found worth keeping.
     pub(crate) fn push_early(&mut self, from: Seq, extent: Extent) {
         let at = self.early.partition_point(|early| early.seq.before(from));
+        self.early_bytes += extent.len() as u32;
         self.early.insert(at, Early { seq: from, extent });
     }
+}
+
+/// Whether a queue has pieces worth packing.
+fn is_thin(pieces: usize, bytes: u32) -> bool {
+    pieces >= UNPACKED_PIECES && (bytes as usize) < pieces * THIN_BYTES
 }
 
 #[cfg(test)]
@@ -220,7 +239,7 @@ mod tests {
             read.extend(std::iter::from_fn(|| queue.pop().map(|extent| extent.bytes().to_vec())));
             prop_assert_eq!(read.concat(), stream);
             prop_assert!(!queue.has_early());
-            prop_assert_eq!(queue.ready_bytes(), 0);
+            prop_assert_eq!((queue.ready_bytes(), queue.early_bytes), (0, 0));
             prop_assert_eq!(arena.free_buffers(), free);
         }
     }
@@ -237,6 +256,16 @@ mod tests {
         }
         assert_eq!(arena.free_buffers(), free - UNPACKED_PIECES);
         assert_eq!(queue.ready_bytes(), 200);
+    }
+
+    #[test]
+    fn the_tail_of_an_upload_is_not_copied() {
+        let arena = arena(16);
+        let mut queue = RecvQueue::new(8);
+        for _ in 0..UNPACKED_PIECES {
+            queue.push(extent_of(&arena, &[7; 1448]));
+        }
+        assert_eq!(queue.pack(&[7; 100]), Packed::No);
     }
 
     #[test]

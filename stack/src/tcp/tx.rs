@@ -189,7 +189,8 @@ impl Connection {
         let segment = usize::from(own_mss(cx.config, self.key.is_v4()));
         let room = cx.config.rx_window_bytes.saturating_sub(self.recv.ready_bytes() as usize);
         let pieces = self.recv.free_pieces().min(cx.pool.grant(&self.offer));
-        room.min(pieces * segment) as u32
+        let field = 0xffff << self.rcv_scale;
+        room.min(pieces * segment).min(field) as u32
     }
 
     /// The right edge of the window to offer: never left of what was offered before, and only moved by steps
