@@ -163,6 +163,17 @@ impl<T: AsRef<[u8]> + 'static> Completions<T> {
     }
 }
 
+impl<T: AsRef<[u8]> + 'static> std::fmt::Debug for Completions<T> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (capacity, outstanding) = (self.places.len(), self.outstanding());
+        formatter
+            .debug_struct("Completions")
+            .field("capacity", &capacity)
+            .field("outstanding", &outstanding)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<T: AsRef<[u8]> + 'static> Drop for Completions<T> {
     fn drop(&mut self) {
         self.drain(drop);

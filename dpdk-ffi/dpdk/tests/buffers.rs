@@ -5,8 +5,8 @@ mod support;
 use std::collections::HashSet;
 
 use dpdk::{
-    Eal, ExternalPool, ExternalPoolConfig, MbufBatch, NotSwappedReason, Pool, PoolConfig, PoolError, Port,
-    PortConfig, RxQueue, TxQueue,
+    Eal, ExternalPool, ExternalPoolConfig, IpVersion, MbufBatch, NotSwappedReason, Pool, PoolConfig,
+    PoolError, Port, PortConfig, RxQueue, TxChecksums, TxQueue,
 };
 use support::{BUFFER_BYTES, isolated, numbered_frame, receive, send_all};
 
@@ -174,6 +174,55 @@ fn headers_grow_at_both_ends_and_no_further() {
         let room = packet.tailroom();
         assert_eq!(packet.append(room).unwrap().len(), room);
         assert_eq!((packet.tailroom(), packet.len()), (0, 9 + room));
+    });
+}
+
+/// The ones' complement sum of RFC 1071 over 16-bit words.
+fn sum(words: &[u16]) -> u16 {
+    words.iter().fold(0, |sum: u16, word| {
+        let (sum, carry) = sum.overflowing_add(*word);
+        sum + u16::from(carry)
+    })
+}
+
+/// RFC 9293, section 3.1: the pseudo header is addresses, protocol, and length; devices add the rest.
+#[test]
+fn checksum_requests_write_what_devices_start_from() {
+    isolated("checksum_requests_write_what_devices_start_from", || {
+        let eal = support::eal();
+        let pool =
+            Pool::dram(eal, "dram", &PoolConfig { mbufs: 7, cache: 0, ..PoolConfig::default() }).unwrap();
+        let written = |head: &[u8], request: TxChecksums| {
+            let mut packet = pool.alloc().unwrap();
+            let link = usize::from(request.link_len);
+            let frame = [&[0xee; 14][..link], head, &[0x77; 25]].concat();
+            packet.append(frame.len()).unwrap().copy_from_slice(&frame);
+            packet.request_checksums(request).unwrap();
+            let tcp = link + head.len();
+            let checksum = u16::from_be_bytes(packet.bytes()[tcp + 16..tcp + 18].try_into().unwrap());
+            let mut rest = packet.bytes().to_vec();
+            rest[tcp + 16..tcp + 18].fill(0x77);
+            (checksum, rest[link..tcp].to_vec(), rest == frame)
+        };
+        let v4 = b"\x45\0\0\x2d\0\x01\0\0\x40\x06\xde\xad\xc0\xa8\x01\x02\xc0\xa8\x01\xfe";
+        let request = TxChecksums {
+            version: IpVersion::V4,
+            link_len: 14,
+            ip_len: 20,
+            tcp_len: 20,
+            ipv4_header: false,
+            tcp: true,
+        };
+        let (checksum, _, otherwise_unchanged) = written(v4, request);
+        assert_eq!(checksum, sum(&[0xc0a8, 0x0102, 0xc0a8, 0x01fe, 6, 25]));
+        assert!(otherwise_unchanged);
+        let (checksum, header, _) = written(v4, TxChecksums { ipv4_header: true, tcp: false, ..request });
+        assert_eq!((checksum, &header[..10], &header[10..12]), (0x7777, &v4[..10], &[0, 0][..]));
+        let v6 = b"\x60\0\0\0\0\x19\x06\x40\xfe\x80\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\xfe\x80\0\0\0\0\0\0\0\0\0\0\0\0\xff\xee";
+        let (checksum, _, otherwise_unchanged) =
+            written(v6, TxChecksums { version: IpVersion::V6, ip_len: 40, ..request });
+        assert_eq!(checksum, sum(&[0xfe80, 1, 0xfe80, 0xffee, 6, 25]));
+        assert!(otherwise_unchanged);
     });
 }
 
