@@ -1,1 +1,61 @@
-//! `pmlog` against the Linux kernel's TCP and real clients.
+//! `pmlog` against the Linux kernel's TCP and real clients, each test in a network of its own.
+
+mod arguments;
+mod crash;
+mod full;
+mod http;
+mod tools;
+mod transfer;
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Connection, Curl, Lab, Pmlog, PmlogOptions, wire};
+
+/// A server on a new store of some size, on the far end of a new wire.
+fn serve(lab: &Lab, size: &str) -> Result<Pmlog> {
+    wire::veth()?;
+    options(lab, size)?.start()
+}
+
+fn options(lab: &Lab, size: &str) -> Result<PmlogOptions> {
+    Ok(PmlogOptions::new(&lab.path("store.pm"))?.option("--pm-size", size))
+}
+
+fn connect() -> Result<Connection> {
+    Connection::open(SocketAddr::new(IpAddr::V4(wire::SERVER_V4), 80))
+}
+
+/// A number out of what `/health` says.
+fn health_of(server: &Pmlog, what: &str) -> Result<u64> {
+    let health = server.health()?;
+    health[what].as_u64().with_context(|| format!("no {what} in {health}"))
+}
+
+/// Posts a file with curl, and returns the record's number.
+fn post(server: IpAddr, lab: &Lab, name: &str, bytes: &[u8]) -> Result<u64> {
+    let file = lab.write(name, bytes)?;
+    let reply = Curl::post(&wire::url(server, "/append"), &file).json()?;
+    ensure!(reply["length"].as_u64() == Some(bytes.len() as u64), "{reply}");
+    reply["seq"].as_u64().with_context(|| format!("no seq in {reply}"))
+}
+
+/// Fetches a record with curl, and compares it.
+fn compare(server: IpAddr, seq: u64, expected: &[u8]) -> Result<()> {
+    let body = Curl::get(&wire::url(server, &format!("/records/{seq}"))).body()?;
+    ensure!(body.len() == expected.len(), "record {seq}: {} bytes of {}", body.len(), expected.len());
+    let wrong = body.iter().zip(expected).position(|(a, b)| a != b);
+    ensure!(wrong.is_none(), "record {seq} differs at byte {}", wrong.unwrap_or(0));
+    Ok(())
+}
+
+/// Waits for a condition.
+fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !holds()? {
+        ensure!(Instant::now() < end, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}

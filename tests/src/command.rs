@@ -38,7 +38,10 @@ pub fn run_for(command: &mut Command, limit: Duration) -> Result<Output> {
 }
 
 /// Runs a command to its end, whatever that is, but not beyond `limit`.
-pub(crate) fn output_within(command: &mut Command, limit: Duration) -> Result<Output> {
+///
+/// # Errors
+/// It could not be started, or has to be killed at the limit.
+pub fn output_within(command: &mut Command, limit: Duration) -> Result<Output> {
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(
             || format!("cannot start `{}`; `cargo xtask setup` installs what is needed", line(command)),

@@ -57,9 +57,18 @@ impl Connection {
     pub fn open(server: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect_timeout(&server, Duration::from_secs(10))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        stream.set_write_timeout(Some(Duration::from_secs(20)))?;
-        Ok(Self { stream, ahead: Vec::new() })
+        let mut connection = Self { stream, ahead: Vec::new() };
+        connection.set_patience(Duration::from_secs(20))?;
+        Ok(connection)
+    }
+
+    /// How long a read or a write waits.
+    ///
+    /// # Errors
+    /// It is zero.
+    pub fn set_patience(&mut self, patience: Duration) -> Result<()> {
+        self.stream.set_read_timeout(Some(patience))?;
+        Ok(self.stream.set_write_timeout(Some(patience))?)
     }
 
     /// Sends bytes as they are.

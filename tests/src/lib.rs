@@ -12,7 +12,7 @@ mod pmlog;
 mod scratch;
 pub mod wire;
 
-pub use command::{Curl, run, run_for};
+pub use command::{Curl, output_within, run, run_for};
 pub use http::{Connection, Reply};
 pub use namespace::{Lab, inside, isolated};
 pub use pmlog::{Pmlog, PmlogOptions, pmlog_binary};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::Curl;
@@ -20,7 +20,6 @@ pub struct PmlogOptions {
     pm: PathBuf,
     arguments: Vec<String>,
     device: String,
-    eal: Vec<String>,
 }
 
 impl PmlogOptions {
@@ -39,7 +38,6 @@ impl PmlogOptions {
             pm: pm.to_owned(),
             arguments: Vec::new(),
             device: VETH_DEVICE.to_owned(),
-            eal: Vec::new(),
         }
     }
 
@@ -61,23 +59,12 @@ impl PmlogOptions {
         self
     }
 
-    /// One more argument for DPDK.
-    pub fn eal(mut self, argument: &str) -> Self {
-        self.eal.push(argument.to_owned());
-        self
-    }
-
     /// The command line.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.binary);
         command.arg("serve").arg("--pm").arg(&self.pm).args(["--dev", &self.device]);
         command.args(["--ip", &format!("{SERVER_V4}/24"), "--ip6", &format!("{SERVER_V6}/64")]);
         command.args(&self.arguments);
-        if !self.eal.is_empty() {
-            command.arg("--").args(&self.eal);
-        }
-        // DPDK keeps a lock where it runs: each server of a machine needs a place of its own.
-        command.env("RUNTIME_DIRECTORY", self.pm.parent().unwrap_or(Path::new("/tmp")));
         command
     }
 
@@ -221,11 +208,17 @@ impl Drop for Pmlog {
     }
 }
 
-/// The `pmlog` that lies beside this executable in the build folder.
+/// The `pmlog` that the environment variable `PMLOG` names, or else the one that lies beside this executable
+/// in the build folder.
 ///
 /// # Errors
-/// It is missing, or older than its source.
+/// It is missing; the one in the build folder is older than its source.
 pub fn pmlog_binary() -> Result<PathBuf> {
+    if let Some(binary) = std::env::var_os("PMLOG") {
+        let binary = PathBuf::from(binary);
+        ensure!(binary.is_file(), "PMLOG names {}, which is no file", binary.display());
+        return Ok(binary);
+    }
     let executable = std::env::current_exe()?;
     let folder = executable.parent().context("an executable lies in a folder")?;
     let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };

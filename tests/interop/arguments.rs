@@ -1,0 +1,127 @@
+//! What a server says instead of starting.
+
+use std::fs;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lab::{Lab, PmlogOptions, isolated, pmlog_binary, wire};
+use rustix::process::Signal;
+
+use crate::{connect, options, serve};
+
+/// A refusal with code 1 and one message that has all of `words`, and no panic.
+fn ensure_refused(output: &Output, words: &[&str]) -> Result<()> {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(1), "ended with {}\n{said}", output.status);
+    ensure!(!said.contains("panicked"), "{said}");
+    for word in words {
+        ensure!(said.to_lowercase().contains(word), "the message does not tell {word:?}\n{said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_unknown_device() {
+    isolated(|lab| {
+        for device in ["net_nothing0", "0000:ff:1f.7", "eth9"] {
+            ensure_refused(&options(lab, "16MiB")?.device(device).refusal()?, &[device])?;
+        }
+        let missing = "net_af_packet0,iface=veth9";
+        ensure_refused(&options(lab, "16MiB")?.device(missing).refusal()?, &["veth9"])
+    });
+}
+
+#[test]
+fn a_missing_permission() {
+    isolated(|lab| {
+        wire::veth()?;
+        let server = options(lab, "16MiB")?.command();
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set", "-net_raw,-net_admin", "--inh-caps", "-net_raw,-net_admin", "--"]);
+        command.arg(server.get_program()).args(server.get_args());
+        let output = lab::output_within(&mut command, Duration::from_secs(30))?;
+        ensure_refused(&output, &["cap_net_raw"])
+    });
+}
+
+#[test]
+fn a_store_of_another_version() {
+    isolated(|lab| {
+        serve(lab, "16MiB")?.interrupt()?;
+        let store = lab.path("store.pm");
+        let mut image = fs::read(&store)?;
+        // Magic, version, checksum of the 256 bytes with zeros in its place: so in every version.
+        for superblock in image[..512].chunks_mut(256) {
+            superblock[8..12].copy_from_slice(&32_767_u32.to_le_bytes());
+            superblock[12..16].fill(0);
+            let sum = crc32c::crc32c(superblock);
+            superblock[12..16].copy_from_slice(&sum.to_le_bytes());
+        }
+        fs::write(&store, &image)?;
+        ensure_refused(&options(lab, "16MiB")?.refusal()?, &["version", "32767"])?;
+        ensure!(fs::read(&store)? == image, "a store of another version was changed");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_store_that_another_process_uses() {
+    isolated(|lab| {
+        let mut server = serve(lab, "16MiB")?;
+        let output = options(lab, "16MiB")?.device(wire::TAP_DEVICE).refusal()?;
+        ensure_refused(&output, &["in use"])?;
+        ensure!(server.is_running()?, "the first server did not survive the second");
+        connect()?.append(b"still there")?.seq()?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_store_of_another_size() {
+    isolated(|lab| {
+        serve(lab, "16MiB")?.interrupt()?;
+        ensure_refused(&options(lab, "32MiB")?.refusal()?, &["size"])?;
+        // Without a size it is taken as it is.
+        PmlogOptions::new(&lab.path("store.pm"))?.start().map(drop)
+    });
+}
+
+#[test]
+fn wrong_usage_ends_with_code_2() {
+    fn code(arguments: &[&str]) -> Result<Option<i32>> {
+        Ok(lab::output_within(Command::new(pmlog_binary()?).args(arguments), Duration::from_secs(10))?
+            .status
+            .code())
+    }
+    isolated(|_: &Lab| {
+        for arguments in [
+            &[][..],
+            &["serve"],
+            &["serve", "--pm", "x", "--dev", "net_null0", "--ip", "10.0.0.2"],
+            &["serve", "--pm", "x", "--dev", "net_null0", "--ip", "10.0.0.2/24", "--nonsense"],
+            &["dump"],
+            &["verify", "--pm"],
+        ] {
+            ensure!(code(arguments)? == Some(2), "{arguments:?} ends with {:?}", code(arguments)?);
+        }
+        ensure!(code(&["--help"])? == Some(0) && code(&["serve", "--help"])? == Some(0), "no help");
+        Ok(())
+    });
+}
+
+#[test]
+fn signals_end_a_server_cleanly() {
+    isolated(|lab| {
+        wire::veth()?;
+        for signal in [Signal::INT, Signal::TERM] {
+            let server = options(lab, "16MiB")?.start()?;
+            connect()?.append(b"hello")?.seq()?;
+            let status = server.signal(signal)?;
+            ensure!(status.success(), "{signal:?}: {status}");
+        }
+        let server = options(lab, "16MiB")?.start()?;
+        ensure!(server.health()?["records"].as_u64() == Some(2), "{}", server.health()?);
+        Ok(())
+    });
+}
