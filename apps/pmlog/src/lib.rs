@@ -1,5 +1,16 @@
 //! `pmlog`: an HTTP/1.1 log server whose records are durable where the network card put them.
 //!
+//! | request | reply |
+//! |---|---|
+//! | `POST /append`, a body of any length up to `--max-record` | `{"seq":N,"length":L,"crc32c":"..."}`, once the record is durable |
+//! | `GET /records/N` | the record's bytes, sent from where they lie |
+//! | `GET /records?from=N&limit=M` | a list of `{"seq","epoch","length","crc32c"}` |
+//! | `DELETE /records?before=N` | `{"head":N,"trimmed":M}`: the records below N are gone |
+//! | `GET /health` | how the store is |
+//!
+//! A request that is not done is answered with its status and `{"error":"why, in one line"}`. Record numbers
+//! rise but are not dense: a number is the record's place in the log.
+//!
 //! [`http`] turns received slots into requests, [`service`] turns requests into appends and replies, on any
 //! network that implements [`stack::net::Net`]. [`serve`] runs that on a DPDK port; [`inspect`] looks at a
 //! store without a network.

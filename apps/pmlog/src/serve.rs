@@ -53,7 +53,7 @@ pub fn serve(args: &ServeArgs, out: &mut impl Write) -> Result<()> {
         domain: info.domain.to_string(),
         ..ServiceConfig::default()
     };
-    let service = LogService::new(config, &shard, clock.now());
+    let service = LogService::new(config, clock.now());
     let mut report = Report::new(args.json, out);
     report.started(&Started { args, info: &info, shard: &shard, port: transport.port() })?;
     let mut server = Server::new(transport, service, shard);
@@ -109,6 +109,8 @@ fn end(server: &mut LogServer, clock: &Clock) -> Result<()> {
     while server.service().counters().connections > 0 && clock.now() < end {
         server.step(clock.now())?;
     }
+    let (transport, service, _) = server.parts();
+    service.abort(transport);
     server.step(clock.now())?;
     if let Some(why) = server.service().failure() {
         anyhow::bail!(

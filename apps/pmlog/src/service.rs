@@ -90,15 +90,23 @@ struct Common {
     failed: Option<String>,
     /// Connections with appends in the current burst.
     awaiting: Vec<ConnId>,
-    /// Durable records in the store.
-    live_records: u64,
     rendered: Rendered,
     now: Instant,
 }
 
+impl Common {
+    /// Notes that the medium has failed; the first reason is the one that tells most.
+    fn fail(&mut self, why: &str) {
+        if self.failed.is_none() {
+            tracing::error!(why, "the store failed and takes no more writes; restart to recover it");
+            self.failed = Some(why.to_owned());
+        }
+    }
+}
+
 impl LogService {
-    /// A service without connections, over the records of `shard`, at time `now`.
-    pub fn new(config: ServiceConfig, shard: &Shard, now: Instant) -> Self {
+    /// A service without connections at time `now`.
+    pub fn new(config: ServiceConfig, now: Instant) -> Self {
         let connections = config.max_connections as usize;
         Self {
             places: (0..connections).map(|_| Connection::vacant()).collect(),
@@ -109,7 +117,6 @@ impl LogService {
                 counters: Counters::default(),
                 failed: None,
                 awaiting: Vec::with_capacity(connections),
-                live_records: shard.recovery().records,
                 rendered: Rendered::default(),
                 now,
             },
@@ -137,6 +144,13 @@ impl LogService {
         self.ticked = now;
         for place in self.places.iter_mut().filter(|place| place.is_open()) {
             place.tick(&mut self.common, net, shard);
+        }
+    }
+
+    /// Ends without waiting for anybody: each connection is reset.
+    pub fn abort<N: Net>(&mut self, net: &mut N) {
+        for place in self.places.iter_mut().filter(|place| place.is_open()) {
+            place.abort(&mut self.common, net);
         }
     }
 
@@ -193,7 +207,7 @@ impl Service for LogService {
     }
 
     fn commit_failed<N: Net>(&mut self, why: &str, net: &mut N, shard: &mut Shard) {
-        self.common.failed.get_or_insert_with(|| why.to_owned());
+        self.common.fail(why);
         std::mem::swap(&mut self.woken, &mut self.common.awaiting);
         for conn in self.woken.drain(..) {
             if let Some(place) = place_of(&mut self.places, conn) {

@@ -59,6 +59,8 @@ fn a_client_that_vanishes_before_the_commit_does_not_lose_its_record() {
     assert_eq!(lab.shard.record(1).expect("the record").to_vec(), b"kept");
     assert!(lab.client(conn).sent.is_empty());
     assert_eq!(lab.service.counters().connections, 0);
+    let other = lab.connect();
+    assert_eq!(lab.ask(other, &request("GET", "/health")).json()["records"], 1);
 }
 
 #[test]

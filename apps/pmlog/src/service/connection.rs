@@ -186,7 +186,9 @@ impl Connection {
 
     /// Loses patience with a client that does not come on.
     pub(super) fn tick<N: Net>(&mut self, common: &mut Common, net: &mut N, shard: &mut Shard) {
-        let Some(conn) = self.id else { return };
+        if self.id.is_none() {
+            return;
+        }
         let Pace { phase, since, bytes } = self.pace;
         let limit = if phase == Phase::Idle { common.patience.idle } else { common.patience.stalled };
         if common.now - since < limit {
@@ -198,7 +200,7 @@ impl Connection {
             Phase::Idle => self.ending = Ending::Replying,
             Phase::Receiving => self.refuse(Refusal::Timeout, Manner::CLOSING, common),
             Phase::Sending | Phase::Lingering => {
-                self.abort(conn, common, net);
+                self.abort(common, net);
                 return;
             }
         }
@@ -366,7 +368,7 @@ impl Connection {
                 Progress::Whole => {}
                 Progress::Blocked => return has_sent,
                 Progress::Broken => {
-                    self.abort(conn, common, net);
+                    self.abort(common, net);
                     return has_sent;
                 }
             }
@@ -381,7 +383,8 @@ impl Connection {
     }
 
     /// Resets the connection, and gives up what it held.
-    fn abort<N: Net>(&mut self, conn: ConnId, common: &mut Common, net: &mut N) {
+    pub(super) fn abort<N: Net>(&mut self, common: &mut Common, net: &mut N) {
+        let Some(conn) = self.id else { return };
         common.counters.aborted += 1;
         net.abort(conn);
         self.input = None;
@@ -399,7 +402,7 @@ impl Connection {
         if let Ending::Finished { dropped_bytes } = &mut self.ending {
             *dropped_bytes += bytes;
             if *dropped_bytes > MAX_LINGER_BYTES {
-                self.abort(conn, common, net);
+                self.abort(common, net);
             }
         }
     }

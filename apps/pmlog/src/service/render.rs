@@ -76,7 +76,7 @@ pub(super) struct Health<'a> {
 }
 
 impl<'a> Health<'a> {
-    pub(super) fn of(domain: &'a str, failed: Option<&'a str>, records: u64, shard: &Shard) -> Self {
+    pub(super) fn of(domain: &'a str, failed: Option<&'a str>, shard: &Shard) -> Self {
         let counters = shard.counters();
         Self {
             status: if failed.is_some() { "failed" } else { "ok" },
@@ -84,7 +84,7 @@ impl<'a> Health<'a> {
             domain,
             head: shard.head_seq(),
             next: shard.next_seq(),
-            records,
+            records: shard.recovery().records + counters.appended_records - counters.trimmed_records,
             free_buffers: shard.arena().free_buffers(),
             buffers: shard.arena().buffers(),
             appended_records: counters.appended_records,

@@ -80,7 +80,6 @@ impl Reply {
         self.content = match std::mem::replace(&mut self.content, Content::Continue) {
             Content::Waiting(pending) => match durable.confirm(pending) {
                 Ok(receipt) => {
-                    common.live_records += 1;
                     common.counters.appended_records += 1;
                     common.counters.appended_bytes += receipt.len;
                     Content::Appended(receipt)
@@ -131,7 +130,7 @@ impl Reply {
             Content::Refused(refusal) => out.text(rendered.refused(refusal, self.manner)),
             Content::Trimmed(trimmed) => out.text(rendered.trimmed(trimmed, self.manner)),
             Content::Health => {
-                let health = Health::of(&common.domain, common.failed.as_deref(), common.live_records, shard);
+                let health = Health::of(&common.domain, common.failed.as_deref(), shard);
                 out.text(rendered.health(&health, self.manner))
             }
             Content::Record(sending) => sending.send(out, rendered, self.manner),
@@ -157,12 +156,9 @@ fn answer(ask: Ask, common: &mut Common, shard: &mut Shard) -> Content {
             None => Refusal::NoRecord { seq, head: shard.head_seq(), next: shard.next_seq() },
         },
         Ask::Trim { before } => match shard.trim(before) {
-            Ok(trimmed) => {
-                common.live_records = common.live_records.saturating_sub(trimmed.records);
-                return Content::Trimmed(trimmed);
-            }
+            Ok(trimmed) => return Content::Trimmed(trimmed),
             Err(error) => {
-                common.failed.get_or_insert_with(|| error.to_string());
+                common.fail(&error.to_string());
                 Refusal::TrimFailed
             }
         },

@@ -109,7 +109,7 @@ impl Lab {
     /// A service over a shard.
     pub fn over(shard: Shard, config: ServiceConfig) -> Self {
         let now = Instant::from_secs(1000);
-        Self { wire: Wire::default(), service: LogService::new(config, &shard, now), shard, now }
+        Self { wire: Wire::default(), service: LogService::new(config, now), shard, now }
     }
 
     /// With defaults and room for a few of the longest records.
