@@ -30,6 +30,36 @@ fn rfc9293_3_6_a_half_closed_connection_still_sends() {
     }
 }
 
+/// RFC 9293, section 3.6, case 1: this side closes first, still receives, and waits in TIME-WAIT.
+#[test]
+fn rfc9293_3_6_the_active_closer_still_receives_and_waits() {
+    for version in BOTH_VERSIONS {
+        let (mut s, conn) = Script::open(version);
+        s.finish(conn);
+        s.expect(seg(FIN | ACK, 1, 1));
+        assert_eq!(s.write(conn, b"too late"), Err(SendError::Closed));
+        s.send(seg(ACK, 1, 2));
+        s.send(data(1, 2, b"more"));
+        s.advance(Duration::from_millis(50));
+        s.expect(seg(ACK, 2, 5));
+        assert_eq!(s.read(conn), b"more");
+        s.send(seg(FIN | ACK, 5, 2));
+        s.expect(seg(ACK, 2, 6));
+        // Section 3.10.7.4, eighth: in TIME-WAIT a FIN that comes again is acknowledged again.
+        s.advance(Duration::from_secs(30));
+        s.send(seg(FIN | ACK, 5, 2));
+        s.expect(seg(ACK, 2, 6));
+        // That restarted the wait; after it the connection is unknown, and its segments draw a reset.
+        s.advance(Duration::from_secs(59));
+        s.send(seg(FIN | ACK, 5, 2));
+        s.expect(seg(ACK, 2, 6));
+        s.advance(Duration::from_secs(61));
+        s.send(seg(FIN | ACK, 5, 2));
+        s.expect(seg(RST, 2, 0));
+        s.assert_nothing_leaked();
+    }
+}
+
 /// RFC 9293, section 3.6, figure 13: both FINs cross.
 #[test]
 fn rfc9293_3_6_both_close_at_once() {

@@ -310,6 +310,30 @@ fn rfc6298_2_1_a_syn_is_sent_again_after_a_second_and_then_given_up() {
     s.expect_nothing();
 }
 
+/// RFC 9293, section 3.8.4: an idle connection is probed with an old number, and given up without an answer.
+#[test]
+fn rfc9293_3_8_4_keep_alive_probes_an_idle_connection() {
+    let keepalive =
+        stack::Keepalive { idle: Duration::from_secs(10), interval: Duration::from_secs(1), count: 3 };
+    let mut s = Script::with_config(Version::V4, Config { keepalive: Some(keepalive), ..config(1) });
+    s.listen();
+    let conn = s.open_with(seg(SYN, 0, 0).mss(1_000));
+    for _ in 0..3 {
+        let waited = s.wait_for_segment(Duration::from_secs(20));
+        assert!((MS(9_900)..=MS(10_100)).contains(&waited), "{waited}");
+        let probe = s.next().expect("it was waited for");
+        assert_eq!((probe.flags & !crate::wire::PSH, probe.seq), (ACK, 0), "{probe:?}");
+        s.send(seg(ACK, 1, 1));
+    }
+    s.assert_alive(conn, 1, 1);
+    s.event();
+    s.wait_for_segment(Duration::from_secs(20));
+    s.advance(Duration::from_secs(5));
+    let probes = sent(&mut s);
+    assert_eq!(probes.iter().filter(|seg| seg.seq == 0).count(), 3, "{probes:?}");
+    s.expect_event(Event::Closed { conn, reason: CloseReason::TimedOut });
+}
+
 /// A named buffer that is being sent stays taken until the last of its bytes is acknowledged.
 #[test]
 fn a_sent_buffer_comes_back_with_its_acknowledgement() {

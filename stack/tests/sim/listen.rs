@@ -75,6 +75,20 @@ fn rfc9293_3_10_7_4_a_reset_takes_a_handshake_back() {
     s.assert_nothing_leaked();
 }
 
+/// RFC 9293, section 3.10.7.2: what else comes to a listener.
+#[test]
+fn rfc9293_3_10_7_2_a_listener_takes_nothing_but_syns() {
+    let mut s = Script::listening(Version::V4);
+    s.remote_iss = 0;
+    s.send(seg(RST, 5, 0));
+    s.expect_nothing();
+    s.send(seg(ACK, 5, 99));
+    s.expect(seg(RST, 99, 0));
+    s.send(seg(0, 5, 0).payload(b"bare"));
+    s.expect_nothing();
+    assert_eq!(s.event(), None);
+}
+
 /// More handshakes at once than the backlog takes: they are held back or answered later, and none fails.
 #[test]
 fn a_short_backlog_delays_and_refuses_nobody() {

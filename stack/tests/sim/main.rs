@@ -9,6 +9,7 @@ mod link;
 mod listen;
 mod neighbours;
 mod ours;
+mod scale;
 mod script;
 mod talk;
 mod theirs;
