@@ -142,7 +142,7 @@ mod tests {
     // The library's one test that needs the EAL, which starts once per process.
     #[test]
     fn the_flag_for_external_memory_comes_back_on_receive() {
-        let eal = Eal::init(["-m", "64"]).unwrap();
+        let eal = Eal::init(["--no-huge", "--no-shconf", "-m", "64"]).unwrap();
         let (area, buffers) = buffers(eal, 63);
         let config = ExternalPoolConfig { cache: 0, socket: None };
         let external = ExternalPool::new(eal, "external", area, buffers, &config).unwrap();

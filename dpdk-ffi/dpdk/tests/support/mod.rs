@@ -48,9 +48,9 @@ fn isolated_within(wrapper: &[&str], name: &str, body: impl FnOnce()) {
     );
 }
 
-/// Starts the EAL with a small memory.
+/// Starts the EAL with a small memory of its own, so that tests do not compete for hugepages.
 pub fn eal() -> Eal {
-    Eal::init(["-m", "128"]).expect("the EAL starts")
+    Eal::init(["--no-huge", "--no-shconf", "-m", "128"]).expect("the EAL starts")
 }
 
 /// Runs a program to its end and insists that it succeeds.
