@@ -82,7 +82,8 @@ fn micro(filter: Option<&str>) -> Result<()> {
     let mut benchmarks = Vec::new();
     collect(&raw, &mut benchmarks)?;
     ensure!(!benchmarks.is_empty(), "no benchmark has that name");
-    benchmarks.sort_by(|a, b| a.name.cmp(&b.name));
+    // In the order in which they ran: 64 B before 1 KiB.
+    benchmarks.sort_by_key(|benchmark| output.find(&benchmark.name));
     step.end(&format!("{} benchmarks", benchmarks.len()));
 
     print!("{}", table(&benchmarks));
