@@ -1,14 +1,15 @@
 //! Everything that is not TCP: ARP, neighbor discovery and ICMP run on smoltcp's interface, which gets those
 //! frames and whose answers wait in a bounded queue. There also wait the queries for neighbors.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use smoltcp::iface::{Config as IfaceConfig, Interface, SocketSet};
 use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr,
-    HardwareAddress, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv6Packet, Ipv6Repr, NdiscRepr,
+    HardwareAddress, IPV6_LINK_LOCAL_ALL_NODES, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv6Packet, Ipv6Repr,
+    NdiscNeighborFlags, NdiscRepr,
 };
 
 use crate::config::{Config, ETHERNET_HEADER_BYTES};
@@ -69,7 +70,8 @@ impl Iface {
         true
     }
 
-    /// Asks the link for the Ethernet address of `target`, from `source`; lost if the queue is full.
+    /// Asks the link for the Ethernet address of `target`, from `source`; lost if the queue is full. From the
+    /// unspecified address it is a probe whether anyone has it (RFC 5227, section 2.1.1; RFC 4862, section 5.4).
     pub(crate) fn ask(&mut self, source: IpAddr, source_mac: [u8; 6], target: IpAddr) {
         let mac = EthernetAddress(source_mac);
         match (source, target) {
@@ -81,16 +83,7 @@ impl Iface {
                     target_hardware_addr: EthernetAddress([0; 6]),
                     target_protocol_addr: target,
                 };
-                let ethernet = EthernetRepr {
-                    src_addr: mac,
-                    dst_addr: EthernetAddress::BROADCAST,
-                    ethertype: EthernetProtocol::Arp,
-                };
-                self.queue.push(ethernet.buffer_len() + request.buffer_len(), |bytes| {
-                    let mut frame = EthernetFrame::new_unchecked(bytes);
-                    ethernet.emit(&mut frame);
-                    request.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
-                });
+                self.push_arp(mac, EthernetAddress::BROADCAST, &request);
             }
             (IpAddr::V6(source), IpAddr::V6(target)) => self.solicit(source, mac, target),
             _ => {}
@@ -103,25 +96,69 @@ impl Iface {
         let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, x, y, z]);
         let solicitation =
             Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit { target_addr: target, lladdr: Some(mac.into()) });
+        let group_mac = EthernetAddress([0x33, 0x33, 0xff, x, y, z]);
+        self.push_ndisc((mac, source), (group_mac, group), &solicitation);
+    }
+
+    /// Answers a probe for one of the own addresses (RFC 5227, section 2.5; RFC 4862, section 5.4.3), which
+    /// names no sender and which smoltcp therefore drops.
+    pub(crate) fn defend(&mut self, own_mac: [u8; 6], probe: &Probe) {
+        let mac = EthernetAddress(own_mac);
+        match probe.target {
+            IpAddr::V4(own) => {
+                let reply = ArpRepr::EthernetIpv4 {
+                    operation: ArpOperation::Reply,
+                    source_hardware_addr: mac,
+                    source_protocol_addr: own,
+                    target_hardware_addr: EthernetAddress(probe.mac),
+                    target_protocol_addr: Ipv4Addr::UNSPECIFIED,
+                };
+                self.push_arp(mac, EthernetAddress(probe.mac), &reply);
+            }
+            IpAddr::V6(own) => {
+                let advertisement = Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {
+                    flags: NdiscNeighborFlags::OVERRIDE,
+                    target_addr: own,
+                    lladdr: Some(mac.into()),
+                });
+                let everyone = EthernetAddress([0x33, 0x33, 0, 0, 0, 1]);
+                self.push_ndisc((mac, own), (everyone, IPV6_LINK_LOCAL_ALL_NODES), &advertisement);
+            }
+        }
+    }
+
+    fn push_arp(&mut self, from: EthernetAddress, to: EthernetAddress, arp: &ArpRepr) {
+        let ethernet = EthernetRepr { src_addr: from, dst_addr: to, ethertype: EthernetProtocol::Arp };
+        self.queue.push(ethernet.buffer_len() + arp.buffer_len(), |bytes| {
+            let mut frame = EthernetFrame::new_unchecked(bytes);
+            ethernet.emit(&mut frame);
+            arp.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
+        });
+    }
+
+    fn push_ndisc(
+        &mut self,
+        (from_mac, from): (EthernetAddress, Ipv6Addr),
+        (to_mac, to): (EthernetAddress, Ipv6Addr),
+        message: &Icmpv6Repr<'_>,
+    ) {
+        let ethernet =
+            EthernetRepr { src_addr: from_mac, dst_addr: to_mac, ethertype: EthernetProtocol::Ipv6 };
         let ip = Ipv6Repr {
-            src_addr: source,
-            dst_addr: group,
+            src_addr: from,
+            dst_addr: to,
             next_header: IpProtocol::Icmpv6,
-            payload_len: solicitation.buffer_len(),
+            payload_len: message.buffer_len(),
+            // RFC 4861, section 7.1: what routers cannot have forwarded.
             hop_limit: 255,
         };
-        let ethernet = EthernetRepr {
-            src_addr: mac,
-            dst_addr: EthernetAddress([0x33, 0x33, 0xff, x, y, z]),
-            ethertype: EthernetProtocol::Ipv6,
-        };
-        self.queue.push(ethernet.buffer_len() + ip.buffer_len() + solicitation.buffer_len(), |bytes| {
+        self.queue.push(ethernet.buffer_len() + ip.buffer_len() + message.buffer_len(), |bytes| {
             let mut frame = EthernetFrame::new_unchecked(bytes);
             ethernet.emit(&mut frame);
             let mut packet = Ipv6Packet::new_unchecked(frame.payload_mut());
             ip.emit(&mut packet);
             let mut icmp = Icmpv6Packet::new_unchecked(packet.payload_mut());
-            solicitation.emit(&source, &group, &mut icmp, &ChecksumCapabilities::default());
+            message.emit(&from, &to, &mut icmp, &ChecksumCapabilities::default());
         });
     }
 
@@ -154,36 +191,70 @@ fn may_cause_error(frame: &[u8]) -> bool {
     !matches!(protocol, Some(IpProtocol::Icmp | IpProtocol::Icmpv6))
 }
 
-/// What a frame says of a neighbor's Ethernet address: ARP, or a neighbor advertisement.
-pub(crate) fn neighbor_in(frame: &[u8]) -> Option<(IpAddr, [u8; 6])> {
+/// What a frame of ARP or neighbor discovery says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Discovery {
+    /// A host has this address.
+    Neighbor { ip: IpAddr, mac: [u8; 6] },
+    /// A host asks whether it can have this address.
+    Probe(Probe),
+}
+
+/// A probe for an address, and who sent it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Probe {
+    pub target: IpAddr,
+    pub mac: [u8; 6],
+}
+
+/// Reads ARP, neighbor advertisements, and solicitations that are probes.
+pub(crate) fn discovery_in(frame: &[u8]) -> Option<Discovery> {
     let ethernet = EthernetFrame::new_checked(frame).ok()?;
+    let source_mac = ethernet.src_addr();
+    if !source_mac.is_unicast() {
+        return None;
+    }
     match ethernet.ethertype() {
         EthernetProtocol::Arp => {
             let arp = ArpRepr::parse(&ArpPacket::new_checked(ethernet.payload()).ok()?).ok()?;
-            let ArpRepr::EthernetIpv4 { source_hardware_addr, source_protocol_addr, .. } = arp else {
+            let ArpRepr::EthernetIpv4 {
+                operation,
+                source_hardware_addr: mac,
+                source_protocol_addr: ip,
+                target_protocol_addr: target,
+                ..
+            } = arp
+            else {
                 return None;
             };
-            let unicast = source_hardware_addr.is_unicast();
-            unicast.then_some((source_protocol_addr.into(), source_hardware_addr.0))
+            if ip.is_unspecified() && operation == ArpOperation::Request {
+                return Some(Discovery::Probe(Probe { target: target.into(), mac: source_mac.0 }));
+            }
+            mac.is_unicast().then_some(Discovery::Neighbor { ip: ip.into(), mac: mac.0 })
         }
         EthernetProtocol::Ipv6 => {
             let packet = Ipv6Packet::new_checked(ethernet.payload()).ok()?;
-            // RFC 4861, section 7.1.2: nothing that a router has forwarded.
+            // RFC 4861, section 7.1: nothing that a router has forwarded.
             if packet.next_header() != IpProtocol::Icmpv6 || packet.hop_limit() != 255 {
                 return None;
             }
             let icmp = Icmpv6Packet::new_checked(packet.payload()).ok()?;
             let (source, destination) = (packet.src_addr(), packet.dst_addr());
-            let repr =
-                Icmpv6Repr::parse(&source, &destination, &icmp, &ChecksumCapabilities::default()).ok()?;
-            let Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert { target_addr, lladdr, .. }) = repr else {
-                return None;
-            };
-            let mac = match lladdr {
-                Some(raw) => <[u8; 6]>::try_from(raw.as_bytes()).ok()?,
-                None => ethernet.src_addr().0,
-            };
-            EthernetAddress(mac).is_unicast().then_some((target_addr.into(), mac))
+            match Icmpv6Repr::parse(&source, &destination, &icmp, &ChecksumCapabilities::default()).ok()? {
+                Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert { target_addr, lladdr, .. }) => {
+                    let mac = match lladdr {
+                        Some(raw) => EthernetAddress(raw.as_bytes().try_into().ok()?),
+                        None => source_mac,
+                    };
+                    mac.is_unicast().then_some(Discovery::Neighbor { ip: target_addr.into(), mac: mac.0 })
+                }
+                Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit { target_addr, .. })
+                    if source.is_unspecified() =>
+                {
+                    Some(Discovery::Probe(Probe { target: target_addr.into(), mac: source_mac.0 }))
+                }
+                _ => None,
+            }
         }
         _ => None,
     }
@@ -300,7 +371,24 @@ mod tests {
             let question = asking.front().unwrap().to_vec();
             let mut answering = iface();
             assert!(answering.receive(&question, Instant::ZERO));
-            assert_eq!(neighbor_in(answering.front().unwrap()), Some((target, ours)));
+            let answer = discovery_in(answering.front().unwrap());
+            assert_eq!(answer, Some(Discovery::Neighbor { ip: target, mac: ours }));
+        }
+    }
+
+    #[test]
+    fn a_probe_is_recognized_and_answered() {
+        let (ours, theirs) = ([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 9]);
+        for (own, unspecified) in [("10.0.0.2", "0.0.0.0"), ("fd00::2", "::")] {
+            let mut iface = iface();
+            let own = own.parse().unwrap();
+            iface.ask(unspecified.parse().unwrap(), theirs, own);
+            let probe = Probe { target: own, mac: theirs };
+            assert_eq!(discovery_in(iface.front().unwrap()), Some(Discovery::Probe(probe)));
+            iface.pop();
+            iface.defend(ours, &probe);
+            let answer = discovery_in(iface.front().unwrap());
+            assert_eq!(answer, Some(Discovery::Neighbor { ip: own, mac: ours }));
         }
     }
 

@@ -28,5 +28,5 @@ pub mod transport;
 
 pub use config::{Config, ConfigError, Keepalive};
 pub use counters::{Counters, Drops};
-pub use endpoint::{ConnectError, Endpoint, ListenError};
+pub use endpoint::{AddressConflict, ConnectError, Endpoint, ListenError};
 pub use frame::{FrameSink, RxChecksum, RxFrame, SinkFull, TxChecksum, TxFrame};

@@ -2,11 +2,11 @@
 
 use smoltcp::time::Instant;
 
-use super::{Endpoint, Reply};
+use super::{AddressConflict, Endpoint, Reply};
 use crate::flow::Place;
 use crate::frame::{Flags, Parsed, RxFrame, Segment, parse};
 use crate::icmp::{self, Complaint, IcmpError};
-use crate::iface;
+use crate::iface::{self, Discovery};
 use crate::limit::Rate;
 use crate::net::CloseReason;
 use crate::tcp::connection::State;
@@ -38,20 +38,20 @@ impl Endpoint {
     fn segment<F: RxFrame>(&mut self, segment: &Segment, frame: &mut F) {
         self.counters.segments_in += 1;
         match self.flows.find(&segment.key) {
-            Some(Place::Connection(index)) => self.to_connection(index, segment, frame),
-            Some(Place::HalfOpen(place)) => self.to_half_open(place, segment, frame),
-            Some(Place::TimeWait(place)) => self.to_time_wait(place, segment, frame),
-            None => self.to_listener(segment, frame, None),
+            Some(Place::Connection(index)) => self.at_connection(index, segment, frame),
+            Some(Place::HalfOpen(place)) => self.at_half_open(place, segment, frame),
+            Some(Place::TimeWait(place)) => self.at_time_wait(place, segment, frame),
+            None => self.at_listener(segment, frame, None),
         }
     }
 
-    pub(super) fn to_connection<F: RxFrame>(&mut self, index: u32, segment: &Segment, frame: &mut F) {
+    pub(super) fn at_connection<F: RxFrame>(&mut self, index: u32, segment: &Segment, frame: &mut F) {
         let now = self.now;
         let outcome = self.with(index, |connection, cx| connection.segment(now, segment, frame, cx));
         self.conclude(index, outcome);
     }
 
-    fn to_time_wait<F: RxFrame>(&mut self, place: u32, segment: &Segment, frame: &mut F) {
+    fn at_time_wait<F: RxFrame>(&mut self, place: u32, segment: &Segment, frame: &mut F) {
         let Some(entry) = self.time_waits.get(place) else { return };
         match entry.judge(segment, self.now) {
             Meaning::Ignore => self.counters.drops.unexpected += 1,
@@ -69,7 +69,7 @@ impl Endpoint {
                 let least_iss = entry.snd_nxt + 1;
                 self.time_waits.remove(place);
                 self.flows.remove(&segment.key);
-                self.to_listener(segment, frame, Some(least_iss));
+                self.at_listener(segment, frame, Some(least_iss));
             }
         }
     }
@@ -94,10 +94,19 @@ impl Endpoint {
 
     /// A frame that is not TCP.
     fn other(&mut self, frame: &[u8]) {
-        if let Some((ip, mac)) = iface::neighbor_in(frame)
-            && self.neighbors.learned(ip, mac, self.now)
-        {
-            self.resolve_waiting();
+        match iface::discovery_in(frame) {
+            Some(Discovery::Neighbor { ip, mac }) => {
+                if self.local.has(ip) && mac != self.config.mac {
+                    self.conflict.get_or_insert(AddressConflict { ip, mac });
+                }
+                if self.neighbors.learned(ip, mac, self.now) {
+                    self.resolve_waiting();
+                }
+            }
+            Some(Discovery::Probe(probe)) if self.local.has(probe.target) && probe.mac != self.config.mac => {
+                self.iface.defend(self.config.mac, &probe);
+            }
+            _ => {}
         }
         if let Some(error) = icmp::parse(frame) {
             self.icmp_error(&error);

@@ -1,8 +1,10 @@
 //! What goes out: timers that are due, answers, and the segments of the connections that have some.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use smoltcp::time::Instant;
 
-use super::{Endpoint, TimerOf};
+use super::{ADDRESS_PROBE_INTERVAL, Endpoint, TimerOf};
 use crate::emit::Header;
 use crate::frame::{FrameSink, SinkFull, TxChecksum, TxFrame};
 use crate::neighbor::{Expired, Lookup};
@@ -122,6 +124,7 @@ impl Endpoint {
                 TimerOf::HalfOpen(place) => self.expire_half_open(place),
                 TimerOf::TimeWait(place) => self.expire_time_wait(place),
                 TimerOf::Neighbor(entry) => self.expire_neighbor(entry),
+                TimerOf::Probe => self.send_probes(),
             }
         }
     }
@@ -167,6 +170,20 @@ impl Endpoint {
             false
         });
         self.unresolved = waiting;
+    }
+
+    fn send_probes(&mut self) {
+        for cidr in &self.local.addresses {
+            let (unspecified, own) = match IpAddr::from(cidr.address()) {
+                IpAddr::V4(own) => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V4(own)),
+                IpAddr::V6(own) => (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(own)),
+            };
+            self.iface.ask(unspecified, self.config.mac, own);
+        }
+        self.probes = self.probes.saturating_sub(1);
+        if self.probes > 0 {
+            self.set_timer(TimerOf::Probe, self.now + ADDRESS_PROBE_INTERVAL);
+        }
     }
 
     fn expire_neighbor(&mut self, entry: u32) {

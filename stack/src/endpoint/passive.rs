@@ -22,7 +22,7 @@ const CHALLENGES: Rate = Rate::per_second(1000, 100);
 impl Endpoint {
     /// A segment that begins a connection, or that belongs to none. `least_iss` is the least number that a
     /// connection may begin with whose predecessor was in TIME-WAIT.
-    pub(super) fn to_listener<F: RxFrame>(
+    pub(super) fn at_listener<F: RxFrame>(
         &mut self,
         segment: &Segment,
         frame: &mut F,
@@ -34,7 +34,7 @@ impl Endpoint {
             self.syn(segment, listener, least_iss);
         } else if kind.is_empty() {
             self.counters.drops.unexpected += 1;
-        } else if kind != Flags::ACK || !self.from_cookie(segment, listener, frame) {
+        } else if kind != Flags::ACK || !self.open_from_cookie(segment, listener, frame) {
             self.refuse(segment);
         }
     }
@@ -104,7 +104,7 @@ impl Endpoint {
     }
 
     /// RFC 9293, section 3.10.7.4, for SYN-RECEIVED.
-    pub(super) fn to_half_open<F: RxFrame>(&mut self, place: u32, segment: &Segment, frame: &mut F) {
+    pub(super) fn at_half_open<F: RxFrame>(&mut self, place: u32, segment: &Segment, frame: &mut F) {
         let Some(half_open) = self.listeners.get(place) else { return };
         let (handshake, listener) = (half_open.handshake, half_open.listener);
         let next = handshake.irs + 1;
@@ -163,7 +163,7 @@ impl Endpoint {
     }
 
     /// Opens a connection from the ACK of a cookie; false if it is none of ours.
-    fn from_cookie<F: RxFrame>(&mut self, segment: &Segment, listener: u16, frame: &mut F) -> bool {
+    fn open_from_cookie<F: RxFrame>(&mut self, segment: &Segment, listener: u16, frame: &mut F) -> bool {
         if self.last_cookie.is_none_or(|last| self.now - last > COOKIE_LIFETIME) {
             return false;
         }
@@ -211,7 +211,7 @@ impl Endpoint {
         let now = self.now;
         self.occupy(index, handshake.key, Some(listener));
         self.with(index, |connection, cx| connection.accept(handshake, cx, now));
-        self.to_connection(index, segment, frame);
+        self.at_connection(index, segment, frame);
         true
     }
 

@@ -37,10 +37,6 @@ impl Recovery {
         Self { duplicates: 0, active: false, point: initial, partial_seen: false }
     }
 
-    pub(crate) fn is_active(&self) -> bool {
-        self.active
-    }
-
     /// Segments that may be sent beyond the congestion window: one for each of the first two duplicates.
     pub(crate) fn limited_transmit(&self) -> u32 {
         if self.active { 0 } else { u32::from(self.duplicates.min(DUPLICATES - 1)) }

@@ -35,11 +35,13 @@ impl Connection {
         }
         let mut segment = *segment;
         // A simultaneous open: the SYN is known, the ACK is news.
-        if self.state == State::SynReceived && segment.flags.contains(Flags::SYN | Flags::ACK) {
-            if segment.seq + 1 == self.rcv_nxt && segment.payload_len == 0 {
-                segment.flags -= Flags::SYN;
-                segment.seq += 1;
-            }
+        if self.state == State::SynReceived
+            && segment.flags.contains(Flags::SYN | Flags::ACK)
+            && segment.seq + 1 == self.rcv_nxt
+            && segment.payload_len == 0
+        {
+            segment.flags -= Flags::SYN;
+            segment.seq += 1;
         }
         if let Some(outcome) = self.refuse(now, &segment, cx) {
             return outcome;

@@ -1,0 +1,234 @@
+//! What an application calls: listen, connect, events, and [`Net`].
+
+use std::net::{IpAddr, SocketAddr};
+
+use pmem::Extent;
+use smoltcp::time::Instant;
+
+use super::{ConnectError, Endpoint, FIRST_DYNAMIC_PORT, ListenError, Reply, TimerOf};
+use crate::flow::FlowKey;
+use crate::frame::Flags;
+use crate::listen::MAX_LISTENERS;
+use crate::neighbor::{Lookup, MAX_NEIGHBORS};
+use crate::net::{CloseReason, ConnId, Event, Net, SendError, SendSpace, Slot};
+use crate::tcp::connection::{Clock, Connection, Happened, State};
+
+impl Endpoint {
+    /// Accepts connections to `address`. Its IP may be unspecified: `0.0.0.0` stands for all of this host's
+    /// IPv4 addresses, `::` for all its addresses. At most `backlog` connections are half-open, and as many
+    /// wait for their [`Event::Opened`] to be taken.
+    ///
+    /// # Errors
+    /// [`ListenError`]: nothing changed.
+    pub fn listen(&mut self, address: SocketAddr, backlog: usize) -> Result<(), ListenError> {
+        if address.port() == 0 || backlog == 0 {
+            return Err(ListenError::Zero { port: address.port(), backlog });
+        }
+        if !address.ip().is_unspecified() && !self.local.has(address.ip()) {
+            return Err(ListenError::NotLocal(address.ip()));
+        }
+        if self.listeners.len() == MAX_LISTENERS {
+            return Err(ListenError::TooMany(MAX_LISTENERS));
+        }
+        if !self.listeners.add(address, backlog) {
+            return Err(ListenError::InUse(address));
+        }
+        Ok(())
+    }
+
+    /// Opens a connection from `local`, or from an address and port that fit. [`Event::Opened`] follows, or
+    /// [`Event::Closed`].
+    ///
+    /// # Errors
+    /// [`ConnectError`]: nothing was sent.
+    pub fn connect(
+        &mut self,
+        now: Instant,
+        remote: SocketAddr,
+        local: Option<SocketAddr>,
+    ) -> Result<ConnId, ConnectError> {
+        self.now = self.now.max(now);
+        if remote.port() == 0 || !self.local.is_peer(remote.ip()) {
+            return Err(ConnectError::BadRemote(remote));
+        }
+        let next_hop = self.next_hop(remote.ip()).ok_or(ConnectError::NoRoute(remote.ip()))?;
+        let asked = local.map(|local| local.ip()).filter(|ip| !ip.is_unspecified());
+        let source = asked.or_else(|| self.local.source_for(remote.ip()));
+        let source = source.ok_or(ConnectError::NoRoute(remote.ip()))?;
+        if !self.local.has(source) || source.is_ipv4() != remote.is_ipv4() {
+            return Err(ConnectError::NotLocal(source));
+        }
+        let key = match local.map_or(0, |local| local.port()) {
+            0 => self.free_port(source, remote),
+            port => Some(FlowKey::new(SocketAddr::new(source, port), remote))
+                .filter(|key| self.flows.find(key).is_none()),
+        };
+        let key = key.ok_or(ConnectError::InUse(remote))?;
+        if self.free.is_empty() {
+            return Err(ConnectError::TableFull(self.config.max_connections));
+        }
+        let neighbor = self.neighbors.find(next_hop, self.now);
+        if neighbor == Lookup::Full {
+            return Err(ConnectError::TableFull(MAX_NEIGHBORS));
+        }
+        let index = self.free.pop().ok_or(ConnectError::TableFull(self.config.max_connections))?;
+        let iss = self.secret.isn(&key, self.now);
+        let offset = self.secret.clock_offset(&key);
+        let clock = Clock { offset, recent: 0, recent_at: self.now };
+        let now = self.now;
+        let place = self.occupy(index, key, None);
+        let id = ConnId { index, generation: place.generation };
+        self.with(index, |connection, cx| connection.open(key, iss, clock, cx, now));
+        match neighbor {
+            Lookup::Known(mac) => self.places[index as usize].connection.mac = Some(mac),
+            Lookup::Ask { entry, until } => {
+                self.iface.ask(source, self.config.mac, next_hop);
+                self.set_timer(TimerOf::Neighbor(entry), until);
+                self.unresolved.push(index);
+            }
+            _ => self.unresolved.push(index),
+        }
+        self.settle(index);
+        Ok(id)
+    }
+
+    /// The next event, oldest first.
+    pub fn next_event(&mut self) -> Option<Event> {
+        loop {
+            let index = *self.telling.front()?;
+            let place = &mut self.places[index as usize];
+            let conn = ConnId { index, generation: place.generation };
+            let Some(happened) = place.connection.events.iter().next() else {
+                place.in_telling = false;
+                self.telling.pop_front();
+                continue;
+            };
+            place.connection.events -= happened;
+            return Some(match happened {
+                Happened::OPENED => {
+                    if let Some(listener) = place.listener.take() {
+                        self.listeners.listener(listener).untold -= 1;
+                    }
+                    Event::Opened { conn, peer: place.connection.key.peer() }
+                }
+                Happened::READABLE => Event::Readable { conn },
+                Happened::WRITABLE => Event::Writable { conn },
+                Happened::PEER_FINISHED => Event::PeerFinished { conn },
+                _ => {
+                    let reason = place.connection.reason;
+                    self.vacate(index);
+                    Event::Closed { conn, reason }
+                }
+            });
+        }
+    }
+
+    pub(super) fn next_hop(&self, remote: IpAddr) -> Option<IpAddr> {
+        if self.local.on_link(remote) {
+            return Some(remote);
+        }
+        match remote {
+            IpAddr::V4(_) => self.config.gateway_v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.config.gateway_v6.map(IpAddr::V6),
+        }
+    }
+
+    /// A port towards `remote` that nothing uses, searched for from a place that others cannot guess.
+    fn free_port(&self, source: IpAddr, remote: SocketAddr) -> Option<FlowKey> {
+        let ports = u16::MAX - FIRST_DYNAMIC_PORT + 1;
+        let first = self.secret.port_offset(&FlowKey::new(SocketAddr::new(source, 0), remote));
+        let clock = self.counters.opened as u32;
+        let keys = (0..ports).map(|step| {
+            let port = first.wrapping_add(clock).wrapping_add(step.into()) % u32::from(ports);
+            FlowKey::new(SocketAddr::new(source, FIRST_DYNAMIC_PORT + port as u16), remote)
+        });
+        keys.into_iter()
+            .find(|key| self.flows.find(key).is_none() && !self.listeners.is_port_used(key.local_port))
+    }
+
+    /// The connection of that name, if it lives.
+    fn live(&self, conn: ConnId) -> Option<&Connection> {
+        let place = self.places.get(conn.index as usize)?;
+        (place.used && place.generation == conn.generation).then_some(&place.connection)
+    }
+
+    fn live_mut(&mut self, conn: ConnId) -> Option<&mut Connection> {
+        let place = self.places.get_mut(conn.index as usize)?;
+        (place.used && place.generation == conn.generation).then_some(&mut place.connection)
+    }
+
+    /// Queues something for sending with `push`, which says whether there was room.
+    fn queue(&mut self, conn: ConnId, push: impl FnOnce(&mut Connection) -> bool) -> Result<(), SendError> {
+        let connection = self.live_mut(conn).filter(|connection| connection.sends());
+        let connection = connection.ok_or(SendError::Closed)?;
+        if !push(connection) {
+            connection.wants_room.set(true);
+            return Err(SendError::Full);
+        }
+        self.settle(conn.index);
+        Ok(())
+    }
+}
+
+impl Net for Endpoint {
+    fn recv(&mut self, conn: ConnId) -> Option<Slot> {
+        let extent = self.live_mut(conn)?.recv.pop()?;
+        let drained = self.with(conn.index, |connection, cx| {
+            let drained = connection.state == State::Drained && connection.recv.ready_bytes() == 0;
+            if drained {
+                connection.release(CloseReason::Finished, cx);
+            }
+            drained || connection.window_opened(cx)
+        });
+        if drained {
+            self.settle(conn.index);
+        }
+        Some(Slot::new(extent))
+    }
+
+    fn send_space(&self, conn: ConnId) -> SendSpace {
+        let Some(connection) = self.live(conn).filter(|connection| connection.sends()) else {
+            return SendSpace::default();
+        };
+        if !connection.send.is_unused() {
+            connection.wants_room.set(true);
+        }
+        SendSpace { bytes: connection.send.free_bytes(), extents: connection.send.free_extents() }
+    }
+
+    fn send(&mut self, conn: ConnId, bytes: &[u8]) -> Result<(), SendError> {
+        self.queue(conn, |connection| connection.send.push_bytes(bytes))
+    }
+
+    fn send_extent(&mut self, conn: ConnId, extent: Extent) -> Result<(), SendError> {
+        self.queue(conn, |connection| connection.send.push_extent(extent))
+    }
+
+    fn finish(&mut self, conn: ConnId) {
+        if let Some(connection) = self.live_mut(conn) {
+            connection.finish();
+            self.settle(conn.index);
+        }
+    }
+
+    fn abort(&mut self, conn: ConnId) {
+        let Some(connection) = self.live(conn).filter(|connection| connection.state != State::Closed) else {
+            return;
+        };
+        let (key, seq, ack) = (connection.key, connection.bare_seq(), connection.expected());
+        let reset = connection.mac.filter(|_| connection.is_synchronized());
+        let over = connection.state == State::Drained;
+        let unresolved = connection.state == State::SynSent && connection.mac.is_none();
+        if let Some(mac) = reset {
+            self.reply(Reply::bare(key, mac, seq, ack, Flags::RST | Flags::ACK));
+        }
+        if unresolved {
+            self.unresolved.retain(|&index| index != conn.index);
+        }
+        if !over {
+            self.flows.remove(&key);
+        }
+        self.end(conn.index, CloseReason::Aborted);
+        self.settle(conn.index);
+    }
+}
