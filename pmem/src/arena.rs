@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::{entry::ExtentName, medium::Medium};
+use crate::{entry::ExtentName, medium::Medium, region::Claim, superblock::Geometry};
 
 /// DPDK's `RTE_MBUF_DEFAULT_BUF_SIZE`: 128 bytes of headroom and 2048 of packet.
 pub const DEFAULT_BUFFER_BYTES: u16 = 2176;
@@ -23,6 +23,8 @@ pub struct Arena(Rc<Inner>);
 
 struct Inner {
     medium: Arc<dyn Medium>,
+    /// Keeps others out of the medium.
+    claim: Arc<Claim>,
     /// Where the first buffer lies in the medium.
     offset: usize,
     len_bytes: usize,
@@ -51,20 +53,17 @@ struct Meta {
 const WITH_DEVICE: u32 = u32::MAX;
 
 impl Arena {
-    /// An arena of free buffers at `offset`. `len_bytes` is what the region gives it, buffers and rest.
-    pub(crate) fn new(
-        medium: Arc<dyn Medium>,
-        offset: usize,
-        len_bytes: usize,
-        buffers: u32,
-        buffer_bytes: u16,
-    ) -> Self {
+    /// A shard's arena, all its buffers free.
+    pub(crate) fn new(medium: Arc<dyn Medium>, claim: Arc<Claim>, geometry: &Geometry, shard: u32) -> Self {
+        let Geometry { buffers, buffer_bytes, arena_stride, .. } = *geometry;
+        let (offset, len_bytes) = (geometry.arena_of(shard), arena_stride as usize);
         assert!(buffers as usize * buffer_bytes as usize <= len_bytes && offset + len_bytes <= medium.len());
         // Lowest names first: the free list is a stack, so that a small load stays in few lines and pages.
         let free = (0..buffers).rev().collect();
         let metas = (0..buffers).map(|_| Meta::default()).collect();
         Self(Rc::new(Inner {
             medium,
+            claim,
             offset,
             len_bytes,
             buffer_bytes,
@@ -125,9 +124,7 @@ impl Arena {
     }
 
     /// Takes back what [`Buffer::into_device`] handed out; none unless that buffer is with the device.
-    ///
-    /// To be called once the device is done with the buffer: it must not write there any more.
-    pub fn from_device(&self, id: BufferId) -> Option<Buffer> {
+    pub(crate) fn reclaim(&self, id: BufferId) -> Option<Buffer> {
         let meta = self.0.metas.get(id.0 as usize)?;
         if meta.refs.get() != WITH_DEVICE {
             return None;
@@ -147,7 +144,7 @@ impl Arena {
     /// Keeps the medium until the process ends.
     pub(crate) fn stay_mapped(&self) {
         if !self.0.stays_mapped.replace(true) {
-            std::mem::forget(self.0.medium.clone());
+            std::mem::forget((self.0.medium.clone(), self.0.claim.clone()));
         }
     }
 
@@ -312,11 +309,11 @@ impl Buffer {
         self.0.is_unique()
     }
 
-    /// Hands the buffer to a device: until [`Arena::from_device`] nobody else can have it.
+    /// Hands the buffer to a device: until [`Arena::reclaim`] nobody else can have it.
     ///
     /// # Errors
     /// The buffer itself, if there are other references to it.
-    pub fn into_device(self) -> Result<BufferId, Self> {
+    pub(crate) fn into_device(self) -> Result<BufferId, Self> {
         if !self.is_unique() {
             return Err(self);
         }

@@ -28,7 +28,7 @@ impl Arena {
     pub fn take_back(&self, bytes: &'static mut [u8]) -> Result<Buffer, &'static mut [u8]> {
         let whole =
             |id: &_| self.address(*id).cast_const() == bytes.as_ptr() && bytes.len() == self.buffer_bytes();
-        let buffer = self.id_at(bytes.as_ptr()).filter(whole).and_then(|id| self.from_device(id));
+        let buffer = self.id_at(bytes.as_ptr()).filter(whole).and_then(|id| self.reclaim(id));
         buffer.ok_or(bytes)
     }
 }

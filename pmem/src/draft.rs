@@ -17,6 +17,8 @@ const MAX_PIN_FACTOR: usize = 4;
 /// Pieces that a record may have however short they are; beyond those, one for each so many bytes.
 const FREE_PIECES: usize = 32;
 const PIECE_BYTES: usize = 128;
+/// Pieces whose memory is kept for another record.
+const KEPT_EXTENTS: usize = 64;
 
 /// A record under construction: pieces of buffers in their order. Dropping it gives the buffers back.
 ///
@@ -26,6 +28,8 @@ const PIECE_BYTES: usize = 128;
 #[derive(Debug)]
 pub struct Draft {
     pub(crate) shard: u64,
+    /// The pieces of a record that is still short.
+    pub(crate) gathered: Vec<Extent>,
     pub(crate) extents: Vec<Extent>,
     /// Checksums of the record's bytes up to the end of each group of [`ENTRY_EXTENTS`] pieces.
     pub(crate) crcs: Vec<u32>,
@@ -37,6 +41,25 @@ pub struct Draft {
     last_line: usize,
     pack: Option<Pack>,
     pub(crate) work: Work,
+}
+
+/// The memory of a draft, for the next one.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    gathered: Vec<Extent>,
+    extents: Vec<Extent>,
+    crcs: Vec<u32>,
+}
+
+impl Draft {
+    /// Empties the draft and gives its memory, unless that is large.
+    pub(crate) fn into_memory(mut self) -> Option<Memory> {
+        self.gathered.clear();
+        self.extents.clear();
+        self.crcs.clear();
+        let Self { gathered, extents, crcs, .. } = self;
+        (extents.capacity() <= KEPT_EXTENTS).then_some(Memory { gathered, extents, crcs })
+    }
 }
 
 /// What building a record has cost so far.
@@ -78,10 +101,12 @@ impl Pack {
 }
 
 impl Draft {
-    pub(crate) fn new(shard: u64, (extents, crcs): (Vec<Extent>, Vec<u32>)) -> Self {
-        debug_assert!(extents.is_empty() && crcs.is_empty());
+    pub(crate) fn new(shard: u64, memory: Memory) -> Self {
+        let Memory { gathered, extents, crcs } = memory;
+        debug_assert!(gathered.is_empty() && extents.is_empty() && crcs.is_empty());
         Self {
             shard,
+            gathered,
             extents,
             crcs,
             len: 0,
@@ -117,23 +142,24 @@ impl Draft {
         }
         if was_short {
             // Long enough to stay where it is: what was only gathered now becomes part of the record proper.
-            self.pinned = 0;
-            let gathered = std::mem::take(&mut self.extents);
-            self.extents.reserve(gathered.len() + 1);
-            for extent in gathered {
+            let mut gathered = std::mem::take(&mut self.gathered);
+            for extent in gathered.drain(..) {
                 self.adopt(arena, reserve, extent)?;
             }
+            self.gathered = gathered;
         }
         self.adopt(arena, reserve, extent)
     }
 
     /// Keeps a piece of a record that is still short, as it is, unless there are many.
     fn gather(&mut self, arena: &Arena, reserve: usize, extent: Extent) -> Result<(), AppendError> {
-        if self.extents.len() < FREE_PINS {
-            self.attach(extent);
+        if self.gathered.len() < FREE_PINS {
+            attach(&mut self.gathered, extent);
             return Ok(());
         }
-        self.copy(arena, reserve, &extent, |draft, copy| draft.attach(copy))
+        self.copy(arena, reserve, &extent, |draft, copy| {
+            attach(&mut draft.gathered, copy);
+        })
     }
 
     /// Makes a piece part of the record: where it is, or copied if it pins too much or is in the log already.
@@ -187,7 +213,7 @@ impl Draft {
     fn seal(&mut self, arena: &Arena, extent: Extent) {
         self.crc = crc32c::crc32c_append(self.crc, extent.bytes());
         self.flush(arena, &extent);
-        self.attach(extent);
+        self.pinned += usize::from(attach(&mut self.extents, extent));
         let group = (self.extents.len() - 1) / ENTRY_EXTENTS;
         self.crcs.truncate(group);
         self.crcs.push(self.crc);
@@ -204,23 +230,18 @@ impl Draft {
         self.work.flushed_lines += lines(from, to);
         self.last_line = (to - 1) / LINE_BYTES;
     }
+}
 
-    fn attach(&mut self, extent: Extent) {
-        let extent = match self.extents.last_mut() {
-            Some(last) => match last.merge(extent) {
-                Ok(()) => return,
-                Err(extent) => {
-                    self.pinned += usize::from(last.buffer_id() != extent.buffer_id());
-                    extent
-                }
-            },
-            None => {
-                self.pinned += 1;
-                extent
-            }
-        };
-        self.extents.push(extent);
-    }
+/// Adds a piece, or lets the last one grow over it; true if it begins in another buffer than that one.
+fn attach(pieces: &mut Vec<Extent>, extent: Extent) -> bool {
+    let Some(last) = pieces.last_mut() else {
+        pieces.push(extent);
+        return true;
+    };
+    let Err(extent) = last.merge(extent) else { return false };
+    let is_elsewhere = last.buffer_id() != extent.buffer_id();
+    pieces.push(extent);
+    is_elsewhere
 }
 
 /// A free buffer that is not one of the network's `reserve`.

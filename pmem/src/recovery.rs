@@ -9,7 +9,7 @@ use crate::{
     entry::{ENTRY_BYTES, EntryFault, ExtentName, crc_seed},
     header::{HEADERS_BYTES, Header, HeaderCell},
     medium::Medium,
-    region::OpenError,
+    region::{Claim, OpenError},
     ring::Ring,
     scan::{Corruption, LogPlan, Outcome, Scanned, Source, scan},
     shard::{Limits, Parts, Shard},
@@ -19,6 +19,7 @@ use crate::{
 /// A shard that is not open yet; can be sent to the thread that will own it.
 pub struct ShardSeed {
     pub(crate) medium: Arc<dyn Medium>,
+    pub(crate) claim: Arc<Claim>,
     pub(crate) geometry: Geometry,
     pub(crate) uuid: Uuid,
     pub(crate) index: u32,
@@ -45,6 +46,13 @@ impl ShardSeed {
         self.index
     }
 
+    /// Where the shard's arena is mapped, and its length in bytes; both whole pages. Devices can be given it
+    /// before anything of the shard is written, and the shard left as it is if they refuse.
+    pub fn arena_memory(&self) -> (*const u8, usize) {
+        let offset = self.geometry.arena_of(self.index);
+        (self.medium.base().as_ptr().wrapping_add(offset), self.geometry.arena_stride as usize)
+    }
+
     /// Recovers the shard, and opens it for the thread that calls this.
     ///
     /// The log is scanned from its head. What is found beyond the known-durable part is flushed and fenced: after
@@ -54,18 +62,12 @@ impl ShardSeed {
     /// # Errors
     /// [`OpenError::Corrupt`] if something durable is damaged; [`OpenError::Io`] if the medium fails.
     pub fn open(self) -> Result<Shard, OpenError> {
-        let Self { medium, geometry, uuid, index, limits } = self;
+        let Self { medium, claim, geometry, uuid, index, limits } = self;
         let seed = crc_seed(uuid, index);
         let corrupt = |corruption| OpenError::Corrupt { shard: index, corruption };
         let headers = HeaderCell::read(&*medium, geometry.header_of(index));
         let found = Header::newest(&headers, seed).ok_or(corrupt(Corruption::Header))?;
-        let arena = Arena::new(
-            medium.clone(),
-            geometry.arena_of(index),
-            geometry.arena_stride as usize,
-            geometry.buffers,
-            geometry.buffer_bytes,
-        );
+        let arena = Arena::new(medium.clone(), claim, &geometry, index);
         let ring = Ring::new(medium.clone(), geometry.log_of(index), geometry.log_entries, seed);
         let plan = LogPlan {
             header: found,

@@ -4,10 +4,11 @@ mod map;
 mod sysfs;
 
 use std::{
+    collections::BTreeSet,
     fmt, io,
     path::{Path, PathBuf},
     slice,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use uuid::Uuid;
@@ -133,8 +134,8 @@ pub enum OpenError {
     /// The region cannot be cut up as asked.
     #[error("cannot make a store: {0}")]
     Geometry(String),
-    /// Another process has the store open.
-    #[error("{} is in use by another process; stop that one first", path.display())]
+    /// Another process, or another part of this one, has the store open.
+    #[error("{} is in use, most likely by another process; stop that one first", path.display())]
     Locked {
         /// The path.
         path: PathBuf,
@@ -255,8 +256,28 @@ impl fmt::Display for RegionInfo {
 /// An open region, locked against other processes until its last shard is gone.
 pub struct Region {
     medium: Arc<dyn Medium>,
+    claim: Arc<Claim>,
     info: RegionInfo,
     limits: Limits,
+}
+
+/// The right to a medium: within the process nobody else has its region open.
+pub(crate) struct Claim(usize);
+
+/// Where the media lie that are in use.
+static CLAIMED: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
+
+impl Claim {
+    fn new(medium: &dyn Medium) -> Option<Self> {
+        let base = medium.base().as_ptr() as usize;
+        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).insert(base).then_some(Self(base))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
 }
 
 /// A medium, and what is known about it before anyone looked inside.
@@ -284,10 +305,10 @@ impl Region {
         Ok(region)
     }
 
-    /// Opens the store on a medium, or creates one there, with nothing to keep others out.
+    /// Opens the store on a medium, or creates one there.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// As [`open`](Self::open); [`OpenError::Locked`] while an earlier opening of the same medium is in use.
     pub fn over(medium: Arc<dyn Medium>, options: &Options) -> Result<Self, OpenError> {
         let path = PathBuf::from("(medium)");
         Self::inspect(Place { path, kind: Kind::Medium, platform: None, medium, size: options.size }, options)
@@ -302,6 +323,7 @@ impl Region {
     pub fn into_seeds(self) -> Vec<ShardSeed> {
         let seed = |index| ShardSeed {
             medium: self.medium.clone().fork(),
+            claim: self.claim.clone(),
             geometry: self.info.geometry,
             uuid: self.info.uuid,
             index,
@@ -319,6 +341,8 @@ impl Region {
     }
 
     fn inspect(place: Place, options: &Options) -> Result<Self, OpenError> {
+        let claim =
+            Claim::new(&*place.medium).ok_or_else(|| OpenError::Locked { path: place.path.clone() })?;
         let (store, is_new, repaired) = match look(&*place.medium) {
             Found::Store { superblock, damaged_copy } if !options.force => {
                 matches(&place, &superblock.geometry, options)?;
@@ -339,7 +363,7 @@ impl Region {
         let reserve = options.reserve.unwrap_or((geometry.buffers / 8).max(64)).min(geometry.buffers / 2);
         let limits = Limits { max_record_bytes: options.max_record_bytes.into(), reserve: reserve as usize };
         let info = RegionInfo { path, kind, domain, platform, uuid: store.uuid, geometry, is_new, repaired };
-        Ok(Self { medium, info, limits })
+        Ok(Self { medium, claim: Arc::new(claim), info, limits })
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     arena::{Arena, Extent},
-    draft::{Draft, Pack, lines, take_beyond},
+    draft::{Draft, Memory, Pack, lines, take_beyond},
     entry::{Body, ENTRY_BYTES, ENTRY_EXTENTS, Entry, EntryFault, ExtentName, INLINE_BYTES},
     error::{AppendError, CommitError, Full, TrimError},
     header::{Header, HeaderCell},
@@ -42,7 +42,7 @@ pub struct Shard {
     id: u64,
     counters: Counters,
     /// Memory of drafts that were appended, for the next ones.
-    spare: RefCell<Vec<(Vec<Extent>, Vec<u32>)>>,
+    spare: RefCell<Vec<Memory>>,
 }
 
 /// What a shard takes at most.
@@ -71,9 +71,11 @@ pub struct Counters {
     pub fences: u64,
     /// Records trimmed.
     pub trimmed_records: u64,
-    /// Payload bytes of the records in the log now.
+    /// Records in the log now.
+    pub live_records: u64,
+    /// Payload bytes of those records.
     pub live_payload_bytes: u64,
-    /// Persistent memory that those records occupy: their whole buffers and their log entries.
+    /// Persistent memory that they occupy: their whole buffers and their log entries.
     /// Divided by `live_payload_bytes` it is the space amplification.
     pub pm_bytes: u64,
 }
@@ -139,9 +141,8 @@ impl fmt::Debug for Pending {
     }
 }
 
-/// Appended drafts whose memory is kept, and how large it may be.
+/// Appended drafts whose memory is kept.
 const SPARE_DRAFTS: usize = 64;
-const SPARE_EXTENTS: usize = 64;
 
 /// What [`Shard::new`] needs.
 pub(crate) struct Parts {
@@ -158,7 +159,8 @@ impl Shard {
     pub(crate) fn new(parts: Parts) -> Self {
         static OPENED: AtomicU64 = AtomicU64::new(0);
         let head = parts.header.current().head;
-        let counters = Counters { live_payload_bytes: parts.recovery.payload_bytes, ..Counters::default() };
+        let Recovery { records: live_records, payload_bytes: live_payload_bytes, .. } = parts.recovery;
+        let counters = Counters { live_records, live_payload_bytes, ..Counters::default() };
         Self {
             arena: parts.arena,
             ring: parts.ring,
@@ -285,6 +287,7 @@ impl Shard {
         self.counters.copied_bytes += draft.work.copied_bytes;
         self.counters.appended_records += 1;
         self.counters.payload_bytes += draft.len();
+        self.counters.live_records += 1;
         self.counters.live_payload_bytes += draft.len();
         let receipt = Receipt { seq: self.next, len: draft.len(), crc32c, epoch: self.epoch() };
         self.next += needed;
@@ -346,7 +349,8 @@ impl Shard {
             self.head = seq + 1;
         }
         self.counters.trimmed_records += trimmed.records;
-        self.counters.live_payload_bytes -= trimmed.payload_bytes.min(self.counters.live_payload_bytes);
+        self.counters.live_records -= trimmed.records;
+        self.counters.live_payload_bytes -= trimmed.payload_bytes;
         Ok(trimmed)
     }
 
@@ -379,7 +383,7 @@ impl Shard {
     fn append_inline(&mut self, draft: &mut Draft) -> u32 {
         let mut bytes = [0; INLINE_BYTES];
         let mut len = 0;
-        for extent in draft.extents.drain(..) {
+        for extent in draft.gathered.drain(..) {
             bytes[len..len + extent.len()].copy_from_slice(extent.bytes());
             len += extent.len();
         }
@@ -398,12 +402,12 @@ impl Shard {
             self.pack = Some(Pack::new(buffer));
         }
         let pack = self.pack.as_mut().expect("it was put there");
-        let copy = pack.fill(draft.extents.iter().map(Extent::bytes));
+        let copy = pack.fill(draft.gathered.iter().map(Extent::bytes));
         let from = copy.medium_offset();
         self.pack_dirty = if self.pack_dirty.is_empty() { from } else { self.pack_dirty.start }..from + len;
         draft.work.copied_bytes += len as u64;
         draft.crcs.push(crc32c::crc32c(copy.bytes()));
-        draft.extents.clear();
+        draft.gathered.clear();
         draft.extents.push(copy);
         Ok(())
     }
@@ -443,12 +447,9 @@ impl Shard {
     }
 
     fn recycle(&self, draft: Draft) {
-        let Draft { mut extents, mut crcs, .. } = draft;
         let mut spare = self.spare.borrow_mut();
-        if spare.len() < SPARE_DRAFTS && extents.capacity() <= SPARE_EXTENTS {
-            extents.clear();
-            crcs.clear();
-            spare.push((extents, crcs));
+        if spare.len() < SPARE_DRAFTS {
+            spare.extend(draft.into_memory());
         }
     }
 

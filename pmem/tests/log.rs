@@ -3,7 +3,7 @@
 mod common;
 
 use common::{PAYLOAD_OFFSET, append, contents, open, payload, store, tiny};
-use pmem::{AppendError, CommitError, Full, LineModel, Options, Piece, Region, Shard, TrimError};
+use pmem::{AppendError, CommitError, Full, LineModel, OpenError, Options, Piece, Region, Shard, TrimError};
 use proptest::prelude::*;
 
 fn shard(bytes: u64) -> Shard {
@@ -271,7 +271,8 @@ fn a_trimmed_record_that_is_being_read_keeps_its_buffers() {
     assert_eq!(last.bytes(), &bytes[2400..]);
     drop(last);
     assert_eq!(shard.arena().free_buffers(), all);
-    assert_eq!(shard.counters().pm_bytes, 0);
+    let counters = shard.counters();
+    assert_eq!((counters.pm_bytes, counters.live_records, counters.live_payload_bytes), (0, 0, 0));
 }
 
 #[test]
@@ -334,17 +335,37 @@ fn buffers_move_between_owner_device_and_free_list() {
     assert_eq!(arena.id_at(address.wrapping_add(arena.buffer_bytes() - 1)), Some(id));
     assert_eq!(arena.id_at(arena.base().wrapping_sub(1)), None);
     assert_eq!(arena.id_at(arena.base().wrapping_add(arena.buffers() * arena.buffer_bytes())), None);
-    assert!(arena.from_device(id).is_none(), "not with the device yet");
     let second = buffer.clone();
-    let buffer = buffer.into_device().expect_err("there is another reference");
+    let buffer = buffer.lend().expect_err("there is another reference");
     drop(second);
-    assert_eq!(buffer.into_device().unwrap(), id);
+    let lent = buffer.lend().unwrap();
+    assert_eq!((lent.as_mut_ptr(), lent.len()), (address, arena.buffer_bytes()));
+    lent[7..10].copy_from_slice(b"dma");
+    assert_eq!(arena.free_buffers(), all - 1, "the device has it");
+    let part = &mut lent[..100];
+    assert!(arena.take_back(part).is_err(), "a part is not the buffer");
+    let foreign = Box::leak(vec![0; arena.buffer_bytes()].into_boxed_slice());
+    assert!(arena.take_back(foreign).is_err());
     assert_eq!(arena.free_buffers(), all - 1);
-    let buffer = arena.from_device(id).unwrap();
-    assert!(arena.from_device(id).is_none(), "only once");
+
+    let lent = arena.take().unwrap().lend().unwrap();
+    lent[7..10].copy_from_slice(b"dma");
+    let buffer = arena.take_back(lent).unwrap();
+    assert_eq!(buffer.extent(7, 3).unwrap().bytes(), b"dma");
     drop(buffer);
-    assert_eq!(arena.free_buffers(), all);
-    assert!(arena.from_device(pmem::BufferId(u32::MAX)).is_none());
+    assert_eq!(arena.free_buffers(), all - 1);
+}
+
+#[test]
+fn a_medium_is_open_once() {
+    let model = LineModel::new(256 << 10);
+    let shard = open(&model, &tiny());
+    let extent = shard.arena().take().unwrap().into_extent(0, 10).unwrap();
+    drop(shard);
+    let again = || Region::over(model.clone(), &tiny()).map(|_| ());
+    assert!(matches!(again(), Err(OpenError::Locked { .. })), "a piece of it is still in use");
+    drop(extent);
+    again().unwrap();
 }
 
 #[test]

@@ -42,6 +42,13 @@ impl Unfinished {
     }
 }
 
+impl Unfinished {
+    /// Leaves the file to somebody else.
+    fn abandon(mut self) {
+        self.0 = None;
+    }
+}
+
 impl Drop for Unfinished {
     fn drop(&mut self) {
         if let Some(path) = self.0.take()
@@ -66,7 +73,11 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<(Place, Unfinished)
         }
         Err(source) => return Err(io_error("opening", path)(source)),
     };
-    lock(&file, FlockOperation::NonBlockingLockExclusive, path)?;
+    if let Err(error) = lock(&file, FlockOperation::NonBlockingLockExclusive, path) {
+        // Whoever has it locked is making a store of it.
+        unfinished.abandon();
+        return Err(error);
+    }
     let meta = file.metadata().map_err(io_error("inspecting", path))?;
     let kind = meta.file_type();
     let place = if kind.is_char_device() {
@@ -182,7 +193,7 @@ fn regular(
         let medium = mapped(map, Some(file), Domain::Volatile(best_flush_instruction()));
         return Ok(Place { path, kind: Kind::VolatileFile, platform: None, medium, size });
     }
-    match Span::map_sync(&file, len, PAGE_BYTES) {
+    match Span::map_sync(&file, len, HUGE_PAGE_BYTES) {
         Ok(span) => {
             let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
             let platform = sysfs.persistence_domain(Device::Block { major, minor });
@@ -199,8 +210,6 @@ fn regular(
         Err(errno) => Err(io_error("mapping", &path)(errno.into())),
     }
 }
-
-const PAGE_BYTES: usize = 4096;
 
 /// Gives a file its length if it is new or to be formatted again; returns the length to map.
 fn size_file(path: &Path, file: &File, len: u64, options: &Options) -> Result<u64, OpenError> {
@@ -310,7 +319,7 @@ fn device_dax(
 ) -> Result<Place, OpenError> {
     let device = char_device(meta);
     let size = sysfs.dax_size(device).filter(|_| sysfs.is_dax(device)).ok_or_else(|| not_dax(path))?;
-    let align = sysfs.dax_align(device).unwrap_or(0).max(MIN_DAX_ALIGN_BYTES) as usize;
+    let align = sysfs.dax_align(device).unwrap_or(0).max(HUGE_PAGE_BYTES as u64) as usize;
     let len = usize::try_from(size).map_err(|_| OpenError::Geometry(format!("{size} bytes are too many")))?;
     let span = Span::map_sync(&file, len, align).map_err(|errno| io_error("mapping", path)(errno.into()))?;
     let platform = sysfs.persistence_domain(device);
@@ -318,7 +327,8 @@ fn device_dax(
     Ok(Place { path: path.into(), kind: Kind::DeviceDax, platform, medium, size: options.size })
 }
 
-const MIN_DAX_ALIGN_BYTES: u64 = 2 << 20;
+/// What device-DAX needs at least, and what lets the kernel map a DAX file with huge pages.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// What flush and fence are on DAX memory. Only a platform that says so itself is believed to save its caches.
 fn dax_domain(platform: Option<&str>) -> Domain {
@@ -402,4 +412,30 @@ fn unsupported(path: &Path, what: &'static str, remedy: &'static str) -> OpenErr
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_path_buf();
     move |source| OpenError::Io { what, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_platform_that_says_so_is_believed_to_save_its_caches() {
+        let flushed = Domain::CacheLines(best_flush_instruction());
+        assert_eq!(dax_domain(Some("cpu_cache")), Domain::FenceOnly);
+        for platform in [Some("memory_controller"), Some("unknown"), None] {
+            assert_eq!(dax_domain(platform), flushed, "{platform:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_system_without_dax_refuses_map_sync() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let file = File::create_new(dir.path().join("file")).unwrap();
+        file.set_len(1 << 20).unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(dir.path().join("file")).unwrap();
+        match Span::map_sync(&file, 1 << 20, HUGE_PAGE_BYTES) {
+            Ok(span) => assert_eq!(span.base.as_ptr() as usize % HUGE_PAGE_BYTES, 0),
+            Err(errno) => assert!(matches!(errno, Errno::OPNOTSUPP | Errno::INVAL), "{errno}"),
+        }
+    }
 }
