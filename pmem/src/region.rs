@@ -270,7 +270,9 @@ static CLAIMED: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
 impl Claim {
     fn new(medium: &dyn Medium) -> Option<Self> {
         let base = medium.base().as_ptr() as usize;
-        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).insert(base).then_some(Self(base))
+        let is_free = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).insert(base);
+        // Not before it is certain: dropping a claim ends it.
+        is_free.then(|| Self(base))
     }
 }
 
