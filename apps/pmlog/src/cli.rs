@@ -93,6 +93,9 @@ pub struct ServeArgs {
     /// Report as JSON lines instead of text.
     #[arg(long)]
     pub json: bool,
+    /// Do not give the store to the device by the IOMMU: for the test that shows what happens then.
+    #[arg(long, hide = true)]
+    pub no_dma_map: bool,
     /// Arguments for DPDK's environment layer (EAL).
     #[arg(last = true, value_name = "EAL ARGS")]
     pub eal: Vec<String>,

@@ -7,9 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context as _, Result, ensure};
-use dpdk::Eal;
-use pmem::{Options, Region, RegionInfo, Shard};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use dpdk::{Eal, ExternalArea, PortId};
+use pmem::{Kind, OpenError, Options, Region, RegionInfo, Shard, ShardSeed};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::IpCidr;
@@ -45,8 +45,13 @@ const CHECKPOINT_AFTER: Duration = Duration::from_secs(1);
 pub fn serve(args: &ServeArgs, out: &mut impl Write) -> Result<()> {
     let stop = stop_signal().context("signals cannot be handled")?;
     let clock = Clock::start();
-    let (info, shard) = open_store(args)?;
-    let transport = open_port(args, &shard, clock.now())?;
+    // The device comes first: a mistake in its name should not leave a new store behind.
+    let device = Device::find(args)?;
+    let (info, seed) = open_store(args)?;
+    // Before recovery writes to the store: one that the device cannot reach stays as it is.
+    let area = device.reach(args, &info, &seed)?;
+    let shard = seed.open()?;
+    let transport = open_port(args, &device, area, &shard, clock.now())?;
     let config = ServiceConfig {
         max_record_bytes: args.max_record.as_u64(),
         max_connections: args.max_connections.get(),
@@ -121,7 +126,7 @@ fn end(server: &mut LogServer, clock: &Clock) -> Result<()> {
     shard.checkpoint().context("the store's end could not be noted; acknowledged records are safe")
 }
 
-fn open_store(args: &ServeArgs) -> Result<(RegionInfo, Shard)> {
+fn open_store(args: &ServeArgs) -> Result<(RegionInfo, ShardSeed)> {
     let options = Options {
         size: args.pm_size.map(|size| size.as_u64()),
         shards: Some(1),
@@ -130,28 +135,96 @@ fn open_store(args: &ServeArgs) -> Result<(RegionInfo, Shard)> {
         force: args.force,
         ..Options::default()
     };
-    let region = Region::open(&args.pm, &options)?;
+    let region = Region::open(&args.pm, &options).map_err(|error| match option_for(&error) {
+        Some(option) => anyhow!("{error} (here: {option})"),
+        None => error.into(),
+    })?;
     let info = region.info().clone();
-    Ok((info, region.into_shard()?))
+    Ok((info, region.into_seeds().swap_remove(0)))
 }
 
-fn open_port(args: &ServeArgs, shard: &Shard, now: Instant) -> Result<DpdkTransport> {
-    let eal = Eal::init(eal_arguments(&args.dev, &args.eal))?;
-    let id = eal.attach(&args.dev)?;
-    let mac = args.mac.map_or(id.info()?.mac, |mac| mac.0);
-    ensure!(mac != [0; 6], "{} has no Ethernet address of its own; give it one with --mac", args.dev);
+/// The option that grants what the store's error asks for.
+fn option_for(error: &OpenError) -> Option<&'static str> {
+    match error {
+        OpenError::NoSize { .. } => Some("--pm-size 1GiB"),
+        OpenError::Volatile { .. } => Some("--volatile"),
+        OpenError::NotAStore { .. } | OpenError::Version { .. } | OpenError::Damaged { .. } => {
+            Some("--force")
+        }
+        OpenError::Mismatch { .. } => Some("--pm-size, --force"),
+        _ => None,
+    }
+}
+
+/// The device that was asked for, not started yet.
+struct Device {
+    eal: Eal,
+    id: PortId,
+    mac: [u8; 6],
+}
+
+impl Device {
+    fn find(args: &ServeArgs) -> Result<Self> {
+        let eal = Eal::init(eal_arguments(&args.dev, &args.eal))?;
+        let id = eal.attach(&args.dev)?;
+        let mac = args.mac.map_or(id.info()?.mac, |mac| mac.0);
+        ensure!(mac != [0; 6], "{} has no Ethernet address of its own; give it one with --mac", args.dev);
+        Ok(Self { eal, id, mac })
+    }
+
+    /// Lets the device reach the store's buffers by DMA. Nothing is written to the store.
+    fn reach(&self, args: &ServeArgs, info: &RegionInfo, seed: &ShardSeed) -> Result<ExternalArea> {
+        if self.eal.uses_physical_addresses() {
+            check_physical(info)?;
+        }
+        let (base, len_bytes) = seed.arena_memory();
+        let area = ExternalArea::register(self.eal, base, len_bytes)?;
+        if !args.no_dma_map {
+            area.map_dma(self.id)?;
+        }
+        Ok(area)
+    }
+}
+
+/// Refuses a store whose pages may get other physical addresses, and says what those of the others ask for.
+fn check_physical(info: &RegionInfo) -> Result<()> {
+    let path = info.path.display();
+    match info.kind {
+        Kind::DeviceDax => {
+            tracing::warn!("the NIC uses physical addresses: nothing keeps it from any other memory");
+        }
+        Kind::FsDax => tracing::warn!(
+            "the NIC uses physical addresses, and the file system does not know: while this server runs, do not \
+             truncate, delete, move, defragment or reflink {path}, or the NIC will write into other files' blocks"
+        ),
+        kind => bail!(
+            "{path} is a {kind}, whose pages the kernel may move at any time; with --iova-mode=pa use device-DAX or \
+             a file on a DAX file system"
+        ),
+    }
+    Ok(())
+}
+
+fn open_port(
+    args: &ServeArgs,
+    device: &Device,
+    area: ExternalArea,
+    shard: &Shard,
+    now: Instant,
+) -> Result<DpdkTransport> {
     let mut addresses = vec![IpCidr::Ipv4(args.ip)];
     addresses.extend(args.ip6.map(IpCidr::Ipv6));
     let config = Config {
         gateway_v4: args.gateway,
         gateway_v6: args.gateway6,
         max_connections: args.max_connections.get() as usize,
-        ..Config::new(mac, addresses.clone()).context("no random numbers for the stack's secrets")?
+        ..Config::new(device.mac, addresses.clone()).context("no random numbers for the stack's secrets")?
     };
     // A small store must not end up in the receive ring as a whole.
     let descriptors = descriptors_for(shard.arena().buffers());
     let rings = DpdkConfig { rx_descriptors: descriptors, ..DpdkConfig::default() };
-    let mut transport = DpdkTransport::new(eal, id, config, rings, shard.arena().clone(), now)?;
+    let arena = shard.arena().clone();
+    let mut transport = DpdkTransport::new(device.eal, device.id, config, rings, area, arena, now)?;
     for address in addresses {
         transport.listen(SocketAddr::new(IpAddr::from(address.address()), args.port), BACKLOG)?;
     }

@@ -4,12 +4,10 @@ use std::sync::{Mutex, PoisonError};
 
 use dpdk_sys as sys;
 
+use crate::addresses::{self, Addresses, PAGE_BYTES, PhysicalError, Run};
 use crate::eal::Eal;
 use crate::port::{PortError, PortId};
 use crate::{errno_text, last_errno};
-
-/// The page size given to DPDK; it wants both ends aligned to it, and looks no further.
-const PAGE_BYTES: usize = 4096;
 
 /// What is registered: DPDK itself notices only an area that equals another.
 static REGISTERED: Mutex<Vec<ExternalArea>> = Mutex::new(Vec::new());
@@ -22,6 +20,7 @@ static REGISTERED: Mutex<Vec<ExternalArea>> = Mutex::new(Vec::new());
 pub struct ExternalArea {
     base: usize,
     len_bytes: usize,
+    addresses: Addresses,
 }
 
 /// Why memory cannot be used for packets.
@@ -55,11 +54,16 @@ pub enum AreaError {
         /// DPDK's error code as text.
         reason: String,
     },
-    /// Physical addresses are needed, and files have none that stay.
-    #[error(
-        "external memory needs virtual I/O addresses; run EAL with --iova-mode=va (a NIC then needs an IOMMU)"
-    )]
-    PhysicalAddresses,
+    /// EAL runs with physical addresses, and those of the area cannot be had.
+    #[error("the area {base:#x}+{len_bytes:#x} has no physical addresses for devices: {source}")]
+    Physical {
+        /// Where it begins.
+        base: usize,
+        /// How long it is, in bytes.
+        len_bytes: usize,
+        /// Why not.
+        source: PhysicalError,
+    },
     /// The device's bus did not map the memory.
     #[error("{device} cannot reach the area by DMA: {reason}. {remedy}")]
     Dma {
@@ -78,11 +82,15 @@ pub enum AreaError {
 impl ExternalArea {
     /// Makes `len_bytes` of memory at `base` known to DPDK until the process ends. Nothing is read or written.
     ///
+    /// Where EAL runs with physical addresses ([`Eal::uses_physical_addresses`]) they are looked up once and taken
+    /// to stay as they are until the process ends. The kernel keeps that for device-DAX and hugepages. A file on
+    /// a DAX file system keeps them as long as nobody truncates, moves or deletes it; a file in the page cache
+    /// does not keep them at all.
+    ///
     /// # Errors
-    /// [`AreaError`]: an unaligned or repeated area, or EAL runs with physical addresses.
+    /// [`AreaError`]: an unaligned or repeated area, or one without physical addresses where they are needed.
     pub fn register(_eal: Eal, base: *const u8, len_bytes: usize) -> Result<Self, AreaError> {
-        let area = Self { base: base as usize, len_bytes };
-        let Self { base, .. } = area;
+        let base = base as usize;
         if base == 0
             || len_bytes == 0
             || !base.is_multiple_of(PAGE_BYTES)
@@ -90,14 +98,28 @@ impl ExternalArea {
         {
             return Err(AreaError::Unaligned { base, len_bytes });
         }
-        require_virtual_addresses()?;
+        let are_physical = addresses::are_physical();
+        let addresses = if are_physical {
+            Addresses::physical_ones(base, len_bytes).map_err(|source| AreaError::Physical {
+                base,
+                len_bytes,
+                source,
+            })?
+        } else {
+            Addresses::virtual_ones(base, len_bytes)
+        };
+        let area = Self { base, len_bytes, addresses };
         let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
         if registered.iter().any(|other| other.overlaps(area)) {
             return Err(AreaError::Repeated { base, len_bytes });
         }
-        // SAFETY: DPDK records the range only; it is page-aligned.
+        // Without a list DPDK takes the area's own addresses for those of devices.
+        let mut pages = if are_physical { addresses.pages() } else { Vec::new() };
+        let list = if are_physical { pages.as_mut_ptr() } else { std::ptr::null_mut() };
+        // SAFETY: DPDK records the range only, which is page-aligned, and copies the list, which has an entry for
+        // each page.
         let result = unsafe {
-            sys::rte_extmem_register(base as *mut _, len_bytes, std::ptr::null_mut(), 0, PAGE_BYTES)
+            sys::rte_extmem_register(base as *mut _, len_bytes, list, pages.len() as u32, PAGE_BYTES)
         };
         if result != 0 {
             return Err(AreaError::Register { base, len_bytes, reason: errno_text(last_errno()) });
@@ -107,16 +129,15 @@ impl ExternalArea {
     }
 
     /// Lets the port's device reach the area by DMA. Needed before a real NIC's queues are set up; virtual
-    /// devices take it and do nothing.
+    /// devices, and NICs that nothing keeps from memory (uio), take it and do nothing.
     ///
     /// # Errors
     /// [`AreaError::Dma`] with the kernel's reason.
     pub fn map_dma(&self, port: PortId) -> Result<(), AreaError> {
-        let device = port.device()?;
         // SAFETY: the device belongs to a port that exists; the kernel checks the range.
-        let result =
-            unsafe { sys::rte_dev_dma_map(device, self.base as *mut _, self.base as u64, self.len_bytes) };
-        if result == 0 { Ok(()) } else { Err(dma_error(port)) }
+        self.for_each_run(port, |device, run| unsafe {
+            sys::rte_dev_dma_map(device, run.start as *mut _, run.iova, run.len_bytes)
+        })
     }
 
     /// Takes the area away from the port's device again: what it still reads or writes there then fails.
@@ -124,11 +145,47 @@ impl ExternalArea {
     /// # Errors
     /// [`AreaError::Dma`] with the kernel's reason.
     pub fn unmap_dma(&self, port: PortId) -> Result<(), AreaError> {
-        let device = port.device()?;
         // SAFETY: the device belongs to a port that exists; the kernel checks the range.
-        let result =
-            unsafe { sys::rte_dev_dma_unmap(device, self.base as *mut _, self.base as u64, self.len_bytes) };
-        if result == 0 { Ok(()) } else { Err(dma_error(port)) }
+        self.for_each_run(port, |device, run| unsafe {
+            sys::rte_dev_dma_unmap(device, run.start as *mut _, run.iova, run.len_bytes)
+        })
+    }
+
+    fn for_each_run(
+        &self,
+        port: PortId,
+        call: impl Fn(*mut sys::rte_device, &Run) -> i32,
+    ) -> Result<(), AreaError> {
+        let device = port.device()?;
+        for run in self.addresses.runs() {
+            clear_errno();
+            if call(device, run) == 0 {
+                continue;
+            }
+            let reason = std::io::Error::last_os_error();
+            // A bus without an IOMMU behind it says so without having asked the kernel.
+            let nobody_refused = reason.raw_os_error() == Some(0) && last_errno() == libc::ENOTSUP;
+            if !(nobody_refused && addresses::are_physical()) {
+                return Err(dma_error(port, reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many pieces the area has whose addresses follow one another for devices: 1 with virtual addresses.
+    pub fn contiguous_pieces(&self) -> usize {
+        self.addresses.runs().len()
+    }
+
+    /// Whether devices see `bytes` in one piece. Only such buffers can be given to a pool or swapped into a packet;
+    /// with virtual addresses that is every buffer in the area.
+    pub fn is_contiguous(&self, bytes: &[u8]) -> bool {
+        self.iova(bytes.as_ptr() as usize, bytes.len()).is_some()
+    }
+
+    /// The I/O address of `len` bytes at `address`; none if they lie outside or not in one piece.
+    pub(crate) fn iova(&self, address: usize, len: usize) -> Option<u64> {
+        self.addresses.of(address, len)
     }
 
     /// Whether `len` bytes at `address` lie inside.
@@ -148,26 +205,20 @@ impl ExternalArea {
     pub(crate) fn descriptor(&self, buffer_bytes: u16) -> sys::rte_pktmbuf_extmem {
         sys::rte_pktmbuf_extmem {
             buf_ptr: self.base as *mut _,
-            buf_iova: self.base as u64,
+            buf_iova: self.addresses.runs()[0].iova,
             buf_len: self.len_bytes,
             elt_size: buffer_bytes,
         }
     }
 }
 
-/// Files have no lasting physical addresses, so the device must use this process's own.
-pub(crate) fn require_virtual_addresses() -> Result<(), AreaError> {
-    // SAFETY: reads EAL's configuration.
-    if unsafe { sys::rte_eal_iova_mode() } == sys::rte_iova_mode_RTE_IOVA_VA {
-        Ok(())
-    } else {
-        Err(AreaError::PhysicalAddresses)
-    }
+fn clear_errno() {
+    // SAFETY: errno is this thread's own.
+    unsafe { *libc::__errno_location() = 0 }
 }
 
 /// The kernel's reason is in errno: DPDK's own says only that it failed.
-fn dma_error(port: PortId) -> AreaError {
-    let reason = std::io::Error::last_os_error();
+fn dma_error(port: PortId, reason: std::io::Error) -> AreaError {
     let remedy = match reason.raw_os_error() {
         Some(libc::EOPNOTSUPP) => {
             "The kernel does not let vfio pin pages of a file on a DAX file system: use a device-DAX namespace \
@@ -175,6 +226,10 @@ fn dma_error(port: PortId) -> AreaError {
         }
         Some(libc::ENOMEM) => {
             "Raise the limit of locked memory (`ulimit -l unlimited`) above the area's size"
+        }
+        Some(libc::EINVAL) => {
+            "The IOMMU may translate fewer bits than these addresses have: run EAL with --iova-mode=pa (in QEMU: \
+             -device intel-iommu,aw-bits=48)"
         }
         Some(libc::EEXIST) => "It is mapped already: map an area once for each port",
         _ => "Check the kernel's log",

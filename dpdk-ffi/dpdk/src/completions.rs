@@ -7,7 +7,8 @@ use std::marker::PhantomData;
 use crossbeam_queue::ArrayQueue;
 use dpdk_sys as sys;
 
-use crate::area::{self, AreaError};
+use crate::addresses;
+use crate::area::ExternalArea;
 use crate::eal::Eal;
 use crate::mbuf::Mbuf;
 use crate::pool::{Pool, PoolConfig, PoolError};
@@ -28,6 +29,9 @@ pub struct Completions<T: AsRef<[u8]> + 'static> {
     done: &'static ArrayQueue<u32>,
     free: Vec<u32>,
     tails: Pool,
+    /// With physical addresses, where they are known.
+    area: Option<ExternalArea>,
+    are_physical: bool,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -45,9 +49,6 @@ pub enum CompletionsError {
     /// The mbufs for the payload.
     #[error(transparent)]
     Pool(#[from] PoolError),
-    /// External memory is not to be had.
-    #[error(transparent)]
-    Area(#[from] AreaError),
 }
 
 /// Payload was not attached; here is its owner again. The packet is as it was.
@@ -72,6 +73,9 @@ pub enum NotAttachedReason {
     /// More pieces than a frame may have.
     #[error("the packet has {MAX_ATTACHED} pieces of payload already; send it")]
     Segments,
+    /// Devices use physical addresses, and those of the payload are unknown or not in one piece.
+    #[error("devices do not see it in one piece; copy it")]
+    Scattered,
     /// More than a segment can hold.
     #[error("it is longer than 65535 bytes; cut it")]
     TooLong,
@@ -87,9 +91,8 @@ impl<T: AsRef<[u8]> + 'static> Completions<T> {
     /// Takes memory for `capacity` attachments at a time, for good; `name` is the name of the pool behind it.
     ///
     /// # Errors
-    /// [`CompletionsError`]: the name is bad or taken, memory is short, or EAL runs with physical addresses.
+    /// [`CompletionsError`]: the name is bad or taken, or memory is short.
     pub fn new(eal: Eal, name: &str, capacity: u32, socket: Option<u32>) -> Result<Self, CompletionsError> {
-        area::require_virtual_addresses()?;
         let mbufs = capacity.saturating_add(CACHED_MBUFS);
         let tails = Pool::dram(eal, name, &PoolConfig { mbufs, cache: CACHE, buffer_bytes: 0, socket })?;
         // Devices may hold on to frames for ever, so what they refer to stays for ever.
@@ -100,8 +103,17 @@ impl<T: AsRef<[u8]> + 'static> Completions<T> {
             done,
             free: (0..capacity).rev().collect(),
             tails,
+            area: None,
+            are_physical: addresses::are_physical(),
             _one_thread: PhantomData,
         })
+    }
+
+    /// Says where payload lies. Without it, payload is refused where EAL runs with physical addresses.
+    #[must_use]
+    pub fn within(mut self, area: ExternalArea) -> Self {
+        self.area = Some(area);
+        self
     }
 
     /// Puts `payload` behind the packet as its last segment, without copying it. A real NIC must have been
@@ -124,18 +136,25 @@ impl<T: AsRef<[u8]> + 'static> Completions<T> {
         let payload: &T = owner.insert(payload);
         let bytes: &[u8] = payload.as_ref();
         let (address, len) = (bytes.as_ptr(), bytes.len());
-        let reason = match u16::try_from(len) {
-            Ok(0) => Some(NotAttachedReason::Empty),
-            Ok(_) => None,
-            Err(_) => Some(NotAttachedReason::TooLong),
+        let iova = if self.are_physical {
+            self.area.and_then(|area| area.iova(address as usize, len))
+        } else {
+            Some(address as u64)
+        };
+        let reason = match (u16::try_from(len), iova) {
+            (Ok(0), _) => Some(NotAttachedReason::Empty),
+            (Err(_), _) => Some(NotAttachedReason::TooLong),
+            (Ok(_), None) => Some(NotAttachedReason::Scattered),
+            (Ok(_), Some(_)) => None,
         };
         if let (Some(reason), Some(payload)) = (reason, owner.take_if(|_| reason.is_some())) {
             return refuse(reason, payload);
         }
         self.free.pop();
+        let piece = Piece { address, iova: iova.unwrap_or_default(), len: len as u16 };
         // SAFETY: the bytes stay where they are until the callback has run, as their owner stays in its
         // place; the shared information likewise. The tail is ours, empty, and has no buffer of its own.
-        unsafe { chain(packet, tail, address, len as u16, place) }
+        unsafe { chain(packet, tail, piece, place) }
         Ok(())
     }
 
@@ -186,20 +205,28 @@ impl<T> Place<T> {
     }
 }
 
-/// Links `tail` behind `packet`, with `len` bytes at `address` as its data.
+/// Payload as a segment refers to it.
+struct Piece {
+    address: *const u8,
+    iova: u64,
+    len: u16,
+}
+
+/// Links `tail` behind `packet`, with `piece` as its data.
 ///
 /// # Safety
 /// The bytes and the place stay as they are until [`finished`] has run for the place. The tail is empty.
-unsafe fn chain<T>(packet: &mut Mbuf, tail: Mbuf, address: *const u8, len: u16, place: &'static Place<T>) {
+unsafe fn chain<T>(packet: &mut Mbuf, tail: Mbuf, piece: Piece, place: &'static Place<T>) {
+    let Piece { address, iova, len } = piece;
     let tail = tail.into_raw();
     let shared = place.shared.get();
     // SAFETY: nobody else refers to the shared information, the tail, or any segment of the packet. DPDK
-    // takes a pointer to mutable data but sending only reads; I/O addresses are virtual ones.
+    // takes a pointer to mutable data but sending only reads.
     unsafe {
         (*shared).free_cb = Some(finished::<T>);
         (*shared).fcb_opaque = std::ptr::from_ref(place).cast_mut().cast();
         sys::rte_mbuf_ext_refcnt_set(shared, 1);
-        sys::rte_pktmbuf_attach_extbuf(tail, address.cast_mut().cast(), address as u64, len, shared);
+        sys::rte_pktmbuf_attach_extbuf(tail, address.cast_mut().cast(), iova, len, shared);
         (*tail).data_len = len;
         (*tail).pkt_len = u32::from(len);
         let mut last = packet.as_ptr();

@@ -117,6 +117,11 @@ impl Eal {
         self.ports().first().copied().ok_or(AttachError::NoPorts)
     }
 
+    /// Whether devices use physical addresses, with nothing between them and all of memory.
+    pub fn uses_physical_addresses(&self) -> bool {
+        crate::addresses::are_physical()
+    }
+
     /// DPDK's release, as it runs.
     pub fn version(&self) -> String {
         // SAFETY: rte_version returns a NUL-terminated string in static storage.

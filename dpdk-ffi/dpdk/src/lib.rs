@@ -32,6 +32,7 @@
 
 #![allow(unsafe_code)]
 
+mod addresses;
 mod area;
 mod arguments;
 mod attach;
@@ -46,6 +47,7 @@ mod queue;
 mod refusal;
 mod statistics;
 
+pub use addresses::PhysicalError;
 pub use area::{AreaError, ExternalArea};
 pub use attach::AttachError;
 pub use batch::MbufBatch;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use dpdk_sys as sys;
 
-use crate::area::{self, AreaError, ExternalArea};
+use crate::area::ExternalArea;
 use crate::batch::MbufBatch;
 use crate::eal::Eal;
 use crate::mbuf::Mbuf;
@@ -109,9 +109,6 @@ pub enum PoolError {
         /// What it should be.
         expected: &'static str,
     },
-    /// External memory is not to be had.
-    #[error(transparent)]
-    Area(#[from] AreaError),
 }
 
 impl Pool {
@@ -246,7 +243,7 @@ pub enum NotSwappedReason {
     /// The driver put the frame into memory of its own.
     #[error("the frame is not in the external area; copy it")]
     Elsewhere,
-    /// Outside the area, unaligned, or of another length.
+    /// Outside the area, not in one piece for devices, unaligned, or of another length.
     #[error("the spare does not fit; give one of the pool's length, on a cache line, in the pool's area")]
     Spare,
 }
@@ -267,7 +264,6 @@ impl ExternalPool {
         buffers: Vec<&'static mut [u8]>,
         config: &ExternalPoolConfig,
     ) -> Result<Self, PoolError> {
-        area::require_virtual_addresses()?;
         let mbufs = u32::try_from(buffers.len()).unwrap_or(u32::MAX);
         let c_name = checked_name(name, mbufs, config.cache)?;
         let buffer_bytes = common_length(&buffers, area)?;
@@ -287,12 +283,12 @@ impl ExternalPool {
             )
         };
         let pool = Pool::created(pool, name, mbufs, buffer_bytes, true)?;
-        let mut left = buffers.into_iter();
+        let mut left = Placement { buffers: buffers.into_iter(), area };
         // SAFETY: the callback gets this very iterator, and each mbuf of the pool, while nobody else uses them.
         let visited = unsafe {
             sys::rte_mempool_obj_iter(pool.as_ptr(), Some(place_buffer), (&raw mut left).cast::<c_void>())
         };
-        assert!(visited == mbufs && left.len() == 0, "DPDK visits each mbuf of a pool once");
+        assert!(visited == mbufs && left.buffers.len() == 0, "DPDK visits each mbuf of a pool once");
         Ok(Self { pool, area })
     }
 
@@ -306,7 +302,7 @@ impl ExternalPool {
             Ok(()) => packet.header().buf_addr.cast::<u8>(),
             Err(reason) => return Err(NotSwapped { reason, spare }),
         };
-        set_buffer(packet.header_mut(), spare);
+        set_buffer(packet.header_mut(), spare, self.area);
         // SAFETY: a pool over external memory holds nothing but `&'static mut` buffers of this length, and
         // the packet held this one alone.
         Ok(unsafe { std::slice::from_raw_parts_mut(old, buffer_bytes) })
@@ -338,28 +334,36 @@ impl Deref for ExternalPool {
     }
 }
 
+/// Buffers on their way to a new pool's mbufs.
+struct Placement {
+    buffers: std::vec::IntoIter<&'static mut [u8]>,
+    area: ExternalArea,
+}
+
 /// Gives the next buffer to an mbuf: DPDK's own placement is one after the other from the area's start, where
 /// other buffers may be in use.
 unsafe extern "C" fn place_buffer(
     _pool: *mut sys::rte_mempool,
-    buffers: *mut c_void,
+    placement: *mut c_void,
     mbuf: *mut c_void,
     _index: u32,
 ) {
-    // SAFETY: `ExternalPool::new` passes the iterator, and waits for the last call.
-    let buffers = unsafe { &mut *buffers.cast::<std::vec::IntoIter<&'static mut [u8]>>() };
+    // SAFETY: `ExternalPool::new` passes the placement, and waits for the last call.
+    let placement = unsafe { &mut *placement.cast::<Placement>() };
     // SAFETY: DPDK passes the pool's mbufs, none of which is in use yet.
     let header = unsafe { &mut *mbuf.cast::<sys::rte_mbuf>() };
-    set_buffer(header, buffers.next().expect("there is a buffer for each mbuf"));
+    let buffer = placement.buffers.next().expect("there is a buffer for each mbuf");
+    set_buffer(header, buffer, placement.area);
 }
 
-fn set_buffer(header: &mut sys::rte_mbuf, buffer: &'static mut [u8]) {
+fn set_buffer(header: &mut sys::rte_mbuf, buffer: &'static mut [u8], area: ExternalArea) {
     let address = buffer.as_mut_ptr();
+    let iova = area.iova(address as usize, buffer.len()).expect("each buffer was found to fit");
     header.buf_addr = address.cast();
     header.data_len = 0;
     header.pkt_len = 0;
-    // SAFETY: the mbuf is valid and nobody else's; I/O addresses are virtual ones.
-    unsafe { sys::rte_mbuf_iova_set(header, address as u64) }
+    // SAFETY: the mbuf is valid and nobody else's, and this is where devices find its new buffer.
+    unsafe { sys::rte_mbuf_iova_set(header, iova) }
 }
 
 /// Whether neither the packet nor its buffer has another holder.
@@ -383,7 +387,7 @@ fn common_length(buffers: &[&'static mut [u8]], area: ExternalArea) -> Result<u1
         } else if buffer.len() != len {
             "as long as the first"
         } else if !fits(buffer, len, area) {
-            "inside the area and on a cache line"
+            "inside the area in one piece for devices, and on a cache line"
         } else {
             continue;
         };
@@ -399,7 +403,9 @@ fn common_length(buffers: &[&'static mut [u8]], area: ExternalArea) -> Result<u1
 
 fn fits(buffer: &[u8], len: usize, area: ExternalArea) -> bool {
     let address = buffer.as_ptr() as usize;
-    buffer.len() == len && address.is_multiple_of(ExternalPool::ALIGNMENT) && area.contains(address, len)
+    buffer.len() == len
+        && address.is_multiple_of(ExternalPool::ALIGNMENT)
+        && area.iova(address, len).is_some()
 }
 
 fn checked_name(name: &str, mbufs: u32, cache: u32) -> Result<CString, PoolError> {

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use dpdk::{
-    AreaError, Checksum, Completions, CompletionsError, Eal, ExternalArea, ExternalPool, ExternalPoolConfig,
+    Checksum, Completions, CompletionsError, Eal, ExternalArea, ExternalPool, ExternalPoolConfig,
     IpVersion, Mbuf, MbufBatch, Offloads, Pool, PoolConfig, PoolError, Port, PortConfig, PortError, PortId,
     RxQueue, TxChecksums, TxQueue,
 };
@@ -20,7 +20,8 @@ use crate::{
 /// Mbufs that a pool's caches may hold back.
 const POOL_CACHE: u32 = 128;
 
-/// Extents behind one header; a frame of more pieces is sent with all of them copied into one segment.
+/// Extents behind one header; a frame of more pieces is sent with all of them copied into one segment, and so is
+/// one with a piece that the device does not see as one.
 const MAX_SEGMENTS: usize = 8;
 
 /// The rings of the port.
@@ -30,14 +31,11 @@ pub struct DpdkConfig {
     pub rx_descriptors: u16,
     /// Length of the transmit queue, in packets.
     pub tx_descriptors: u16,
-    /// Whether the device is given the arena by the IOMMU. Always, but for the test that shows what happens
-    /// otherwise.
-    pub map_dma: bool,
 }
 
 impl Default for DpdkConfig {
     fn default() -> Self {
-        Self { rx_descriptors: 1024, tx_descriptors: 1024, map_dma: true }
+        Self { rx_descriptors: 1024, tx_descriptors: 1024 }
     }
 }
 
@@ -50,9 +48,6 @@ pub enum DpdkError {
     /// The port does not do as it was told.
     #[error(transparent)]
     Port(#[from] PortError),
-    /// The arena is not fit for packets.
-    #[error(transparent)]
-    Area(#[from] AreaError),
     /// No pool.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -87,7 +82,7 @@ pub struct DpdkCounters {
     pub misplaced: u64,
     /// Frames handed to the device.
     pub sent: u64,
-    /// Payload bytes copied since a frame had too many pieces.
+    /// Payload bytes copied since a frame had too many pieces, or one that the device does not see as one.
     pub copied_bytes: u64,
 }
 
@@ -107,6 +102,9 @@ pub struct DpdkTransport {
 struct Buffers {
     pool: ExternalPool,
     arena: Arena,
+    area: ExternalArea,
+    /// Free buffers that the device does not see in one piece; out of circulation for good.
+    scattered: Vec<&'static mut [u8]>,
     counters: DpdkCounters,
 }
 
@@ -116,13 +114,14 @@ struct Sender {
     heads: Pool,
     waiting: MbufBatch,
     completions: Completions<Extent>,
+    area: ExternalArea,
     sent: u64,
     copied_bytes: u64,
 }
 
 impl DpdkTransport {
-    /// Starts the port `id` with one queue each way over the buffers of `arena`. The host's addresses and limits
-    /// are those of `config`.
+    /// Starts the port `id` with one queue each way over the buffers of `arena`, which lies in `area`: registered,
+    /// and mapped for the port's DMA. The host's addresses and limits are those of `config`.
     ///
     /// # Errors
     /// [`DpdkError`]; nothing was sent. The arena's buffers that were meant for the port are lost to this process.
@@ -131,6 +130,7 @@ impl DpdkTransport {
         id: PortId,
         mut config: Config,
         rings: DpdkConfig,
+        area: ExternalArea,
         arena: Arena,
         now: Instant,
     ) -> Result<Self, DpdkError> {
@@ -139,18 +139,19 @@ impl DpdkTransport {
         let mtu = config.mtu;
         let endpoint = Endpoint::new(config, arena.clone(), now)?;
 
-        let area = ExternalArea::register(eal, arena.base(), arena.len_bytes())?;
-        if rings.map_dma {
-            area.map_dma(id)?;
-        }
         // What the device holds, a burst in our hands, and what the pool's cache keeps back.
         let needed = usize::from(rings.rx_descriptors) + MbufBatch::CAPACITY + 2 * POOL_CACHE as usize;
         let (free, total) = (arena.free_buffers(), arena.buffers());
-        let lent: Vec<_> = if free > needed {
-            std::iter::from_fn(|| arena.take()).take(needed).filter_map(|buffer| buffer.lend().ok()).collect()
-        } else {
+        if free <= needed {
             return Err(DpdkError::Arena { needed, free, buffers: total });
-        };
+        }
+        // At most one for each seam between pieces; and none at all with virtual addresses, which have no seams.
+        let mut scattered = Vec::with_capacity(area.contiguous_pieces());
+        let spares = std::iter::from_fn(|| spare(&arena, area, &mut scattered));
+        let lent: Vec<_> = spares.take(needed).collect();
+        if lent.len() < needed {
+            return Err(DpdkError::Arena { needed, free: lent.len(), buffers: total });
+        }
         let receive_config = ExternalPoolConfig { cache: POOL_CACHE, socket: info.socket };
         let pool = ExternalPool::new(eal, &format!("rx{}", info.name), area, lent, &receive_config)?;
         let in_flight = u32::from(rings.tx_descriptors) + MbufBatch::CAPACITY as u32;
@@ -162,6 +163,7 @@ impl DpdkTransport {
         };
         let heads = Pool::dram(eal, &format!("tx{}", info.name), &head_config)?;
         let completions = Completions::new(eal, &format!("pm{}", info.name), 4 * in_flight, info.socket)?;
+        let completions = completions.within(area);
 
         let port_config = PortConfig {
             rx_descriptors: rings.rx_descriptors,
@@ -175,8 +177,8 @@ impl DpdkTransport {
             endpoint,
             rx,
             received: MbufBatch::new(),
-            buffers: Buffers { pool, arena, counters: DpdkCounters::default() },
-            sender: Sender { tx, heads, waiting: MbufBatch::new(), completions, sent: 0, copied_bytes: 0 },
+            buffers: Buffers { pool, arena, area, scattered, counters: DpdkCounters::default() },
+            sender: Sender { tx, heads, waiting: MbufBatch::new(), completions, area, sent: 0, copied_bytes: 0 },
             port,
         })
     }
@@ -263,6 +265,21 @@ impl Transport for DpdkTransport {
     }
 }
 
+/// A free buffer that the device sees in one piece. Others that turn up are put aside.
+fn spare(
+    arena: &Arena,
+    area: ExternalArea,
+    scattered: &mut Vec<&'static mut [u8]>,
+) -> Option<&'static mut [u8]> {
+    loop {
+        let buffer = arena.take()?.lend().ok()?;
+        if area.is_contiguous(buffer) {
+            return Some(buffer);
+        }
+        scattered.push(buffer);
+    }
+}
+
 /// A received frame; claiming it puts a spare buffer into its mbuf.
 struct Frame<'a> {
     mbuf: &'a mut Mbuf,
@@ -283,8 +300,8 @@ impl RxFrame for Frame<'_> {
     }
 
     fn claim(&mut self) -> Option<(Buffer, u16)> {
-        let Buffers { pool, arena, counters } = &mut *self.buffers;
-        let Some(spare) = arena.take().and_then(|spare| spare.lend().ok()) else {
+        let Buffers { pool, arena, area, scattered, counters } = &mut *self.buffers;
+        let Some(spare) = spare(arena, *area, scattered) else {
             counters.no_spare += 1;
             return None;
         };
@@ -326,7 +343,8 @@ impl FrameSink for Sender {
         self.make_room(frame.payload.len())?;
         let mut mbuf = self.heads.alloc().ok_or(SinkFull)?;
         mbuf.append(frame.head.len()).ok_or(SinkFull)?.copy_from_slice(frame.head);
-        let copy = frame.payload.len() > MAX_SEGMENTS;
+        let is_scattered = |extent: &Extent| !self.area.is_contiguous(extent.bytes());
+        let copy = frame.payload.len() > MAX_SEGMENTS || frame.payload.iter().any(is_scattered);
         for extent in frame.payload {
             if copy {
                 mbuf.append(extent.len()).ok_or(SinkFull)?.copy_from_slice(extent.bytes());
