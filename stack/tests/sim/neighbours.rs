@@ -2,14 +2,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use smoltcp::time::Duration;
+use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{ArpOperation, EthernetAddress, EthernetFrame, Ipv4Packet, Ipv6Packet};
 use stack::net::{CloseReason, Event};
+use stack::sim::Path;
 use stack::{Config, ConnectError, ListenError};
 
-use crate::ours::config;
+use crate::ours::{Ours, config};
 use crate::script::Script;
-use crate::talk::{BOTH_VERSIONS, Version, ip, mac};
+use crate::talk::{BOTH_VERSIONS, Version, addresses, ip, link, mac};
 use crate::wire::{ACK, SYN, Side, arp, echo_reply, echo_request, is_question_for, neighbor_solicit, seg};
 
 #[test]
@@ -178,6 +179,27 @@ fn impossible_peers_and_addresses_are_refused() {
     assert_eq!(endpoint.listen(own, 1), Err(ListenError::InUse(own)));
     assert!(endpoint.connect(now, near, Some(own)).is_ok());
     assert!(matches!(endpoint.connect(now, near, Some(own)), Err(ConnectError::InUse(_))));
+}
+
+/// RFC 5227, section 2.1, and RFC 4862, section 5.4: a host that asks before it uses an address finds out that
+/// another has it.
+#[test]
+fn an_address_that_another_host_has_is_found_out() {
+    let conflict_with = |other_addresses| {
+        let (link, mut clock) = link(1);
+        let mut own = Ours::new(&link, Path::default(), 1, 100, config(1));
+        let other = Config { addresses: other_addresses, ..config(2) };
+        let mut other = Ours::new(&link, Path::default(), 2, 100, other);
+        own.net.endpoint_mut().probe_addresses(clock.now());
+        clock.run_until(&mut [&mut own, &mut other], Instant::from_secs(2));
+        assert_eq!(other.net.endpoint().address_conflict(), None, "the one that was there first has it");
+        own.net.endpoint().address_conflict()
+    };
+    assert_eq!(conflict_with(addresses(2)), None);
+    for cidr in addresses(1) {
+        let conflict = conflict_with(vec![cidr]).expect("the other host says so");
+        assert_eq!((conflict.ip, conflict.mac), (cidr.address().into(), mac(2).0));
+    }
 }
 
 /// RFC 9293 carries no fragments of its own, and none are put together: they are counted and dropped.
