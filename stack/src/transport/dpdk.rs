@@ -4,9 +4,9 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use dpdk::{
-    Checksum, Completions, CompletionsError, Eal, ExternalArea, ExternalPool, ExternalPoolConfig,
-    IpVersion, Mbuf, MbufBatch, Offloads, Pool, PoolConfig, PoolError, Port, PortConfig, PortError, PortId,
-    RxQueue, TxChecksums, TxQueue,
+    Checksum, Completions, CompletionsError, Eal, ExternalArea, ExternalPool, ExternalPoolConfig, IpVersion,
+    Mbuf, MbufBatch, Offloads, Pool, PoolConfig, PoolError, Port, PortConfig, PortError, PortId, RxQueue,
+    TxChecksums, TxQueue,
 };
 use pmem::{Arena, Buffer, Durable, Extent};
 use smoltcp::time::Instant;
@@ -178,7 +178,15 @@ impl DpdkTransport {
             rx,
             received: MbufBatch::new(),
             buffers: Buffers { pool, arena, area, scattered, counters: DpdkCounters::default() },
-            sender: Sender { tx, heads, waiting: MbufBatch::new(), completions, area, sent: 0, copied_bytes: 0 },
+            sender: Sender {
+                tx,
+                heads,
+                waiting: MbufBatch::new(),
+                completions,
+                area,
+                sent: 0,
+                copied_bytes: 0,
+            },
             port,
         })
     }

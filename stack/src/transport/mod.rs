@@ -2,3 +2,4 @@
 
 #[cfg(feature = "dpdk")]
 pub mod dpdk;
+pub mod kernel;

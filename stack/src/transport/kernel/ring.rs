@@ -1,0 +1,458 @@
+//! io_uring behind a safe interface: multishot accept and receive into provided buffers, batched sends.
+//!
+//! The ring owns all memory that the kernel reads or writes: provided buffers until their completion hands them
+//! out, and what is being sent until the kernel has given its last notice of it.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::types::{BufRingEntry, CancelBuilder, Fd};
+use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue};
+use memmap2::{MmapMut, MmapOptions};
+use pmem::Extent;
+
+use super::KernelError;
+
+/// Entries of the submission queue; it is emptied when it is full.
+const SUBMISSIONS: u32 = 1024;
+/// Entries of the completion queue. The kernel keeps what does not fit.
+const COMPLETIONS: u32 = 8192;
+/// The only group of provided buffers.
+const GROUP: u16 = 0;
+/// Pieces of one send.
+pub(super) const MAX_PIECES: usize = 64;
+/// Extents in one send from which on it is worth pinning their pages instead of copying them.
+const ZERO_COPY_BYTES: usize = 16 * 1024;
+
+const ACCEPT: u64 = 1 << 56;
+const RECEIVE: u64 = 2 << 56;
+const SEND: u64 = 3 << 56;
+const CANCEL: u64 = 4 << 56;
+const KIND: u64 = 0xff << 56;
+
+/// What has happened.
+#[derive(Debug)]
+pub(super) enum Completion {
+    /// A listener has a connection, or an error. It goes on accepting while `more`.
+    Accepted { token: u32, result: io::Result<OwnedFd>, more: bool },
+    /// A connection's payload, in a buffer that is no longer the ring's; none at the end of the stream. It goes
+    /// on receiving while `more`.
+    Received { token: u32, result: io::Result<Option<(&'static mut [u8], usize)>>, more: bool },
+    /// All of a send went out, or the connection failed.
+    Sent { token: u32, result: io::Result<()> },
+}
+
+/// A ring and its provided buffers.
+pub(super) struct Ring {
+    uring: IoUring,
+    buffers: ProvidedBuffers,
+    sends: Vec<Option<Box<Send>>>,
+    idle_sends: Vec<Box<Send>>,
+    free_sends: Vec<u32>,
+    sends_zero_copy: bool,
+    pub(super) counters: Counters,
+}
+
+/// What the ring has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counters {
+    pub zero_copy_bytes: u64,
+    pub copied_bytes: u64,
+    pub calls: u64,
+}
+
+/// A send on its way: the pieces stay where they are until the kernel is done with them.
+struct Send {
+    token: u32,
+    fd: i32,
+    inline: Vec<u8>,
+    extents: Vec<Extent>,
+    pieces: Vec<libc::iovec>,
+    header: libc::msghdr,
+    /// The first piece that is not out as a whole.
+    next: usize,
+    left: usize,
+    zero_copy: bool,
+    notices: u32,
+    finished: bool,
+}
+
+/// One piece of a send, in order.
+pub(super) enum Piece<'a> {
+    Bytes(&'a [u8]),
+    Extent(Extent),
+}
+
+impl Ring {
+    /// A ring with room for `buffers` provided buffers (a power of two) and `sends` sends at a time.
+    pub(super) fn new(buffers: u16, sends: usize) -> Result<Self, KernelError> {
+        let uring = IoUring::builder()
+            .setup_cqsize(COMPLETIONS)
+            .setup_clamp()
+            .setup_submit_all()
+            .setup_coop_taskrun()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .build(SUBMISSIONS)
+            // Before Linux 6.1, completions cannot wait until they are asked for.
+            .or_else(|error| match error.raw_os_error() {
+                Some(libc::EINVAL) => {
+                    IoUring::builder().setup_cqsize(COMPLETIONS).setup_clamp().build(SUBMISSIONS)
+                }
+                _ => Err(error),
+            })
+            .map_err(KernelError::Ring)?;
+        let mut probe = Probe::new();
+        uring.submitter().register_probe(&mut probe).map_err(KernelError::Ring)?;
+        // Multishot receive cannot be asked for; it came with the same release as this operation.
+        if !probe.is_supported(opcode::SendZc::CODE) {
+            return Err(KernelError::Unsupported { feature: "multishot receive", release: "6.0" });
+        }
+        let sends_zero_copy = probe.is_supported(opcode::SendMsgZc::CODE);
+        let buffers = ProvidedBuffers::new(buffers).map_err(KernelError::Ring)?;
+        // SAFETY: the mapping is as large as the entries need, and lives until after the ring is closed: `Ring`
+        // drops `uring` first.
+        unsafe {
+            uring.submitter().register_buf_ring_with_flags(buffers.address(), buffers.entries, GROUP, 0)
+        }
+        .map_err(|_| KernelError::Unsupported { feature: "provided-buffer rings", release: "5.19" })?;
+        Ok(Self {
+            uring,
+            buffers,
+            sends: (0..sends).map(|_| None).collect(),
+            idle_sends: Vec::with_capacity(sends),
+            free_sends: (0..sends as u32).rev().collect(),
+            sends_zero_copy,
+            counters: Counters::default(),
+        })
+    }
+
+    /// Places without a buffer.
+    pub(super) fn missing_buffers(&self) -> usize {
+        self.buffers.empty.len()
+    }
+
+    /// Places with a buffer.
+    pub(super) fn provided_buffers(&self) -> usize {
+        usize::from(self.buffers.entries) - self.missing_buffers()
+    }
+
+    /// Gives a buffer to the kernel; gives it back if all places are taken.
+    pub(super) fn provide(&mut self, buffer: &'static mut [u8]) -> Result<(), &'static mut [u8]> {
+        self.buffers.provide(buffer)
+    }
+
+    /// Lets the kernel see the buffers provided since the last time.
+    pub(super) fn publish(&mut self) {
+        self.buffers.publish();
+    }
+
+    /// Accepts connections until it is cancelled or fails.
+    pub(super) fn accept(&mut self, listener: &impl AsFd, token: u32) -> io::Result<()> {
+        let fd = Fd(listener.as_fd().as_raw_fd());
+        let entry = opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build();
+        self.push(entry.user_data(ACCEPT | u64::from(token)))
+    }
+
+    /// Receives into provided buffers until the stream ends, buffers run out, or it is cancelled.
+    pub(super) fn receive(&mut self, socket: &impl AsFd, token: u32) -> io::Result<()> {
+        let entry = opcode::RecvMulti::new(Fd(socket.as_fd().as_raw_fd()), GROUP).build();
+        self.push(entry.user_data(RECEIVE | u64::from(token)))
+    }
+
+    /// Ends the receiving and sending of a socket; their completions still come.
+    pub(super) fn cancel(&mut self, socket: &impl AsFd) -> io::Result<()> {
+        let socket = CancelBuilder::fd(Fd(socket.as_fd().as_raw_fd())).all();
+        self.push(opcode::AsyncCancel2::new(socket).build().user_data(CANCEL))
+    }
+
+    /// Ends the receiving of `token`; its last completion still comes.
+    pub(super) fn cancel_receive(&mut self, token: u32) -> io::Result<()> {
+        let receive = CancelBuilder::user_data(RECEIVE | u64::from(token));
+        self.push(opcode::AsyncCancel2::new(receive).build().user_data(CANCEL))
+    }
+
+    /// Whether another send can begin.
+    pub(super) fn has_room_to_send(&self) -> bool {
+        !self.free_sends.is_empty()
+    }
+
+    /// Sends pieces, at most [`MAX_PIECES`], in order and completely. One at a time for each socket, whose
+    /// descriptor stays open until the completion.
+    pub(super) fn send<'a>(
+        &mut self,
+        socket: &impl AsFd,
+        token: u32,
+        pieces: impl Iterator<Item = Piece<'a>>,
+    ) -> io::Result<()> {
+        let Some(index) = self.free_sends.pop() else {
+            return Err(io::Error::from(io::ErrorKind::ResourceBusy));
+        };
+        let mut send = self.idle_sends.pop().unwrap_or_default();
+        send.fill(token, socket.as_fd().as_raw_fd(), pieces, self.sends_zero_copy);
+        let pinned: usize = send.extents.iter().map(Extent::len).sum();
+        *(if send.zero_copy {
+            &mut self.counters.zero_copy_bytes
+        } else {
+            &mut self.counters.copied_bytes
+        }) += pinned as u64;
+        let entry = send.entry(index);
+        self.sends[index as usize] = Some(send);
+        self.push(entry)
+    }
+
+    /// Submits what was asked for and lets the kernel work; never waits.
+    pub(super) fn enter(&mut self) -> io::Result<()> {
+        self.counters.calls += 1;
+        self.uring.submission().sync();
+        let waiting = self.uring.submission().len() as u32;
+        // SAFETY: all memory that the entries name is owned by this ring or by sockets that outlive them.
+        let entered = unsafe {
+            self.uring.submitter().enter::<libc::sigset_t>(waiting, 0, EnterFlags::GETEVENTS.bits(), None)
+        };
+        match entered {
+            Ok(_) => Ok(()),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The next completion.
+    pub(super) fn next(&mut self) -> io::Result<Option<Completion>> {
+        loop {
+            let Some(entry) = self.uring.completion().next() else { return Ok(None) };
+            let (data, result, flags) = (entry.user_data(), entry.result(), entry.flags());
+            let token = data as u32;
+            let outcome = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
+            let more = cqueue::more(flags);
+            match data & KIND {
+                ACCEPT => {
+                    // SAFETY: the kernel has just made this descriptor for us.
+                    let result = outcome.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) });
+                    return Ok(Some(Completion::Accepted { token, result, more }));
+                }
+                RECEIVE => {
+                    let buffer = cqueue::buffer_select(flags).and_then(|place| self.buffers.take(place));
+                    let result = match (outcome, buffer) {
+                        (Ok(len), Some(buffer)) if len > 0 => Ok(Some((buffer, len))),
+                        (outcome, unused) => {
+                            // Its place has just become empty.
+                            unused.map(|buffer| self.buffers.provide(buffer));
+                            outcome.map(|_| None)
+                        }
+                    };
+                    return Ok(Some(Completion::Received { token, result, more }));
+                }
+                SEND => {
+                    if let Some(completion) = self.sent(token, outcome, flags)? {
+                        return Ok(Some(completion));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// One completion of a send: what went out, or the notice that its pages are no longer read.
+    fn sent(&mut self, index: u32, outcome: io::Result<usize>, flags: u32) -> io::Result<Option<Completion>> {
+        let Some(send) = &mut self.sends[index as usize] else { return Ok(None) };
+        let mut completion = None;
+        let mut again = None;
+        if cqueue::notif(flags) {
+            send.notices -= 1;
+        } else {
+            send.notices += u32::from(cqueue::more(flags));
+            let done = outcome.map(|count| send.advance(count));
+            match done {
+                Ok(false) => again = Some(send.entry(index)),
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) && send.zero_copy => {
+                    // Some sockets and some memory cannot be pinned: copy from now on.
+                    self.sends_zero_copy = false;
+                    send.zero_copy = false;
+                    again = Some(send.entry(index));
+                }
+                Ok(true) => {
+                    send.finished = true;
+                    completion = Some(Completion::Sent { token: send.token, result: Ok(()) });
+                }
+                Err(error) => {
+                    send.finished = true;
+                    completion = Some(Completion::Sent { token: send.token, result: Err(error) });
+                }
+            }
+        }
+        if send.finished && send.notices == 0 {
+            let mut send = self.sends[index as usize].take().expect("it was there");
+            send.clear();
+            self.idle_sends.push(send);
+            self.free_sends.push(index);
+        }
+        if let Some(entry) = again {
+            self.push(entry)?;
+        }
+        Ok(completion)
+    }
+
+    fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
+        loop {
+            // SAFETY: what the entry names stays until its completion: see the module's comment.
+            if unsafe { self.uring.submission().push(&entry) }.is_ok() {
+                return Ok(());
+            }
+            self.enter()?;
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // The kernel may read what is still being sent after the ring is closed.
+        self.sends.drain(..).flatten().for_each(std::mem::forget);
+    }
+}
+
+impl Send {
+    fn fill<'a>(&mut self, token: u32, fd: i32, pieces: impl Iterator<Item = Piece<'a>>, may_pin: bool) {
+        self.clear();
+        (self.token, self.fd) = (token, fd);
+        for piece in pieces.take(MAX_PIECES) {
+            let (base, len) = match piece {
+                // The copied bytes may move while more are gathered: their address comes last.
+                Piece::Bytes(bytes) => {
+                    self.inline.extend_from_slice(bytes);
+                    (std::ptr::null_mut(), bytes.len())
+                }
+                Piece::Extent(extent) => {
+                    let place = (extent.bytes().as_ptr().cast_mut().cast(), extent.len());
+                    self.extents.push(extent);
+                    place
+                }
+            };
+            self.pieces.push(libc::iovec { iov_base: base, iov_len: len });
+            self.left += len;
+        }
+        let mut copied = self.inline.as_mut_ptr();
+        for piece in self.pieces.iter_mut().filter(|piece| piece.iov_base.is_null()) {
+            piece.iov_base = copied.cast();
+            copied = copied.wrapping_add(piece.iov_len);
+        }
+        let pinned: usize = self.extents.iter().map(Extent::len).sum();
+        self.zero_copy = may_pin && pinned >= ZERO_COPY_BYTES;
+    }
+
+    /// The entry for what is left.
+    fn entry(&mut self, index: u32) -> squeue::Entry {
+        let pieces = &mut self.pieces[self.next..];
+        self.header.msg_iov = pieces.as_mut_ptr();
+        self.header.msg_iovlen = pieces.len();
+        let header = &raw const self.header;
+        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+        let entry = if self.zero_copy {
+            opcode::SendMsgZc::new(Fd(self.fd), header).flags(flags).build()
+        } else {
+            opcode::SendMsg::new(Fd(self.fd), header).flags(flags).build()
+        };
+        entry.user_data(SEND | u64::from(index))
+    }
+
+    /// Notes what went out; true when nothing is left.
+    fn advance(&mut self, mut count: usize) -> bool {
+        self.left -= count.min(self.left);
+        while let Some(piece) = self.pieces.get_mut(self.next)
+            && count > 0
+        {
+            let taken = count.min(piece.iov_len);
+            piece.iov_base = piece.iov_base.wrapping_byte_add(taken);
+            piece.iov_len -= taken;
+            count -= taken;
+            self.next += usize::from(piece.iov_len == 0);
+        }
+        self.left == 0
+    }
+
+    fn clear(&mut self) {
+        self.inline.clear();
+        self.extents.clear();
+        self.pieces.clear();
+        (self.next, self.left, self.notices, self.finished, self.zero_copy) = (0, 0, 0, false, false);
+    }
+}
+
+impl Default for Send {
+    fn default() -> Self {
+        // SAFETY: an all-zero msghdr is the empty one.
+        let header = unsafe { std::mem::zeroed() };
+        Self {
+            token: 0,
+            fd: -1,
+            inline: Vec::new(),
+            extents: Vec::with_capacity(MAX_PIECES),
+            pieces: Vec::with_capacity(MAX_PIECES),
+            header,
+            next: 0,
+            left: 0,
+            zero_copy: false,
+            notices: 0,
+            finished: false,
+        }
+    }
+}
+
+/// The ring of buffers that the kernel receives into.
+struct ProvidedBuffers {
+    memory: MmapMut,
+    entries: u16,
+    tail: u16,
+    /// What the kernel holds, by buffer id.
+    held: Vec<Option<&'static mut [u8]>>,
+    /// Ids without a buffer.
+    empty: Vec<u16>,
+}
+
+impl ProvidedBuffers {
+    fn new(entries: u16) -> io::Result<Self> {
+        let len = usize::from(entries) * size_of::<BufRingEntry>();
+        let memory = MmapOptions::new().len(len).map_anon()?;
+        let held = (0..entries).map(|_| None).collect();
+        Ok(Self { memory, entries, tail: 0, held, empty: (0..entries).rev().collect() })
+    }
+
+    fn address(&self) -> u64 {
+        self.memory.as_ptr().expose_provenance() as u64
+    }
+
+    fn provide(&mut self, buffer: &'static mut [u8]) -> Result<(), &'static mut [u8]> {
+        let Some(id) = self.empty.pop() else { return Err(buffer) };
+        let place = usize::from(self.tail % self.entries);
+        // SAFETY: the mapping is zeroed memory of `entries` entries, aligned to a page, and `place` is inside. The
+        // kernel does not read the entry before `publish`.
+        let entry = unsafe { &mut *self.memory.as_mut_ptr().cast::<BufRingEntry>().add(place) };
+        entry.set_addr(buffer.as_mut_ptr().expose_provenance() as u64);
+        entry.set_len(buffer.len() as u32);
+        entry.set_bid(id);
+        self.held[usize::from(id)] = Some(buffer);
+        self.tail = self.tail.wrapping_add(1);
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        // SAFETY: the first entry lies at the mapping's start; the tail inside it is aligned for 16 bits, and
+        // only this thread and the kernel, which reads it atomically, access it.
+        let tail = unsafe {
+            let tail = BufRingEntry::tail(self.memory.as_mut_ptr().cast());
+            AtomicU16::from_ptr(tail.cast_mut())
+        };
+        tail.store(self.tail, Ordering::Release);
+    }
+
+    /// A buffer that the kernel has given back.
+    fn take(&mut self, id: u16) -> Option<&'static mut [u8]> {
+        let buffer = self.held.get_mut(usize::from(id))?.take()?;
+        self.empty.push(id);
+        Some(buffer)
+    }
+}
