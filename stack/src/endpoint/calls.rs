@@ -172,7 +172,8 @@ impl Endpoint {
 
 impl Net for Endpoint {
     fn recv(&mut self, conn: ConnId) -> Option<Slot> {
-        let extent = self.live_mut(conn)?.recv.pop()?;
+        self.live(conn)?;
+        let extent = self.with(conn.index, |connection, cx| connection.recv.pop(cx.pieces))?;
         let drained = self.with(conn.index, |connection, cx| {
             let drained = connection.state == State::Drained && connection.recv.ready_bytes() == 0;
             if drained {

@@ -26,6 +26,7 @@ use crate::net::CloseReason;
 use crate::tcp::connection::{Connection, Context, Outcome, State};
 use crate::tcp::isn::Secret;
 use crate::tcp::options::Options;
+use crate::tcp::pieces::PiecePool;
 use crate::tcp::send_queue::Pieces;
 use crate::tcp::seq::Seq;
 use crate::time_wait::{TimeWait, TimeWaits};
@@ -60,6 +61,8 @@ pub struct Endpoint {
     telling: VecDeque<u32>,
     timers: TimerWheel,
     pool: WindowPool,
+    /// Payload that waits for the application.
+    waiting: PiecePool,
     counters: Counters,
     config: Config,
     local: Local,
@@ -91,15 +94,16 @@ pub struct Endpoint {
 
 /// A place in the connection table.
 #[derive(Debug)]
+#[repr(C, align(64))]
 struct ConnectionPlace {
-    connection: Connection,
     generation: u32,
     used: bool,
-    /// The listener whose backlog counts the connection until its opening is told.
-    listener: Option<u16>,
     in_output: bool,
     in_telling: bool,
     in_starved: bool,
+    /// The listener whose backlog counts the connection until its opening is told.
+    listener: Option<u16>,
+    connection: Connection,
 }
 
 /// A segment that belongs to no connection in the table.
@@ -141,6 +145,7 @@ impl Endpoint {
             in_starved: false,
         });
         let flows = config.max_connections + config.syn_queue + config.max_time_wait;
+        let waiting = PiecePool::new(arena.buffers());
         let pool = WindowPool::new(arena);
         Ok(Self {
             now,
@@ -152,6 +157,7 @@ impl Endpoint {
             level: pool.level(),
             starved_unseen: 0,
             pool,
+            waiting,
             counters: Counters::default(),
             local: Local { mac: config.mac, addresses: config.addresses.clone() },
             secret: Secret::new(&config.isn_secret),
@@ -227,7 +233,12 @@ impl Endpoint {
 
     /// Calls `work` with a connection and what connections share.
     fn with<R>(&mut self, index: u32, work: impl FnOnce(&mut Connection, &mut Context<'_>) -> R) -> R {
-        let mut cx = Context { config: &self.config, counters: &mut self.counters, pool: &mut self.pool };
+        let mut cx = Context {
+            config: &self.config,
+            counters: &mut self.counters,
+            pool: &mut self.pool,
+            pieces: &mut self.waiting,
+        };
         work(&mut self.places[index as usize].connection, &mut cx)
     }
 

@@ -69,7 +69,12 @@ impl Endpoint {
     fn send_from<S: FrameSink>(&mut self, index: u32, sink: &mut S) -> Result<bool, SinkFull> {
         let now = self.now;
         let connection = &mut self.places[index as usize].connection;
-        let mut cx = Context { config: &self.config, counters: &mut self.counters, pool: &mut self.pool };
+        let mut cx = Context {
+            config: &self.config,
+            counters: &mut self.counters,
+            pool: &mut self.pool,
+            pieces: &mut self.waiting,
+        };
         for _ in 0..QUANTUM {
             let Some(plan) = connection.plan(now) else { return Ok(false) };
             let Some(mac) = connection.mac else { return Ok(false) };
@@ -101,7 +106,12 @@ impl Endpoint {
 
     /// A connection has nothing more to send just now: what will wake it is noted.
     fn rest(&mut self, index: u32) {
-        let cx = Context { config: &self.config, counters: &mut self.counters, pool: &mut self.pool };
+        let cx = Context {
+            config: &self.config,
+            counters: &mut self.counters,
+            pool: &mut self.pool,
+            pieces: &mut self.waiting,
+        };
         let place = &mut self.places[index as usize];
         place.in_output = false;
         if let Some(deadline) = place.connection.next_deadline() {

@@ -3,6 +3,7 @@
 use smoltcp::time::{Duration, Instant};
 
 use super::congestion::Congestion;
+use super::pieces::PiecePool;
 use super::recovery::Recovery;
 use super::recv_queue::RecvQueue;
 use super::rtt::Rtt;
@@ -34,10 +35,21 @@ pub(crate) enum State {
     Drained,
 }
 
-/// One connection. What each segment touches comes first.
+/// One connection. What each segment touches comes first, and the representation keeps it so: with many
+/// connections the lines of cache that a segment needs are most of its cost.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Connection {
     pub(crate) state: State,
+    pub(super) due: Due,
+    pub(crate) events: Happened,
+    pub(super) snd_scale: u8,
+    pub(super) rcv_scale: u8,
+    /// Whether this side has finished: FIN follows the queue.
+    pub(super) finished: bool,
+    pub(super) keepalive_probes: u8,
+    /// Retransmissions, or window probes without an answer.
+    pub(super) retries: u8,
     pub(crate) key: FlowKey,
     /// Where the peer's frames come from, or the next hop; unknown until neighbor discovery has answered.
     pub(crate) mac: Option<[u8; 6]>,
@@ -53,10 +65,8 @@ pub(crate) struct Connection {
     pub(super) max_snd_wnd: u32,
     /// Most payload bytes of a segment.
     pub(super) mss: u32,
-    pub(super) snd_scale: u8,
 
     // The receive side.
-    pub(super) rcv_scale: u8,
     pub(super) rcv_nxt: Seq,
     /// The right edge of the window that was offered.
     pub(super) rcv_adv: Seq,
@@ -70,29 +80,24 @@ pub(crate) struct Connection {
     pub(super) offer: Offer,
 
     pub(super) timer: Timer,
-    pub(super) due: Due,
-    /// Whether this side has finished: FIN follows the queue.
-    pub(super) finished: bool,
-    /// Retransmissions, or window probes without an answer.
-    pub(super) retries: u8,
+    pub(super) last_heard: Instant,
+    pub(super) recovery: Recovery,
+    pub(crate) recv: RecvQueue,
+    pub(crate) send: SendQueue,
+
+    // What new acknowledgements touch.
+    pub(super) congestion: Congestion,
     pub(super) rtt: Rtt,
     /// The end of a segment that is being timed, where there are no timestamps.
     pub(super) timing: Option<(Seq, Instant)>,
-    pub(super) congestion: Congestion,
-    pub(super) recovery: Recovery,
     pub(super) last_sent: Instant,
-    pub(super) last_heard: Instant,
-    pub(super) keepalive: Option<Keepalive>,
-    pub(super) keepalive_probes: u8,
-    pub(super) challenges: RateLimit,
-    pub(super) iss: Seq,
-
-    pub(crate) events: Happened,
-    pub(crate) reason: CloseReason,
     /// Whether the application waits for room in the send queue.
     pub(crate) wants_room: std::cell::Cell<bool>,
-    pub(crate) send: SendQueue,
-    pub(crate) recv: RecvQueue,
+
+    pub(super) keepalive: Option<Keepalive>,
+    pub(super) challenges: RateLimit,
+    pub(super) iss: Seq,
+    pub(crate) reason: CloseReason,
 }
 
 bitflags::bitflags! {
@@ -185,6 +190,7 @@ pub(crate) struct Context<'a> {
     pub config: &'a Config,
     pub counters: &'a mut Counters,
     pub pool: &'a mut WindowPool,
+    pub pieces: &'a mut PiecePool,
 }
 
 /// What a handshake has agreed on.
@@ -254,9 +260,10 @@ impl Connection {
     }
 
     /// Puts everything but the queues' memory back to the start.
-    fn reset(&mut self, key: FlowKey, iss: Seq, config: &Config, now: Instant) {
+    fn reset(&mut self, key: FlowKey, iss: Seq, cx: &mut Context<'_>, now: Instant) {
+        let config = cx.config;
         self.send.clear();
-        self.recv.clear();
+        self.recv.clear(cx.pieces);
         self.key = key;
         self.mac = None;
         (self.iss, self.snd_una, self.snd_nxt, self.snd_max) = (iss, iss, iss, iss);
@@ -279,7 +286,7 @@ impl Connection {
 
     /// Begins an active open.
     pub(crate) fn open(&mut self, key: FlowKey, iss: Seq, clock: Clock, cx: &mut Context<'_>, now: Instant) {
-        self.reset(key, iss, cx.config, now);
+        self.reset(key, iss, cx, now);
         self.state = State::SynSent;
         self.clock = Some(clock);
         self.due = Due::SYN;
@@ -288,7 +295,7 @@ impl Connection {
 
     /// Takes over a passive open whose last acknowledgement has just come; `last` is its segment's number.
     pub(crate) fn accept(&mut self, handshake: &Handshake, cx: &mut Context<'_>, now: Instant) {
-        self.reset(handshake.key, handshake.iss, cx.config, now);
+        self.reset(handshake.key, handshake.iss, cx, now);
         self.state = State::SynReceived;
         self.mac = Some(handshake.mac);
         (self.snd_nxt, self.snd_max) = (handshake.iss + 1, handshake.iss + 1);
@@ -420,7 +427,7 @@ impl Connection {
     /// Gives up everything the connection holds, except what the application has still to be told.
     pub(crate) fn release(&mut self, reason: CloseReason, cx: &mut Context<'_>) {
         self.leave(cx);
-        self.recv.clear();
+        self.recv.clear(cx.pieces);
         self.state = State::Closed;
         self.timer = Timer::Off;
         self.reason = reason;

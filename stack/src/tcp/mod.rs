@@ -4,6 +4,7 @@ pub(crate) mod congestion;
 pub(crate) mod connection;
 pub(crate) mod isn;
 pub(crate) mod options;
+pub(crate) mod pieces;
 pub(crate) mod recovery;
 pub(crate) mod recv_queue;
 pub(crate) mod rtt;

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use pmem::Extent;
 
+use super::pieces::{PiecePool, PieceQueue};
 use super::seq::Seq;
 
 /// Pieces that a connection holds before further small payload is packed together.
@@ -19,7 +20,7 @@ const THIN_BYTES: usize = 512;
 /// A connection's receive queues; together they hold at most `quota` pieces, each in a buffer of its own.
 #[derive(Debug)]
 pub(crate) struct RecvQueue {
-    ready: VecDeque<Extent>,
+    ready: PieceQueue,
     ready_bytes: u32,
     /// Beyond the hole, sorted, not overlapping.
     early: VecDeque<Early>,
@@ -55,7 +56,7 @@ pub(crate) enum Packed {
 impl RecvQueue {
     pub(crate) fn new(quota: usize) -> Self {
         Self {
-            ready: VecDeque::with_capacity(quota),
+            ready: PieceQueue::new(),
             ready_bytes: 0,
             early: VecDeque::with_capacity(quota),
             early_bytes: 0,
@@ -63,15 +64,15 @@ impl RecvQueue {
         }
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.ready.clear();
+    pub(crate) fn clear(&mut self, pool: &mut PiecePool) {
+        self.ready.clear(pool);
         self.early.clear();
         (self.ready_bytes, self.early_bytes) = (0, 0);
     }
 
     /// The next piece for the application.
-    pub(crate) fn pop(&mut self) -> Option<Extent> {
-        let extent = self.ready.pop_front()?;
+    pub(crate) fn pop(&mut self, pool: &mut PiecePool) -> Option<Extent> {
+        let extent = self.ready.pop(pool)?;
         self.ready_bytes -= extent.len() as u32;
         Some(extent)
     }
@@ -105,27 +106,31 @@ impl RecvQueue {
 
     /// Tries to copy small in-order payload behind the last piece, so that a peer which sends a few bytes a
     /// segment cannot hold a buffer with each.
-    pub(crate) fn pack(&mut self, bytes: &[u8]) -> Packed {
+    pub(crate) fn pack(&mut self, bytes: &[u8], pool: &mut PiecePool) -> Packed {
         if bytes.len() >= SMALL_BYTES || !is_thin(self.ready.len(), self.ready_bytes) {
             return Packed::No;
         }
-        if !self.ready.back_mut().is_some_and(|last| last.extend_by_copy(bytes)) {
+        if !self.ready.last_mut(pool).is_some_and(|last| last.extend_by_copy(bytes)) {
             return Packed::No;
         }
         self.ready_bytes += bytes.len() as u32;
         Packed::Yes
     }
 
-    /// Adds a piece that is in order. The caller made sure of room.
-    pub(crate) fn push(&mut self, extent: Extent) {
-        self.ready_bytes += extent.len() as u32;
-        self.ready.push_back(extent);
+    /// Adds a piece that is in order, for which the caller made room; false if the pool has none.
+    pub(crate) fn push(&mut self, extent: Extent, pool: &mut PiecePool) -> bool {
+        let len = extent.len() as u32;
+        let pushed = self.ready.push(extent, pool);
+        self.ready_bytes += if pushed { len } else { 0 };
+        pushed
     }
 
     /// Moves early pieces that are in order by now, and drops those that came twice; returns the next
     /// sequence number expected.
-    pub(crate) fn fill_from_early(&mut self, mut next: Seq) -> Seq {
-        while let Some(early) = self.early.pop_front_if(|early| early.seq.at_or_before(next)) {
+    pub(crate) fn fill_from_early(&mut self, mut next: Seq, pool: &mut PiecePool) -> Seq {
+        while pool.has_room()
+            && let Some(early) = self.early.pop_front_if(|early| early.seq.at_or_before(next))
+        {
             let end = early.end();
             self.early_bytes -= early.len();
             if end.at_or_before(next) {
@@ -134,7 +139,7 @@ impl RecvQueue {
             let known = next.since(early.seq) as usize;
             let rest = early.extent.len() - known;
             if let Some(extent) = early.extent.slice(known, rest) {
-                self.push(extent);
+                self.push(extent, pool);
             }
             next = end;
         }
@@ -198,8 +203,18 @@ mod tests {
     use super::*;
     use crate::testing::{arena, extent_of};
 
+    struct Side {
+        queue: RecvQueue,
+        pool: PiecePool,
+    }
+
+    fn side(quota: usize) -> Side {
+        Side { queue: RecvQueue::new(quota), pool: PiecePool::new(quota) }
+    }
+
     /// Brings `stream[from..to]` in as a connection does.
-    fn arrive(queue: &mut RecvQueue, arena: &pmem::Arena, next: &mut Seq, stream: &[u8], from: u32, to: u32) {
+    fn arrive(side: &mut Side, arena: &pmem::Arena, next: &mut Seq, stream: &[u8], from: u32, to: u32) {
+        let Side { queue, pool } = side;
         let base = Seq(u32::MAX - 20);
         let bytes = |from: Seq, to: Seq| &stream[from.since(base) as usize..to.since(base) as usize];
         let (from, to) = ((base + from).max(*next), base + to);
@@ -208,10 +223,10 @@ mod tests {
         }
         if from == *next {
             assert!(queue.make_room());
-            if queue.pack(bytes(from, to)) == Packed::No {
-                queue.push(extent_of(arena, bytes(from, to)));
+            if queue.pack(bytes(from, to), pool) == Packed::No {
+                assert!(queue.push(extent_of(arena, bytes(from, to)), pool));
             }
-            *next = queue.fill_from_early(to);
+            *next = queue.fill_from_early(to, pool);
         } else if let Some((from, to)) = queue.early_part(from, to)
             && queue.pack_early(from, bytes(from, to)) == Packed::No
         {
@@ -226,20 +241,20 @@ mod tests {
             let stream: Vec<u8> = (0..140).collect();
             let arena = arena(32);
             let free = arena.free_buffers();
-            let mut queue = RecvQueue::new(16);
+            let mut side = side(16);
             let mut next = Seq(u32::MAX - 20);
             let mut read = Vec::new();
             let in_order = (0..14).map(|i| (i * 10, 10));
             for (from, len) in pieces.into_iter().chain(in_order) {
-                arrive(&mut queue, &arena, &mut next, &stream, from, from + len);
+                arrive(&mut side, &arena, &mut next, &stream, from, from + len);
                 if from % 3 == 0 {
-                    read.extend(queue.pop().map(|extent| extent.bytes().to_vec()));
+                    read.extend(side.queue.pop(&mut side.pool).map(|extent| extent.bytes().to_vec()));
                 }
             }
-            read.extend(std::iter::from_fn(|| queue.pop().map(|extent| extent.bytes().to_vec())));
+            read.extend(std::iter::from_fn(|| side.queue.pop(&mut side.pool).map(|extent| extent.bytes().to_vec())));
             prop_assert_eq!(read.concat(), stream);
-            prop_assert!(!queue.has_early());
-            prop_assert_eq!((queue.ready_bytes(), queue.early_bytes), (0, 0));
+            prop_assert!(!side.queue.has_early());
+            prop_assert_eq!((side.queue.ready_bytes(), side.queue.early_bytes), (0, 0));
             prop_assert_eq!(arena.free_buffers(), free);
         }
     }
@@ -248,38 +263,38 @@ mod tests {
     fn one_byte_segments_share_buffers() {
         let arena = arena(16);
         let free = arena.free_buffers();
-        let mut queue = RecvQueue::new(8);
+        let mut side = side(8);
         let mut next = Seq(u32::MAX - 20);
         let stream = [7; 200];
         for at in 0..200 {
-            arrive(&mut queue, &arena, &mut next, &stream, at, at + 1);
+            arrive(&mut side, &arena, &mut next, &stream, at, at + 1);
         }
         assert_eq!(arena.free_buffers(), free - UNPACKED_PIECES);
-        assert_eq!(queue.ready_bytes(), 200);
+        assert_eq!(side.queue.ready_bytes(), 200);
     }
 
     #[test]
     fn the_tail_of_an_upload_is_not_copied() {
         let arena = arena(16);
-        let mut queue = RecvQueue::new(8);
+        let mut side = side(8);
         for _ in 0..UNPACKED_PIECES {
-            queue.push(extent_of(&arena, &[7; 1448]));
+            assert!(side.queue.push(extent_of(&arena, &[7; 1448]), &mut side.pool));
         }
-        assert_eq!(queue.pack(&[7; 100]), Packed::No);
+        assert_eq!(side.queue.pack(&[7; 100], &mut side.pool), Packed::No);
     }
 
     #[test]
     fn early_payload_never_keeps_payload_in_order_out() {
         let arena = arena(16);
-        let mut queue = RecvQueue::new(4);
+        let mut side = side(4);
         let mut next = Seq(u32::MAX - 20);
         let stream = [7; 100];
         for at in [50, 30, 70, 10, 90] {
-            arrive(&mut queue, &arena, &mut next, &stream, at, at + 5);
+            arrive(&mut side, &arena, &mut next, &stream, at, at + 5);
         }
-        assert_eq!(queue.free_pieces(), 0);
-        arrive(&mut queue, &arena, &mut next, &stream, 0, 10);
-        assert_eq!(queue.ready_bytes(), 15);
-        assert_eq!(queue.ready.len() + queue.early.len(), 4);
+        assert_eq!(side.queue.free_pieces(), 0);
+        arrive(&mut side, &arena, &mut next, &stream, 0, 10);
+        assert_eq!(side.queue.ready_bytes(), 15);
+        assert_eq!(side.queue.ready.len() + side.queue.early.len(), 4);
     }
 }

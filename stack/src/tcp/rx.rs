@@ -363,12 +363,12 @@ impl Connection {
     fn in_order<F: RxFrame>(&mut self, now: Instant, piece: &Piece, frame: &mut F, cx: &mut Context<'_>) {
         let fills_hole = self.recv.has_early();
         let bytes = piece.bytes(frame);
-        let kept = if self.recv.pack(bytes) == Packed::Yes {
+        let kept = if self.recv.pack(bytes, cx.pieces) == Packed::Yes {
             cx.counters.copied_bytes += u64::from(piece.len());
             true
         } else {
             let extent = if self.recv.make_room() { piece.claim(frame) } else { None };
-            extent.map(|extent| self.recv.push(extent)).is_some()
+            extent.is_some_and(|extent| self.recv.push(extent, cx.pieces))
         };
         if !kept {
             // What waits beyond the hole gives way, so that the next attempt finds a buffer.
@@ -378,7 +378,7 @@ impl Connection {
             return;
         }
         let before = self.rcv_nxt;
-        self.rcv_nxt = self.recv.fill_from_early(piece.to);
+        self.rcv_nxt = self.recv.fill_from_early(piece.to, cx.pieces);
         self.rcv_adv = self.rcv_adv.max(self.rcv_nxt);
         cx.counters.payload_in_bytes += u64::from(self.rcv_nxt.since(before));
         self.events |= Happened::READABLE;

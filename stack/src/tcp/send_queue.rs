@@ -161,6 +161,10 @@ impl SendQueue {
         }
         self.len -= bytes;
         self.cursor.offset = self.cursor.offset.saturating_sub(bytes);
+        if self.len == 0 {
+            // Short replies then always use the same few lines of memory.
+            self.clear();
+        }
     }
 
     /// What is left of a chunk whose first `gone` bytes are acknowledged.

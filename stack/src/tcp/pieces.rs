@@ -1,0 +1,118 @@
+//! The pieces that wait for applications, of all connections in one pool: what was used last is used next, so
+//! that a queue costs no cache miss of its own and no memory while it is empty.
+
+use pmem::Extent;
+
+/// A link that leads nowhere.
+const NONE: u32 = u32::MAX;
+
+/// Memory for the pieces of all connections.
+#[derive(Debug)]
+pub(crate) struct PiecePool {
+    nodes: Box<[Node]>,
+    /// The first unused node.
+    free: u32,
+}
+
+#[derive(Debug)]
+struct Node {
+    extent: Option<Extent>,
+    next: u32,
+}
+
+/// A queue of pieces in a [`PiecePool`]. It is emptied before it is dropped.
+#[derive(Debug)]
+pub(crate) struct PieceQueue {
+    first: u32,
+    last: u32,
+    len: u32,
+}
+
+impl PiecePool {
+    /// A pool for as many pieces. As each lies in a buffer of its own, an arena's number of buffers is enough.
+    pub(crate) fn new(pieces: usize) -> Self {
+        let next = |node: u32| if node as usize + 1 < pieces { node + 1 } else { NONE };
+        let nodes: Box<[Node]> =
+            (0..pieces as u32).map(|node| Node { extent: None, next: next(node) }).collect();
+        Self { free: if nodes.is_empty() { NONE } else { 0 }, nodes }
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        self.free != NONE
+    }
+}
+
+impl PieceQueue {
+    pub(crate) fn new() -> Self {
+        Self { first: NONE, last: NONE, len: 0 }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Adds a piece; false, and it is dropped, if the pool is used up.
+    pub(crate) fn push(&mut self, extent: Extent, pool: &mut PiecePool) -> bool {
+        let node = pool.free;
+        let Some(entry) = pool.nodes.get_mut(node as usize) else { return false };
+        pool.free = entry.next;
+        (entry.extent, entry.next) = (Some(extent), NONE);
+        match pool.nodes.get_mut(self.last as usize) {
+            Some(last) => last.next = node,
+            None => self.first = node,
+        }
+        self.last = node;
+        self.len += 1;
+        true
+    }
+
+    pub(crate) fn pop(&mut self, pool: &mut PiecePool) -> Option<Extent> {
+        let node = self.first;
+        let entry = pool.nodes.get_mut(node as usize)?;
+        let extent = entry.extent.take();
+        self.first = std::mem::replace(&mut entry.next, pool.free);
+        pool.free = node;
+        if self.first == NONE {
+            self.last = NONE;
+        }
+        self.len -= 1;
+        extent
+    }
+
+    pub(crate) fn last_mut<'a>(&self, pool: &'a mut PiecePool) -> Option<&'a mut Extent> {
+        pool.nodes.get_mut(self.last as usize)?.extent.as_mut()
+    }
+
+    pub(crate) fn clear(&mut self, pool: &mut PiecePool) {
+        while self.pop(pool).is_some() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{arena, extent_of};
+
+    #[test]
+    fn queues_share_the_pool_and_keep_their_order() {
+        let arena = arena(8);
+        let free = arena.free_buffers();
+        let mut pool = PiecePool::new(3);
+        let (mut a, mut b) = (PieceQueue::new(), PieceQueue::new());
+        for round in 0..5u8 {
+            assert!(a.push(extent_of(&arena, &[round, 1]), &mut pool));
+            assert!(b.push(extent_of(&arena, &[round, 2]), &mut pool));
+            assert!(a.push(extent_of(&arena, &[round, 3]), &mut pool));
+            assert!(!pool.has_room());
+            assert!(!b.push(extent_of(&arena, &[0]), &mut pool));
+            assert_eq!(a.last_mut(&mut pool).map(|last| last.bytes().to_vec()), Some(vec![round, 3]));
+            assert_eq!(a.pop(&mut pool).map(|first| first.bytes().to_vec()), Some(vec![round, 1]));
+            assert_eq!((a.len(), b.len()), (1, 1));
+            assert_eq!(b.pop(&mut pool).map(|first| first.bytes().to_vec()), Some(vec![round, 2]));
+            assert!(b.pop(&mut pool).is_none());
+            a.clear(&mut pool);
+            assert_eq!(a.len(), 0);
+        }
+        assert_eq!(arena.free_buffers(), free);
+    }
+}
