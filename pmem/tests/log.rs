@@ -240,6 +240,23 @@ fn a_full_store_refuses_keeps_its_reserve_and_goes_on_after_a_trim() {
 }
 
 #[test]
+fn short_records_leave_the_reserve_to_the_network() {
+    let options = Options { size: Some(256 << 10), log_entries: Some(1024), reserve: Some(40), ..tiny() };
+    let mut shard = Region::open("memory:", &options).unwrap().into_shard().unwrap();
+    let error = loop {
+        let mut buffer = shard.arena().take().unwrap();
+        assert!(buffer.arrive(0, &payload(1, 300)));
+        let mut draft = shard.draft();
+        shard.push(&mut draft, buffer.into_extent(0, 300).unwrap()).unwrap();
+        match shard.append(draft) {
+            Ok(_) => assert!(shard.arena().free_buffers() >= 40 - 1),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, AppendError::Full(Full::Buffers { reserve: 40, .. })), "{error}");
+}
+
+#[test]
 fn a_full_log_is_told_from_a_full_arena() {
     let mut shard = shard(256 << 10);
     let slots = shard.log_entries();
