@@ -141,7 +141,7 @@ mod tests {
         let now = Instant::ZERO;
         let fin = segment(Flags::FIN | Flags::ACK, 999, Some(70));
         assert_eq!(entry(Some(70)).judge(&fin, now), Meaning::Acknowledge { restart: true });
-        let rst = segment(Flags::RST, 1000, None);
+        let rst = segment(Flags::RST, 1005, None);
         assert_eq!(entry(None).judge(&rst, now), Meaning::Ignore);
         let ack = segment(Flags::ACK, 1000, None);
         assert_eq!(entry(None).judge(&ack, now), Meaning::Ignore);

@@ -259,6 +259,21 @@ mod tests {
         }
     }
 
+    /// The last piece is packed behind one that waits for a hole, and counted.
+    #[test]
+    fn early_payload_that_is_packed_counts() {
+        let arena = arena(16);
+        let mut side = side(8);
+        let mut next = Seq(u32::MAX - 20);
+        let stream = [7; 140];
+        for (from, len) in [(1, 1), (15, 26), (62, 17), (90, 2), (79, 11)] {
+            arrive(&mut side, &arena, &mut next, &stream, from, from + len);
+        }
+        assert_eq!((side.queue.early.len(), side.queue.early_bytes), (4, 57));
+        arrive(&mut side, &arena, &mut next, &stream, 0, 100);
+        assert_eq!((side.queue.ready_bytes(), side.queue.early_bytes), (100, 0));
+    }
+
     #[test]
     fn one_byte_segments_share_buffers() {
         let arena = arena(16);

@@ -248,8 +248,8 @@ impl Connection {
         self.snd_una = ack;
         self.snd_nxt = self.snd_nxt.max(ack);
         self.retries = 0;
+        // Without timestamps a timeout stays doubled until data that was sent once is acknowledged (Karn).
         self.measure(now, segment, ack);
-        self.rtt.backoff = 0;
         match self.recovery.progress(ack) {
             Verdict::Partial => {
                 self.congestion.partial_ack(data);

@@ -186,18 +186,23 @@ impl Connection {
 
     /// Bytes that the connection and the arena have room for.
     pub(super) fn affordable(&self, cx: &Context<'_>) -> u32 {
-        let segment = usize::from(own_mss(cx.config, self.key.is_v4()));
         let room = cx.config.rx_window_bytes.saturating_sub(self.recv.ready_bytes() as usize);
-        let pieces = self.recv.free_pieces().min(cx.pool.grant(&self.offer));
         let field = 0xffff << self.rcv_scale;
-        room.min(pieces * segment).min(field) as u32
+        room.min(self.buffered(cx)).min(field) as u32
+    }
+
+    /// Bytes that the buffers hold which the connection may have, if each takes a whole segment.
+    fn buffered(&self, cx: &Context<'_>) -> usize {
+        let segment = usize::from(own_mss(cx.config, self.key.is_v4()));
+        self.recv.free_pieces().min(cx.pool.grant(&self.offer)) * segment
     }
 
     /// The right edge of the window to offer: never left of what was offered before, and only moved by steps
-    /// that are worth a segment (RFC 9293, section 3.8.6.2.2).
+    /// that are worth a segment, or half of all there is (RFC 9293, section 3.8.6.2.2).
     fn edge(&self, cx: &Context<'_>) -> Seq {
         let edge = self.rcv_nxt + self.affordable(cx);
-        let step = u32::from(own_mss(cx.config, self.key.is_v4())).min(cx.config.rx_window_bytes as u32 / 2);
+        let whole = self.buffered(cx).min(cx.config.rx_window_bytes);
+        let step = u32::from(own_mss(cx.config, self.key.is_v4())).min(whole as u32 / 2);
         if edge.after(self.rcv_adv) && edge.since(self.rcv_adv) >= step { edge } else { self.rcv_adv }
     }
 
