@@ -27,6 +27,19 @@ fn a_reply_waits_for_the_commit_and_carries_its_proof() {
 }
 
 #[test]
+fn acknowledgements_that_find_no_room_are_sent_later() {
+    let mut lab = Lab::roomy();
+    let conn = lab.connect();
+    lab.client(conn).room_bytes = 150;
+    lab.send(conn, &[post(b"one"), post(b"two"), post(b"three")].concat());
+    assert_eq!(lab.replies(conn).len(), 1, "there was room for one");
+    while lab.make_room(conn, 150, 0) {}
+    let lengths: Vec<_> = lab.replies(conn).iter().map(|reply| reply.json()["length"].as_u64()).collect();
+    assert_eq!(lengths, [Some(3), Some(5)]);
+    lab.append(conn, b"");
+}
+
+#[test]
 fn one_commit_acknowledges_the_appends_of_many_connections() {
     let mut lab = Lab::roomy();
     let conns: Vec<_> = (0..20).map(|_| lab.connect()).collect();
