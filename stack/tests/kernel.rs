@@ -216,11 +216,9 @@ fn tiny_pieces_do_not_hold_a_buffer_each() {
     let before = shard.arena().free_buffers();
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_nodelay(true).unwrap();
-    let mut received = 0;
-    for byte in 0..200u8 {
-        stream.write_all(&[byte]).unwrap();
-        received += 1;
-        run(&mut transport, |transport, _| transport.counters().received_bytes >= received);
+    for count in 1..=200 {
+        stream.write_all(&[count as u8]).unwrap();
+        run(&mut transport, |transport, _| transport.counters().received_bytes >= count);
     }
     transport.receive(Instant::ZERO).unwrap();
     assert!(before - shard.arena().free_buffers() <= 16, "{:?}", shard.arena());

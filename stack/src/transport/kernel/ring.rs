@@ -48,8 +48,8 @@ pub(super) enum Completion {
 pub(super) struct Ring {
     uring: IoUring,
     buffers: ProvidedBuffers,
-    sends: Vec<Option<Box<Send>>>,
-    idle_sends: Vec<Box<Send>>,
+    /// They never move, since the kernel has their addresses.
+    sends: Box<[Send]>,
     free_sends: Vec<u32>,
     sends_zero_copy: bool,
     pub(super) counters: Counters,
@@ -121,8 +121,7 @@ impl Ring {
         Ok(Self {
             uring,
             buffers,
-            sends: (0..sends).map(|_| None).collect(),
-            idle_sends: Vec::with_capacity(sends),
+            sends: (0..sends).map(|_| Send::default()).collect(),
             free_sends: (0..sends as u32).rev().collect(),
             sends_zero_copy,
             counters: Counters::default(),
@@ -190,7 +189,7 @@ impl Ring {
         let Some(index) = self.free_sends.pop() else {
             return Err(io::Error::from(io::ErrorKind::ResourceBusy));
         };
-        let mut send = self.idle_sends.pop().unwrap_or_default();
+        let send = &mut self.sends[index as usize];
         send.fill(token, socket.as_fd().as_raw_fd(), pieces, self.sends_zero_copy);
         let pinned: usize = send.extents.iter().map(Extent::len).sum();
         *(if send.zero_copy {
@@ -199,7 +198,6 @@ impl Ring {
             &mut self.counters.copied_bytes
         }) += pinned as u64;
         let entry = send.entry(index);
-        self.sends[index as usize] = Some(send);
         self.push(entry)
     }
 
@@ -259,7 +257,7 @@ impl Ring {
 
     /// One completion of a send: what went out, or the notice that its pages are no longer read.
     fn sent(&mut self, index: u32, outcome: io::Result<usize>, flags: u32) -> io::Result<Option<Completion>> {
-        let Some(send) = &mut self.sends[index as usize] else { return Ok(None) };
+        let send = &mut self.sends[index as usize];
         let mut completion = None;
         let mut again = None;
         if cqueue::notif(flags) {
@@ -286,9 +284,7 @@ impl Ring {
             }
         }
         if send.finished && send.notices == 0 {
-            let mut send = self.sends[index as usize].take().expect("it was there");
             send.clear();
-            self.idle_sends.push(send);
             self.free_sends.push(index);
         }
         if let Some(entry) = again {
@@ -311,7 +307,9 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         // The kernel may read what is still being sent after the ring is closed.
-        self.sends.drain(..).flatten().for_each(std::mem::forget);
+        if self.free_sends.len() < self.sends.len() {
+            std::mem::forget(std::mem::take(&mut self.sends));
+        }
     }
 }
 
@@ -390,8 +388,8 @@ impl Default for Send {
             token: 0,
             fd: -1,
             inline: Vec::new(),
-            extents: Vec::with_capacity(MAX_PIECES),
-            pieces: Vec::with_capacity(MAX_PIECES),
+            extents: Vec::new(),
+            pieces: Vec::new(),
             header,
             next: 0,
             left: 0,
