@@ -22,9 +22,9 @@ pub struct BufferId(pub u32);
 pub struct Arena(Rc<Inner>);
 
 struct Inner {
-    medium: Arc<dyn Medium>,
-    /// Keeps others out of the medium.
+    /// Keeps others out of the medium. It ends before the medium does, as the next one may be mapped there.
     claim: Arc<Claim>,
+    medium: Arc<dyn Medium>,
     /// Where the first buffer lies in the medium.
     offset: usize,
     len_bytes: usize,

@@ -18,8 +18,8 @@ use crate::{
 
 /// A shard that is not open yet; can be sent to the thread that will own it.
 pub struct ShardSeed {
-    pub(crate) medium: Arc<dyn Medium>,
     pub(crate) claim: Arc<Claim>,
+    pub(crate) medium: Arc<dyn Medium>,
     pub(crate) geometry: Geometry,
     pub(crate) uuid: Uuid,
     pub(crate) index: u32,

@@ -255,8 +255,9 @@ impl fmt::Display for RegionInfo {
 
 /// An open region, locked against other processes until its last shard is gone.
 pub struct Region {
-    medium: Arc<dyn Medium>,
+    // The claim ends before the medium does, as the next one may be mapped there.
     claim: Arc<Claim>,
+    medium: Arc<dyn Medium>,
     info: RegionInfo,
     limits: Limits,
 }
