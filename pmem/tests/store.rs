@@ -402,3 +402,14 @@ fn records_of_a_killed_process_are_rescued() {
     assert_eq!(contents(&shard), [(1, payload(5, 5000))]);
     assert_eq!(shard.recovery().rescued_entries, 1);
 }
+
+#[test]
+fn memory_that_is_freed_can_be_opened_again_at_its_address() {
+    let opening = || {
+        for _ in 0..300 {
+            let options = Options { size: Some(256 << 10), ..Options::default() };
+            Region::open("memory:", &options).unwrap().into_shard().unwrap();
+        }
+    };
+    std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(opening))));
+}
