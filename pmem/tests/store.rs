@@ -408,7 +408,11 @@ fn memory_that_is_freed_can_be_opened_again_at_its_address() {
     let opening = || {
         for _ in 0..300 {
             let options = Options { size: Some(256 << 10), ..Options::default() };
-            Region::open("memory:", &options).unwrap().into_shard().unwrap();
+            drop(Region::open("memory:", &options).unwrap());
+            let shard = Region::open("memory:", &options).unwrap().into_shard().unwrap();
+            let last = shard.arena().clone();
+            drop(shard);
+            drop(last);
         }
     };
     std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(opening))));
