@@ -15,6 +15,7 @@ use crate::{
     entry::{Body, ENTRY_BYTES, ENTRY_EXTENTS, Entry, EntryFault, ExtentName, INLINE_BYTES},
     error::{AppendError, CommitError, Full, TrimError},
     header::{Header, HeaderCell},
+    medium::Domain,
     recovery::Recovery,
     ring::Ring,
 };
@@ -65,7 +66,7 @@ pub struct Counters {
     /// Payload bytes copied by the CPU: short records, drafts of many short pieces, and
     /// [`Extent::extend_by_copy`].
     pub copied_bytes: u64,
-    /// Cache lines flushed.
+    /// Cache lines flushed; none where the domain asks for none.
     pub flushed_lines: u64,
     /// Fences.
     pub fences: u64,
@@ -227,8 +228,10 @@ impl Shard {
     /// What has been done, and what is held.
     pub fn counters(&self) -> Counters {
         let buffers = u64::from(self.arena.logged_buffers()) * self.arena.buffer_bytes() as u64;
+        let flushes_lines = !matches!(self.arena.medium().domain(), Domain::FenceOnly | Domain::Msync);
         Counters {
             copied_bytes: self.counters.copied_bytes + self.arena.copied_bytes(),
+            flushed_lines: if flushes_lines { self.counters.flushed_lines } else { 0 },
             pm_bytes: buffers + (self.next - self.head) * ENTRY_BYTES as u64,
             ..self.counters
         }
