@@ -16,17 +16,19 @@ devdax() {
 
 # An ext4 file system on the NVDIMM at /mnt, whose files are mapped without the page cache.
 fsdax() {
-    if [ ! -e /dev/pmem0 ] || [ -z "$(blkid /dev/pmem0)" ]; then
-        ndctl create-namespace -f -e namespace0.0 --mode=fsdax --map=mem || return
-        mkfs.ext4 -q -F -b 4096 -O ^has_journal /dev/pmem0 || return
-    fi
-    mount -t ext4 -o dax=always /dev/pmem0 /mnt
+    mount_ext4 -o dax=always 2>/dev/null && return
+    ndctl create-namespace -f -e namespace0.0 --mode=fsdax --map=mem && mount_ext4 -o dax=always
 }
 
 # A file system on a virtio-pmem device, as a cloud's guest has it.
 virtio_fs() {
-    [ -n "$(blkid /dev/pmem0)" ] || mkfs.ext4 -q -F -b 4096 /dev/pmem0 || return
-    mount -t ext4 "$@" /dev/pmem0 /mnt
+    mount_ext4 -o dax=always
+}
+
+# Mounts /dev/pmem0 at /mnt; a device without a file system gets one first.
+mount_ext4() {
+    mount -t ext4 "$@" /dev/pmem0 /mnt && return
+    mkfs.ext4 -q -F -b 4096 /dev/pmem0 && mount -t ext4 "$@" /dev/pmem0 /mnt
 }
 
 # serve PM [ARGUMENTS]: pmlog in the background on the NIC; its output is in /tmp/pmlog.out, its exit code in /tmp/pmlog.status.

@@ -43,6 +43,7 @@ const MODULES: &[&str] = &[
     "vfio-pci",
     "vfio_iommu_type1",
     "virtio_net",
+    "virtio_pci",
     "virtio_pmem",
     "vmxnet3",
 ];
