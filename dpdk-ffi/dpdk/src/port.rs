@@ -57,6 +57,17 @@ fn mistaken_offloads(driver: &str) -> Offloads {
     }
 }
 
+/// Buffers that a driver posts for each receive descriptor.
+///
+/// vmxnet3 keeps a second ring for what does not fit into a first buffer, and fills it as well; a pool that has
+/// none left then receives nothing at all.
+fn buffers_per_descriptor(driver: &str) -> usize {
+    match driver {
+        "net_vmxnet3" => 2,
+        _ => 1,
+    }
+}
+
 /// What a device is and can do.
 #[derive(Clone, Debug)]
 pub struct PortInfo {
@@ -72,6 +83,8 @@ pub struct PortInfo {
     pub max_rx_queues: u16,
     /// Most transmit queues.
     pub max_tx_queues: u16,
+    /// How many buffers the driver holds for each receive descriptor.
+    pub buffers_per_descriptor: usize,
     /// Smallest and largest MTU in bytes.
     pub mtu_range: (u16, u16),
     /// Most segments in a sent frame; None if the driver sets no limit.
@@ -247,6 +260,7 @@ impl PortId {
         let driver = text(raw.driver_name);
         Ok(PortInfo {
             name: self.name(),
+            buffers_per_descriptor: buffers_per_descriptor(&driver),
             offloads: offloads - mistaken_offloads(&driver),
             driver,
             mac: mac.addr_bytes,
