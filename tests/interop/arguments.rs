@@ -4,8 +4,8 @@ use std::fs;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use lab::{Lab, PmlogOptions, isolated, pmlog_binary, wire};
+use anyhow::{Context, Result, ensure};
+use lab::{Lab, PmlogOptions, isolated, noise, pmlog_binary, wire};
 use rustix::process::Signal;
 
 use crate::{connect, options, serve};
@@ -46,6 +46,25 @@ fn a_missing_permission() {
 }
 
 #[test]
+fn a_store_that_is_too_small() {
+    isolated(|lab| {
+        wire::veth()?;
+        // Too small for a store, and too small for a network card's receive ring.
+        ensure_refused(&options(lab, "4096")?.refusal()?, &["4096", "too few"])?;
+        ensure!(!lab.path("store.pm").exists(), "a store that is no store was left behind");
+        ensure_refused(&options(lab, "64KiB")?.refusal()?, &["larger store"])
+    });
+}
+
+#[test]
+fn a_store_that_does_not_exist_and_has_no_size() {
+    isolated(|lab| {
+        wire::veth()?;
+        ensure_refused(&PmlogOptions::new(&lab.path("store.pm"))?.refusal()?, &["--pm-size"])
+    });
+}
+
+#[test]
 fn a_store_of_another_version() {
     isolated(|lab| {
         serve(lab, "16MiB")?.interrupt()?;
@@ -61,6 +80,21 @@ fn a_store_of_another_version() {
         fs::write(&store, &image)?;
         ensure_refused(&options(lab, "16MiB")?.refusal()?, &["version", "32767"])?;
         ensure!(fs::read(&store)? == image, "a store of another version was changed");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_file_that_is_no_store_is_left_alone() {
+    isolated(|lab| {
+        wire::veth()?;
+        let precious = noise(1, 16 << 20);
+        lab.write("store.pm", &precious)?;
+        ensure_refused(&options(lab, "16MiB")?.refusal()?, &["not", "store", "--force"])?;
+        ensure!(fs::read(lab.path("store.pm"))? == precious, "a file that is no store was changed");
+        // Asked twice, it does.
+        let server = options(lab, "16MiB")?.flag("--force").start()?;
+        ensure!(server.health()?["records"].as_u64() == Some(0), "{}", server.health()?);
         Ok(())
     });
 }
@@ -84,6 +118,25 @@ fn a_store_of_another_size() {
         ensure_refused(&options(lab, "32MiB")?.refusal()?, &["size"])?;
         // Without a size it is taken as it is.
         PmlogOptions::new(&lab.path("store.pm"))?.start().map(drop)
+    });
+}
+
+#[test]
+fn memory_as_a_store_must_be_asked_for() {
+    isolated(|lab| {
+        wire::veth()?;
+        let folder = lab.path("memory");
+        fs::create_dir(&folder)?;
+        lab::run("mount", ["-t", "tmpfs", "tmpfs", folder.to_str().context("a plain path")?])?;
+        let store = PmlogOptions::new(&folder.join("store.pm"))?.option("--pm-size", "16MiB");
+        ensure_refused(&store.refusal()?, &["--volatile"])?;
+        let server = store.flag("--volatile").start()?;
+        ensure!(
+            server.health()?["domain"].as_str().is_some_and(|domain| domain.contains("volatile")),
+            "{}",
+            server.health()?
+        );
+        Ok(())
     });
 }
 
