@@ -60,7 +60,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "fsdax-uio",
         what: "the same file works with physical addresses, and with a warning",
-        in_ci: false,
+        in_ci: true,
         run: fsdax_by_physical_address,
     },
     Scenario {
