@@ -44,6 +44,14 @@ serve() {
     } >/dev/null 2>&1 &
 }
 
+# serve_socket PM [ARGUMENTS]: as serve, but the kernel's driver keeps the NIC, and DPDK reads its packets from a socket.
+serve_socket() {
+    # The kernel would join received segments, to frames longer than the socket's ring has room for.
+    ethtool -K eth0 gro off lro off 2>/dev/null
+    ip link set eth0 up promisc on
+    NIC=net_af_packet0,iface=eth0 serve "$@"
+}
+
 # stop: ends pmlog as Ctrl-C does and gives back its exit code.
 stop() {
     kill -INT "$(cat /tmp/pmlog.pid)"

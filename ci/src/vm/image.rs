@@ -60,7 +60,7 @@ const DRIVERS: &[&str] = &[
     "net_vmxnet3",
 ];
 
-const TOOLS: &[&str] = &["/usr/bin/ndctl", "/usr/bin/daxctl", "/usr/sbin/mkfs.ext4"];
+const TOOLS: &[&str] = &["/usr/bin/ndctl", "/usr/bin/daxctl", "/usr/sbin/ethtool", "/usr/sbin/mkfs.ext4"];
 
 /// What QEMU boots.
 #[derive(Clone, Debug)]

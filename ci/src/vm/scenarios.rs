@@ -363,7 +363,7 @@ fn virtio_pmem(stage: &Stage<'_>) -> Result<String> {
     let mut guest = stage.boot(&machine)?;
     // A card that writes behind the processor's back leaves pages clean which msync then passes over: here the
     // kernel's driver receives, and DPDK reads its packets from a socket.
-    let serve = "ip link set eth0 up promisc on; hugepages; NIC=net_af_packet0,iface=eth0 serve /mnt/store --pm-size 128MiB";
+    let serve = "hugepages; serve_socket /mnt/store --pm-size 128MiB";
     guest.must("virtio_fs")?;
     guest.must(serve)?;
     let health = wait_for_server(&mut guest, START_LIMIT)?;
