@@ -50,7 +50,9 @@ fn a_store_that_is_too_small() {
     isolated(|lab| {
         wire::veth()?;
         // Too small for a store, and too small for a network card's receive ring.
-        ensure_refused(&options(lab, "4096")?.refusal()?, &["4096", "too few"])?;
+        for size in ["0", "4096"] {
+            ensure_refused(&options(lab, size)?.refusal()?, &[size, "too few"])?;
+        }
         ensure!(!lab.path("store.pm").exists(), "a store that is no store was left behind");
         ensure_refused(&options(lab, "64KiB")?.refusal()?, &["larger store"])
     });
@@ -108,6 +110,20 @@ fn a_store_that_another_process_uses() {
         ensure!(server.is_running()?, "the first server did not survive the second");
         connect()?.append(b"still there")?.seq()?;
         Ok(())
+    });
+}
+
+#[test]
+fn an_address_that_another_host_has() {
+    isolated(|lab| {
+        wire::veth()?;
+        let theirs = format!("{}/24", wire::SERVER_V4);
+        lab::run("ip", ["address", "add", &theirs, "dev", "veth0"])?;
+        ensure_refused(&options(lab, "16MiB")?.refusal()?, &["10.0.0.2", "in use", "--ip"])?;
+        lab::run("ip", ["address", "del", &theirs, "dev", "veth0"])?;
+        let theirs = format!("{}/64", wire::SERVER_V6);
+        lab::run("ip", ["address", "add", &theirs, "dev", "veth0", "nodad"])?;
+        ensure_refused(&options(lab, "16MiB")?.refusal()?, &["fd00::2", "in use", "--ip6"])
     });
 }
 
