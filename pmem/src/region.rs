@@ -408,6 +408,12 @@ fn may_format(place: &Place, found: Found, options: &Options) -> Result<(), Open
     let path = place.path.clone();
     match found {
         _ if options.force => Ok(()),
+        // A file was read when it was opened, or is new: reading it again, through the mapping, takes seconds.
+        Found::Empty
+            if matches!(place.kind, Kind::File | Kind::FsDax | Kind::VolatileFile | Kind::Memory) =>
+        {
+            Ok(())
+        }
         Found::Empty if is_zero(&*place.medium) => Ok(()),
         Found::Empty | Found::Foreign => Err(OpenError::NotAStore { path }),
         Found::Version(found) => Err(OpenError::Version { path, found, supported: VERSION }),
@@ -423,10 +429,7 @@ fn is_zero(medium: &dyn Medium) -> bool {
 
 /// Makes a new, empty store. The superblock comes last: before it is durable there is no store.
 fn format(place: &Place, options: &Options) -> Result<Superblock, OpenError> {
-    let wish =
-        Wish { shards: options.shards, buffer_bytes: options.buffer_bytes, log_entries: options.log_entries };
-    let bytes = place.size.unwrap_or(u64::MAX).min(place.medium.len() as u64);
-    let geometry = Geometry::plan(bytes, wish).map_err(|error| OpenError::Geometry(error.to_string()))?;
+    let geometry = plan(place.size.unwrap_or(u64::MAX).min(place.medium.len() as u64), options)?;
     let superblock = Superblock { uuid: Uuid::new_v4(), geometry };
     // What an older store left must not outlive the first of these writes.
     // SAFETY: as for every store in this file: inside the medium, and its shards are not open yet.
@@ -444,6 +447,12 @@ fn format(place: &Place, options: &Options) -> Result<Superblock, OpenError> {
     (0..2).for_each(|copy| write_superblock(place, &superblock, copy));
     fence(place)?;
     Ok(superblock)
+}
+
+fn plan(bytes: u64, options: &Options) -> Result<Geometry, OpenError> {
+    let wish =
+        Wish { shards: options.shards, buffer_bytes: options.buffer_bytes, log_entries: options.log_entries };
+    Geometry::plan(bytes, wish).map_err(|error| OpenError::Geometry(error.to_string()))
 }
 
 fn write_superblock(place: &Place, superblock: &Superblock, copy: usize) {

@@ -219,6 +219,7 @@ fn size_file(path: &Path, file: &File, len: u64, options: &Options) -> Result<u6
     match (len, found) {
         (0, _) => {
             let size = options.size.ok_or_else(|| OpenError::NoSize { path: path.into() })?;
+            super::plan(size, options)?;
             allocate(path, file, size).inspect_err(|_| {
                 // The file was empty before; it goes back to that if it stays at all.
                 let _ = file.set_len(0);
