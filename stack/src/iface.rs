@@ -94,8 +94,9 @@ impl Iface {
     fn solicit(&mut self, source: Ipv6Addr, mac: EthernetAddress, target: Ipv6Addr) {
         let [.., x, y, z] = target.octets();
         let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, x, y, z]);
-        let solicitation =
-            Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit { target_addr: target, lladdr: Some(mac.into()) });
+        // RFC 4861, section 4.3: a probe does not say who asks, and Linux drops one that does.
+        let lladdr = (!source.is_unspecified()).then(|| mac.into());
+        let solicitation = Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit { target_addr: target, lladdr });
         let group_mac = EthernetAddress([0x33, 0x33, 0xff, x, y, z]);
         self.push_ndisc((mac, source), (group_mac, group), &solicitation);
     }

@@ -12,11 +12,12 @@ use dpdk::{Eal, ExternalArea, PortId};
 use pmem::{Kind, OpenError, Options, Region, RegionInfo, Shard, ShardSeed};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::IpCidr;
-use stack::Config;
+use smoltcp::wire::{EthernetAddress, IpCidr};
 use stack::net::Transport as _;
 use stack::server::Server;
+use stack::transport::OverEndpoint as _;
 use stack::transport::dpdk::{DpdkConfig, DpdkTransport};
+use stack::{AddressConflict, Config};
 
 use crate::cli::ServeArgs;
 use crate::service::{LogService, ServiceConfig};
@@ -32,6 +33,8 @@ const SPIN: Duration = Duration::from_millis(1);
 const NAP: Duration = Duration::from_micros(100);
 /// How long clients are given at the end to take what is owed to them.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long other hosts have to say that an address is theirs: three probes, and a moment for the answer.
+const PROBING: Duration = Duration::from_millis(300);
 /// Between two lines of rates.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Idle time after which the log's end is noted in the store, so that later losses show as what they are.
@@ -51,7 +54,8 @@ pub fn serve(args: &ServeArgs, out: &mut impl Write) -> Result<()> {
     // Before recovery writes to the store: one that the device cannot reach stays as it is.
     let area = device.reach(args, &info, &seed)?;
     let shard = seed.open()?;
-    let transport = open_port(args, &device, area, &shard, clock.now())?;
+    let mut transport = open_port(args, &device, area, &shard, clock.now())?;
+    claim_addresses(&mut transport, &clock)?;
     let config = ServiceConfig {
         max_record_bytes: args.max_record.as_u64(),
         max_connections: args.max_connections.get(),
@@ -226,9 +230,28 @@ fn open_port(
     let arena = shard.arena().clone();
     let mut transport = DpdkTransport::new(device.eal, device.id, config, rings, area, arena, now)?;
     for address in addresses {
-        transport.listen(SocketAddr::new(IpAddr::from(address.address()), args.port), BACKLOG)?;
+        transport
+            .endpoint_mut()
+            .listen(SocketAddr::new(IpAddr::from(address.address()), args.port), BACKLOG)?;
     }
     Ok(transport)
+}
+
+/// Asks the network whether somebody else has one of the server's addresses.
+fn claim_addresses(transport: &mut DpdkTransport, clock: &Clock) -> Result<()> {
+    transport.endpoint_mut().probe_addresses(clock.now());
+    let end = clock.now() + PROBING;
+    while clock.now() < end {
+        transport.receive(clock.now())?;
+        transport.transmit(clock.now())?;
+        if let Some(AddressConflict { ip, mac }) = transport.endpoint().address_conflict() {
+            let mac = EthernetAddress(mac);
+            bail!(
+                "the address {ip} is in use by the host {mac}; give the server another one with --ip or --ip6"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// EAL's arguments: the user's, and unless those speak of devices, one that keeps EAL away from all PCI devices

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pmem::{RegionInfo, Shard};
 use serde::Serialize;
 use smoltcp::time::Duration;
+use stack::transport::OverEndpoint as _;
 
 use super::LogServer;
 use crate::{cli::ServeArgs, service::Counters};
