@@ -23,8 +23,8 @@ mod tcp;
 mod testing;
 mod time_wait;
 mod timer;
-mod window;
 pub mod transport;
+mod window;
 
 pub use config::{Config, ConfigError, Keepalive};
 pub use counters::{Counters, Drops};

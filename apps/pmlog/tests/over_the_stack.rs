@@ -14,6 +14,7 @@ use stack::Config;
 use stack::net::Transport as _;
 use stack::server::Server;
 use stack::sim::{Clock, Host, Link, Path, Peer, SimConfig, SimTransport};
+use stack::transport::OverEndpoint as _;
 
 const CLIENTS: u8 = 4;
 const APPENDS: usize = 30;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 
-use pmem::{Arena, Buffer, Durable, Extent};
+use pmem::{Arena, Buffer, Extent};
 use smoltcp::time::Instant;
 use smoltcp::wire::{
     EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, checksum,
@@ -11,7 +11,8 @@ use smoltcp::wire::{
 use thiserror::Error;
 
 use super::{Host, Port};
-use crate::net::{ConnId, Event, Net, SendError, SendSpace, Slot, Transport};
+use crate::net::{Event, Transport};
+use crate::transport::OverEndpoint;
 use crate::{Config, ConfigError, Endpoint, FrameSink, RxChecksum, RxFrame, SinkFull, TxChecksum, TxFrame};
 
 /// What stands before a frame in the buffer where it arrives, as DPDK has it (`RTE_PKTMBUF_HEADROOM`).
@@ -112,16 +113,6 @@ impl SimTransport {
         Ok(Self { endpoint, device })
     }
 
-    /// The stack.
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
-    }
-
-    /// The stack, to listen and to connect.
-    pub fn endpoint_mut(&mut self) -> &mut Endpoint {
-        &mut self.endpoint
-    }
-
     /// The buffers.
     pub fn arena(&self) -> &Arena {
         &self.device.arena
@@ -135,6 +126,16 @@ impl SimTransport {
     /// What went through the rings.
     pub fn counters(&self) -> RingCounters {
         self.device.counters
+    }
+}
+
+impl OverEndpoint for SimTransport {
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn endpoint_mut(&mut self) -> &mut Endpoint {
+        &mut self.endpoint
     }
 }
 
@@ -170,36 +171,6 @@ impl Transport for SimTransport {
 
     fn next_deadline(&self) -> Option<Instant> {
         self.endpoint.next_deadline()
-    }
-}
-
-impl Net for SimTransport {
-    fn recv(&mut self, conn: ConnId) -> Option<Slot> {
-        self.endpoint.recv(conn)
-    }
-
-    fn send_space(&self, conn: ConnId) -> SendSpace {
-        self.endpoint.send_space(conn)
-    }
-
-    fn send(&mut self, conn: ConnId, bytes: &[u8]) -> Result<(), SendError> {
-        self.endpoint.send(conn, bytes)
-    }
-
-    fn send_extent(&mut self, conn: ConnId, extent: Extent) -> Result<(), SendError> {
-        self.endpoint.send_extent(conn, extent)
-    }
-
-    fn reply(&mut self, conn: ConnId, proof: &Durable, bytes: &[u8]) -> Result<(), SendError> {
-        self.endpoint.reply(conn, proof, bytes)
-    }
-
-    fn finish(&mut self, conn: ConnId) {
-        self.endpoint.finish(conn);
-    }
-
-    fn abort(&mut self, conn: ConnId) {
-        self.endpoint.abort(conn);
     }
 }
 

@@ -1,21 +1,18 @@
 //! The stack on a DPDK port: frames arrive in named buffers, and named buffers are sent from where they lie.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 
 use dpdk::{
     Checksum, Completions, CompletionsError, Eal, ExternalArea, ExternalPool, ExternalPoolConfig, IpVersion,
     Mbuf, MbufBatch, Offloads, Pool, PoolConfig, PoolError, Port, PortConfig, PortError, PortId, RxQueue,
     TxChecksums, TxQueue,
 };
-use pmem::{Arena, Buffer, Durable, Extent};
+use pmem::{Arena, Buffer, Extent};
 use smoltcp::time::Instant;
 
-use crate::net::{ConnId, Event, Net, SendError, SendSpace, Slot, Transport};
-use crate::{
-    Config, ConfigError, ConnectError, Endpoint, FrameSink, ListenError, RxChecksum, RxFrame, SinkFull,
-    TxChecksum, TxFrame,
-};
+use super::OverEndpoint;
+use crate::net::{Event, Transport};
+use crate::{Config, ConfigError, Endpoint, FrameSink, RxChecksum, RxFrame, SinkFull, TxChecksum, TxFrame};
 
 /// Mbufs that a pool's caches may hold back.
 const POOL_CACHE: u32 = 128;
@@ -140,7 +137,8 @@ impl DpdkTransport {
         let endpoint = Endpoint::new(config, arena.clone(), now)?;
 
         // What the device holds, a burst in our hands, and what the pool's cache keeps back.
-        let needed = usize::from(rings.rx_descriptors) + MbufBatch::CAPACITY + 2 * POOL_CACHE as usize;
+        let posted = usize::from(rings.rx_descriptors) * info.buffers_per_descriptor;
+        let needed = posted + MbufBatch::CAPACITY + 2 * POOL_CACHE as usize;
         let (free, total) = (arena.free_buffers(), arena.buffers());
         if free <= needed {
             return Err(DpdkError::Arena { needed, free, buffers: total });
@@ -191,32 +189,6 @@ impl DpdkTransport {
         })
     }
 
-    /// Accepts connections; see [`Endpoint::listen`].
-    ///
-    /// # Errors
-    /// [`ListenError`].
-    pub fn listen(&mut self, address: SocketAddr, backlog: usize) -> Result<(), ListenError> {
-        self.endpoint.listen(address, backlog)
-    }
-
-    /// Opens a connection; see [`Endpoint::connect`].
-    ///
-    /// # Errors
-    /// [`ConnectError`].
-    pub fn connect(
-        &mut self,
-        now: Instant,
-        remote: SocketAddr,
-        local: Option<SocketAddr>,
-    ) -> Result<ConnId, ConnectError> {
-        self.endpoint.connect(now, remote, local)
-    }
-
-    /// The stack.
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
-    }
-
     /// The port.
     pub fn port(&self) -> &Port {
         &self.port
@@ -229,6 +201,16 @@ impl DpdkTransport {
             copied_bytes: self.sender.copied_bytes,
             ..self.buffers.counters
         }
+    }
+}
+
+impl OverEndpoint for DpdkTransport {
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn endpoint_mut(&mut self) -> &mut Endpoint {
+        &mut self.endpoint
     }
 }
 
@@ -382,35 +364,5 @@ impl std::fmt::Debug for Sender {
             .field("waiting", &self.waiting.len())
             .field("sent", &self.sent)
             .finish_non_exhaustive()
-    }
-}
-
-impl Net for DpdkTransport {
-    fn recv(&mut self, conn: ConnId) -> Option<Slot> {
-        self.endpoint.recv(conn)
-    }
-
-    fn send_space(&self, conn: ConnId) -> SendSpace {
-        self.endpoint.send_space(conn)
-    }
-
-    fn send(&mut self, conn: ConnId, bytes: &[u8]) -> Result<(), SendError> {
-        self.endpoint.send(conn, bytes)
-    }
-
-    fn send_extent(&mut self, conn: ConnId, extent: Extent) -> Result<(), SendError> {
-        self.endpoint.send_extent(conn, extent)
-    }
-
-    fn reply(&mut self, conn: ConnId, proof: &Durable, bytes: &[u8]) -> Result<(), SendError> {
-        self.endpoint.reply(conn, proof, bytes)
-    }
-
-    fn finish(&mut self, conn: ConnId) {
-        self.endpoint.finish(conn);
-    }
-
-    fn abort(&mut self, conn: ConnId) {
-        self.endpoint.abort(conn);
     }
 }

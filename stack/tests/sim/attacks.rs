@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use smoltcp::time::Duration;
 use stack::Config;
 use stack::net::{CloseReason, Event};
+use stack::transport::OverEndpoint as _;
 
 use crate::ours::config;
 use crate::script::Script;

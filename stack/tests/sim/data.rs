@@ -3,6 +3,7 @@
 use smoltcp::time::Duration;
 use stack::Config;
 use stack::net::{CloseReason, Event, Net};
+use stack::transport::OverEndpoint as _;
 
 use crate::ours::config;
 use crate::script::Script;

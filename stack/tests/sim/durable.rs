@@ -14,6 +14,7 @@ use smoltcp::time::{Duration, Instant};
 use stack::net::{ConnId, Event, Net, Service};
 use stack::server::Server;
 use stack::sim::{Clock, Host, Link, Path, Peer, SimConfig, SimTransport};
+use stack::transport::OverEndpoint as _;
 
 use crate::ours::config;
 use crate::talk::{Stream, Version, addresses, for_each_seed, ip, link, mac};

@@ -4,6 +4,7 @@ use smoltcp::time::Duration;
 use stack::Config;
 use stack::net::{CloseReason, Event, Net};
 use stack::sim::{Path, SimConfig};
+use stack::transport::OverEndpoint as _;
 
 use crate::ours::{Ours, config};
 use crate::script::Script;

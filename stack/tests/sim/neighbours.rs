@@ -6,6 +6,7 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{ArpOperation, EthernetAddress, EthernetFrame, Ipv4Packet, Ipv6Packet};
 use stack::net::{CloseReason, Event};
 use stack::sim::Path;
+use stack::transport::OverEndpoint as _;
 use stack::{Config, ConnectError, ListenError};
 
 use crate::ours::{Ours, config};

@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use smoltcp::time::Instant;
 use stack::net::{CloseReason, ConnId, Event, Net, SendError, Transport};
 use stack::sim::{Host, Link, Path, SimConfig, SimTransport};
+use stack::transport::OverEndpoint as _;
 use stack::{Config, ConnectError};
 
 use crate::talk::{Talk, Talker, addresses, arena, mac};

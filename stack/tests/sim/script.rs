@@ -9,6 +9,7 @@ use smoltcp::time::{Duration, Instant};
 use stack::Config;
 use stack::net::{ConnId, Event, Net, SendError, Transport};
 use stack::sim::{Clock, Host, Link, Path, Port, SimConfig, SimTransport};
+use stack::transport::OverEndpoint as _;
 
 use crate::talk::{Version, arena, ip, mac};
 use crate::wire::{ACK, SYN, Seg, Side, data, neighbor_answer, seg};

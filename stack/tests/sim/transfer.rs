@@ -5,6 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use smoltcp::time::{Duration, Instant};
 use stack::Config;
 use stack::sim::{Link, Path, SimConfig};
+use stack::transport::OverEndpoint as _;
 
 use crate::ours::{Ours, config};
 use crate::talk::{BOTH_VERSIONS, Talk, Talker, Version, for_each_seed, ip, link, talk};

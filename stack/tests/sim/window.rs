@@ -4,6 +4,7 @@ use smoltcp::time::{Duration, Instant};
 use stack::Config;
 use stack::net::{CloseReason, Event, Net};
 use stack::sim::{Host, Path};
+use stack::transport::OverEndpoint as _;
 
 use crate::ours::{Ours, Reading, config};
 use crate::script::Script;
