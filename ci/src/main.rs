@@ -1,4 +1,4 @@
-//! What a developer and CI run: `cargo xtask setup | demo | test | bench`.
+//! What a developer and CI run: `cargo xtask setup | demo | test | bench | vm`.
 //!
 //! Builds without DPDK or libclang, since it is what installs them.
 
