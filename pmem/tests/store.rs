@@ -417,3 +417,23 @@ fn memory_that_is_freed_can_be_opened_again_at_its_address() {
     };
     std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(opening))));
 }
+
+#[test]
+fn a_store_is_free_at_once_though_processes_are_being_started() {
+    let dir = disk();
+    let path = dir.path().join("store");
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    // A process that is not yet another program has copies of all descriptors.
+                    std::process::Command::new("true").status().unwrap();
+                }
+            });
+        }
+        let opened: Result<Vec<_>, _> = (0..200).map(|_| open(&path, &new(256 << 10)).map(drop)).collect();
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        opened.unwrap();
+    });
+}

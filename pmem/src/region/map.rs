@@ -3,6 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
+    ops::Deref,
     os::{
         fd::AsFd,
         unix::fs::{FileExt, FileTypeExt, MetadataExt},
@@ -73,11 +74,14 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<(Place, Unfinished)
         }
         Err(source) => return Err(io_error("opening", path)(source)),
     };
-    if let Err(error) = lock(&file, FlockOperation::NonBlockingLockExclusive, path) {
-        // Whoever has it locked is making a store of it.
-        unfinished.abandon();
-        return Err(error);
-    }
+    let file = match Locked::new(file, FlockOperation::NonBlockingLockExclusive, path) {
+        Ok(file) => file,
+        Err(error) => {
+            // Whoever has it locked is making a store of it.
+            unfinished.abandon();
+            return Err(error);
+        }
+    };
     let meta = file.metadata().map_err(io_error("inspecting", path))?;
     let kind = meta.file_type();
     let place = if kind.is_char_device() {
@@ -96,23 +100,23 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<(Place, Unfinished)
 /// A store that is only read, wherever it ends.
 pub(crate) enum ReadOnly {
     /// A file, read with system calls: a mapping would fault where the file is cut off.
-    File(File),
+    File(Locked),
     /// A device that can only be mapped.
-    Device { map: MmapRaw, _lock: File },
+    Device { map: MmapRaw, _lock: Locked },
 }
 
 impl ReadOnly {
     /// Opens a store for reading, unless it is open for writing somewhere.
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
         let file = File::open(path).map_err(io_error("opening", path))?;
-        lock(&file, FlockOperation::NonBlockingLockShared, path)?;
+        let file = Locked::new(file, FlockOperation::NonBlockingLockShared, path)?;
         let meta = file.metadata().map_err(io_error("inspecting", path))?;
         if meta.file_type().is_char_device() {
             let device = char_device(&meta);
             let sysfs = Sysfs::new("/sys");
             let len = sysfs.dax_size(device).filter(|_| sysfs.is_dax(device));
             let len = len.ok_or_else(|| not_dax(path))? as usize;
-            let map = memmap2::MmapOptions::new().len(len).map_raw_read_only(&file);
+            let map = memmap2::MmapOptions::new().len(len).map_raw_read_only(&*file);
             return Ok(Self::Device { map: map.map_err(io_error("mapping", path))?, _lock: file });
         }
         if !meta.is_file() {
@@ -164,16 +168,38 @@ fn create(path: &Path, options: &Options) -> Result<(File, Unfinished), OpenErro
     Ok((file, Unfinished(Some(path.into()))))
 }
 
-fn lock(file: &File, operation: FlockOperation, path: &Path) -> Result<(), OpenError> {
-    flock(file, operation).map_err(|errno| match errno {
-        Errno::WOULDBLOCK => OpenError::Locked { path: path.into() },
-        errno => io_error("locking", path)(errno.into()),
-    })
+/// A file whose lock ends with this handle, whoever else has its descriptor: a process that is being started has a
+/// copy of it until it becomes another program.
+pub(crate) struct Locked(File);
+
+impl Locked {
+    fn new(file: File, operation: FlockOperation, path: &Path) -> Result<Self, OpenError> {
+        match flock(&file, operation) {
+            Ok(()) => Ok(Self(file)),
+            Err(Errno::WOULDBLOCK) => Err(OpenError::Locked { path: path.into() }),
+            Err(errno) => Err(io_error("locking", path)(errno.into())),
+        }
+    }
+}
+
+impl Deref for Locked {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // Closing the last copy of the descriptor ends the lock too, only later.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
 }
 
 fn regular(
     path: &Path,
-    file: File,
+    file: Locked,
     meta: &std::fs::Metadata,
     options: &Options,
     sysfs: &Sysfs,
@@ -189,7 +215,7 @@ fn regular(
     }
     let len = usize::try_from(len).map_err(|_| OpenError::Geometry(format!("{len} bytes are too many")))?;
     if volatile.is_some() {
-        let map = memmap2::MmapOptions::new().len(len).map_raw(&file).map_err(io_error("mapping", &path))?;
+        let map = memmap2::MmapOptions::new().len(len).map_raw(&*file).map_err(io_error("mapping", &path))?;
         let medium = mapped(map, Some(file), Domain::Volatile(best_flush_instruction()));
         return Ok(Place { path, kind: Kind::VolatileFile, platform: None, medium, size });
     }
@@ -203,7 +229,7 @@ fn regular(
         // What file systems without DAX say to MAP_SYNC, mmap(2).
         Err(Errno::OPNOTSUPP | Errno::INVAL) => {
             let map =
-                memmap2::MmapOptions::new().len(len).map_raw(&file).map_err(io_error("mapping", &path))?;
+                memmap2::MmapOptions::new().len(len).map_raw(&*file).map_err(io_error("mapping", &path))?;
             let medium = mapped(map, Some(file), Domain::Msync);
             Ok(Place { path, kind: Kind::File, platform: None, medium, size })
         }
@@ -313,7 +339,7 @@ fn huge_page_bytes(file: &File) -> Option<u64> {
 
 fn device_dax(
     path: &Path,
-    file: File,
+    file: Locked,
     meta: &std::fs::Metadata,
     options: &Options,
     sysfs: &Sysfs,
@@ -377,7 +403,7 @@ impl Span {
         Ok(span)
     }
 
-    fn into_medium(self, file: File, domain: Domain) -> Arc<Mapped> {
+    fn into_medium(self, file: Locked, domain: Domain) -> Arc<Mapped> {
         let (base, len) = (self.base, self.len);
         // SAFETY: the range stays mapped until the span is dropped.
         let mapping = unsafe { Mapping::new(base, len, Box::new((self, file))) };
@@ -394,7 +420,7 @@ impl Drop for Span {
     }
 }
 
-fn mapped(map: MmapRaw, file: Option<File>, domain: Domain) -> Arc<Mapped> {
+fn mapped(map: MmapRaw, file: Option<Locked>, domain: Domain) -> Arc<Mapped> {
     let base = NonNull::new(map.as_mut_ptr()).expect("a mapping does not lie at address 0");
     let len = map.len();
     // SAFETY: the range stays mapped until the map is dropped.
