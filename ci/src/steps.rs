@@ -1,10 +1,11 @@
 //! Steps with a name, a time and a result.
 
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// One line of a report while its step runs: a spinner on a terminal, silence elsewhere.
@@ -65,8 +66,28 @@ pub fn cargo() -> Command {
 }
 
 /// The folder of the workspace's Cargo.toml.
-pub fn workspace() -> &'static std::path::Path {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("ci/ lies in the workspace")
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("ci/ lies in the workspace")
+}
+
+/// Builds packages' programs of the same names, in the profile that is for trying things out, as a step.
+pub fn programs<const N: usize>(packages: [&str; N]) -> Result<[PathBuf; N]> {
+    const PROFILE: &str = "quick";
+    let step = Step::start("build");
+    let mut command = cargo();
+    command.args(["build", "--profile", PROFILE]);
+    for package in packages {
+        command.args(["--package", package]);
+    }
+    let mut output = String::new();
+    let status = lines(&mut command, |line| {
+        step.progress(line.trim());
+        output.push_str(line);
+        output.push('\n');
+    })?;
+    ensure!(status.success(), "{} cannot be built\n{output}", packages.join(" and "));
+    step.end(&packages.join(" and "));
+    Ok(packages.map(|name| lab::target_directory().join(PROFILE).join(name)))
 }
 
 /// Runs a command and hands over each line it writes, whether to standard output or to standard error.

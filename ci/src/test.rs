@@ -16,6 +16,9 @@ pub struct Options {
     /// Only the tests within crates: no lints, no documentation, no network namespaces.
     #[arg(long)]
     fast: bool,
+    /// Everything but the virtual machine.
+    #[arg(long)]
+    no_vm: bool,
     /// Only the tests of this package; may be repeated.
     #[arg(long, short, value_name = "NAME")]
     package: Vec<String>,
@@ -43,6 +46,10 @@ pub fn run(options: &Options) -> Result<bool> {
     if !narrowed {
         let doc = ["doc", "--workspace", "--no-deps", "--quiet"];
         total.step("document", cargo().args(doc).env("RUSTDOCFLAGS", "--deny warnings"))?;
+    }
+
+    if !narrowed && !options.no_vm {
+        total.machine(options)?;
     }
 
     println!("{} passed, {} failed", total.passed, total.failed);
@@ -74,6 +81,36 @@ impl Tally {
             println!("{output}");
         }
         Ok(status.success())
+    }
+
+    /// What `cargo xtask vm` runs where nothing else is said.
+    fn machine(&mut self, options: &Options) -> Result<()> {
+        let step = Step::start("vm");
+        // Not this very file: building the tests may have put another in its place.
+        let mut command = cargo();
+        command.args(["run", "--quiet", "--package", "xtask", "--", "vm"]);
+        if options.packages.no_setup {
+            command.arg("--no-setup");
+        }
+        let mut output = String::new();
+        let mut counts = None;
+        let status = lines(&mut command, |line| {
+            step.progress(line.trim());
+            counts = passed_and_failed(line).or(counts);
+            output.push_str(line);
+            output.push('\n');
+        })?;
+        // Without a closing line it did not come to its scenarios, which is a failure of its own.
+        let (passed, failed) = counts.unwrap_or((0, 1));
+        self.passed += passed;
+        self.failed += failed.max(u64::from(!status.success()));
+        if status.success() && counts.is_some() {
+            step.end(&format!("{passed} scenarios passed"));
+        } else {
+            step.end("FAILED");
+            println!("{output}");
+        }
+        Ok(())
     }
 
     fn tests(&mut self, options: &Options) -> Result<()> {
@@ -109,6 +146,12 @@ impl Tally {
         step.end(if status.success() { "ok" } else { "FAILED" });
         Ok(())
     }
+}
+
+/// The numbers of a closing line `N passed, M failed`.
+fn passed_and_failed(line: &str) -> Option<(u64, u64)> {
+    let (passed, failed) = line.trim().split_once(" passed, ")?;
+    Some((passed.parse().ok()?, failed.strip_suffix(" failed")?.parse().ok()?))
 }
 
 /// Prints a suite's line, and what it wrote if it failed, with the names of its failed tests last.
@@ -224,6 +267,14 @@ mod tests {
         let mut suites: Vec<Suite> = text.lines().filter_map(|line| report.line(line)).collect();
         suites.extend(report.end(success));
         (suites, report.passed, report.failed)
+    }
+
+    #[test]
+    fn a_closing_line_is_read_and_no_other() {
+        assert_eq!(passed_and_failed("4 passed, 1 failed"), Some((4, 1)));
+        for other in ["4 passed", "PASS e1000e", "x passed, 1 failed", "4 passed, 1 failed, 2 ignored", ""] {
+            assert_eq!(passed_and_failed(other), None, "{other}");
+        }
     }
 
     #[test]

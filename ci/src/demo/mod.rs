@@ -16,7 +16,7 @@ use clap::Args;
 use lab::{Connection, Curl, Lab, Pmlog, PmlogOptions, wire};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::steps::{Step, cargo, lines, workspace};
+use crate::steps::{Step, programs, workspace};
 
 /// Room for the load of some seconds.
 const STORE: ByteSize = ByteSize::gib(1);
@@ -26,18 +26,7 @@ const LOAD_BEFORE_KILL: Duration = Duration::from_millis(2500);
 /// Builds, and runs the rest inside namespaces. Returns whether it passed.
 pub fn run() -> Result<bool> {
     println!("paste-dpdk: HTTP requests become durable in the packet buffers where they arrive\n");
-    let step = Step::start("build");
-    let mut output = String::new();
-    let status = lines(cargo().args(["build", "--release", "--package", "pmlog"]), |line| {
-        step.progress(line.trim());
-        output.push_str(line);
-        output.push('\n');
-    })?;
-    if !status.success() {
-        bail!("the server does not build\n{output}");
-    }
-    let pmlog = lab::target_directory().join("release/pmlog");
-    step.end(&pmlog.display().to_string());
+    let [pmlog] = programs(["pmlog"])?;
 
     let scratch = lab::scratch_directory("demo-")?;
     let mut inside = lab::inside(&std::env::current_exe()?)?;

@@ -23,7 +23,7 @@ use self::image::{Image, PACKAGES};
 use self::qemu::{Machine, Medium, Nic, TAP};
 use self::scenarios::{SCENARIOS, Scenario, Stage};
 use crate::setup::{self, Verbosity};
-use crate::steps::{Step, cargo, lines, workspace};
+use crate::steps::{Step, programs, workspace};
 
 /// How often the power is cut where nothing else is said: in CI, and with --all.
 const FEW_CUTS: u32 = 3;
@@ -124,17 +124,7 @@ pub fn run(options: &Options) -> Result<bool> {
 
 /// Builds pmlog, pmtool and the guest with both in it.
 fn prepare() -> Result<Image> {
-    let step = Step::start("build");
-    let mut output = String::new();
-    let arguments = ["build", "--release", "--package", "pmlog", "--package", "pmtool"];
-    let status = lines(cargo().args(arguments), |line| {
-        step.progress(line.trim());
-        output.push_str(line);
-        output.push('\n');
-    })?;
-    ensure!(status.success(), "pmlog and pmtool do not build\n{output}");
-    let programs = ["pmlog", "pmtool"].map(|name| lab::target_directory().join("release").join(name));
-    step.end("pmlog and pmtool");
+    let programs = programs(["pmlog", "pmtool"])?;
 
     let step = Step::start("guest");
     let image = image::build(&lab::target_directory().join("vm"), &workspace().join("ci/vm"), &programs)?;
