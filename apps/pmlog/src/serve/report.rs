@@ -102,7 +102,7 @@ impl<'a, W: Write> Report<'a, W> {
             let rate = |part: fn(&Counters) -> u64| (part(&counters) - part(&self.last)) as f64 / seconds;
             let bytes = |part| ByteSize(rate(part) as u64);
             self.line.set_message(format!(
-                "{:.0} appends/s ({}/s), {:.0} reads/s, {}/s sent, {:.0} refused/s, {} connections, {} free buffers",
+                "{:.0} appends/s ({}/s), {:.0} reads/s, {}/s out, {:.0} refused/s, {} open, {} buffers free",
                 rate(|counters| counters.appended_records),
                 bytes(|counters| counters.appended_bytes),
                 rate(|counters| counters.read_records),
