@@ -10,6 +10,8 @@ use dpdk_sys as sys;
 use crate::pool::Pool;
 use crate::queue::{RxQueue, TxQueue};
 use crate::refusal::{self, WouldCorrupt};
+use crate::split::{self, NoSplit, SplitCapabilities, SplitPoint};
+use crate::spread::{self, SpreadCapabilities};
 use crate::{errno_text, log};
 
 const MAX_PORTS: usize = sys::RTE_MAX_ETHPORTS as usize;
@@ -91,6 +93,10 @@ pub struct PortInfo {
     pub max_tx_segments: Option<u16>,
     /// What it can do and does right, wanted or not.
     pub offloads: Offloads,
+    /// Where it can split received frames into headers and payload; or why it cannot.
+    pub header_split: Result<SplitPoint, NoSplit>,
+    /// What it has for spreading received frames over queues.
+    pub spread: SpreadCapabilities,
 }
 
 /// How a port is to run.
@@ -112,6 +118,9 @@ pub struct PortConfig {
     pub all_multicast: bool,
     /// Offloads to switch on where the device has them.
     pub offloads: Offloads,
+    /// Where to put headers, apart from the payload, which alone then lies in the queues' own pools. A device whose
+    /// [`PortInfo::header_split`] has a reason against it puts whole frames there instead.
+    pub headers: Option<Pool>,
 }
 
 impl Default for PortConfig {
@@ -125,6 +134,7 @@ impl Default for PortConfig {
             promiscuous: false,
             all_multicast: true,
             offloads: Offloads::all(),
+            headers: None,
         }
     }
 }
@@ -258,10 +268,17 @@ impl PortId {
             .map(|(ours, ..)| *ours)
             .collect();
         let driver = text(raw.driver_name);
+        let offloads = offloads - mistaken_offloads(&driver);
         Ok(PortInfo {
             name: self.name(),
             buffers_per_descriptor: buffers_per_descriptor(&driver),
-            offloads: offloads - mistaken_offloads(&driver),
+            offloads,
+            header_split: SplitCapabilities::of(self, &raw, offloads).split_point(),
+            spread: SpreadCapabilities {
+                max_rx_queues: raw.max_rx_queues,
+                max_tx_queues: raw.max_tx_queues,
+                hashes: raw.flow_type_rss_offloads,
+            },
             driver,
             mac: mac.addr_bytes,
             socket: u32::try_from(socket).ok(),
@@ -329,7 +346,11 @@ impl Port {
         }
         let running = Arc::new(Running(id));
         let offloads = config.offloads & info.offloads;
-        let conf = device_configuration(config, &raw, offloads);
+        let split = config.headers.as_ref().zip(info.header_split.ok());
+        let mut conf = device_configuration(config, &raw, offloads);
+        if split.is_some() {
+            conf.rxmode.offloads |= split::offload_flags(raw.rx_offload_capa);
+        }
         let step = |action, call: &dyn Fn() -> i32| PortError::check_with(id, action, log::listening(call));
         // SAFETY: the port exists and does not run; the configuration is copied.
         step("be configured", &|| unsafe {
@@ -345,9 +366,19 @@ impl Port {
         let tx_conf = sys::rte_eth_txconf { offloads: conf.txmode.offloads, ..raw.default_txconf };
         let pools: Vec<Pool> = pools.iter().cycle().take(usize::from(config.rx_queues)).cloned().collect();
         for (queue, pool) in (0..).zip(&pools) {
-            // SAFETY: the port is configured for as many queues; the pool lives for good.
+            let mut segments = split.map(|(headers, point)| split::segments(point, headers, pool));
+            let (rx_conf, pool) = match &mut segments {
+                Some(segments) => {
+                    let rx_seg = segments.as_mut_ptr();
+                    let rx_nseg = segments.len() as u16;
+                    (sys::rte_eth_rxconf { rx_seg, rx_nseg, ..rx_conf }, std::ptr::null_mut())
+                }
+                None => (rx_conf, pool.as_ptr()),
+            };
+            // SAFETY: the port is configured for as many queues; pools live for good, and the segments'
+            // descriptions until after the call.
             step("set up a receive queue", &|| unsafe {
-                sys::rte_eth_rx_queue_setup(id.0, queue, rx_descriptors, socket, &rx_conf, pool.as_ptr())
+                sys::rte_eth_rx_queue_setup(id.0, queue, rx_descriptors, socket, &rx_conf, pool)
             })?;
         }
         for queue in 0..config.tx_queues {
@@ -528,7 +559,9 @@ fn check_config(info: &PortInfo, config: &PortConfig, pools: &[Pool]) -> Result<
     let frame_bytes =
         usize::from(config.mtu) + sys::RTE_ETHER_HDR_LEN as usize + sys::RTE_ETHER_CRC_LEN as usize;
     let needed_bytes = Pool::HEADROOM + frame_bytes;
-    match pools.iter().map(Pool::buffer_bytes).find(|buffer_bytes| *buffer_bytes < needed_bytes) {
+    // Frames that the device does not split may come in a buffer for headers as a whole.
+    let mut lengths = pools.iter().chain(&config.headers).map(Pool::buffer_bytes);
+    match lengths.find(|buffer_bytes| *buffer_bytes < needed_bytes) {
         Some(buffer_bytes) => Err(PortError::BufferTooSmall { buffer_bytes, mtu: config.mtu, needed_bytes }),
         None => Ok(()),
     }
@@ -550,9 +583,8 @@ fn device_configuration(
     conf.rxmode.offloads = flags(true);
     conf.txmode.offloads = flags(false);
     if config.rx_queues > 1 {
-        let hashed = sys::RTE_ETH_RSS_IP as u64 | sys::RTE_ETH_RSS_TCP as u64;
         conf.rxmode.mq_mode = sys::rte_eth_rx_mq_mode_RTE_ETH_MQ_RX_RSS;
-        conf.rx_adv_conf.rss_conf.rss_hf = hashed & raw.flow_type_rss_offloads;
+        conf.rx_adv_conf.rss_conf.rss_hf = spread::hash_functions(raw.flow_type_rss_offloads);
     }
     conf
 }
