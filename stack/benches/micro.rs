@@ -40,8 +40,8 @@ impl RxFrame for Frame<'_> {
         RxChecksum::Good
     }
 
-    fn claim(&mut self) -> Option<(Buffer, u16)> {
-        self.arena.take().map(|buffer| (buffer, 0))
+    fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
+        self.arena.take().map(|buffer| (buffer, at))
     }
 }
 

@@ -194,7 +194,7 @@ mod tests {
                 let pieces = [extent_of(&arena, b"xyz"), extent_of(&arena, b"1"), extent_of(&arena, b"23")];
                 assert_eq!(layout.complete(&mut frame, &pieces, false), TxChecksum::Done);
                 pieces.iter().for_each(|piece| frame.extend_from_slice(piece.bytes()));
-                let parsed = parse(&frame, &local_side, RxChecksum::Unknown);
+                let parsed = parse(&frame, 0, &local_side, RxChecksum::Unknown);
                 let Parsed::Tcp(segment) = parsed else { panic!("{parsed:?}") };
                 assert_eq!((segment.seq, segment.ack), (header.seq, header.ack));
                 assert_eq!((segment.flags, segment.window), (header.flags, header.window));
@@ -202,9 +202,24 @@ mod tests {
                 assert_eq!(segment.payload_len, text.len() + 6);
                 assert_eq!(&frame[segment.payload_at..], [text, b"xyz123"].concat());
                 for at in ETHERNET_HEADER_BYTES..frame.len() {
+                    let split = |checksum| parse(&frame[..at], frame.len() - at, &local_side, checksum);
+                    if at == segment.payload_at {
+                        assert_eq!(split(RxChecksum::Good), Parsed::Tcp(segment));
+                        assert_eq!(split(RxChecksum::Unknown), Parsed::BadChecksum);
+                        // Not even if the headers alone would add up.
+                        let mut alone = frame[..at].to_vec();
+                        let tcp_at = ETHERNET_HEADER_BYTES + if header.key.is_v4() { 20 } else { 40 };
+                        let (source, destination) = (header.key.local_ip(), header.key.remote_ip());
+                        TcpPacket::new_unchecked(&mut alone[tcp_at..])
+                            .fill_checksum(&source.into(), &destination.into());
+                        let parsed = parse(&alone, frame.len() - at, &local_side, RxChecksum::Unknown);
+                        assert_eq!(parsed, Parsed::BadChecksum);
+                    } else {
+                        assert_eq!(split(RxChecksum::Good), Parsed::Malformed);
+                    }
                     let mut broken = frame.clone();
                     broken[at] ^= 0x10;
-                    assert!(!matches!(parse(&broken, &local_side, RxChecksum::Unknown), Parsed::Tcp(s)
+                    assert!(!matches!(parse(&broken, 0, &local_side, RxChecksum::Unknown), Parsed::Tcp(s)
                         if s.payload_len == segment.payload_len && at >= segment.payload_at));
                 }
             }
@@ -222,6 +237,6 @@ mod tests {
         sum.add(&frame[34..]);
         TcpPacket::new_unchecked(&mut frame[34..]).set_checksum(!sum.folded());
         let local = Local { mac: header.mac, addresses: vec!["10.0.0.2/24".parse().unwrap()] };
-        assert!(matches!(parse(&frame, &local, RxChecksum::Unknown), Parsed::Tcp(_)));
+        assert!(matches!(parse(&frame, 0, &local, RxChecksum::Unknown), Parsed::Tcp(_)));
     }
 }

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use pmem::{Buffer, Extent};
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpCidr, IpProtocol, Ipv4Packet, Ipv6Packet,
-    TcpPacket,
+    EthernetAddress, EthernetFrame, EthernetProtocol, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpAddress, IpCidr,
+    IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket,
 };
 
 use crate::config::ETHERNET_HEADER_BYTES;
@@ -26,16 +26,25 @@ pub enum RxChecksum {
 
 /// A received frame in the transport's hands.
 pub trait RxFrame {
-    /// The whole frame, from the Ethernet header on.
+    /// The frame, from the Ethernet header on: all of it, or as far as the end of TCP's header if the payload lies
+    /// [`apart`](Self::apart).
     fn bytes(&self) -> &[u8];
+
+    /// What follows [`bytes`](Self::bytes) in the frame. Nothing but where a device has put headers and payload into
+    /// different places, has split right behind TCP's header, and has found the checksum good: the core drops
+    /// other frames in two pieces.
+    fn apart(&self) -> &[u8] {
+        &[]
+    }
 
     /// What the device says of the TCP checksum.
     fn checksum(&self) -> RxChecksum;
 
-    /// Hands over the named buffer the frame lies in, and where in it the frame begins, after putting a
-    /// spare one in its place. Called at most once, and only for payload that is retained; `None` when
-    /// there is no spare buffer, and the payload is then dropped unacknowledged.
-    fn claim(&mut self) -> Option<(Buffer, u16)>;
+    /// Hands over the named buffer that holds the frame's payload, after putting a spare one in its place, and where
+    /// in it that byte of the payload lies which is `at` bytes into the frame. Called at most once, and only for
+    /// payload that is retained; `None` when there is no spare buffer, and the payload is then dropped
+    /// unacknowledged.
+    fn claim(&mut self, at: usize) -> Option<(Buffer, usize)>;
 }
 
 /// A frame to send: bytes that are copied, and behind them pieces of named buffers that are not.
@@ -195,16 +204,17 @@ fn is_host_v6(ip: Ipv6Addr) -> bool {
     !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast() && ip.to_ipv4_mapped().is_none()
 }
 
-/// Reads a frame. Nothing in it is believed: lengths, addresses and checksums are verified.
-pub(crate) fn parse(frame: &[u8], local: &Local, checksum: RxChecksum) -> Parsed {
+/// Reads a frame, of which `apart` bytes follow in another place. Nothing in it is believed: lengths, addresses and
+/// checksums are verified.
+pub(crate) fn parse(frame: &[u8], apart: usize, local: &Local, checksum: RxChecksum) -> Parsed {
     let Ok(ethernet) = EthernetFrame::new_checked(frame) else { return Parsed::Malformed };
     let source_mac = ethernet.src_addr();
     let ip = match ethernet.ethertype() {
-        EthernetProtocol::Ipv4 => parse_v4(ethernet.payload()),
-        EthernetProtocol::Ipv6 => parse_v6(ethernet.payload()),
+        EthernetProtocol::Ipv4 => parse_v4(ethernet.payload(), apart),
+        EthernetProtocol::Ipv6 => parse_v6(ethernet.payload(), apart),
         _ => return Parsed::Other,
     };
-    let (source, destination, at, packet) = match ip {
+    let Ip { source, destination, at, packet, len } = match ip {
         Ok(ip) => ip,
         Err(parsed) => return parsed,
     };
@@ -214,15 +224,19 @@ pub(crate) fn parse(frame: &[u8], local: &Local, checksum: RxChecksum) -> Parsed
         return Parsed::Address;
     }
     let Ok(tcp) = TcpPacket::new_checked(packet) else { return Parsed::Malformed };
+    let header_len = usize::from(tcp.header_len());
+    let payload_at = ETHERNET_HEADER_BYTES + at + header_len;
+    if apart > 0 && payload_at != frame.len() {
+        return Parsed::Malformed;
+    }
     match checksum {
         RxChecksum::Good => {}
-        RxChecksum::Unknown if tcp.verify_checksum(&source.into(), &destination.into()) => {}
+        RxChecksum::Unknown if apart == 0 && tcp.verify_checksum(&source.into(), &destination.into()) => {}
         RxChecksum::Unknown | RxChecksum::Bad => return Parsed::BadChecksum,
     }
     if tcp.src_port() == 0 || tcp.dst_port() == 0 {
         return Parsed::Address;
     }
-    let header_len = usize::from(tcp.header_len());
     Parsed::Tcp(Segment {
         key: FlowKey {
             local: mapped(destination),
@@ -236,20 +250,49 @@ pub(crate) fn parse(frame: &[u8], local: &Local, checksum: RxChecksum) -> Parsed
         flags: Flags::from_bits_truncate(packet[13]),
         window: tcp.window_len(),
         options: Options::parse(tcp.options()),
-        payload_at: ETHERNET_HEADER_BYTES + at + header_len,
-        payload_len: packet.len() - header_len,
+        payload_at,
+        payload_len: len - header_len,
     })
 }
 
-/// Source, destination, where the TCP segment begins in the packet, and the segment.
-type Ip<'a> = (IpAddr, IpAddr, usize, &'a [u8]);
+/// Whether a frame's first bytes `head` are all its headers up to TCP's, and nothing more.
+#[cfg(feature = "dpdk")]
+pub(crate) fn ends_with_tcp_header(head: &[u8]) -> bool {
+    let Ok(ethernet) = EthernetFrame::new_checked(head) else { return false };
+    // As much may follow as a packet can hold.
+    let ip = match ethernet.ethertype() {
+        EthernetProtocol::Ipv4 => parse_v4(ethernet.payload(), u16::MAX.into()),
+        EthernetProtocol::Ipv6 => parse_v6(ethernet.payload(), u16::MAX.into()),
+        _ => return false,
+    };
+    ip.is_ok_and(|ip| {
+        TcpPacket::new_checked(ip.packet)
+            .is_ok_and(|tcp| ETHERNET_HEADER_BYTES + ip.at + usize::from(tcp.header_len()) == head.len())
+    })
+}
 
-fn parse_v4(bytes: &[u8]) -> Result<Ip<'_>, Parsed> {
-    // smoltcp's check leaves out a header length below the minimum.
-    if bytes.first().is_none_or(|first| first >> 4 != 4 || first & 0x0f < 5) {
+/// An IP packet that carries TCP.
+struct Ip<'a> {
+    source: IpAddr,
+    destination: IpAddr,
+    /// Where the TCP segment begins in the packet.
+    at: usize,
+    /// The segment, or as much of it as is here.
+    packet: &'a [u8],
+    /// Length of the whole segment in bytes.
+    len: usize,
+}
+
+fn parse_v4(bytes: &[u8], apart: usize) -> Result<Ip<'_>, Parsed> {
+    // smoltcp's check takes a header length below the minimum, and none of the packet to be elsewhere.
+    if bytes.len() < IPV4_HEADER_LEN || bytes[0] >> 4 != 4 || bytes[0] & 0x0f < 5 {
         return Err(Parsed::Malformed);
     }
-    let packet = Ipv4Packet::new_checked(bytes).map_err(|_| Parsed::Malformed)?;
+    let packet = Ipv4Packet::new_unchecked(bytes);
+    let (at, end) = (usize::from(packet.header_len()), usize::from(packet.total_len()));
+    if at > end || at > bytes.len() || end > bytes.len() + apart {
+        return Err(Parsed::Malformed);
+    }
     if packet.next_header() != IpProtocol::Tcp {
         return Err(Parsed::Other);
     }
@@ -259,20 +302,33 @@ fn parse_v4(bytes: &[u8]) -> Result<Ip<'_>, Parsed> {
     if packet.more_frags() || packet.frag_offset() != 0 {
         return Err(Parsed::Fragment);
     }
-    let at = usize::from(packet.header_len());
-    let segment = &bytes[at..usize::from(packet.total_len())];
-    Ok((packet.src_addr().into(), packet.dst_addr().into(), at, segment))
+    Ok(Ip {
+        source: packet.src_addr().into(),
+        destination: packet.dst_addr().into(),
+        at,
+        packet: &bytes[at..end.min(bytes.len())],
+        len: end - at,
+    })
 }
 
-fn parse_v6(bytes: &[u8]) -> Result<Ip<'_>, Parsed> {
-    let packet = Ipv6Packet::new_checked(bytes).map_err(|_| Parsed::Malformed)?;
-    if packet.version() != 6 {
+fn parse_v6(bytes: &[u8], apart: usize) -> Result<Ip<'_>, Parsed> {
+    if bytes.len() < IPV6_HEADER_LEN {
         return Err(Parsed::Malformed);
     }
-    let at = packet.header_len();
-    let segment = bytes.get(at..at + usize::from(packet.payload_len())).ok_or(Parsed::Malformed)?;
+    let packet = Ipv6Packet::new_unchecked(bytes);
+    let (at, len) = (packet.header_len(), usize::from(packet.payload_len()));
+    if packet.version() != 6 || at + len > bytes.len() + apart {
+        return Err(Parsed::Malformed);
+    }
+    let segment = &bytes[at..(at + len).min(bytes.len())];
     match packet.next_header() {
-        IpProtocol::Tcp => Ok((packet.src_addr().into(), packet.dst_addr().into(), at, segment)),
+        IpProtocol::Tcp => Ok(Ip {
+            source: packet.src_addr().into(),
+            destination: packet.dst_addr().into(),
+            at,
+            packet: segment,
+            len,
+        }),
         IpProtocol::Ipv6Frag => Err(Parsed::Fragment),
         // Destination options, routing and hop-by-hop headers begin with the type of what follows.
         IpProtocol::HopByHop | IpProtocol::Ipv6Opts | IpProtocol::Ipv6Route

@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, net::Ipv6Addr, num::NonZeroU32, path::PathBuf};
 
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use smoltcp::wire::{EthernetAddress, Ipv4Cidr, Ipv6Cidr};
 
 const SERVE_EXAMPLES: &str = "\
@@ -84,6 +84,10 @@ pub struct ServeArgs {
     /// How many clients may be connected at a time.
     #[arg(long, value_name = "N", default_value = "1024")]
     pub max_connections: NonZeroU32,
+    /// Have the device put headers into DRAM and payload alone into the store. With auto it does where it can, and
+    /// the report at the start says whether; untried on hardware so far.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = HeaderSplit::Off)]
+    pub header_split: HeaderSplit,
     /// Format PATH though it already holds a store or something else. What it held is lost.
     #[arg(long)]
     pub force: bool,
@@ -99,6 +103,15 @@ pub struct ServeArgs {
     /// Arguments for DPDK's environment layer (EAL).
     #[arg(last = true, value_name = "EAL ARGS")]
     pub eal: Vec<String>,
+}
+
+/// Whether headers and payload lie apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HeaderSplit {
+    /// Where the device can.
+    Auto,
+    /// Whole frames lie in the store.
+    Off,
 }
 
 /// Which records to show.
@@ -182,6 +195,8 @@ mod tests {
             "fd00::2/64",
             "--mac",
             "02-00-00-00-00-01",
+            "--header-split",
+            "auto",
             "--",
             "-l",
             "1",
@@ -192,7 +207,9 @@ mod tests {
         assert_eq!(args.max_record, ByteSize::mib(16));
         assert_eq!(args.ip6.map(|ip| ip.to_string()).as_deref(), Some("fd00::2/64"));
         assert_eq!(args.mac, Some(EthernetAddress([2, 0, 0, 0, 0, 1])));
+        assert_eq!(args.header_split, HeaderSplit::Auto);
         assert_eq!(args.eal, ["-l", "1", "--no-huge"]);
+        assert_eq!(serve(&[]).expect("good arguments").header_split, HeaderSplit::Off);
     }
 
     #[test]
@@ -206,6 +223,7 @@ mod tests {
             &["--max-connections", "0"],
             &["--max-record", "0"],
             &["--max-record", "4GiB"],
+            &["--header-split", "on"],
             &["-l", "1"],
         ] {
             let error = serve(more).expect_err("bad arguments");

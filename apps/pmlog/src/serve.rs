@@ -19,7 +19,7 @@ use stack::transport::OverEndpoint as _;
 use stack::transport::dpdk::{DpdkConfig, DpdkTransport};
 use stack::{AddressConflict, Config};
 
-use crate::cli::ServeArgs;
+use crate::cli::{HeaderSplit, ServeArgs};
 use crate::service::{LogService, ServiceConfig};
 use report::{Report, Started};
 
@@ -226,7 +226,8 @@ fn open_port(
     };
     // A small store must not end up in the receive ring as a whole.
     let descriptors = descriptors_for(shard.arena().buffers());
-    let rings = DpdkConfig { rx_descriptors: descriptors, ..DpdkConfig::default() };
+    let header_split = args.header_split == HeaderSplit::Auto;
+    let rings = DpdkConfig { rx_descriptors: descriptors, header_split, ..DpdkConfig::default() };
     let arena = shard.arena().clone();
     let mut transport = DpdkTransport::new(device.eal, device.id, config, rings, area, arena, now)?;
     for address in addresses {

@@ -45,6 +45,8 @@ mod pool;
 mod port;
 mod queue;
 mod refusal;
+mod split;
+mod spread;
 mod statistics;
 
 pub use addresses::PhysicalError;
@@ -58,6 +60,8 @@ pub use pool::{ExternalPool, ExternalPoolConfig, NotSwapped, NotSwappedReason, P
 pub use port::{Link, Offloads, Port, PortConfig, PortError, PortId, PortInfo};
 pub use queue::{RxQueue, TxQueue};
 pub use refusal::WouldCorrupt;
+pub use split::{NoSplit, SplitCapabilities, SplitPoint};
+pub use spread::{QueueLimit, QueuePlan, SpreadCapabilities, queues_for};
 pub use statistics::{ExtendedStatistic, Statistics};
 
 /// An errno-style code as text, from DPDK's table.

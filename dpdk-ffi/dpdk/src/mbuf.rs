@@ -190,6 +190,47 @@ impl Mbuf {
         Some(&mut self.bytes_mut()[..count])
     }
 
+    /// Adds the segments of `tail` behind those of this packet, without copying.
+    ///
+    /// # Errors
+    /// `tail`: together they would have too many segments or bytes for a packet.
+    pub fn chain(&mut self, tail: Mbuf) -> Result<(), Mbuf> {
+        let segments = self.header().nb_segs.checked_add(tail.header().nb_segs);
+        let (Some(segments), Some(len)) =
+            (segments, self.header().pkt_len.checked_add(tail.header().pkt_len))
+        else {
+            return Err(tail);
+        };
+        let mut last = self.as_ptr();
+        // SAFETY: the segments of a packet are valid and its alone; the link is read before the next is followed.
+        while let Some(next) = NonNull::new(unsafe { (*last).next }) {
+            last = next.as_ptr();
+        }
+        // SAFETY: as above; the tail is given up to this packet.
+        unsafe { (*last).next = tail.into_raw() };
+        let header = self.header_mut();
+        header.nb_segs = segments;
+        header.pkt_len = len;
+        Ok(())
+    }
+
+    /// Says of the checksums what a device would, on a frame that this host's software made.
+    pub fn set_checksums(&mut self, ip: Checksum, transport: Checksum) {
+        let ip = match ip {
+            Checksum::Unknown => sys::RTE_MBUF_F_RX_IP_CKSUM_UNKNOWN,
+            Checksum::Good => sys::RTE_MBUF_F_RX_IP_CKSUM_GOOD,
+            Checksum::Bad => sys::RTE_MBUF_F_RX_IP_CKSUM_BAD,
+        };
+        let transport = match transport {
+            Checksum::Unknown => sys::RTE_MBUF_F_RX_L4_CKSUM_UNKNOWN,
+            Checksum::Good => sys::RTE_MBUF_F_RX_L4_CKSUM_GOOD,
+            Checksum::Bad => sys::RTE_MBUF_F_RX_L4_CKSUM_BAD,
+        };
+        let both = sys::RTE_MBUF_F_RX_IP_CKSUM_MASK | sys::RTE_MBUF_F_RX_L4_CKSUM_MASK;
+        let header = self.header_mut();
+        header.ol_flags = header.ol_flags & !u64::from(both) | u64::from(ip | transport);
+    }
+
     /// What the device says about the IPv4 header's checksum.
     pub fn ip_checksum(&self) -> Checksum {
         match self.header().ol_flags & u64::from(sys::RTE_MBUF_F_RX_IP_CKSUM_MASK) {

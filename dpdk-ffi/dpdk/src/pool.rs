@@ -234,9 +234,9 @@ pub enum NotSwappedReason {
     /// The packet's mbuf comes from elsewhere.
     #[error("the packet is not from this pool; copy it")]
     OtherPool,
-    /// More than one segment.
-    #[error("the packet has several segments; copy it")]
-    Chained,
+    /// Another number of segments.
+    #[error("the packet has {0} segments; copy it")]
+    Segments(u16),
     /// Somebody else holds the packet or its buffer too.
     #[error("the packet is shared; copy it")]
     Shared,
@@ -297,26 +297,59 @@ impl ExternalPool {
     /// # Errors
     /// [`NotSwapped`] with the spare: the packet keeps its buffer, and must be copied instead.
     pub fn swap(&self, packet: &mut Mbuf, spare: &'static mut [u8]) -> Result<&'static mut [u8], NotSwapped> {
-        let buffer_bytes = self.pool.buffer_bytes();
-        let old = match self.check_swap(packet, spare) {
-            Ok(()) => packet.header().buf_addr.cast::<u8>(),
-            Err(reason) => return Err(NotSwapped { reason, spare }),
-        };
-        set_buffer(packet.header_mut(), spare, self.area);
-        // SAFETY: a pool over external memory holds nothing but `&'static mut` buffers of this length, and
-        // the packet held this one alone.
-        Ok(unsafe { std::slice::from_raw_parts_mut(old, buffer_bytes) })
+        if packet.header().nb_segs != 1 {
+            return Err(NotSwapped { reason: NotSwappedReason::Segments(packet.header().nb_segs), spare });
+        }
+        self.swap_segment(packet.header_mut(), spare)
     }
 
-    fn check_swap(&self, packet: &Mbuf, spare: &[u8]) -> Result<(), NotSwappedReason> {
-        let header = packet.header();
-        if header.pool != self.pool.as_ptr() {
+    /// Takes the buffer of the second of a received packet's two segments, as [`swap`](Self::swap) does that of a
+    /// packet in one. With it comes where in the buffer that segment's bytes begin. The packet is left with the
+    /// bytes of its first segment.
+    ///
+    /// # Errors
+    /// As for [`swap`](Self::swap).
+    pub fn swap_second(
+        &self,
+        packet: &mut Mbuf,
+        spare: &'static mut [u8],
+    ) -> Result<(&'static mut [u8], usize), NotSwapped> {
+        let header = packet.header_mut();
+        let first_is_shared = references(header) != 1;
+        // SAFETY: segments behind the first are owned by it, and nobody else has a handle on them.
+        let (2, Some(second)) = (header.nb_segs, unsafe { header.next.as_mut() }) else {
+            return Err(NotSwapped { reason: NotSwappedReason::Segments(header.nb_segs), spare });
+        };
+        if first_is_shared {
+            return Err(NotSwapped { reason: NotSwappedReason::Shared, spare });
+        }
+        let (offset, len) = (usize::from(second.data_off), u32::from(second.data_len));
+        let old = self.swap_segment(second, spare)?;
+        header.pkt_len = header.pkt_len.saturating_sub(len);
+        Ok((old, offset))
+    }
+
+    fn swap_segment(
+        &self,
+        segment: &mut sys::rte_mbuf,
+        spare: &'static mut [u8],
+    ) -> Result<&'static mut [u8], NotSwapped> {
+        if let Err(reason) = self.check_swap(segment, spare) {
+            return Err(NotSwapped { reason, spare });
+        }
+        let old = segment.buf_addr.cast::<u8>();
+        set_buffer(segment, spare, self.area);
+        // SAFETY: a pool over external memory holds nothing but `&'static mut` buffers of this length, and
+        // the segment held this one alone.
+        Ok(unsafe { std::slice::from_raw_parts_mut(old, self.pool.buffer_bytes()) })
+    }
+
+    fn check_swap(&self, segment: &mut sys::rte_mbuf, spare: &[u8]) -> Result<(), NotSwappedReason> {
+        if segment.pool != self.pool.as_ptr() {
             Err(NotSwappedReason::OtherPool)
-        } else if header.nb_segs != 1 {
-            Err(NotSwappedReason::Chained)
-        } else if !is_unique(packet) {
+        } else if !is_unique(segment) {
             Err(NotSwappedReason::Shared)
-        } else if !self.area.contains(header.buf_addr as usize, self.pool.buffer_bytes()) {
+        } else if !self.area.contains(segment.buf_addr as usize, self.pool.buffer_bytes()) {
             Err(NotSwappedReason::Elsewhere)
         } else if !fits(spare, self.pool.buffer_bytes(), self.area) {
             Err(NotSwappedReason::Spare)
@@ -366,16 +399,18 @@ fn set_buffer(header: &mut sys::rte_mbuf, buffer: &'static mut [u8], area: Exter
     unsafe { sys::rte_mbuf_iova_set(header, iova) }
 }
 
-/// Whether neither the packet nor its buffer has another holder.
-fn is_unique(packet: &Mbuf) -> bool {
-    let packet = packet.as_ptr();
-    // SAFETY: the packet is valid and from a pool over external memory, whose mbufs have their shared
-    // information behind them. Both counts may change in other threads, so they are read atomically.
-    unsafe {
-        let references = AtomicU16::from_ptr(&raw mut (*packet).refcnt).load(Ordering::Acquire);
-        let clones = AtomicU16::from_ptr(&raw mut (*(*packet).shinfo).refcnt).load(Ordering::Acquire);
-        references == 1 && clones == 1
-    }
+/// How many hold the segment. The count may change in other threads, so it is read atomically.
+fn references(segment: &mut sys::rte_mbuf) -> u16 {
+    // SAFETY: the segment is valid, and its count is written by atomic operations only.
+    unsafe { AtomicU16::from_ptr(&raw mut segment.refcnt) }.load(Ordering::Acquire)
+}
+
+/// Whether neither the segment nor its buffer has another holder.
+fn is_unique(segment: &mut sys::rte_mbuf) -> bool {
+    // SAFETY: the segment is from a pool over external memory, whose mbufs have their shared information behind
+    // them; that count too is written by atomic operations only.
+    let clones = unsafe { AtomicU16::from_ptr(&raw mut (*segment.shinfo).refcnt) };
+    references(segment) == 1 && clones.load(Ordering::Acquire) == 1
 }
 
 fn common_length(buffers: &[&'static mut [u8]], area: ExternalArea) -> Result<u16, PoolError> {

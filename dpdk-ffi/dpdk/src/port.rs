@@ -1,5 +1,7 @@
 //! Ethernet ports.
 
+mod error;
+
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -9,8 +11,12 @@ use dpdk_sys as sys;
 
 use crate::pool::Pool;
 use crate::queue::{RxQueue, TxQueue};
-use crate::refusal::{self, WouldCorrupt};
+use crate::refusal;
+use crate::split::{self, NoSplit, SplitCapabilities, SplitPoint};
+use crate::spread::{self, SpreadCapabilities};
 use crate::{errno_text, log};
+
+pub use error::PortError;
 
 const MAX_PORTS: usize = sys::RTE_MAX_ETHPORTS as usize;
 
@@ -91,6 +97,10 @@ pub struct PortInfo {
     pub max_tx_segments: Option<u16>,
     /// What it can do and does right, wanted or not.
     pub offloads: Offloads,
+    /// Where it can split received frames into headers and payload; or why it cannot.
+    pub header_split: Result<SplitPoint, NoSplit>,
+    /// What it has for spreading received frames over queues.
+    pub spread: SpreadCapabilities,
 }
 
 /// How a port is to run.
@@ -112,6 +122,9 @@ pub struct PortConfig {
     pub all_multicast: bool,
     /// Offloads to switch on where the device has them.
     pub offloads: Offloads,
+    /// Where to put headers, apart from the payload, which alone then lies in the queues' own pools. A device whose
+    /// [`PortInfo::header_split`] has a reason against it puts whole frames there instead.
+    pub headers: Option<Pool>,
 }
 
 impl Default for PortConfig {
@@ -125,6 +138,7 @@ impl Default for PortConfig {
             promiscuous: false,
             all_multicast: true,
             offloads: Offloads::all(),
+            headers: None,
         }
     }
 }
@@ -138,102 +152,6 @@ pub struct Link {
     pub speed_mbps: Option<u32>,
     /// Whether both sides can send at once.
     pub full_duplex: bool,
-}
-
-/// Why a port does not do as it was told.
-#[derive(Debug, thiserror::Error)]
-pub enum PortError {
-    /// A device that would lose or corrupt frames in external memory.
-    #[error(transparent)]
-    WouldCorrupt(#[from] WouldCorrupt),
-    /// A second [`Port`] for one device.
-    #[error("the port {0} is in use in this process; use its Port, or drop it and all its queues first")]
-    InUse(String),
-    /// More queues than there are.
-    #[error("{port} has {max} {direction} queues, not {wanted}; ask for 1 to {max}")]
-    Queues {
-        /// The port's name.
-        port: String,
-        /// Receive or transmit.
-        direction: &'static str,
-        /// How many were asked for.
-        wanted: u16,
-        /// How many there are.
-        max: u16,
-    },
-    /// Each receive queue needs a pool.
-    #[error("{queues} receive queues need 1 or {queues} pools, not {pools}")]
-    Pools {
-        /// Number of receive queues.
-        queues: u16,
-        /// Number of pools.
-        pools: usize,
-    },
-    /// The MTU is not to be had.
-    #[error("{port} takes an MTU of {min} to {max}, not {wanted}")]
-    Mtu {
-        /// The port's name.
-        port: String,
-        /// What was asked for.
-        wanted: u16,
-        /// The device's smallest.
-        min: u16,
-        /// The device's largest.
-        max: u16,
-    },
-    /// Received frames would not fit.
-    #[error(
-        "buffers of {buffer_bytes} bytes do not hold a frame with an MTU of {mtu}; they need {needed_bytes}"
-    )]
-    BufferTooSmall {
-        /// Length of the pool's buffers in bytes.
-        buffer_bytes: usize,
-        /// Largest IP packet in bytes.
-        mtu: u16,
-        /// Length that would do.
-        needed_bytes: usize,
-    },
-    /// No such queue, or it was handed out before.
-    #[error("{port} has no {direction} queue {index} to give; each exists once")]
-    NoQueue {
-        /// The port's name.
-        port: String,
-        /// Receive or transmit.
-        direction: &'static str,
-        /// Which was asked for.
-        index: u16,
-    },
-    /// The set of counters changed while it was read.
-    #[error("the counters of {0} changed while they were read; read them again")]
-    Changed(String),
-    /// DPDK or the driver refused.
-    #[error("{port} cannot {action} ({code}): {reason}")]
-    Call {
-        /// The port's name.
-        port: String,
-        /// What was tried.
-        action: &'static str,
-        /// DPDK's error code as text.
-        code: String,
-        /// What DPDK logged.
-        reason: String,
-    },
-}
-
-impl PortError {
-    /// Turns DPDK's negative error codes into errors.
-    pub(crate) fn check(id: PortId, action: &'static str, result: i32) -> Result<u32, Self> {
-        Self::check_with(id, action, (result, "the driver does not say why".to_owned()))
-    }
-
-    fn check_with(id: PortId, action: &'static str, (result, reason): (i32, String)) -> Result<u32, Self> {
-        u32::try_from(result).map_err(|_| Self::Call {
-            port: id.name(),
-            action,
-            code: errno_text(result),
-            reason,
-        })
-    }
 }
 
 impl PortId {
@@ -258,10 +176,17 @@ impl PortId {
             .map(|(ours, ..)| *ours)
             .collect();
         let driver = text(raw.driver_name);
+        let offloads = offloads - mistaken_offloads(&driver);
         Ok(PortInfo {
             name: self.name(),
             buffers_per_descriptor: buffers_per_descriptor(&driver),
-            offloads: offloads - mistaken_offloads(&driver),
+            offloads,
+            header_split: SplitCapabilities::of(self, &raw, offloads).split_point(),
+            spread: SpreadCapabilities {
+                max_rx_queues: raw.max_rx_queues,
+                max_tx_queues: raw.max_tx_queues,
+                hashes: raw.flow_type_rss_offloads,
+            },
             driver,
             mac: mac.addr_bytes,
             socket: u32::try_from(socket).ok(),
@@ -329,7 +254,11 @@ impl Port {
         }
         let running = Arc::new(Running(id));
         let offloads = config.offloads & info.offloads;
-        let conf = device_configuration(config, &raw, offloads);
+        let split = config.headers.as_ref().zip(info.header_split.ok());
+        let mut conf = device_configuration(config, &raw, offloads);
+        if split.is_some() {
+            conf.rxmode.offloads |= split::offload_flags(raw.rx_offload_capa);
+        }
         let step = |action, call: &dyn Fn() -> i32| PortError::check_with(id, action, log::listening(call));
         // SAFETY: the port exists and does not run; the configuration is copied.
         step("be configured", &|| unsafe {
@@ -345,9 +274,19 @@ impl Port {
         let tx_conf = sys::rte_eth_txconf { offloads: conf.txmode.offloads, ..raw.default_txconf };
         let pools: Vec<Pool> = pools.iter().cycle().take(usize::from(config.rx_queues)).cloned().collect();
         for (queue, pool) in (0..).zip(&pools) {
-            // SAFETY: the port is configured for as many queues; the pool lives for good.
+            let mut segments = split.map(|(headers, point)| split::segments(point, headers, pool));
+            let (rx_conf, pool) = match &mut segments {
+                Some(segments) => {
+                    let rx_seg = segments.as_mut_ptr();
+                    let rx_nseg = segments.len() as u16;
+                    (sys::rte_eth_rxconf { rx_seg, rx_nseg, ..rx_conf }, std::ptr::null_mut())
+                }
+                None => (rx_conf, pool.as_ptr()),
+            };
+            // SAFETY: the port is configured for as many queues; pools live for good, and the segments'
+            // descriptions until after the call.
             step("set up a receive queue", &|| unsafe {
-                sys::rte_eth_rx_queue_setup(id.0, queue, rx_descriptors, socket, &rx_conf, pool.as_ptr())
+                sys::rte_eth_rx_queue_setup(id.0, queue, rx_descriptors, socket, &rx_conf, pool)
             })?;
         }
         for queue in 0..config.tx_queues {
@@ -528,7 +467,9 @@ fn check_config(info: &PortInfo, config: &PortConfig, pools: &[Pool]) -> Result<
     let frame_bytes =
         usize::from(config.mtu) + sys::RTE_ETHER_HDR_LEN as usize + sys::RTE_ETHER_CRC_LEN as usize;
     let needed_bytes = Pool::HEADROOM + frame_bytes;
-    match pools.iter().map(Pool::buffer_bytes).find(|buffer_bytes| *buffer_bytes < needed_bytes) {
+    // Frames that the device does not split may come in a buffer for headers as a whole.
+    let mut lengths = pools.iter().chain(&config.headers).map(Pool::buffer_bytes);
+    match lengths.find(|buffer_bytes| *buffer_bytes < needed_bytes) {
         Some(buffer_bytes) => Err(PortError::BufferTooSmall { buffer_bytes, mtu: config.mtu, needed_bytes }),
         None => Ok(()),
     }
@@ -550,9 +491,8 @@ fn device_configuration(
     conf.rxmode.offloads = flags(true);
     conf.txmode.offloads = flags(false);
     if config.rx_queues > 1 {
-        let hashed = sys::RTE_ETH_RSS_IP as u64 | sys::RTE_ETH_RSS_TCP as u64;
         conf.rxmode.mq_mode = sys::rte_eth_rx_mq_mode_RTE_ETH_MQ_RX_RSS;
-        conf.rx_adv_conf.rss_conf.rss_hf = hashed & raw.flow_type_rss_offloads;
+        conf.rx_adv_conf.rss_conf.rss_hf = spread::hash_functions(raw.flow_type_rss_offloads);
     }
     conf
 }

@@ -25,8 +25,9 @@ impl Endpoint {
         self.now = self.now.max(now);
         self.counters.frames_in += 1;
         let drops = &mut self.counters.drops;
-        match parse(frame.bytes(), &self.local, frame.checksum()) {
+        match parse(frame.bytes(), frame.apart().len(), &self.local, frame.checksum()) {
             Parsed::Tcp(segment) => self.segment(&segment, frame),
+            Parsed::Other if !frame.apart().is_empty() => drops.malformed += 1,
             Parsed::Other => self.other(frame.bytes()),
             Parsed::Malformed => drops.malformed += 1,
             Parsed::BadChecksum => drops.checksum += 1,

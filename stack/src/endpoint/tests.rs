@@ -43,10 +43,10 @@ impl RxFrame for Arrived<'_> {
         RxChecksum::Unknown
     }
 
-    fn claim(&mut self) -> Option<(Buffer, u16)> {
+    fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
         let mut buffer = self.1.take()?;
         assert!(buffer.arrive(128, &self.0));
-        Some((buffer, 128))
+        Some((buffer, 128 + at))
     }
 }
 

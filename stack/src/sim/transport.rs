@@ -231,7 +231,7 @@ impl RxFrame for RingFrame<'_> {
         self.checksum
     }
 
-    fn claim(&mut self) -> Option<(Buffer, u16)> {
+    fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
         assert!(!self.claimed, "a frame's buffer is claimed once");
         let Some(spare) = self.arena.take() else {
             self.counters.no_spare += 1;
@@ -239,7 +239,7 @@ impl RxFrame for RingFrame<'_> {
         };
         self.claimed = true;
         self.counters.swapped += 1;
-        Some((std::mem::replace(&mut self.buffer, spare), HEADROOM_BYTES as u16))
+        Some((std::mem::replace(&mut self.buffer, spare), HEADROOM_BYTES + at))
     }
 }
 

@@ -440,14 +440,18 @@ impl Piece {
     }
 
     fn bytes<'a, F: RxFrame>(&self, frame: &'a F) -> &'a [u8] {
-        frame.bytes().get(self.at..self.at + self.len() as usize).unwrap_or_default()
+        // Payload that lies apart begins where the rest of the frame ends.
+        let (bytes, at) = match frame.apart() {
+            [] => (frame.bytes(), self.at),
+            apart => (apart, self.at - frame.bytes().len()),
+        };
+        bytes.get(at..at + self.len() as usize).unwrap_or_default()
     }
 
     /// The piece in the buffer where it arrived; none if the transport has no spare one.
     fn claim<F: RxFrame>(&self, frame: &mut F) -> Option<pmem::Extent> {
-        let (buffer, frame_at) = frame.claim()?;
-        let at = u16::try_from(usize::from(frame_at) + self.at).ok()?;
-        buffer.into_extent(at, u16::try_from(self.len()).ok()?)
+        let (buffer, at) = frame.claim(self.at)?;
+        buffer.into_extent(u16::try_from(at).ok()?, u16::try_from(self.len()).ok()?)
     }
 }
 

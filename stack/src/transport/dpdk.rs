@@ -1,18 +1,23 @@
 //! The stack on a DPDK port: frames arrive in named buffers, and named buffers are sent from where they lie.
 
+mod receive;
+#[cfg(test)]
+mod tests;
+
 use std::convert::Infallible;
 
 use dpdk::{
-    Checksum, Completions, CompletionsError, Eal, ExternalArea, ExternalPool, ExternalPoolConfig, IpVersion,
-    Mbuf, MbufBatch, Offloads, Pool, PoolConfig, PoolError, Port, PortConfig, PortError, PortId, RxQueue,
-    TxChecksums, TxQueue,
+    Completions, CompletionsError, Eal, ExternalArea, ExternalPool, ExternalPoolConfig, IpVersion, MbufBatch,
+    Offloads, Pool, PoolConfig, PoolError, Port, PortConfig, PortError, PortId, RxQueue, TxChecksums,
+    TxQueue,
 };
-use pmem::{Arena, Buffer, Extent};
+use pmem::{Arena, Extent};
 use smoltcp::time::Instant;
 
 use super::OverEndpoint;
 use crate::net::{Event, Transport};
-use crate::{Config, ConfigError, Endpoint, FrameSink, RxChecksum, RxFrame, SinkFull, TxChecksum, TxFrame};
+use crate::{Config, ConfigError, Endpoint, FrameSink, SinkFull, TxChecksum, TxFrame};
+use receive::{Buffers, Frame, spare};
 
 /// Mbufs that a pool's caches may hold back.
 const POOL_CACHE: u32 = 128;
@@ -21,18 +26,21 @@ const POOL_CACHE: u32 = 128;
 /// one with a piece that the device does not see as one.
 const MAX_SEGMENTS: usize = 8;
 
-/// The rings of the port.
+/// The rings of the port, and what goes into them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DpdkConfig {
     /// Length of the receive queue, in packets.
     pub rx_descriptors: u16,
     /// Length of the transmit queue, in packets.
     pub tx_descriptors: u16,
+    /// Have headers put into DRAM, where the device can tell them from payload, which alone then goes into named
+    /// buffers. [`PortInfo::header_split`](dpdk::PortInfo::header_split) tells whether it can.
+    pub header_split: bool,
 }
 
 impl Default for DpdkConfig {
     fn default() -> Self {
-        Self { rx_descriptors: 1024, tx_descriptors: 1024 }
+        Self { rx_descriptors: 1024, tx_descriptors: 1024, header_split: false }
     }
 }
 
@@ -75,8 +83,11 @@ pub struct DpdkCounters {
     pub swapped: u64,
     /// Payload lost since no buffer was free.
     pub no_spare: u64,
-    /// Frames lost since they came in several segments, or not in a buffer of the arena.
+    /// Frames lost since they were longer than a buffer.
     pub misplaced: u64,
+    /// Frames whose payload was copied into a named buffer: the device had put it elsewhere, or had split the frame
+    /// at another place than behind TCP's header, or without a look at the checksum.
+    pub copied_frames: u64,
     /// Frames handed to the device.
     pub sent: u64,
     /// Payload bytes copied since a frame had too many pieces, or one that the device does not see as one.
@@ -92,17 +103,6 @@ pub struct DpdkTransport {
     buffers: Buffers,
     sender: Sender,
     port: Port,
-}
-
-/// Where frames arrive.
-#[derive(Debug)]
-struct Buffers {
-    pool: ExternalPool,
-    arena: Arena,
-    area: ExternalArea,
-    /// Free buffers that the device does not see in one piece; out of circulation for good.
-    scattered: Vec<&'static mut [u8]>,
-    counters: DpdkCounters,
 }
 
 /// Where frames leave.
@@ -152,6 +152,18 @@ impl DpdkTransport {
         }
         let receive_config = ExternalPoolConfig { cache: POOL_CACHE, socket: info.socket };
         let pool = ExternalPool::new(eal, &format!("rx{}", info.name), area, lent, &receive_config)?;
+        // A device that splits posts a buffer for headers with each one for payload.
+        let headers = if rings.header_split && info.header_split.is_ok() {
+            let config = PoolConfig {
+                mbufs: needed as u32,
+                cache: POOL_CACHE,
+                socket: info.socket,
+                ..PoolConfig::default()
+            };
+            Some(Pool::dram(eal, &format!("hd{}", info.name), &config)?)
+        } else {
+            None
+        };
         let in_flight = u32::from(rings.tx_descriptors) + MbufBatch::CAPACITY as u32;
         let head_config = PoolConfig {
             mbufs: 2 * in_flight + 2 * POOL_CACHE,
@@ -167,6 +179,7 @@ impl DpdkTransport {
             rx_descriptors: rings.rx_descriptors,
             tx_descriptors: rings.tx_descriptors,
             mtu: mtu as u16,
+            headers,
             ..PortConfig::default()
         };
         let mut port = Port::start(id, &port_config, &[(*pool).clone()])?;
@@ -175,7 +188,14 @@ impl DpdkTransport {
             endpoint,
             rx,
             received: MbufBatch::new(),
-            buffers: Buffers { pool, arena, area, scattered, counters: DpdkCounters::default() },
+            buffers: Buffers {
+                pool,
+                area,
+                scattered,
+                gathered: vec![0; arena.buffer_bytes()].into(),
+                arena,
+                counters: DpdkCounters::default(),
+            },
             sender: Sender {
                 tx,
                 heads,
@@ -221,10 +241,9 @@ impl Transport for DpdkTransport {
         let count = self.rx.burst(&mut self.received);
         for mbuf in &mut self.received {
             self.buffers.counters.received += 1;
-            if mbuf.segment_count() == 1 {
-                self.endpoint.receive(now, &mut Frame { mbuf, buffers: &mut self.buffers });
-            } else {
-                self.buffers.counters.misplaced += 1;
+            match Frame::new(mbuf, &mut self.buffers) {
+                Some(mut frame) => self.endpoint.receive(now, &mut frame),
+                None => self.buffers.counters.misplaced += 1,
             }
         }
         self.received.clear();
@@ -252,62 +271,6 @@ impl Transport for DpdkTransport {
 
     fn next_deadline(&self) -> Option<Instant> {
         self.endpoint.next_deadline()
-    }
-}
-
-/// A free buffer that the device sees in one piece. Others that turn up are put aside.
-fn spare(
-    arena: &Arena,
-    area: ExternalArea,
-    scattered: &mut Vec<&'static mut [u8]>,
-) -> Option<&'static mut [u8]> {
-    loop {
-        let buffer = arena.take()?.lend().ok()?;
-        if area.is_contiguous(buffer) {
-            return Some(buffer);
-        }
-        scattered.push(buffer);
-    }
-}
-
-/// A received frame; claiming it puts a spare buffer into its mbuf.
-struct Frame<'a> {
-    mbuf: &'a mut Mbuf,
-    buffers: &'a mut Buffers,
-}
-
-impl RxFrame for Frame<'_> {
-    fn bytes(&self) -> &[u8] {
-        self.mbuf.bytes()
-    }
-
-    fn checksum(&self) -> RxChecksum {
-        match (self.mbuf.ip_checksum(), self.mbuf.transport_checksum()) {
-            (Checksum::Bad, _) | (_, Checksum::Bad) => RxChecksum::Bad,
-            (_, Checksum::Good) => RxChecksum::Good,
-            _ => RxChecksum::Unknown,
-        }
-    }
-
-    fn claim(&mut self) -> Option<(Buffer, u16)> {
-        let Buffers { pool, arena, area, scattered, counters } = &mut *self.buffers;
-        let Some(spare) = spare(arena, *area, scattered) else {
-            counters.no_spare += 1;
-            return None;
-        };
-        let offset = self.mbuf.data_offset() as u16;
-        let (bytes, swapped) = match pool.swap(self.mbuf, spare) {
-            Ok(bytes) => (bytes, true),
-            Err(refused) => (refused.spare, false),
-        };
-        let buffer = arena.take_back(bytes).ok()?;
-        if swapped {
-            counters.swapped += 1;
-            Some((buffer, offset))
-        } else {
-            counters.misplaced += 1;
-            None
-        }
     }
 }
 

@@ -12,7 +12,8 @@ use smoltcp::time::Duration;
 use stack::transport::OverEndpoint as _;
 
 use super::LogServer;
-use crate::{cli::ServeArgs, service::Counters};
+use crate::cli::{HeaderSplit, ServeArgs};
+use crate::service::Counters;
 
 /// Where the reports go.
 pub(super) struct Report<'a, W> {
@@ -50,6 +51,9 @@ enum Line<'a> {
         driver: &'a str,
         link_up: Option<bool>,
         link_mbps: Option<u32>,
+        /// Only if it was asked for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        header_split: Option<bool>,
         addresses: Vec<String>,
         port: u16,
     },
@@ -75,6 +79,7 @@ struct Totals {
     frames_received: u64,
     frames_sent: u64,
     frames_without_buffer: u64,
+    frames_copied: u64,
     retransmits: u64,
 }
 
@@ -146,6 +151,10 @@ impl Started<'_> {
         std::iter::once(self.args.ip.to_string()).chain(v6).collect()
     }
 
+    fn wants_split(&self) -> bool {
+        self.args.header_split == HeaderSplit::Auto
+    }
+
     fn line(&self) -> Line<'_> {
         let geometry = &self.info.geometry;
         let recovery = self.shard.recovery();
@@ -167,6 +176,7 @@ impl Started<'_> {
             driver: &port.driver,
             link_up: link.map(|link| link.up),
             link_mbps: link.and_then(|link| link.speed_mbps),
+            header_split: self.wants_split().then_some(port.header_split.is_ok()),
             addresses: self.addresses(),
             port: self.args.port,
         }
@@ -200,6 +210,12 @@ impl Started<'_> {
             Err(error) => format!("link unknown: {error}"),
         };
         writeln!(out, "device    {} (driver {}), {link}", port.name, port.driver)?;
+        if self.wants_split() {
+            match port.header_split {
+                Ok(point) => writeln!(out, "headers   apart from the payload: frames are split {point}")?,
+                Err(reason) => writeln!(out, "headers   together with the payload: {reason}")?,
+            }
+        }
         writeln!(out, "serving   {} port {}; Ctrl-C ends", self.addresses().join(" and "), self.args.port)?;
         out.flush()
     }
@@ -227,6 +243,7 @@ impl Totals {
             frames_received: port.received,
             frames_sent: port.sent,
             frames_without_buffer: port.no_spare,
+            frames_copied: port.copied_frames,
             retransmits: stack.retransmits,
         }
     }

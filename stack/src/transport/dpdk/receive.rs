@@ -1,0 +1,149 @@
+//! Received frames: in one segment, or headers and payload apart.
+
+use dpdk::{Checksum, ExternalArea, ExternalPool, Mbuf, NotSwapped};
+use pmem::{Arena, Buffer};
+
+use super::DpdkCounters;
+use crate::frame::ends_with_tcp_header;
+use crate::{RxChecksum, RxFrame};
+
+/// Where frames arrive.
+#[derive(Debug)]
+pub(super) struct Buffers {
+    pub(super) pool: ExternalPool,
+    pub(super) arena: Arena,
+    pub(super) area: ExternalArea,
+    /// Free buffers that the device does not see in one piece; out of circulation for good.
+    pub(super) scattered: Vec<&'static mut [u8]>,
+    /// Room to put a frame's pieces together that the stack does not take as they lie.
+    pub(super) gathered: Box<[u8]>,
+    pub(super) counters: DpdkCounters,
+}
+
+/// A received frame; claiming its payload puts a spare buffer into its mbuf.
+pub(super) struct Frame<'a> {
+    mbuf: &'a mut Mbuf,
+    buffers: &'a mut Buffers,
+    layout: Layout,
+}
+
+/// Where a frame's bytes are.
+#[derive(Clone, Copy)]
+enum Layout {
+    /// All in the mbuf's only segment.
+    Whole,
+    /// Headers in the first segment, and all else in the second.
+    Apart,
+    /// So many bytes where pieces are put together.
+    Gathered(usize),
+}
+
+impl<'a> Frame<'a> {
+    /// The frame in `mbuf`; none if it is longer than any that was asked for.
+    pub(super) fn new(mbuf: &'a mut Mbuf, buffers: &'a mut Buffers) -> Option<Self> {
+        let layout = match mbuf.segment_count() {
+            1 => Layout::Whole,
+            2 if checksum_of(mbuf) == RxChecksum::Good && ends_with_tcp_header(mbuf.bytes()) => Layout::Apart,
+            _ => Layout::Gathered(gather(mbuf, &mut buffers.gathered)?),
+        };
+        Some(Self { mbuf, buffers, layout })
+    }
+
+    /// The frame from its byte `at` on, in the piece where that lies.
+    fn from(&self, at: usize) -> &[u8] {
+        let (bytes, at) = match self.layout {
+            Layout::Apart => (self.apart(), at - self.mbuf.bytes().len()),
+            _ => (self.bytes(), at),
+        };
+        bytes.get(at..).unwrap_or_default()
+    }
+}
+
+impl RxFrame for Frame<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self.layout {
+            Layout::Whole | Layout::Apart => self.mbuf.bytes(),
+            Layout::Gathered(len) => &self.buffers.gathered[..len],
+        }
+    }
+
+    fn apart(&self) -> &[u8] {
+        match self.layout {
+            Layout::Apart => self.mbuf.segments().nth(1).unwrap_or_default(),
+            Layout::Whole | Layout::Gathered(_) => &[],
+        }
+    }
+
+    fn checksum(&self) -> RxChecksum {
+        checksum_of(self.mbuf)
+    }
+
+    fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
+        let Buffers { pool, arena, area, scattered, counters, .. } = &mut *self.buffers;
+        let Some(spare) = spare(arena, *area, scattered) else {
+            counters.no_spare += 1;
+            return None;
+        };
+        let head = self.mbuf.bytes().len();
+        let swapped = match self.layout {
+            Layout::Whole => {
+                let begins = self.mbuf.data_offset();
+                pool.swap(self.mbuf, spare).map(|bytes| (bytes, begins + at))
+            }
+            Layout::Apart => {
+                pool.swap_second(self.mbuf, spare).map(|(bytes, begins)| (bytes, begins + at - head))
+            }
+            Layout::Gathered(_) => return self.copy(spare, at),
+        };
+        match swapped {
+            Ok((bytes, at)) => {
+                counters.swapped += 1;
+                Some((arena.take_back(bytes).ok()?, at))
+            }
+            Err(NotSwapped { spare, .. }) => self.copy(spare, at),
+        }
+    }
+}
+
+impl Frame<'_> {
+    /// Copies the frame's payload to where the device should have put it.
+    fn copy(&mut self, spare: &'static mut [u8], at: usize) -> Option<(Buffer, usize)> {
+        let mut buffer = self.buffers.arena.take_back(spare).ok()?;
+        let arrived = buffer.arrive(0, self.from(at));
+        self.buffers.counters.copied_frames += 1;
+        arrived.then_some((buffer, 0))
+    }
+}
+
+/// A free buffer that the device sees in one piece. Others that turn up are put aside.
+pub(super) fn spare(
+    arena: &Arena,
+    area: ExternalArea,
+    scattered: &mut Vec<&'static mut [u8]>,
+) -> Option<&'static mut [u8]> {
+    loop {
+        let buffer = arena.take()?.lend().ok()?;
+        if area.is_contiguous(buffer) {
+            return Some(buffer);
+        }
+        scattered.push(buffer);
+    }
+}
+
+fn checksum_of(mbuf: &Mbuf) -> RxChecksum {
+    match (mbuf.ip_checksum(), mbuf.transport_checksum()) {
+        (Checksum::Bad, _) | (_, Checksum::Bad) => RxChecksum::Bad,
+        (_, Checksum::Good) => RxChecksum::Good,
+        _ => RxChecksum::Unknown,
+    }
+}
+
+/// Puts the frame's segments together and returns its length; none if it does not fit.
+fn gather(mbuf: &Mbuf, into: &mut [u8]) -> Option<usize> {
+    let mut len = 0;
+    for segment in mbuf.segments() {
+        into.get_mut(len..len + segment.len())?.copy_from_slice(segment);
+        len += segment.len();
+    }
+    Some(len)
+}

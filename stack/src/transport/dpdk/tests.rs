@@ -1,0 +1,246 @@
+//! The transport over a ring that gives it what it sends: frames are put there as devices would deliver them.
+
+use dpdk::{Checksum, Eal, ExternalArea, Mbuf, MbufBatch, Pool, PoolConfig};
+use pmem::{Arena, Buffer, BufferId, Options, Region};
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetFrame, EthernetProtocol, Ipv4Packet, TcpPacket};
+
+use super::{DpdkConfig, DpdkCounters, DpdkTransport};
+use crate::net::{ConnId, Event, Net as _, Slot, Transport as _};
+use crate::testing::arena;
+use crate::transport::OverEndpoint as _;
+use crate::{Config, Endpoint, FrameSink, RxChecksum, RxFrame, SinkFull, TxFrame};
+
+const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+const TEXT_BYTES: usize = 1000;
+
+/// How the device delivers a frame.
+#[derive(Clone, Copy, Debug)]
+enum Delivery {
+    /// Headers in DRAM, payload in a named buffer; frames other than TCP's in one piece there.
+    Apart,
+    /// So many bytes in DRAM, the rest in a named buffer.
+    After(usize),
+    /// As above, and the rest in two.
+    InThree(usize),
+    /// In one piece, in a named buffer or in DRAM.
+    Whole { named: bool },
+}
+
+struct Wire(Vec<Vec<u8>>);
+
+impl FrameSink for Wire {
+    fn send(&mut self, frame: TxFrame<'_>) -> Result<(), SinkFull> {
+        let pieces = frame.payload.iter().map(|piece| piece.bytes());
+        self.0.push(std::iter::once(frame.head).chain(pieces).collect::<Vec<_>>().concat());
+        Ok(())
+    }
+}
+
+struct Arrived<'a>(Vec<u8>, &'a Arena);
+
+impl RxFrame for Arrived<'_> {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn checksum(&self) -> RxChecksum {
+        RxChecksum::Unknown
+    }
+
+    fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
+        let mut buffer = self.1.take()?;
+        buffer.arrive(0, &self.0).then_some((buffer, at))
+    }
+}
+
+/// A client, and a server behind the transport.
+struct Rig {
+    client: Endpoint,
+    client_arena: Arena,
+    server: DpdkTransport,
+    headers: Pool,
+    now: Instant,
+    /// Where the payload of the last frame in a named buffer begins.
+    named: Option<(BufferId, usize)>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let eal = Eal::init(["--no-huge", "--no-shconf", "-m", "64"]).unwrap();
+        let options = Options { size: Some(8 << 20), ..Options::default() };
+        let seed = Region::open("memory:", &options).unwrap().into_seeds().swap_remove(0);
+        let (base, len_bytes) = seed.arena_memory();
+        let area = ExternalArea::register(eal, base, len_bytes).unwrap();
+        let arena_of_server = seed.open().unwrap().arena().clone();
+        let now = Instant::from_secs(1);
+        let config = |host: usize| {
+            let address = format!("10.0.0.{}/24", host + 1).parse().unwrap();
+            let config = Config::with_secret(MACS[host], vec![address], [host as u8; 16]);
+            Config { max_connections: 8, ..config }
+        };
+        let rings = DpdkConfig { rx_descriptors: 64, tx_descriptors: 64, header_split: true };
+        let id = eal.attach("net_ring0").unwrap();
+        let server = DpdkTransport::new(eal, id, config(1), rings, area, arena_of_server, now).unwrap();
+        let header_config = PoolConfig { mbufs: 63, cache: 0, ..PoolConfig::default() };
+        let client_arena = arena(256);
+        Self {
+            client: Endpoint::new(config(0), client_arena.clone(), now).unwrap(),
+            client_arena,
+            server,
+            headers: Pool::dram(eal, "test", &header_config).unwrap(),
+            now,
+            named: None,
+        }
+    }
+
+    fn connect(&mut self, delivery: Delivery, checksum: Checksum) -> [ConnId; 2] {
+        let server = "10.0.0.2:80".parse().unwrap();
+        self.client.connect(self.now, server, None).unwrap();
+        self.exchange(delivery, checksum);
+        [self.client.next_event(), self.server.next_event()].map(|event| match event {
+            Some(Event::Opened { conn, .. }) => conn,
+            event => panic!("{event:?}"),
+        })
+    }
+
+    /// Carries frames both ways until there are none.
+    fn exchange(&mut self, delivery: Delivery, checksum: Checksum) {
+        loop {
+            let mut wire = Wire(Vec::new());
+            self.client.transmit(self.now, &mut wire);
+            let quiet = wire.0.is_empty();
+            for frame in wire.0 {
+                self.deliver(&frame, delivery, checksum);
+            }
+            self.server.transmit(self.now).unwrap();
+            let mut batch = MbufBatch::new();
+            let count = self.server.rx.burst(&mut batch);
+            for packet in &batch {
+                let frame = packet.segments().flatten().copied().collect();
+                self.client.receive(self.now, &mut Arrived(frame, &self.client_arena));
+            }
+            if quiet && count == 0 {
+                return;
+            }
+        }
+    }
+
+    fn deliver(&mut self, frame: &[u8], delivery: Delivery, checksum: Checksum) {
+        let (head, rest) = match delivery {
+            Delivery::Apart => frame.split_at(headers_end(frame)),
+            Delivery::After(bytes) | Delivery::InThree(bytes) => frame.split_at(bytes.min(frame.len())),
+            Delivery::Whole { named: true } => (&[][..], frame),
+            Delivery::Whole { named: false } => (frame, &[][..]),
+        };
+        let mut packet = if head.is_empty() {
+            self.named_packet(rest)
+        } else {
+            let mut packet = self.headers.alloc().unwrap();
+            packet.append(head.len()).unwrap().copy_from_slice(head);
+            let parts = if let Delivery::InThree(_) = delivery { 2 } else { 1 };
+            for part in rest.chunks(rest.len().div_ceil(parts).max(1)) {
+                packet.chain(self.named_packet(part)).unwrap();
+            }
+            packet
+        };
+        packet.set_checksums(Checksum::Unknown, checksum);
+        self.server.sender.waiting.push(packet).unwrap();
+        self.server.sender.flush();
+        assert_eq!(self.server.receive(self.now), Ok(1));
+    }
+
+    /// A segment in a named buffer, from its first byte on, as a device puts payload there.
+    fn named_packet(&mut self, bytes: &[u8]) -> Mbuf {
+        let mut packet = self.server.buffers.pool.alloc().unwrap();
+        let front = packet.headroom().min(bytes.len());
+        packet.append(bytes.len() - front).unwrap().copy_from_slice(&bytes[front..]);
+        packet.prepend(front).unwrap().copy_from_slice(&bytes[..front]);
+        let id = self.server.buffers.arena.id_at(packet.buffer_address()).unwrap();
+        self.named = Some((id, packet.data_offset()));
+        packet
+    }
+
+    /// Sends text to the server and returns the slot in which it is there, if it is, and what was counted.
+    fn send(
+        &mut self,
+        [client, server]: [ConnId; 2],
+        delivery: Delivery,
+        checksum: Checksum,
+    ) -> (Vec<u8>, Option<Slot>, DpdkCounters) {
+        let before = self.server.counters();
+        let text: Vec<u8> = (0..TEXT_BYTES).map(|at| (at % 251) as u8).collect();
+        self.client.send(client, &text).unwrap();
+        self.exchange(delivery, checksum);
+        let after = self.server.counters();
+        let counted = DpdkCounters {
+            swapped: after.swapped - before.swapped,
+            copied_frames: after.copied_frames - before.copied_frames,
+            misplaced: after.misplaced - before.misplaced,
+            ..DpdkCounters::default()
+        };
+        (text, self.server.recv(server), counted)
+    }
+}
+
+/// Where TCP's header ends; zero for other frames.
+fn headers_end(frame: &[u8]) -> usize {
+    let ethernet = EthernetFrame::new_checked(frame).unwrap();
+    if ethernet.ethertype() != EthernetProtocol::Ipv4 {
+        return 0;
+    }
+    let ip = Ipv4Packet::new_checked(ethernet.payload()).unwrap();
+    let tcp = TcpPacket::new_checked(ip.payload()).unwrap();
+    14 + usize::from(ip.header_len()) + usize::from(tcp.header_len())
+}
+
+// The one test of the library that needs the EAL, which starts once per process.
+#[test]
+fn frames_in_any_number_of_pieces_reach_the_stack_and_payload_that_lies_apart_stays_where_it_is() {
+    let mut rig = Rig::new();
+    rig.server.endpoint_mut().listen("10.0.0.2:80".parse().unwrap(), 8).unwrap();
+    let headers_free = rig.headers.available();
+    let conns = rig.connect(Delivery::Apart, Checksum::Good);
+    let (mbufs_free, buffers_free) =
+        (rig.server.buffers.pool.available(), rig.server.buffers.arena.free_buffers());
+
+    let (apart, whole) = (Delivery::Apart, Delivery::Whole { named: true });
+    for (delivery, payload_at) in [(apart, 0), (whole, 66)] {
+        let (text, slot, counted) = rig.send(conns, delivery, Checksum::Good);
+        let slot = slot.unwrap();
+        let (id, begins) = rig.named.unwrap();
+        let extent = slot.extent();
+        assert_eq!((extent.buffer_id(), extent.offset()), (id, begins + payload_at), "{delivery:?}");
+        assert_eq!(slot.bytes(), text, "{delivery:?}");
+        assert_eq!(counted, DpdkCounters { swapped: 1, ..DpdkCounters::default() }, "{delivery:?}");
+    }
+
+    for (delivery, checksum) in [
+        (Delivery::Apart, Checksum::Unknown),
+        (Delivery::After(20), Checksum::Good),
+        (Delivery::After(54), Checksum::Good),
+        (Delivery::After(100), Checksum::Good),
+        (Delivery::After(100), Checksum::Unknown),
+        (Delivery::InThree(66), Checksum::Good),
+        (Delivery::Whole { named: false }, Checksum::Unknown),
+    ] {
+        let (text, slot, counted) = rig.send(conns, delivery, checksum);
+        assert_eq!(slot.unwrap().bytes(), text, "{delivery:?}");
+        assert_eq!(counted, DpdkCounters { copied_frames: 1, ..DpdkCounters::default() }, "{delivery:?}");
+    }
+
+    let before = rig.server.endpoint().counters().drops.checksum;
+    let (_, slot, counted) = rig.send(conns, Delivery::Apart, Checksum::Bad);
+    assert!(slot.is_none());
+    assert_eq!(counted, DpdkCounters::default());
+    assert_eq!(rig.server.endpoint().counters().drops.checksum, before + 1);
+
+    rig.deliver(&vec![0; 2500], Delivery::InThree(1000), Checksum::Good);
+    assert_eq!(rig.server.counters().misplaced, 1);
+
+    assert_eq!(rig.headers.available(), headers_free);
+    assert_eq!(
+        (rig.server.buffers.pool.available(), rig.server.buffers.arena.free_buffers()),
+        (mbufs_free, buffers_free)
+    );
+}
