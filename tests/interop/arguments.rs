@@ -54,7 +54,9 @@ fn a_store_that_is_too_small() {
             ensure_refused(&options(lab, size)?.refusal()?, &[size, "too few"])?;
         }
         ensure!(!lab.path("store.pm").exists(), "a store that is no store was left behind");
-        ensure_refused(&options(lab, "64KiB")?.refusal()?, &["larger store"])
+        ensure_refused(&options(lab, "64KiB")?.refusal()?, &["larger store"])?;
+        ensure!(!lab.path("store.pm").exists(), "a store that cannot be served was left behind");
+        Ok(())
     });
 }
 

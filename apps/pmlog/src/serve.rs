@@ -2,6 +2,7 @@
 
 mod report;
 
+use std::fs;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -50,12 +51,14 @@ pub fn serve(args: &ServeArgs, out: &mut impl Write) -> Result<()> {
     let clock = Clock::start();
     // The device comes first: a mistake in its name should not leave a new store behind.
     let device = Device::find(args)?;
+    let existed = args.pm.exists();
     let (info, seed) = open_store(args)?;
-    // Before recovery writes to the store: one that the device cannot reach stays as it is.
-    let area = device.reach(args, &info, &seed)?;
-    let shard = seed.open()?;
-    let mut transport = open_port(args, &device, area, &shard, clock.now())?;
-    claim_addresses(&mut transport, &clock)?;
+    let (shard, transport) = start(args, &device, &info, seed, &clock).inspect_err(|_| {
+        // Nobody has put anything into a file that this call has made.
+        if info.is_new && !existed && fs::remove_file(&args.pm).is_err() {
+            tracing::warn!(path = %args.pm.display(), "an empty store is left behind");
+        }
+    })?;
     let config = ServiceConfig {
         max_record_bytes: args.max_record.as_u64(),
         max_connections: args.max_connections.get(),
@@ -70,6 +73,22 @@ pub fn serve(args: &ServeArgs, out: &mut impl Write) -> Result<()> {
     end(&mut server, &clock)?;
     served?;
     report.ended(&server)
+}
+
+/// Recovers the store and starts the port.
+fn start(
+    args: &ServeArgs,
+    device: &Device,
+    info: &RegionInfo,
+    seed: ShardSeed,
+    clock: &Clock,
+) -> Result<(Shard, DpdkTransport)> {
+    // Before recovery writes to the store: one that the device cannot reach stays as it is.
+    let area = device.reach(args, info, &seed)?;
+    let shard = seed.open()?;
+    let mut transport = open_port(args, device, area, &shard, clock.now())?;
+    claim_addresses(&mut transport, clock)?;
+    Ok((shard, transport))
 }
 
 /// The loop: bursts while there is work, short naps while there is none.
