@@ -55,7 +55,8 @@ pub fn serve(args: &ServeArgs, out: &mut impl Write) -> Result<()> {
     let (info, seed) = open_store(args)?;
     let (shard, transport) = start(args, &device, &info, seed, &clock).inspect_err(|_| {
         // Nobody has put anything into a file that this call has made.
-        if info.is_new && !existed && fs::remove_file(&args.pm).is_err() {
+        let is_file = info.kind != Kind::Memory;
+        if info.is_new && is_file && !existed && fs::remove_file(&args.pm).is_err() {
             tracing::warn!(path = %args.pm.display(), "an empty store is left behind");
         }
     })?;
