@@ -1,6 +1,8 @@
-//! Arenas and extents for unit tests.
+//! Arenas, extents and received frames for unit tests.
 
-use pmem::{Arena, Extent, Options, Region};
+use pmem::{Arena, Buffer, Extent, Options, Region};
+
+use crate::{RxChecksum, RxFrame};
 
 /// An arena with at least `buffers` buffers, all of them free.
 pub(crate) fn arena(buffers: usize) -> Arena {
@@ -16,4 +18,23 @@ pub(crate) fn extent_of(arena: &Arena, bytes: &[u8]) -> Extent {
     let mut buffer = arena.take().unwrap();
     assert!(buffer.arrive(0, bytes));
     buffer.into_extent(0, bytes.len() as u16).unwrap()
+}
+
+/// A frame that has arrived, and the arena whose buffers it may claim.
+pub(crate) struct Arrived<'a>(pub(crate) Vec<u8>, pub(crate) &'a Arena);
+
+impl RxFrame for Arrived<'_> {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn checksum(&self) -> RxChecksum {
+        RxChecksum::Unknown
+    }
+
+    fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
+        let mut buffer = self.1.take()?;
+        assert!(buffer.arrive(128, &self.0));
+        Some((buffer, 128 + at))
+    }
 }

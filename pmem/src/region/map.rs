@@ -151,8 +151,7 @@ impl ReadOnly {
 fn memory(options: &Options) -> Result<Place, OpenError> {
     let path = PathBuf::from(MEMORY);
     let bytes = options.size.ok_or(OpenError::NoSize { path: path.clone() })?;
-    let len =
-        usize::try_from(bytes).map_err(|_| OpenError::Geometry(format!("{bytes} bytes are too many")))?;
+    let len = mapped_len(bytes)?;
     let map = memmap2::MmapOptions::new().len(len.max(1)).map_anon().map_err(io_error("mapping", &path))?;
     let medium = mapped(MmapRaw::from(map), None, Domain::Volatile(best_flush_instruction()));
     Ok(Place { path, kind: Kind::Memory, platform: None, medium, size: options.size })
@@ -213,7 +212,7 @@ fn regular(
     if let Some(page) = huge_page_bytes(&file).filter(|page| len % page != 0) {
         return Err(OpenError::Geometry(format!("{len} bytes are no multiple of the huge page size {page}")));
     }
-    let len = usize::try_from(len).map_err(|_| OpenError::Geometry(format!("{len} bytes are too many")))?;
+    let len = mapped_len(len)?;
     if volatile.is_some() {
         let map = memmap2::MmapOptions::new().len(len).map_raw(&*file).map_err(io_error("mapping", &path))?;
         let medium = mapped(map, Some(file), Domain::Volatile(best_flush_instruction()));
@@ -347,7 +346,7 @@ fn device_dax(
     let device = char_device(meta);
     let size = sysfs.dax_size(device).filter(|_| sysfs.is_dax(device)).ok_or_else(|| not_dax(path))?;
     let align = sysfs.dax_align(device).unwrap_or(0).max(HUGE_PAGE_BYTES as u64) as usize;
-    let len = usize::try_from(size).map_err(|_| OpenError::Geometry(format!("{size} bytes are too many")))?;
+    let len = mapped_len(size)?;
     let span = Span::map_sync(&file, len, align).map_err(|errno| io_error("mapping", path)(errno.into()))?;
     let platform = sysfs.persistence_domain(device);
     let medium = span.into_medium(file, dax_domain(platform.as_deref()));
@@ -418,6 +417,11 @@ impl Drop for Span {
             tracing::warn!(%error, "unmapping a region failed");
         }
     }
+}
+
+/// A length that can be mapped.
+fn mapped_len(bytes: u64) -> Result<usize, OpenError> {
+    usize::try_from(bytes).map_err(|_| OpenError::Geometry(format!("{bytes} bytes are too many")))
 }
 
 fn mapped(map: MmapRaw, file: Option<Locked>, domain: Domain) -> Arc<Mapped> {

@@ -2,14 +2,14 @@
 
 use std::collections::VecDeque;
 
-use pmem::{Arena, Buffer};
+use pmem::Arena;
 use smoltcp::time::{Duration, Instant};
 
 use super::{AddressConflict, Endpoint};
 use crate::config::Config;
-use crate::frame::{FrameSink, RxChecksum, RxFrame, SinkFull, TxFrame};
+use crate::frame::{FrameSink, SinkFull, TxFrame};
 use crate::net::{ConnId, Event, Net};
-use crate::testing::arena;
+use crate::testing::{Arrived, arena};
 
 const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 
@@ -29,24 +29,6 @@ impl FrameSink for Cable {
         frame.payload.iter().for_each(|piece| bytes.extend_from_slice(piece.bytes()));
         self.frames.push_back(bytes);
         Ok(())
-    }
-}
-
-struct Arrived<'a>(Vec<u8>, &'a Arena);
-
-impl RxFrame for Arrived<'_> {
-    fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    fn checksum(&self) -> RxChecksum {
-        RxChecksum::Unknown
-    }
-
-    fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
-        let mut buffer = self.1.take()?;
-        assert!(buffer.arrive(128, &self.0));
-        Some((buffer, 128 + at))
     }
 }
 

@@ -1,15 +1,15 @@
 //! The transport over a ring that gives it what it sends: frames are put there as devices would deliver them.
 
 use dpdk::{Checksum, Eal, ExternalArea, Mbuf, MbufBatch, Pool, PoolConfig};
-use pmem::{Arena, Buffer, BufferId, Options, Region};
+use pmem::{Arena, BufferId, Options, Region};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, Ipv4Packet, TcpPacket};
 
 use super::{DpdkConfig, DpdkCounters, DpdkTransport};
 use crate::net::{ConnId, Event, Net as _, Slot, Transport as _};
-use crate::testing::arena;
+use crate::testing::{Arrived, arena};
 use crate::transport::OverEndpoint as _;
-use crate::{Config, Endpoint, FrameSink, RxChecksum, RxFrame, SinkFull, TxFrame};
+use crate::{Config, Endpoint, FrameSink, SinkFull, TxFrame};
 
 const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 const TEXT_BYTES: usize = 1000;
@@ -34,23 +34,6 @@ impl FrameSink for Wire {
         let pieces = frame.payload.iter().map(|piece| piece.bytes());
         self.0.push(std::iter::once(frame.head).chain(pieces).collect::<Vec<_>>().concat());
         Ok(())
-    }
-}
-
-struct Arrived<'a>(Vec<u8>, &'a Arena);
-
-impl RxFrame for Arrived<'_> {
-    fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    fn checksum(&self) -> RxChecksum {
-        RxChecksum::Unknown
-    }
-
-    fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
-        let mut buffer = self.1.take()?;
-        buffer.arrive(0, &self.0).then_some((buffer, at))
     }
 }
 

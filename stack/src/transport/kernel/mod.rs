@@ -13,7 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-use pmem::{Arena, Buffer, Durable, Extent};
+use pmem::{Arena, Extent};
 use rustix::net::{self, AddressFamily, Shutdown, SocketFlags, SocketType, ipproto, sockopt};
 use smoltcp::time::Instant;
 
@@ -245,15 +245,8 @@ impl KernelTransport {
         result: io::Result<Option<(&'static mut [u8], usize)>>,
         more: bool,
     ) -> io::Result<()> {
-        let payload = match result {
-            Ok(Some((bytes, len))) => Ok(self
-                .arena
-                .take_back(bytes)
-                .ok()
-                .and_then(|buffer: Buffer| buffer.into_extent(0, len as u16))),
-            Ok(None) => Ok(None),
-            Err(error) => Err(error),
-        };
+        let extent = |(bytes, len)| self.arena.take_back(bytes).ok()?.into_extent(0, len as u16);
+        let payload = result.map(|received| received.and_then(extent));
         let connection = &mut self.connections[index as usize];
         connection.is_receiving = more;
         let conn = connection.id(index);
@@ -480,10 +473,6 @@ impl Net for KernelTransport {
         self.live(conn).ok_or(SendError::Closed)?.queue_extent(extent, &config)?;
         self.activate(conn.index);
         Ok(())
-    }
-
-    fn reply(&mut self, conn: ConnId, _proof: &Durable, bytes: &[u8]) -> Result<(), SendError> {
-        self.send(conn, bytes)
     }
 
     fn finish(&mut self, conn: ConnId) {
