@@ -1,0 +1,24 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+
+use crate::serve::ServeArgs;
+
+/// Durable appends over every kind of network stack, measured side by side.
+#[derive(Debug, Parser)]
+#[command(name = "pmbench", version, propagate_version = true)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage. PMBENCH_LOG=debug shows more of what happens."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve appends in one of the modes that are compared, and count what it costs.
+    Serve(ServeArgs),
+}

@@ -1,0 +1,200 @@
+//! What a server and the program that measures it say to each other: lines on standard input and output.
+
+use std::fmt;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// The way a server does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Kernel sockets: epoll, read, copy into persistent memory, flush, fence, write; a request at a time.
+    StatusQuo,
+    /// Kernel sockets, and a file: epoll, read, write, fdatasync, write; a request at a time.
+    StatusQuoFsync,
+    /// As status-quo, with replies sent by MSG_ZEROCOPY.
+    MsgZerocopy,
+    /// As status-quo, with requests cut out of the streams by the kernel connection multiplexor.
+    Kcm,
+    /// Stock smoltcp sockets on a DPDK port, and a copy into persistent memory; a commit for each burst.
+    DpdkCopy,
+    /// The kernel's TCP receives into named buffers of persistent memory; a commit for each burst.
+    KernelPaste,
+    /// A DPDK port receives into named buffers of persistent memory; a commit for each burst.
+    Paste,
+    /// As paste, without making anything durable.
+    PasteEcho,
+    /// No stack at all: frames go back as they come, with their addresses swapped.
+    Limit,
+}
+
+impl Mode {
+    /// Whether the server runs on the kernel's sockets, as opposed to a DPDK port.
+    pub fn is_kernel(self) -> bool {
+        matches!(
+            self,
+            Self::StatusQuo | Self::StatusQuoFsync | Self::MsgZerocopy | Self::Kcm | Self::KernelPaste
+        )
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::StatusQuo => "status-quo",
+            Self::StatusQuoFsync => "status-quo-fsync",
+            Self::MsgZerocopy => "msg-zerocopy",
+            Self::Kcm => "kcm",
+            Self::DpdkCopy => "dpdk-copy",
+            Self::KernelPaste => "kernel-paste",
+            Self::Paste => "paste",
+            Self::PasteEcho => "paste-echo",
+            Self::Limit => "limit",
+        })
+    }
+}
+
+/// A line that a server writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum ServerEvent {
+    /// It serves.
+    Ready(Ready),
+    /// The mode cannot run on this machine; the server ends.
+    Skipped {
+        /// Why.
+        reason: String,
+    },
+    /// The answer to [`Wish::Mark`].
+    Mark(Mark),
+}
+
+/// A server that serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// What it is.
+    pub mode: Mode,
+    /// Its process.
+    pub pid: u32,
+    /// What makes its writes durable; none for modes that make nothing durable.
+    pub domain: Option<String>,
+    /// What a reader of its figures should know.
+    pub notes: Vec<String>,
+}
+
+/// What a server had done at some moment, counted from its start; two of them delimit a window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The wish's number.
+    pub id: u64,
+    /// The moment, in nanoseconds of a clock that only goes forward.
+    pub time_ns: u64,
+    /// Time in steps of the polling loop that found something to do; none for servers that sleep in the kernel.
+    pub busy_ns: Option<u64>,
+    /// Requests answered; with [`Mode::Limit`], frames sent back.
+    pub requests: u64,
+    /// Payload bytes of those requests.
+    pub payload_bytes: u64,
+    /// Payload bytes that the server's CPU copied in user space.
+    pub copied_bytes: u64,
+    /// Cache lines flushed.
+    pub flushed_lines: u64,
+    /// Fences, or calls of fdatasync.
+    pub fences: u64,
+    /// Persistent memory taken by the records: their buffers and their log entries.
+    pub pm_bytes: u64,
+    /// Requests refused, replies that could not be sent, and connections that broke.
+    pub errors: u64,
+}
+
+impl Mark {
+    /// What happened since `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            id: self.id,
+            time_ns: self.time_ns - earlier.time_ns,
+            busy_ns: self.busy_ns.zip(earlier.busy_ns).map(|(now, then)| now - then),
+            requests: self.requests - earlier.requests,
+            payload_bytes: self.payload_bytes - earlier.payload_bytes,
+            copied_bytes: self.copied_bytes - earlier.copied_bytes,
+            flushed_lines: self.flushed_lines - earlier.flushed_lines,
+            fences: self.fences - earlier.fences,
+            pm_bytes: self.pm_bytes - earlier.pm_bytes,
+            errors: self.errors - earlier.errors,
+        }
+    }
+}
+
+/// A line that a server reads. The end of its input is a [`Stop`](Self::Stop), too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Say what was done so far.
+    Mark(u64),
+    /// End.
+    Stop,
+}
+
+impl fmt::Display for Wish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mark(id) => write!(f, "mark {id}"),
+            Self::Stop => f.write_str("stop"),
+        }
+    }
+}
+
+/// A line that is no wish.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no wish; write `mark NUMBER` or `stop`")]
+pub struct WishError(String);
+
+impl FromStr for Wish {
+    type Err = WishError;
+
+    fn from_str(line: &str) -> Result<Self, WishError> {
+        let line = line.trim();
+        let refused = || WishError(line.chars().take(80).collect());
+        match line.split_once(' ') {
+            None if line == "stop" => Ok(Self::Stop),
+            Some(("mark", id)) => id.parse().map(Self::Mark).map_err(|_| refused()),
+            _ => Err(refused()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_lines_of_json_that_name_themselves() {
+        let ready = ServerEvent::Ready(Ready { mode: Mode::StatusQuo, pid: 7, domain: None, notes: vec![] });
+        let line = serde_json::to_string(&ready).expect("plain data");
+        assert_eq!(line, r#"{"event":"ready","mode":"status-quo","pid":7,"domain":null,"notes":[]}"#);
+        let mark = ServerEvent::Mark(Mark { id: 3, busy_ns: Some(5), ..Mark::default() });
+        let line = serde_json::to_string(&mark).expect("plain data");
+        assert!(line.starts_with(r#"{"event":"mark","id":3,"time_ns":0,"busy_ns":5,"#), "{line}");
+        assert_eq!(serde_json::from_str::<ServerEvent>(&line).expect("the same"), mark);
+    }
+
+    #[test]
+    fn a_mode_has_one_name() {
+        for mode in Mode::value_variants() {
+            let name = mode.to_string();
+            assert_eq!(serde_json::to_string(mode).expect("plain data"), format!("{name:?}"));
+            assert_eq!(mode.to_possible_value().expect("not hidden").get_name(), name);
+        }
+    }
+
+    #[test]
+    fn wishes_are_read_as_they_are_written() {
+        for wish in [Wish::Mark(0), Wish::Mark(u64::MAX), Wish::Stop] {
+            assert_eq!(format!("{wish}\n").parse(), Ok(wish));
+        }
+        for line in ["", "mark", "mark ", "mark -1", "mark 1 2", "stop now", "Mark 1"] {
+            assert!(line.parse::<Wish>().is_err(), "{line:?}");
+        }
+    }
+}
