@@ -157,7 +157,7 @@ impl Draft {
             attach(&mut self.gathered, extent);
             return Ok(());
         }
-        self.copy(arena, reserve, &extent, |draft, copy| {
+        self.copy(arena, reserve, extent.bytes(), |draft, copy| {
             attach(&mut draft.gathered, copy);
         })
     }
@@ -169,7 +169,7 @@ impl Draft {
         let many = self.extents.len() >= FREE_PIECES + self.len as usize / PIECE_BYTES;
         let is_short = extent.len() < PACK_BYTES;
         if (pins_much || many) && is_short && !self.is_packed(&extent) || !self.claim(&extent) {
-            return self.copy(arena, reserve, &extent, |draft, copy| draft.seal(arena, copy));
+            return self.copy(arena, reserve, extent.bytes(), |draft, copy| draft.seal(arena, copy));
         }
         self.seal(arena, extent);
         Ok(())
@@ -185,15 +185,25 @@ impl Draft {
         self.is_packed(extent) || extent.claim()
     }
 
-    /// Copies a piece into the draft's own buffers, and hands each part of it to `place`.
+    /// Makes the record one of `bytes`, which lie in DRAM: copied into the draft's own buffers, unless it is short.
+    pub(crate) fn copy_in(&mut self, arena: &Arena, reserve: usize, bytes: &[u8]) -> Result<(), AppendError> {
+        debug_assert!(self.is_empty());
+        self.len = bytes.len() as u64;
+        if self.is_short() {
+            return Ok(());
+        }
+        self.copy(arena, reserve, bytes, |draft, copy| draft.seal(arena, copy))
+    }
+
+    /// Copies bytes into the draft's own buffers, and hands each part of the copy to `place`.
     fn copy(
         &mut self,
         arena: &Arena,
         reserve: usize,
-        extent: &Extent,
+        bytes: &[u8],
         place: impl Fn(&mut Self, Extent),
     ) -> Result<(), AppendError> {
-        let mut rest = extent.bytes();
+        let mut rest = bytes;
         while !rest.is_empty() {
             let mut pack = match self.pack.take().filter(|pack| pack.room(arena) > 0) {
                 Some(pack) => pack,

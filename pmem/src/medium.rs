@@ -5,11 +5,13 @@
 
 mod line_model;
 mod mapped;
+mod slowed;
 
 use std::{fmt, io, ptr::NonNull, sync::Arc};
 
 pub use line_model::LineModel;
 pub(crate) use mapped::{Mapped, Mapping, best_flush_instruction};
+pub(crate) use slowed::Slowed;
 
 /// Bytes in a cache line: the unit of a flush.
 pub const LINE_BYTES: usize = 64;

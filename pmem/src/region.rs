@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
     slice,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use uuid::Uuid;
@@ -18,7 +19,7 @@ pub(crate) use map::ReadOnly;
 use crate::{
     entry::crc_seed,
     header::{HEADER_BYTES, HEADERS_BYTES, Header},
-    medium::{Domain, Medium},
+    medium::{Domain, Medium, Slowed},
     recovery::ShardSeed,
     scan::Corruption,
     shard::{Limits, Shard},
@@ -43,6 +44,8 @@ pub struct Options {
     pub reserve: Option<u32>,
     /// The longest record in bytes.
     pub max_record_bytes: u32,
+    /// A busy wait behind each fence; none by default. Models slower media, as PASTE's evaluation does.
+    pub persist_delay: Duration,
     /// Allows memory that does not survive: tmpfs and hugetlbfs files. The name [`MEMORY`] needs no permission.
     pub volatile: bool,
     /// Formats a new store over whatever is there.
@@ -58,6 +61,7 @@ impl Default for Options {
             log_entries: None,
             reserve: None,
             max_record_bytes: 16 << 20,
+            persist_delay: Duration::ZERO,
             volatile: false,
             force: false,
         }
@@ -366,6 +370,7 @@ impl Region {
         let reserve = options.reserve.unwrap_or((geometry.buffers / 8).max(64)).min(geometry.buffers / 2);
         let limits = Limits { max_record_bytes: options.max_record_bytes.into(), reserve: reserve as usize };
         let info = RegionInfo { path, kind, domain, platform, uuid: store.uuid, geometry, is_new, repaired };
+        let medium = Slowed::over(medium, options.persist_delay);
         Ok(Self { medium, claim: Arc::new(claim), info, limits })
     }
 }

@@ -272,6 +272,37 @@ impl Shard {
     /// [`AppendError`]: nothing is in the log, and the draft's buffers are released.
     pub fn append(&mut self, mut draft: Draft) -> Result<Pending, AppendError> {
         self.accepts(&draft)?;
+        let mut gathered = std::mem::take(&mut draft.gathered);
+        let pending = self.write(&mut draft, gathered.iter().map(Extent::bytes));
+        gathered.clear();
+        draft.gathered = gathered;
+        self.recycle(draft);
+        pending
+    }
+
+    /// Appends a record that lies in DRAM: as [`append`](Self::append), but with each byte copied, once.
+    ///
+    /// # Errors
+    /// [`AppendError`]: nothing is in the log.
+    pub fn append_copy(&mut self, bytes: &[u8]) -> Result<Pending, AppendError> {
+        let mut draft = self.draft();
+        self.accepts(&draft)?;
+        let (len, max) = (bytes.len() as u64, self.limits.max_record_bytes);
+        if len > max {
+            return Err(AppendError::TooLong { len, max });
+        }
+        draft.copy_in(&self.arena, self.limits.reserve, bytes)?;
+        let pending = self.write(&mut draft, std::iter::once(bytes));
+        self.recycle(draft);
+        pending
+    }
+
+    /// Writes a record's log entries and flushes them. A short one consists of `pieces`.
+    fn write<'a>(
+        &mut self,
+        draft: &mut Draft,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<Pending, AppendError> {
         let needed = draft.extents.len().div_ceil(ENTRY_EXTENTS).max(1) as u64;
         let free = self.ring.slots() - (self.next - self.head);
         let needed = if draft.is_short() { 1 } else { needed };
@@ -279,12 +310,12 @@ impl Shard {
             return Err(AppendError::Full(Full::LogEntries { needed, free }));
         }
         let crc32c = if draft.len() <= INLINE_BYTES as u64 {
-            self.append_inline(&mut draft)
+            self.append_inline(draft, pieces)
         } else {
             if draft.is_short() {
-                self.pack(&mut draft)?;
+                self.pack(draft, pieces)?;
             }
-            self.append_extents(&mut draft)
+            self.append_extents(draft)
         };
         self.counters.flushed_lines += self.ring.flush(self.next, needed) + draft.work.flushed_lines;
         self.counters.copied_bytes += draft.work.copied_bytes;
@@ -294,7 +325,6 @@ impl Shard {
         self.counters.live_payload_bytes += draft.len();
         let receipt = Receipt { seq: self.next, len: draft.len(), crc32c, epoch: self.epoch() };
         self.next += needed;
-        self.recycle(draft);
         Ok(Pending { shard: self.id, receipt })
     }
 
@@ -383,12 +413,12 @@ impl Shard {
     }
 
     /// Writes a record into its log entry; returns its checksum.
-    fn append_inline(&mut self, draft: &mut Draft) -> u32 {
+    fn append_inline<'a>(&mut self, draft: &mut Draft, pieces: impl Iterator<Item = &'a [u8]>) -> u32 {
         let mut bytes = [0; INLINE_BYTES];
         let mut len = 0;
-        for extent in draft.gathered.drain(..) {
-            bytes[len..len + extent.len()].copy_from_slice(extent.bytes());
-            len += extent.len();
+        for piece in pieces {
+            bytes[len..len + piece.len()].copy_from_slice(piece);
+            len += piece.len();
         }
         draft.work.copied_bytes += len as u64;
         let crc = crc32c::crc32c(&bytes[..len]);
@@ -396,8 +426,12 @@ impl Shard {
         crc
     }
 
-    /// Replaces a short draft's pieces by one piece of the shard's pack.
-    fn pack(&mut self, draft: &mut Draft) -> Result<(), AppendError> {
+    /// Puts a short record's pieces together in the shard's pack.
+    fn pack<'a>(
+        &mut self,
+        draft: &mut Draft,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<(), AppendError> {
         let len = draft.len() as usize;
         if self.pack.as_ref().is_none_or(|pack| pack.room(&self.arena) < len) {
             let buffer = take_beyond(&self.arena, self.limits.reserve)?;
@@ -405,12 +439,11 @@ impl Shard {
             self.pack = Some(Pack::new(buffer));
         }
         let pack = self.pack.as_mut().expect("it was put there");
-        let copy = pack.fill(draft.gathered.iter().map(Extent::bytes));
+        let copy = pack.fill(pieces);
         let from = copy.medium_offset();
         self.pack_dirty = if self.pack_dirty.is_empty() { from } else { self.pack_dirty.start }..from + len;
         draft.work.copied_bytes += len as u64;
         draft.crcs.push(crc32c::crc32c(copy.bytes()));
-        draft.gathered.clear();
         draft.extents.push(copy);
         Ok(())
     }

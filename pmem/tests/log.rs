@@ -28,6 +28,49 @@ fn records_of_every_length_come_back() {
 }
 
 #[test]
+fn records_that_lie_in_dram_are_copied_once() {
+    let model = LineModel::new(4 << 20);
+    let mut shard = open(&model, &tiny());
+    let lengths = [0, 1, 32, 33, 511, 512, 1024, 1025, 100_000];
+    let mut expected = Vec::new();
+    for len in lengths {
+        let (bytes, before) = (payload(len as u64, len), shard.counters());
+        let pending = shard.append_copy(&bytes).unwrap();
+        let receipt = shard.commit().unwrap().confirm(pending).unwrap();
+        let after = shard.counters();
+        assert_eq!(after.copied_bytes - before.copied_bytes, len as u64);
+        assert_eq!((receipt.len, receipt.crc32c), (len as u64, crc32c::crc32c(&bytes)));
+        expected.push((receipt.seq, bytes));
+    }
+    assert_eq!(contents(&shard), expected);
+    let lost = shard.append_copy(b"not committed").unwrap();
+    // Whatever was not flushed and fenced is lost.
+    let after_crash = open(&LineModel::from_image(model.crash(|| 0)), &tiny());
+    assert_eq!(contents(&after_crash), expected);
+    drop(lost);
+
+    let too_long = vec![0; tiny().max_record_bytes as usize + 1];
+    assert!(matches!(shard.append_copy(&too_long), Err(AppendError::TooLong { .. })));
+    let full = (0..).find_map(|_| shard.append_copy(&payload(1, 5000)).err()).unwrap();
+    assert!(matches!(full, AppendError::Full(_)), "{full}");
+    let free = shard.arena().free_buffers();
+    assert!(shard.append_copy(&payload(1, 5000)).is_err());
+    assert_eq!(shard.arena().free_buffers(), free, "what is refused takes nothing");
+}
+
+#[test]
+fn a_persist_takes_as_long_as_it_is_told_to() {
+    let delay = std::time::Duration::from_millis(20);
+    let options = Options { size: Some(1 << 20), persist_delay: delay, ..tiny() };
+    let mut shard = Region::open("memory:", &options).unwrap().into_shard().unwrap();
+    let pending = append(&mut shard, b"slowly", 800).unwrap();
+    let begun = std::time::Instant::now();
+    let durable = shard.commit().unwrap();
+    assert!(begun.elapsed() >= delay);
+    assert!(durable.confirm(pending).is_ok());
+}
+
+#[test]
 fn nothing_is_readable_or_confirmed_before_it_is_durable() {
     let mut shard = shard(1 << 20);
     let early = shard.commit().unwrap();
