@@ -5,13 +5,16 @@ use dpdk_sys as sys;
 
 use crate::mbuf::Mbuf;
 
-/// Up to [`CAPACITY`](Self::CAPACITY) mbufs, oldest first, without allocation.
-#[derive(Debug, Default)]
-pub struct MbufBatch(ArrayVec<Mbuf, { MbufBatch::CAPACITY }>);
+/// A batch of the length that suits most devices.
+pub type MbufBatch = Batch<64>;
 
-impl MbufBatch {
+/// Up to `N` mbufs, oldest first, without allocation.
+#[derive(Debug, Default)]
+pub struct Batch<const N: usize>(ArrayVec<Mbuf, N>);
+
+impl<const N: usize> Batch<N> {
     /// How many mbufs there is room for.
-    pub const CAPACITY: usize = 64;
+    pub const CAPACITY: usize = N;
 
     /// An empty batch.
     pub const fn new() -> Self {
@@ -103,6 +106,10 @@ impl MbufBatch {
     /// `count` is at most [`len`](Self::len), and DPDK took ownership of as many.
     pub(crate) unsafe fn forget_front(&mut self, count: usize) {
         let left = self.0.len() - count;
+        if left == 0 {
+            // SAFETY: the handles own nothing any more.
+            return unsafe { self.0.set_len(0) };
+        }
         let start = self.pointers();
         // SAFETY: source and target lie inside the array; the forgotten handles own nothing any more.
         unsafe {
@@ -117,7 +124,7 @@ impl MbufBatch {
     }
 }
 
-impl<'a> IntoIterator for &'a MbufBatch {
+impl<'a, const N: usize> IntoIterator for &'a Batch<N> {
     type Item = &'a Mbuf;
     type IntoIter = std::slice::Iter<'a, Mbuf>;
 
@@ -126,7 +133,7 @@ impl<'a> IntoIterator for &'a MbufBatch {
     }
 }
 
-impl<'a> IntoIterator for &'a mut MbufBatch {
+impl<'a, const N: usize> IntoIterator for &'a mut Batch<N> {
     type Item = &'a mut Mbuf;
     type IntoIter = std::slice::IterMut<'a, Mbuf>;
 

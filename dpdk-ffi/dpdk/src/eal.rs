@@ -128,6 +128,22 @@ impl Eal {
         unsafe { CStr::from_ptr(sys::rte_version()) }.to_string_lossy().into_owned()
     }
 
+    /// The CPUs of EAL's worker lcores, in the order of the lcores: all that `-l` names but the first. None with the
+    /// defaults of [`init`](Self::init), where one lcore floats over all permitted CPUs.
+    pub fn worker_cpus(&self) -> Vec<usize> {
+        let mut cpus = Vec::new();
+        let mut lcore = u32::MAX;
+        loop {
+            // SAFETY: reads EAL's table of lcores; the search begins behind `lcore`, and skips the main one.
+            lcore = unsafe { sys::rte_get_next_lcore(lcore, 1, 0) };
+            if lcore >= sys::RTE_MAX_LCORE {
+                return cpus;
+            }
+            // SAFETY: the lcore exists.
+            cpus.extend(usize::try_from(unsafe { sys::rte_lcore_to_cpu_id(lcore as i32) }).ok());
+        }
+    }
+
     /// Gives the calling thread an lcore id, and with it its own cache in each pool. Threads without one
     /// work too, at the price of a few compare-and-swap operations per burst.
     ///

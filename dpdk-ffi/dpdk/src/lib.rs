@@ -52,7 +52,7 @@ mod statistics;
 pub use addresses::PhysicalError;
 pub use area::{AreaError, ExternalArea};
 pub use attach::AttachError;
-pub use batch::MbufBatch;
+pub use batch::{Batch, MbufBatch};
 pub use completions::{Completions, CompletionsError, NotAttached, NotAttachedReason};
 pub use eal::{Eal, EalError, RegisteredThread, ThreadError};
 pub use mbuf::{Checksum, ChecksumError, IpVersion, Mbuf, TxChecksums};

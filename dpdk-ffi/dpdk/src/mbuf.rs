@@ -81,6 +81,7 @@ impl Mbuf {
         Self(raw)
     }
 
+    #[inline]
     pub(crate) fn as_ptr(&self) -> *mut sys::rte_mbuf {
         self.0.as_ptr()
     }
@@ -92,18 +93,21 @@ impl Mbuf {
         raw
     }
 
+    #[inline]
     pub(crate) fn header(&self) -> &sys::rte_mbuf {
         // SAFETY: the handle owns a valid mbuf. The reference count, which others may write, is not read
         // through this reference.
         unsafe { self.0.as_ref() }
     }
 
+    #[inline]
     pub(crate) fn header_mut(&mut self) -> &mut sys::rte_mbuf {
         // SAFETY: as for `header`, and the handle is the only owner.
         unsafe { self.0.as_mut() }
     }
 
     /// Length of the packet in bytes, over all segments.
+    #[inline]
     pub fn len(&self) -> usize {
         self.header().pkt_len as usize
     }
@@ -114,11 +118,13 @@ impl Mbuf {
     }
 
     /// How many segments it has, at least 1.
+    #[inline]
     pub fn segment_count(&self) -> usize {
         usize::from(self.header().nb_segs)
     }
 
     /// The bytes of the first segment: the whole packet, unless there are more segments.
+    #[inline]
     pub fn bytes(&self) -> &[u8] {
         let header = self.header();
         // SAFETY: the data lies within the buffer, which this packet holds alone.
@@ -126,6 +132,7 @@ impl Mbuf {
     }
 
     /// The bytes of the first segment, to be changed.
+    #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let header = self.header();
         // SAFETY: as for `bytes`. Only a later segment can be an attached, shared one.
@@ -162,6 +169,17 @@ impl Mbuf {
         let header = self.header();
         usize::from(header.buf_len)
             .saturating_sub(usize::from(header.data_off) + usize::from(header.data_len))
+    }
+
+    /// Has the CPU fetch the first bytes of the packet, which are soon to be looked at.
+    #[inline]
+    pub fn prefetch(&self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch reads nothing, and the instruction is part of x86-64.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(data(self.header()).cast_const().cast());
+        }
     }
 
     /// Grows a packet of one segment by `count` bytes at its end and returns them, with whatever they held.
@@ -300,6 +318,7 @@ impl Drop for Mbuf {
     }
 }
 
+#[inline]
 fn data(segment: &sys::rte_mbuf) -> *mut u8 {
     // SAFETY: the data begins inside the segment's buffer, or at its end.
     unsafe { segment.buf_addr.cast::<u8>().add(usize::from(segment.data_off)) }

@@ -3,12 +3,12 @@
 use std::ffi::{CString, c_void};
 use std::ops::Deref;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use dpdk_sys as sys;
 
 use crate::area::ExternalArea;
-use crate::batch::MbufBatch;
+use crate::batch::Batch;
 use crate::eal::Eal;
 use crate::mbuf::Mbuf;
 use crate::{errno_text, last_errno};
@@ -23,6 +23,8 @@ pub struct Pool {
     mbufs: u32,
     buffer_bytes: u16,
     pinned: bool,
+    /// Its buffers are external, and some device takes from it whose driver may lose the flag that says so.
+    loses_flags: &'static AtomicBool,
 }
 
 // SAFETY: DPDK's default pools are multi-producer and multi-consumer rings; they are never freed.
@@ -147,7 +149,8 @@ impl Pool {
                 _ => "Check that DPDK's mempool drivers are installed (apt-get install dpdk)",
             },
         })?;
-        Ok(Self { pool, mbufs, buffer_bytes, pinned })
+        let loses_flags = Box::leak(Box::new(AtomicBool::new(false)));
+        Ok(Self { pool, mbufs, buffer_bytes, pinned, loses_flags })
     }
 
     /// An empty mbuf, or None if all are out.
@@ -161,7 +164,7 @@ impl Pool {
     }
 
     /// Adds `count` empty mbufs to the batch in one call; false, and none, if they do not fit or are not there.
-    pub fn alloc_bulk(&self, batch: &mut MbufBatch, count: usize) -> bool {
+    pub fn alloc_bulk<const N: usize>(&self, batch: &mut Batch<N>, count: usize) -> bool {
         if count > batch.room() {
             return false;
         }
@@ -173,7 +176,9 @@ impl Pool {
         }
         // SAFETY: DPDK has just written `count` mbufs, which are ours.
         unsafe { batch.extend_to(count) }
-        batch.iter_mut().rev().take(count).for_each(|mbuf| self.mark(mbuf.header_mut()));
+        if self.loses_flags() {
+            batch.iter_mut().rev().take(count).for_each(|mbuf| self.mark(mbuf.header_mut()));
+        }
         true
     }
 
@@ -204,6 +209,19 @@ impl Pool {
     /// Whether the buffers lie in external memory.
     pub fn is_external(&self) -> bool {
         self.pinned
+    }
+
+    /// Notes which driver takes mbufs from the pool.
+    pub(crate) fn used_by(&self, driver: &str) {
+        if self.pinned && !keeps_external_flag(driver) {
+            self.loses_flags.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether packets from this pool may lack the flag for external memory.
+    #[inline]
+    pub(crate) fn loses_flags(&self) -> bool {
+        self.loses_flags.load(Ordering::Relaxed)
     }
 
     pub(crate) fn as_ptr(&self) -> *mut sys::rte_mempool {
@@ -365,6 +383,12 @@ impl Deref for ExternalPool {
     fn deref(&self) -> &Pool {
         &self.pool
     }
+}
+
+/// Whether a driver of DPDK 22.11 leaves the flag for external memory as it is when it receives. Those do which only
+/// add flags to what they allocate, or pass packets on.
+fn keeps_external_flag(driver: &str) -> bool {
+    matches!(driver, "net_null" | "net_ring" | "net_memif" | "net_af_packet")
 }
 
 /// Buffers on their way to a new pool's mbufs.

@@ -274,6 +274,7 @@ impl Port {
         let tx_conf = sys::rte_eth_txconf { offloads: conf.txmode.offloads, ..raw.default_txconf };
         let pools: Vec<Pool> = pools.iter().cycle().take(usize::from(config.rx_queues)).cloned().collect();
         for (queue, pool) in (0..).zip(&pools) {
+            pool.used_by(&info.driver);
             let mut segments = split.map(|(headers, point)| split::segments(point, headers, pool));
             let (rx_conf, pool) = match &mut segments {
                 Some(segments) => {

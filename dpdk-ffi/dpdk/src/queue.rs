@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dpdk_sys as sys;
 
-use crate::batch::MbufBatch;
+use crate::batch::Batch;
 use crate::pool::Pool;
 use crate::port::Running;
 
@@ -34,16 +34,23 @@ impl RxQueue {
     }
 
     /// Adds as many received packets to the batch as there are and as fit; returns how many.
-    pub fn burst(&mut self, batch: &mut MbufBatch) -> usize {
-        let room = batch.room() as u16;
+    #[inline]
+    pub fn burst<const N: usize>(&mut self, batch: &mut Batch<N>) -> usize {
+        self.burst_up_to(batch, N)
+    }
+
+    /// As [`burst`](Self::burst), at most `limit`.
+    #[inline]
+    pub fn burst_up_to<const N: usize>(&mut self, batch: &mut Batch<N>, limit: usize) -> usize {
+        let room = batch.room().min(limit).min(usize::from(u16::MAX)) as u16;
         // SAFETY: the port runs for as long as this queue lives, this is the queue's only handle, and there is
         // room for as many pointers.
-        let count =
-            unsafe { sys::rte_eth_rx_burst(self.port.id().0, self.index, batch.spare_pointers(), room) };
-        let count = usize::from(count);
+        let count = usize::from(unsafe {
+            fast_path::receive(self.port.id().0, self.index, batch.spare_pointers(), room)
+        });
         // SAFETY: DPDK wrote `count` packets, which are ours now.
         unsafe { batch.extend_to(count) }
-        if self.pool.is_external() {
+        if self.pool.loses_flags() {
             self.mark_external(batch, count);
         }
         count
@@ -51,7 +58,7 @@ impl RxQueue {
 
     /// Some drivers lose the flag for external memory on receive. Without it, DPDK would take the memory
     /// before the buffer for the mbuf's own, and write a reference count there.
-    fn mark_external(&self, batch: &mut MbufBatch, count: usize) {
+    fn mark_external<const N: usize>(&self, batch: &mut Batch<N>, count: usize) {
         for packet in batch.iter_mut().rev().take(count) {
             let chained = packet.segment_count() > 1;
             let mut segment = packet.as_ptr();
@@ -77,11 +84,13 @@ impl TxQueue {
     ///
     /// Where the device takes one segment only, attached payload is copied behind its header first. A packet
     /// that the device can never send is freed and counted as [`rejected`](Self::rejected).
-    pub fn burst(&mut self, batch: &mut MbufBatch) -> usize {
+    #[inline]
+    pub fn burst<const N: usize>(&mut self, batch: &mut Batch<N>) -> usize {
         if self.linearize {
             self.make_linear(batch);
         }
-        let (id, queue, waiting) = (self.port.id().0, self.index, batch.len() as u16);
+        let (id, queue, waiting) =
+            (self.port.id().0, self.index, batch.len().min(usize::from(u16::MAX)) as u16);
         let ready = if self.prepare {
             // SAFETY: the port runs for as long as this queue lives, this is the queue's only handle, and the
             // batch holds as many packets.
@@ -90,7 +99,7 @@ impl TxQueue {
             waiting
         };
         // SAFETY: as above.
-        let sent = unsafe { sys::rte_eth_tx_burst(id, queue, batch.pointers(), ready) };
+        let sent = unsafe { fast_path::send(id, queue, batch.pointers(), ready) };
         // SAFETY: the device owns the first `sent` packets now.
         unsafe { batch.forget_front(usize::from(sent)) }
         if sent == ready && ready < waiting {
@@ -101,7 +110,7 @@ impl TxQueue {
     }
 
     /// Copies the packets' later segments behind their first ones.
-    fn make_linear(&mut self, batch: &mut MbufBatch) {
+    fn make_linear<const N: usize>(&mut self, batch: &mut Batch<N>) {
         let before = batch.len();
         batch.retain(|packet| {
             // SAFETY: the packet is valid and ours alone.
@@ -124,10 +133,73 @@ impl TxQueue {
     }
 }
 
+/// `rte_eth_rx_burst` and `rte_eth_tx_burst`, which are inline functions in C: a burst of 32 packets between two
+/// rings takes less than 30 ns, of which a call through a wrapper would be a good part.
+mod fast_path {
+    use std::sync::atomic::{AtomicPtr, Ordering};
+
+    use dpdk_sys as sys;
+
+    /// # Safety
+    /// The port runs, has this receive queue, which nobody else uses, and `packets` has room for `count`.
+    #[inline]
+    pub(super) unsafe fn receive(port: u16, queue: u16, packets: *mut *mut sys::rte_mbuf, count: u16) -> u16 {
+        // SAFETY: DPDK fills the port's entry in before the port runs, with arrays of an element for each queue.
+        unsafe {
+            let operations = (&raw const sys::rte_eth_fp_ops[usize::from(port)]).as_ref_unchecked();
+            let data = *operations.rxq.data.add(usize::from(queue));
+            let received = match operations.rx_pkt_burst {
+                Some(burst) => burst(data, packets, count),
+                None => 0,
+            };
+            let callbacks = callbacks(operations.rxq.clbk, queue);
+            if callbacks.is_null() {
+                received
+            } else {
+                sys::rte_eth_call_rx_callbacks(port, queue, packets, received, count, callbacks.cast())
+            }
+        }
+    }
+
+    /// # Safety
+    /// The port runs, has this transmit queue, which nobody else uses, and `packets` holds `count` owned ones. The
+    /// first of them, as many as are returned, are the device's afterwards.
+    #[inline]
+    pub(super) unsafe fn send(port: u16, queue: u16, packets: *mut *mut sys::rte_mbuf, count: u16) -> u16 {
+        // SAFETY: as for `receive`.
+        unsafe {
+            let operations = (&raw const sys::rte_eth_fp_ops[usize::from(port)]).as_ref_unchecked();
+            let data = *operations.txq.data.add(usize::from(queue));
+            let callbacks = callbacks(operations.txq.clbk, queue);
+            let count = if callbacks.is_null() {
+                count
+            } else {
+                sys::rte_eth_call_tx_callbacks(port, queue, packets, count, callbacks.cast())
+            };
+            match operations.tx_pkt_burst {
+                Some(burst) => burst(data, packets, count),
+                None => 0,
+            }
+        }
+    }
+
+    /// What DPDK's other libraries, such as its packet capture, have hooked into a queue.
+    ///
+    /// # Safety
+    /// The array has an element for the queue.
+    #[inline]
+    unsafe fn callbacks(array: *mut *mut std::ffi::c_void, queue: u16) -> *mut std::ffi::c_void {
+        // SAFETY: says the caller. DPDK writes the element atomically.
+        unsafe { AtomicPtr::from_ptr(array.add(usize::from(queue))) }.load(Ordering::Relaxed)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Eal, ExternalArea, ExternalPool, ExternalPoolConfig, PoolConfig, Port, PortConfig};
+    use crate::{
+        Eal, ExternalArea, ExternalPool, ExternalPoolConfig, MbufBatch, PoolConfig, Port, PortConfig,
+    };
 
     /// Page-aligned memory for `count` buffers of 2176 bytes, never freed.
     fn buffers(eal: Eal, count: usize) -> (ExternalArea, Vec<&'static mut [u8]>) {
@@ -151,6 +223,8 @@ mod tests {
         let id = eal.attach("net_ring0").unwrap();
         let mut port = Port::start(id, &PortConfig::default(), std::slice::from_ref(&external)).unwrap();
         let (mut rx, mut tx) = (port.rx_queue(0).unwrap(), port.tx_queue(0).unwrap());
+        // Rings keep the flag; as if the pool were another device's too, whose driver does not.
+        external.used_by("net_e1000_em");
         let mut batch = MbufBatch::new();
         for pool in [&*external, &dram, &*external] {
             let mut packet = pool.alloc().unwrap();
