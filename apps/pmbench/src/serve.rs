@@ -1,19 +1,52 @@
-//! `pmbench serve`: the servers that are compared.
+//! `pmbench serve`: the servers that are compared, one request and one record format for all.
+//!
+//! A request is `POST /append` with a body of a known length; the reply has the record's number. All modes parse
+//! with `pmlog`'s parser, and all but two keep records in the same log: [`Mode::StatusQuoFsync`] has a file, and
+//! [`Mode::PasteEcho`] and [`Mode::Limit`] keep nothing.
 
 pub mod cli;
+mod control;
+mod device;
+mod ledger;
+mod limit;
+mod polling;
+mod reply;
+mod requests;
+mod service;
+mod sockets;
 
 pub use cli::ServeArgs;
+pub use reply::REPLY_BYTES;
 
 use anyhow::Result;
+use pmem::RegionInfo;
 
-use crate::protocol::ServerEvent;
+use crate::protocol::{Mode, Ready, ServerEvent};
+use control::{Control, tell};
 
 /// Serves in the mode that was asked for until standard input says `stop` or ends.
 ///
 /// # Errors
 /// The store, the device or the socket cannot be had, or failed on the way.
 pub fn serve(args: &ServeArgs) -> Result<()> {
-    let reason = format!("mode {} is not there", args.mode);
-    println!("{}", serde_json::to_string(&ServerEvent::Skipped { reason })?);
-    Ok(())
+    let control = Control::start(args.core)?;
+    match args.mode {
+        Mode::StatusQuo => sockets::serve(args, &control),
+        Mode::Paste | Mode::PasteEcho => polling::serve(args, &control),
+        Mode::Limit => limit::serve(args, &control),
+        mode => {
+            let reason = format!("{mode} is not part of this build");
+            tell(&ServerEvent::Skipped { reason })
+        }
+    }
+}
+
+/// What a server says once it serves.
+fn ready(args: &ServeArgs, store: Option<&RegionInfo>, notes: &[&str]) -> ServerEvent {
+    ServerEvent::Ready(Ready {
+        mode: args.mode,
+        pid: std::process::id(),
+        domain: store.map(|info| info.domain.to_string()),
+        notes: notes.iter().map(|&note| note.to_owned()).collect(),
+    })
 }

@@ -1,0 +1,54 @@
+//! A DPDK port, and the store's buffers within its reach.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use dpdk::{Eal, ExternalArea, PortId};
+use pmem::{RegionInfo, Shard};
+use smoltcp::time::Instant;
+use smoltcp::wire::IpCidr;
+use stack::Config;
+use stack::transport::OverEndpoint as _;
+use stack::transport::dpdk::{DpdkConfig, DpdkTransport};
+
+use super::{ServeArgs, ledger};
+
+/// The device that was asked for, not started yet.
+pub(super) struct Device {
+    pub(super) eal: Eal,
+    pub(super) id: PortId,
+    pub(super) mac: [u8; 6],
+}
+
+impl Device {
+    pub(super) fn find(args: &ServeArgs) -> Result<Self> {
+        let device = args.dev.as_deref().context("the mode runs on a DPDK device; name one with --dev")?;
+        let mut arguments = args.eal.clone();
+        if device.starts_with("net_") && !arguments.iter().any(|argument| argument == "--no-pci") {
+            arguments.push("--no-pci".to_owned());
+        }
+        let eal = Eal::init(arguments)?;
+        let id = eal.attach(device)?;
+        let mac = args.mac.map_or(id.info()?.mac, |mac| mac.0);
+        ensure!(mac != [0; 6], "{device} has no Ethernet address of its own; give it one with --mac");
+        Ok(Self { eal, id, mac })
+    }
+
+    /// Opens the store, and the stack on the port over it.
+    pub(super) fn open(&self, args: &ServeArgs) -> Result<(RegionInfo, Shard, DpdkTransport)> {
+        let (info, seed) = ledger::open(args)?;
+        let (base, len_bytes) = seed.arena_memory();
+        let area = ExternalArea::register(self.eal, base, len_bytes)?;
+        area.map_dma(self.id)?;
+        let shard = seed.open()?;
+        let config = Config {
+            max_connections: args.max_connections.get() as usize,
+            ..Config::new(self.mac, vec![IpCidr::Ipv4(args.ip)])?
+        };
+        let (rings, arena) = (DpdkConfig::default(), shard.arena().clone());
+        let mut transport = DpdkTransport::new(self.eal, self.id, config, rings, area, arena, Instant::ZERO)?;
+        let address = SocketAddr::new(IpAddr::V4(args.ip.address()), args.port);
+        transport.endpoint_mut().listen(address, args.max_connections.get() as usize)?;
+        Ok((info, shard, transport))
+    }
+}

@@ -1,0 +1,128 @@
+//! What the device can do: each frame goes back as it came, with its addresses swapped.
+
+use anyhow::Result;
+use dpdk::{MbufBatch, Pool, PoolConfig, Port, PortConfig};
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Ipv4Address,
+    Ipv4Packet,
+};
+
+use super::control::{Control, tell};
+use super::device::Device;
+use super::ledger::{Ledger, Meter};
+use super::{ServeArgs, ready};
+use crate::protocol::{ServerEvent, Wish};
+
+/// Mbufs that are with the device or on their way.
+const MBUFS: u32 = 4096 - 1;
+
+/// Sends frames back until told to stop.
+pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
+    let device = Device::find(args)?;
+    let pool = Pool::dram(device.eal, "frames", &PoolConfig { mbufs: MBUFS, ..PoolConfig::default() })?;
+    let mut port = Port::start(device.id, &PortConfig::default(), std::slice::from_ref(&pool))?;
+    let (mut rx, mut tx) = (port.rx_queue(0)?, port.tx_queue(0)?);
+    let me = Host { mac: EthernetAddress(device.mac), ip: args.ip.address() };
+    let (mut ledger, mut meter, mut batch) = (Ledger::default(), Meter::polling(), MbufBatch::new());
+    tell(&ready(args, None, &["nothing is parsed and nothing is kept"]))?;
+    loop {
+        match control.next() {
+            Some(Wish::Mark(id)) => tell(&ServerEvent::Mark(ledger.mark(id, &meter, None)))?,
+            Some(Wish::Stop) => return Ok(()),
+            None => {}
+        }
+        let begun = meter.raw();
+        if rx.burst(&mut batch) == 0 {
+            continue;
+        }
+        batch.retain(|mbuf| match me.send_back(mbuf.bytes_mut()) {
+            SentBack::Data { payload_bytes } => {
+                ledger.done(payload_bytes);
+                true
+            }
+            SentBack::Address => true,
+            SentBack::No => false,
+        });
+        tx.burst(&mut batch);
+        // A full ring loses frames, as a network does.
+        ledger.errors += batch.len() as u64;
+        batch.clear();
+        meter.worked(begun);
+    }
+}
+
+/// Who sends back.
+struct Host {
+    mac: EthernetAddress,
+    ip: Ipv4Address,
+}
+
+/// What became of a frame.
+#[derive(Debug, PartialEq, Eq)]
+enum SentBack {
+    /// It goes back, with so much behind the IP header.
+    Data { payload_bytes: u64 },
+    /// It became the answer to a question for the address.
+    Address,
+    /// It is not for this host.
+    No,
+}
+
+impl Host {
+    /// Turns a frame into the one that goes back.
+    fn send_back(&self, bytes: &mut [u8]) -> SentBack {
+        let Ok(mut frame) = EthernetFrame::new_checked(bytes) else { return SentBack::No };
+        let from = frame.src_addr();
+        if frame.dst_addr() != self.mac && !frame.dst_addr().is_broadcast() {
+            return SentBack::No;
+        }
+        frame.set_dst_addr(from);
+        frame.set_src_addr(self.mac);
+        match frame.ethertype() {
+            EthernetProtocol::Ipv4 => {
+                let Ok(mut packet) = Ipv4Packet::new_checked(frame.payload_mut()) else {
+                    return SentBack::No;
+                };
+                let (source, target) = (packet.src_addr(), packet.dst_addr());
+                if target != self.ip {
+                    return SentBack::No;
+                }
+                // The sum of the header's words does not change with their order.
+                packet.set_src_addr(target);
+                packet.set_dst_addr(source);
+                SentBack::Data {
+                    payload_bytes: u64::from(packet.total_len()) - u64::from(packet.header_len()),
+                }
+            }
+            EthernetProtocol::Arp => self.tell_address(frame.payload_mut()),
+            _ => SentBack::No,
+        }
+    }
+
+    /// Turns a question for this host's address (RFC 826) into the answer.
+    fn tell_address(&self, payload: &mut [u8]) -> SentBack {
+        let Ok(mut packet) = ArpPacket::new_checked(payload) else { return SentBack::No };
+        let Ok(ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Request,
+            source_hardware_addr,
+            source_protocol_addr,
+            target_protocol_addr,
+            ..
+        }) = ArpRepr::parse(&ArpPacket::new_unchecked(packet.as_ref()))
+        else {
+            return SentBack::No;
+        };
+        if target_protocol_addr != self.ip {
+            return SentBack::No;
+        }
+        let answer = ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Reply,
+            source_hardware_addr: self.mac,
+            source_protocol_addr: self.ip,
+            target_hardware_addr: source_hardware_addr,
+            target_protocol_addr: source_protocol_addr,
+        };
+        answer.emit(&mut packet);
+        SentBack::Address
+    }
+}

@@ -1,0 +1,269 @@
+//! The modes on kernel sockets: one thread, epoll, and a record made durable before the next request is looked at.
+//!
+//! Interest is level-triggered, with one read for each event: an edge-triggered loop has to read once more to find
+//! that there is nothing, which costs a system call a request. SO_BUSY_POLL is not used: it would poll the device
+//! from the server's system call, in time that is measured, and veth has nothing to poll.
+
+mod keep;
+mod link;
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context as _, Result};
+use pmlog::http::Refusal;
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::net::{self, SocketFlags};
+
+use super::control::{Control, tell};
+use super::ledger::Meter;
+use super::requests::Stream;
+use super::{ServeArgs, ready, reply};
+use crate::protocol::{ServerEvent, Wish};
+use keep::{Keep, Log};
+use link::{Link, Plain};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 4096;
+/// Events taken by one system call.
+const EVENTS: usize = 512;
+/// How long a signal may go unseen.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+/// Tokens that are no connection's.
+const LISTENER: u64 = u64::MAX;
+const WAKE: u64 = u64::MAX - 1;
+
+/// Serves until told to stop.
+pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
+    let notes = ["epoll, level-triggered, 512 events a call", "TCP_NODELAY", "no SO_BUSY_POLL"];
+    let (info, log) = Log::open(args)?;
+    let mut server = Server::<Plain, Log>::listen(args, control, log)?;
+    tell(&ready(args, Some(&info), &notes))?;
+    server.run(control)?;
+    server.keep.close()
+}
+
+struct Server<L, K> {
+    epoll: OwnedFd,
+    listener: TcpListener,
+    places: Vec<Place<L>>,
+    vacant: Vec<u32>,
+    keep: K,
+    meter: Meter,
+}
+
+/// A place in the connection table.
+struct Place<L> {
+    link: Option<L>,
+    /// How often the place was used before: an event may speak of an earlier user.
+    generation: u32,
+    stream: Stream,
+    /// Replies that are not sent.
+    out: Vec<u8>,
+    /// Whether the loop waits for room to send, and reads nothing meanwhile.
+    is_blocked: bool,
+    /// Whether the connection ends once all is sent.
+    is_ending: bool,
+}
+
+impl<L: Link, K: Keep> Server<L, K> {
+    fn listen(args: &ServeArgs, control: &Control, keep: K) -> Result<Self> {
+        let listener = listener(args.listen)
+            .with_context(|| format!("cannot listen on {}; choose another with --listen", args.listen))?;
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
+        epoll::add(&epoll, control.wake(), EventData::new_u64(WAKE), EventFlags::IN)?;
+        let connections = args.max_connections.get();
+        let place = |_| Place {
+            link: None,
+            generation: 0,
+            stream: Stream::new(args.max_record.as_u64()),
+            out: Vec::with_capacity(4096),
+            is_blocked: false,
+            is_ending: false,
+        };
+        Ok(Self {
+            epoll,
+            listener,
+            places: (0..connections).map(place).collect(),
+            vacant: (0..connections).rev().collect(),
+            keep,
+            meter: Meter::sleeping(),
+        })
+    }
+
+    fn run(&mut self, control: &Control) -> Result<()> {
+        let mut events: Vec<Event> = Vec::with_capacity(EVENTS);
+        loop {
+            events.clear();
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&LOOK)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error).context("epoll failed"),
+            }
+            for event in &events {
+                match event.data.u64() {
+                    LISTENER => self.accept()?,
+                    WAKE => control.woken(),
+                    token => self.happened(token, event.flags)?,
+                }
+            }
+            while let Some(wish) = control.next() {
+                match wish {
+                    Wish::Mark(id) => tell(&ServerEvent::Mark(self.keep.mark(id, &self.meter)))?,
+                    Wish::Stop => return Ok(()),
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self) -> Result<()> {
+        loop {
+            let socket = match net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+            {
+                Ok(socket) => socket,
+                Err(Errno::AGAIN) => return Ok(()),
+                // Others are the peer's or pass: accept(2).
+                Err(error) => {
+                    tracing::warn!("a connection could not be accepted: {error}");
+                    return Ok(());
+                }
+            };
+            let Some(index) = self.vacant.pop() else {
+                self.keep.ledger().errors += 1;
+                continue;
+            };
+            let place = &mut self.places[index as usize];
+            match L::new(socket) {
+                Ok(link) => {
+                    epoll::add(&self.epoll, link.socket(), token(index, place.generation), EventFlags::IN)?;
+                    place.link = Some(link);
+                }
+                Err(error) => {
+                    tracing::warn!("a connection could not be set up: {error}");
+                    self.keep.ledger().errors += 1;
+                    self.vacant.push(index);
+                }
+            }
+        }
+    }
+
+    /// Something happened on a connection.
+    fn happened(&mut self, token: u64, flags: EventFlags) -> Result<()> {
+        let (index, generation) = (token as u32, (token >> 32) as u32);
+        let Some(place) = self.places.get_mut(index as usize) else { return Ok(()) };
+        if place.generation != generation || place.link.is_none() {
+            return Ok(());
+        }
+        match place.serve(flags, &mut self.keep) {
+            Ok(Waits::ForRequests) => place.wait_for(false, index, &self.epoll),
+            Ok(Waits::ForRoom) => place.wait_for(true, index, &self.epoll),
+            ended => {
+                // A peer that is between two requests may leave.
+                let broke = ended.is_err() || place.stream.is_mid_request();
+                self.keep.ledger().errors += u64::from(broke && !place.is_ending);
+                place.vacate();
+                self.vacant.push(index);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What a connection waits for.
+enum Waits {
+    ForRequests,
+    ForRoom,
+    /// Nothing: it is over.
+    Ended,
+}
+
+impl<L: Link> Place<L> {
+    /// Reads once, keeps what is whole, and answers.
+    fn serve(&mut self, flags: EventFlags, keep: &mut impl Keep) -> rustix::io::Result<Waits> {
+        let Some(link) = &mut self.link else { return Ok(Waits::Ended) };
+        if flags.contains(EventFlags::ERR) {
+            link.error()?;
+        }
+        if flags.intersects(EventFlags::IN | EventFlags::HUP) && !self.is_blocked && !self.is_ending {
+            match link.receive(self.stream.room()) {
+                Ok(0) => return Ok(Waits::Ended),
+                Ok(count) => self.stream.received(count),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+            if let Err(refusal) = answer(&mut self.stream, keep, &mut self.out) {
+                keep.ledger().errors += 1;
+                self.out.extend_from_slice(reply::refused(refusal).as_bytes());
+                self.is_ending = true;
+            }
+        }
+        self.flush()
+    }
+
+    /// Sends what is owed, as far as the kernel takes it.
+    fn flush(&mut self) -> rustix::io::Result<Waits> {
+        let Some(link) = &mut self.link else { return Ok(Waits::Ended) };
+        let mut sent = 0;
+        let blocked = loop {
+            if sent == self.out.len() {
+                break false;
+            }
+            match link.send(&self.out[sent..]) {
+                Ok(count) => sent += count,
+                Err(Errno::AGAIN) => break true,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        };
+        self.out.drain(..sent);
+        match (blocked, self.is_ending) {
+            (true, _) => Ok(Waits::ForRoom),
+            (false, false) => Ok(Waits::ForRequests),
+            (false, true) => Ok(Waits::Ended),
+        }
+    }
+
+    fn wait_for(&mut self, room: bool, index: u32, epoll: &OwnedFd) -> Result<()> {
+        if let Some(link) = &self.link
+            && room != self.is_blocked
+        {
+            let interest = if room { EventFlags::OUT } else { EventFlags::IN };
+            epoll::modify(epoll, link.socket(), token(index, self.generation), interest)?;
+            self.is_blocked = room;
+        }
+        Ok(())
+    }
+
+    fn vacate(&mut self) {
+        // Closing the socket ends epoll's interest in it.
+        self.link = None;
+        self.generation = self.generation.wrapping_add(1);
+        self.stream.clear();
+        self.out.clear();
+        (self.is_blocked, self.is_ending) = (false, false);
+    }
+}
+
+/// Keeps each whole request in `stream`, and puts its reply into `out`.
+fn answer(stream: &mut Stream, keep: &mut impl Keep, out: &mut Vec<u8>) -> Result<(), Refusal> {
+    while let Some(body) = stream.next()? {
+        let seq = keep.keep(body)?;
+        keep.ledger().done(body.len() as u64);
+        out.extend_from_slice(&reply::appended(seq));
+    }
+    Ok(())
+}
+
+fn token(index: u32, generation: u32) -> EventData {
+    EventData::new_u64(u64::from(generation) << 32 | u64::from(index))
+}
+
+fn listener(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    net::listen(&listener, BACKLOG)?;
+    Ok(listener)
+}

@@ -1,0 +1,48 @@
+//! How bytes get from and to a kernel socket.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::io::Result;
+use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
+
+/// A connection.
+pub(super) trait Link: Sized {
+    /// Sets an accepted socket up.
+    fn new(socket: OwnedFd) -> Result<Self>;
+
+    /// What epoll watches.
+    fn socket(&self) -> BorrowedFd<'_>;
+
+    /// Receives; 0 at the end.
+    fn receive(&mut self, into: &mut [u8]) -> Result<usize>;
+
+    /// Sends a part of `bytes`, which may change when this returns.
+    fn send(&mut self, bytes: &[u8]) -> Result<usize>;
+
+    /// Epoll saw an error on the socket.
+    fn error(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A TCP socket: the kernel copies whatever is sent.
+pub(super) struct Plain(OwnedFd);
+
+impl Link for Plain {
+    fn new(socket: OwnedFd) -> Result<Self> {
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        Ok(Self(socket))
+    }
+
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn receive(&mut self, into: &mut [u8]) -> Result<usize> {
+        recv(&self.0, into, RecvFlags::empty()).map(|(count, _)| count)
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<usize> {
+        send(&self.0, bytes, SendFlags::NOSIGNAL)
+    }
+}
