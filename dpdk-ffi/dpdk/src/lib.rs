@@ -61,7 +61,7 @@ pub use port::{Link, Offloads, Port, PortConfig, PortError, PortId, PortInfo};
 pub use queue::{RxQueue, TxQueue};
 pub use refusal::WouldCorrupt;
 pub use split::{NoSplit, SplitCapabilities, SplitPoint};
-pub use spread::{QueueLimit, QueuePlan, SpreadCapabilities, queues_for};
+pub use spread::{QueueLimit, QueuePlan, SpreadCapabilities, UnaskedSpread, queues_for};
 pub use statistics::{ExtendedStatistic, Statistics};
 
 /// An errno-style code as text, from DPDK's table.

@@ -3,9 +3,8 @@
 mod error;
 
 use std::ffi::{CStr, c_char};
-use std::marker::PhantomData;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dpdk_sys as sys;
 
@@ -106,7 +105,8 @@ pub struct PortInfo {
 /// How a port is to run.
 #[derive(Clone, Debug)]
 pub struct PortConfig {
-    /// Number of receive queues. Several share the load by a hash over addresses and ports.
+    /// Number of receive queues. Several share the load by a hash over addresses and ports, or as the device does
+    /// unasked.
     pub rx_queues: u16,
     /// Number of transmit queues.
     pub tx_queues: u16,
@@ -186,6 +186,7 @@ impl PortId {
                 max_rx_queues: raw.max_rx_queues,
                 max_tx_queues: raw.max_tx_queues,
                 hashes: raw.flow_type_rss_offloads,
+                unasked: spread::unasked(&driver, raw.max_rx_queues, raw.flow_type_rss_offloads),
             },
             driver,
             mac: mac.addr_bytes,
@@ -229,8 +230,7 @@ pub struct Port {
     tx_handed_out: Vec<bool>,
     info: PortInfo,
     offloads: Offloads,
-    /// Drivers expect one thread at a time to control a port.
-    _one_thread_at_a_time: PhantomData<std::cell::Cell<()>>,
+    control: Mutex<()>,
 }
 
 /// Stops and closes the port when its last holder goes.
@@ -255,7 +255,7 @@ impl Port {
         let running = Arc::new(Running(id));
         let offloads = config.offloads & info.offloads;
         let split = config.headers.as_ref().zip(info.header_split.ok());
-        let mut conf = device_configuration(config, &raw, offloads);
+        let mut conf = device_configuration(config, &raw, &info, offloads);
         if split.is_some() {
             conf.rxmode.offloads |= split::offload_flags(raw.rx_offload_capa);
         }
@@ -315,7 +315,7 @@ impl Port {
             tx_handed_out: vec![false; usize::from(config.tx_queues)],
             info,
             offloads,
-            _one_thread_at_a_time: PhantomData,
+            control: Mutex::new(()),
         })
     }
 
@@ -329,6 +329,11 @@ impl Port {
         &self.info
     }
 
+    /// Keeps other threads from controlling the port: drivers expect one at a time.
+    pub(crate) fn control(&self) -> MutexGuard<'_, ()> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The offloads that are on.
     pub fn offloads(&self) -> Offloads {
         self.offloads
@@ -339,6 +344,7 @@ impl Port {
     /// # Errors
     /// [`PortError::Call`]: the device is gone.
     pub fn mtu(&self) -> Result<u16, PortError> {
+        let _control = self.control();
         let mut mtu = 0;
         // SAFETY: the number is writable.
         PortError::check(self.id(), "tell its MTU", unsafe {
@@ -352,6 +358,7 @@ impl Port {
     /// # Errors
     /// [`PortError::Call`]: the driver does not know.
     pub fn link(&self) -> Result<Link, PortError> {
+        let _control = self.control();
         let mut raw = sys::rte_eth_link::default();
         // SAFETY: the structure is writable.
         let result = unsafe { sys::rte_eth_link_get_nowait(self.id().0, &mut raw) };
@@ -479,6 +486,7 @@ fn check_config(info: &PortInfo, config: &PortConfig, pools: &[Pool]) -> Result<
 fn device_configuration(
     config: &PortConfig,
     raw: &sys::rte_eth_dev_info,
+    info: &PortInfo,
     offloads: Offloads,
 ) -> sys::rte_eth_conf {
     let flags = |receiving| {
@@ -491,9 +499,10 @@ fn device_configuration(
     conf.rxmode.mtu = u32::from(config.mtu);
     conf.rxmode.offloads = flags(true);
     conf.txmode.offloads = flags(false);
-    if config.rx_queues > 1 {
+    let hashes = spread::hash_functions(raw.flow_type_rss_offloads);
+    if config.rx_queues > 1 && info.spread.unasked.is_none() && hashes != 0 {
         conf.rxmode.mq_mode = sys::rte_eth_rx_mq_mode_RTE_ETH_MQ_RX_RSS;
-        conf.rx_adv_conf.rss_conf.rss_hf = spread::hash_functions(raw.flow_type_rss_offloads);
+        conf.rx_adv_conf.rss_conf.rss_hf = hashes;
     }
     conf
 }

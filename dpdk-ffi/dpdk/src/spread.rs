@@ -14,16 +14,35 @@ pub struct SpreadCapabilities {
     pub max_tx_queues: u16,
     /// The kinds of packets it can hash, as DPDK's bits.
     pub hashes: u64,
+    /// How it spreads frames though nobody has asked it to, if it does.
+    pub unasked: Option<UnaskedSpread>,
 }
 
-/// How a server's queues are laid out. Queue number n is served by one core alone, receives into a pool over the
-/// arena of shard number n, and sends through the transmit queue of that number.
+/// How devices spread frames that offer no hashes, or that do not use those they offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnaskedSpread {
+    /// The kernel hashes addresses and ports over all queues that the device has, whether they are polled or not
+    /// (packet(7), `PACKET_FANOUT_HASH`, which af_packet's `qpairs` asks for). A queue that runs over hands frames
+    /// on to another.
+    AllQueues,
+    /// The other side hashes over the queues in use, and sends a flow to the queue from which it was last answered:
+    /// Linux' multi-queue TAP, and virtio-net (VIRTIO 1.2, section 5.1.6.5.6).
+    QueuesInUse,
+    /// Whoever sends picks the queue (memif, vhost).
+    Sender,
+}
+
+/// How a server's queues are laid out. Queue number n is served by core number n alone, receives into a pool over
+/// the arena of shard number n, and sends through the transmit queue of that number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueuePlan {
-    /// Pairs of a receive and a transmit queue, and so cores, pools and shards in use.
+    /// Pairs of a receive and a transmit queue. Cores beyond this number have none of their own.
     pub queues: NonZeroU16,
-    /// The kinds of packets to hash, as DPDK's bits; what is of none of them comes to queue 0. Zero for one queue.
+    /// The kinds of packets to hash, as DPDK's bits; what is of none of them comes to queue 0. Zero for one queue,
+    /// and for a device that spreads unasked.
     pub hashes: u64,
+    /// How frames come to the queues if no hash was asked for.
+    pub unasked: Option<UnaskedSpread>,
     /// Why there are no more queues.
     pub limit: QueueLimit,
 }
@@ -39,8 +58,18 @@ pub enum QueueLimit {
     RxQueues,
     /// The device's transmit queues.
     TxQueues,
-    /// The device does not hash what TCP's connections differ in.
+    /// The device does not spread frames by what TCP's connections differ in.
     NoHash,
+}
+
+impl fmt::Display for UnaskedSpread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AllQueues => "the kernel's hash over all queues",
+            Self::QueuesInUse => "the other side's hash over the queues in use",
+            Self::Sender => "the sender's choice",
+        })
+    }
 }
 
 impl fmt::Display for QueueLimit {
@@ -59,13 +88,17 @@ impl fmt::Display for QueueLimit {
 /// a queue and a shard belong to one core. A device without any queue is refused when its port is started.
 pub fn queues_for(capabilities: &SpreadCapabilities, cores: NonZeroU16, shards: NonZeroU16) -> QueuePlan {
     let hashes = hash_functions(capabilities.hashes);
-    let mut plan = QueuePlan { queues: cores, hashes, limit: QueueLimit::Cores };
+    let unasked = capabilities.unasked;
+    let mut plan = QueuePlan { queues: cores, hashes, unasked, limit: QueueLimit::Cores };
     let at_least_one = |queues: u16| NonZeroU16::new(queues).unwrap_or(NonZeroU16::MIN);
     let limits = [
         (shards, QueueLimit::Shards),
         (at_least_one(capabilities.max_rx_queues), QueueLimit::RxQueues),
         (at_least_one(capabilities.max_tx_queues), QueueLimit::TxQueues),
-        (if hashes == 0 { NonZeroU16::MIN } else { NonZeroU16::MAX }, QueueLimit::NoHash),
+        (
+            if hashes == 0 && unasked.is_none() { NonZeroU16::MIN } else { NonZeroU16::MAX },
+            QueueLimit::NoHash,
+        ),
     ];
     for (queues, limit) in limits {
         if queues < plan.queues {
@@ -73,9 +106,27 @@ pub fn queues_for(capabilities: &SpreadCapabilities, cores: NonZeroU16, shards: 
         }
     }
     if plan.queues == NonZeroU16::MIN {
+        plan.unasked = None;
+    }
+    // A device that would be told to hash is not known to go on spreading as it does by itself.
+    if plan.queues == NonZeroU16::MIN || unasked.is_some() {
         plan.hashes = 0;
     }
     plan
+}
+
+/// How a driver's device spreads frames unasked. `hashes` is what it can be told to hash.
+///
+/// TAP offers hashes, but for its flow rules only; the queues themselves are spread over by the kernel.
+pub(crate) fn unasked(driver: &str, max_rx_queues: u16, hashes: u64) -> Option<UnaskedSpread> {
+    match driver {
+        _ if max_rx_queues < 2 => None,
+        "net_af_packet" => Some(UnaskedSpread::AllQueues),
+        "net_tap" => Some(UnaskedSpread::QueuesInUse),
+        "net_virtio" if hash_functions(hashes) == 0 => Some(UnaskedSpread::QueuesInUse),
+        "net_memif" | "net_vhost" => Some(UnaskedSpread::Sender),
+        _ => None,
+    }
 }
 
 /// Of the kinds of packets that a device can hash, those to spread TCP's connections by. Each is a function of
@@ -91,7 +142,7 @@ mod tests {
     const TCP_V4: u64 = sys::RTE_ETH_RSS_NONFRAG_IPV4_TCP as u64;
 
     fn plan(rx: u16, tx: u16, hashes: u64, cores: u16, shards: u16) -> (u16, u64, QueueLimit) {
-        let capabilities = SpreadCapabilities { max_rx_queues: rx, max_tx_queues: tx, hashes };
+        let capabilities = SpreadCapabilities { max_rx_queues: rx, max_tx_queues: tx, hashes, unasked: None };
         let some = |count| NonZeroU16::new(count).unwrap();
         let plan = queues_for(&capabilities, some(cores), some(shards));
         (plan.queues.get(), plan.hashes, plan.limit)
@@ -118,6 +169,35 @@ mod tests {
     #[test]
     fn a_device_that_names_no_queues_is_taken_to_have_one() {
         assert_eq!(plan(0, 0, TCP_V4, 4, 4), (1, 0, QueueLimit::RxQueues));
+    }
+
+    #[test]
+    fn a_device_that_spreads_unasked_needs_no_hash_and_is_told_none() {
+        let two = NonZeroU16::new(2).unwrap();
+        for (driver, hashes, spread) in [
+            ("net_af_packet", 0, UnaskedSpread::AllQueues),
+            ("net_tap", TCP_V4, UnaskedSpread::QueuesInUse),
+            ("net_virtio", 0, UnaskedSpread::QueuesInUse),
+            ("net_memif", 0, UnaskedSpread::Sender),
+            ("net_vhost", 0, UnaskedSpread::Sender),
+        ] {
+            let unasked = unasked(driver, 2, hashes);
+            assert_eq!(unasked, Some(spread), "{driver}");
+            let capabilities = SpreadCapabilities { max_rx_queues: 2, max_tx_queues: 2, hashes, unasked };
+            let plan = queues_for(&capabilities, two, two);
+            let expected = QueuePlan { queues: two, hashes: 0, unasked, limit: QueueLimit::Cores };
+            assert_eq!(plan, expected, "{driver}");
+            let alone = queues_for(&capabilities, NonZeroU16::MIN, two);
+            assert_eq!((alone.queues, alone.unasked), (NonZeroU16::MIN, None), "{driver}");
+        }
+    }
+
+    #[test]
+    fn a_device_with_one_queue_or_hashes_of_its_own_does_not_spread_unasked() {
+        assert_eq!(unasked("net_af_packet", 1, 0), None);
+        assert_eq!(unasked("net_virtio", 8, TCP_V4), None);
+        assert_eq!(unasked("net_ring", 16, 0), None);
+        assert_eq!(unasked("net_ice", 16, TCP_V4), None);
     }
 
     #[test]

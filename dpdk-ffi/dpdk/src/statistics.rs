@@ -42,6 +42,7 @@ impl Port {
     /// # Errors
     /// [`PortError::Call`]: the driver does not count.
     pub fn statistics(&self) -> Result<Statistics, PortError> {
+        let _control = self.control();
         let mut stats = sys::rte_eth_stats::default();
         // SAFETY: the port exists, and the structure is writable.
         let result = unsafe { sys::rte_eth_stats_get(self.id().0, &mut stats) };
@@ -63,6 +64,7 @@ impl Port {
     /// # Errors
     /// [`PortError::Call`]: the driver does not count.
     pub fn extended_statistics(&self) -> Result<Vec<ExtendedStatistic>, PortError> {
+        let _control = self.control();
         let id = self.id().0;
         let check = |result| PortError::check(self.id(), "read extended statistics", result);
         // SAFETY: without an array DPDK only returns the number of counters.
@@ -92,6 +94,7 @@ impl Port {
     /// # Errors
     /// [`PortError::Call`]: the driver cannot.
     pub fn reset_statistics(&self) -> Result<(), PortError> {
+        let _control = self.control();
         // SAFETY: the port exists.
         let (basic, extended) =
             unsafe { (sys::rte_eth_stats_reset(self.id().0), sys::rte_eth_xstats_reset(self.id().0)) };
