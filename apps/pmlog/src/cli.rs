@@ -1,9 +1,11 @@
 //! The command line.
 
-use std::{net::Ipv4Addr, net::Ipv6Addr, num::NonZeroU32, path::PathBuf};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{num::NonZeroU32, path::PathBuf};
 
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use smoltcp::wire::{EthernetAddress, Ipv4Cidr, Ipv6Cidr};
 
 const SERVE_EXAMPLES: &str = "\
@@ -13,6 +15,8 @@ Examples:
         --dev net_af_packet0,iface=veth1 --ip 10.0.0.2/24
   A network card bound to vfio-pci, and device-DAX memory:
     pmlog serve --pm /dev/dax0.0 --dev 0000:03:00.0 --ip 10.0.0.2/24 --gateway 10.0.0.1 -- -l 1
+  Linux' own TCP, which copies what arrives into the store, on all addresses of this host:
+    pmlog serve --pm /var/lib/pmlog.pm --pm-size 1GiB --transport kernel --listen '[::]:8080'
   Then, from another host:
     curl --data-binary @FILE http://10.0.0.2/append
     curl http://10.0.0.2/records/1 ; curl 'http://10.0.0.2/records?from=1&limit=10'
@@ -57,11 +61,65 @@ pub struct ServeArgs {
     /// How large to make a new store; an existing one must have this size.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub pm_size: Option<ByteSize>,
+    /// The longest record.
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = parse_record_size)]
+    pub max_record: ByteSize,
+    /// How many clients may be connected at a time.
+    #[arg(long, value_name = "N", default_value = "1024")]
+    pub max_connections: NonZeroU32,
+    /// Format PATH though it already holds a store or something else. What it held is lost.
+    #[arg(long)]
+    pub force: bool,
+    /// Accept a store on memory that loses everything with the power (tmpfs, hugetlbfs).
+    #[arg(long)]
+    pub volatile: bool,
+    /// Report as JSON lines instead of text.
+    #[arg(long)]
+    pub json: bool,
+    /// How the server is reached.
+    #[command(flatten)]
+    pub network: Network,
+}
+
+/// How a server is reached.
+#[derive(Debug)]
+pub enum Network {
+    /// The stack on a DPDK port.
+    Dpdk(DpdkArgs),
+    /// Linux' sockets.
+    Kernel(KernelArgs),
+}
+
+/// The options of all transports, as the command line defines them.
+#[derive(Debug, Args)]
+struct NetworkArgs {
+    /// Whose TCP/IP serves.
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = TransportName::Dpdk)]
+    transport: TransportName,
+    #[command(flatten)]
+    dpdk: Option<DpdkArgs>,
+    #[command(flatten)]
+    kernel: Option<KernelArgs>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TransportName {
+    /// The stack on a DPDK device, which --dev and --ip name: nothing is copied.
+    Dpdk,
+    /// Linux' TCP through io_uring, on the addresses of --listen: the kernel copies each byte that arrives once,
+    /// into the store.
+    Kernel,
+}
+
+/// A DPDK device, and who the server is on its network.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of --transport dpdk")]
+pub struct DpdkArgs {
     /// The DPDK device: a PCI address, or a virtual device such as net_tap0,iface=tap0.
-    #[arg(long, value_name = "DEVICE")]
+    #[arg(long, value_name = "DEVICE", required = false)]
     pub dev: String,
     /// The server's IPv4 address and the length of its network's prefix.
-    #[arg(long, value_name = "ADDRESS/PREFIX", value_parser = parse_ipv4)]
+    #[arg(long, value_name = "ADDRESS/PREFIX", value_parser = parse_ipv4, required = false)]
     pub ip: Ipv4Cidr,
     /// The server's IPv6 address and the length of its network's prefix.
     #[arg(long, value_name = "ADDRESS/PREFIX", value_parser = parse_ipv6)]
@@ -78,31 +136,71 @@ pub struct ServeArgs {
     /// The TCP port.
     #[arg(long, default_value_t = 80)]
     pub port: u16,
-    /// The longest record.
-    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = parse_record_size)]
-    pub max_record: ByteSize,
-    /// How many clients may be connected at a time.
-    #[arg(long, value_name = "N", default_value = "1024")]
-    pub max_connections: NonZeroU32,
     /// Have the device put headers into DRAM and payload alone into the store. With auto it does where it can, and
     /// the report at the start says whether; untried on hardware so far.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = HeaderSplit::Off)]
     pub header_split: HeaderSplit,
-    /// Format PATH though it already holds a store or something else. What it held is lost.
-    #[arg(long)]
-    pub force: bool,
-    /// Accept a store on memory that loses everything with the power (tmpfs, hugetlbfs).
-    #[arg(long)]
-    pub volatile: bool,
-    /// Report as JSON lines instead of text.
-    #[arg(long)]
-    pub json: bool,
     /// Do not give the store to the device by the IOMMU: for the test that shows what happens then.
     #[arg(long, hide = true)]
     pub no_dma_map: bool,
     /// Arguments for DPDK's environment layer (EAL).
     #[arg(last = true, value_name = "EAL ARGS")]
     pub eal: Vec<String>,
+}
+
+/// Where Linux listens.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of --transport kernel")]
+pub struct KernelArgs {
+    /// An address of this host and a TCP port, such as 10.0.0.2:8080, 0.0.0.0:8080 (all of IPv4), or [::]:8080
+    /// (all of IPv6 and IPv4). May be given several times.
+    #[arg(long, value_name = "ADDRESS:PORT", required = false)]
+    pub listen: Vec<SocketAddr>,
+}
+
+impl FromArgMatches for Network {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        use ErrorKind::{ArgumentConflict, MissingRequiredArgument};
+        let refuse = |kind, why| Err(clap::Error::raw(kind, why));
+        let (for_dpdk, for_kernel) = (matches.contains_id("DpdkArgs"), matches.contains_id("KernelArgs"));
+        match matches.get_one("transport").copied().unwrap_or(TransportName::Dpdk) {
+            TransportName::Dpdk if for_kernel => refuse(
+                ArgumentConflict,
+                "--listen is for --transport kernel; with --transport dpdk, which is the default, --dev, --ip and \
+                 --port say where the server is",
+            ),
+            TransportName::Dpdk if !matches.contains_id("dev") || !matches.contains_id("ip") => refuse(
+                MissingRequiredArgument,
+                "--transport dpdk, which is the default, needs --dev <DEVICE> and --ip <ADDRESS/PREFIX>; \
+                 --transport kernel needs --listen <ADDRESS:PORT>",
+            ),
+            TransportName::Dpdk => DpdkArgs::from_arg_matches(matches).map(Self::Dpdk),
+            TransportName::Kernel if for_dpdk => refuse(
+                ArgumentConflict,
+                "--dev, --ip, --port and the other options of --transport dpdk are not for --transport kernel, \
+                 which serves on the addresses that Linux has: --listen <ADDRESS:PORT> says on which",
+            ),
+            TransportName::Kernel if !for_kernel => {
+                refuse(MissingRequiredArgument, "--transport kernel needs --listen <ADDRESS:PORT>")
+            }
+            TransportName::Kernel => KernelArgs::from_arg_matches(matches).map(Self::Kernel),
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for Network {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        NetworkArgs::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        NetworkArgs::augment_args_for_update(command)
+    }
 }
 
 /// Whether headers and payload lie apart.
@@ -173,12 +271,21 @@ mod tests {
 
     use super::*;
 
-    const SERVE: [&str; 8] = ["pmlog", "serve", "--pm", "p", "--dev", "net_null0", "--ip", "10.0.0.2/24"];
+    const DPDK: [&str; 4] = ["--dev", "net_null0", "--ip", "10.0.0.2/24"];
+    const KERNEL: [&str; 4] = ["--transport", "kernel", "--listen", "10.0.0.2:80"];
 
-    fn serve(more: &[&str]) -> Result<ServeArgs, clap::Error> {
-        let cli = Cli::try_parse_from(SERVE.iter().chain(more))?;
+    fn serve(arguments: &[&[&str]]) -> Result<ServeArgs, clap::Error> {
+        let arguments = arguments.iter().copied().flatten();
+        let cli = Cli::try_parse_from(["pmlog", "serve", "--pm", "p"].iter().chain(arguments))?;
         let Command::Serve(args) = cli.command else { unreachable!("serve was asked for") };
         Ok(args)
+    }
+
+    fn serve_dpdk(more: &[&str]) -> Result<DpdkArgs, clap::Error> {
+        match serve(&[&DPDK, more])?.network {
+            Network::Dpdk(args) => Ok(args),
+            Network::Kernel(_) => unreachable!("the default is another"),
+        }
     }
 
     #[test]
@@ -188,28 +295,25 @@ mod tests {
 
     #[test]
     fn sizes_addresses_and_eal_arguments_are_understood() {
-        let args = serve(&[
-            "--pm-size",
-            "1GiB",
-            "--ip6",
-            "fd00::2/64",
-            "--mac",
-            "02-00-00-00-00-01",
-            "--header-split",
-            "auto",
-            "--",
-            "-l",
-            "1",
-            "--no-huge",
-        ])
-        .expect("good arguments");
+        let args = serve(&[&DPDK, &["--pm-size", "1GiB"]]).expect("good arguments");
         assert_eq!(args.pm_size, Some(ByteSize::gib(1)));
         assert_eq!(args.max_record, ByteSize::mib(16));
+        let more = "--ip6 fd00::2/64 --mac 02-00-00-00-00-01 --header-split auto -- -l 1 --no-huge";
+        let args = serve_dpdk(&more.split(' ').collect::<Vec<_>>()).expect("good arguments");
         assert_eq!(args.ip6.map(|ip| ip.to_string()).as_deref(), Some("fd00::2/64"));
         assert_eq!(args.mac, Some(EthernetAddress([2, 0, 0, 0, 0, 1])));
         assert_eq!(args.header_split, HeaderSplit::Auto);
         assert_eq!(args.eal, ["-l", "1", "--no-huge"]);
-        assert_eq!(serve(&[]).expect("good arguments").header_split, HeaderSplit::Off);
+        let args = serve_dpdk(&["--transport", "dpdk"]).expect("good arguments");
+        assert_eq!((args.header_split, args.port), (HeaderSplit::Off, 80));
+    }
+
+    #[test]
+    fn the_kernels_sockets_need_addresses_and_nothing_else() {
+        let args = serve(&[&KERNEL, &["--listen", "[::]:8080"]]).expect("good arguments");
+        let Network::Kernel(args) = args.network else { panic!("asked for the kernel, got {args:?}") };
+        let expected: [SocketAddr; 2] = [([10, 0, 0, 2], 80).into(), (Ipv6Addr::UNSPECIFIED, 8080).into()];
+        assert_eq!(args.listen, expected);
     }
 
     #[test]
@@ -226,8 +330,32 @@ mod tests {
             &["--header-split", "on"],
             &["-l", "1"],
         ] {
-            let error = serve(more).expect_err("bad arguments");
+            let error = serve_dpdk(more).expect_err("bad arguments");
             assert_eq!(error.exit_code(), 2, "{more:?}");
+        }
+    }
+
+    #[test]
+    fn options_of_another_transport_are_usage_errors_that_say_what_to_do() {
+        let mixed: [(&[&[&str]], &str); 13] = [
+            (&[], "--dev"),
+            (&[&["--transport", "dpdk"]], "--dev"),
+            (&[&DPDK[..2]], "--ip"),
+            (&[&DPDK[2..]], "--dev"),
+            (&[&KERNEL[2..]], "--transport kernel"),
+            (&[&DPDK, &KERNEL[2..]], "--transport kernel"),
+            (&[&KERNEL[..2]], "--listen"),
+            (&[&KERNEL[..2], &["--listen", "10.0.0.2"]], "10.0.0.2"),
+            (&[&KERNEL, &DPDK], "--listen"),
+            (&[&KERNEL, &["--port", "8080"]], "--dev"),
+            (&[&KERNEL, &["--header-split", "auto"]], "--dev"),
+            (&[&KERNEL, &["--", "-l", "1"]], "--dev"),
+            (&[&["--transport", "carrier-pigeon"]], "kernel"),
+        ];
+        for (arguments, said) in mixed {
+            let error = serve(arguments).expect_err("options that do not go together");
+            assert_eq!(error.exit_code(), 2, "{arguments:?}");
+            assert!(error.to_string().contains(said), "{arguments:?}: {error}");
         }
     }
 

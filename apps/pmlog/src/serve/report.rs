@@ -1,18 +1,16 @@
 //! What a running server says: on a terminal a line that changes, or JSON lines for programs.
 
+use std::fmt::Display;
 use std::io::{self, Write};
 
 use anyhow::Result;
 use bytesize::ByteSize;
-use dpdk::Port;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pmem::{RegionInfo, Shard};
 use serde::Serialize;
 use smoltcp::time::Duration;
-use stack::transport::OverEndpoint as _;
 
-use super::LogServer;
-use crate::cli::{HeaderSplit, ServeArgs};
+use super::{LogServer, Served};
 use crate::service::Counters;
 
 /// Where the reports go.
@@ -25,16 +23,16 @@ pub(super) struct Report<'a, W> {
 }
 
 /// What a server found at its start.
-pub(super) struct Started<'a> {
-    pub(super) args: &'a ServeArgs,
+pub(super) struct Started<'a, N> {
     pub(super) info: &'a RegionInfo,
     pub(super) shard: &'a Shard,
-    pub(super) port: &'a Port,
+    /// The network's own fields, and its own lines.
+    pub(super) network: &'a N,
 }
 
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-enum Line<'a> {
+enum Line<'a, N> {
     Start {
         store: &'a str,
         kind: String,
@@ -47,23 +45,16 @@ enum Line<'a> {
         records: u64,
         payload_bytes: u64,
         epoch: u32,
-        device: &'a str,
-        driver: &'a str,
-        link_up: Option<bool>,
-        link_mbps: Option<u32>,
-        /// Only if it was asked for.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        header_split: Option<bool>,
-        addresses: Vec<String>,
-        port: u16,
+        #[serde(flatten)]
+        network: &'a N,
     },
-    Rates(Totals),
-    End(Totals),
+    Rates(Totals<N>),
+    End(Totals<N>),
 }
 
 /// All since the start, but for connections and free buffers, which are as of now.
 #[derive(Serialize)]
-struct Totals {
+struct Totals<N> {
     connections: u64,
     requests: u64,
     appended_records: u64,
@@ -76,11 +67,8 @@ struct Totals {
     fences: u64,
     flushed_lines: u64,
     copied_bytes: u64,
-    frames_received: u64,
-    frames_sent: u64,
-    frames_without_buffer: u64,
-    frames_copied: u64,
-    retransmits: u64,
+    #[serde(flatten)]
+    network: N,
 }
 
 impl<'a, W: Write> Report<'a, W> {
@@ -93,11 +81,11 @@ impl<'a, W: Write> Report<'a, W> {
         Self { out, json, line, last: Counters::default() }
     }
 
-    pub(super) fn started(&mut self, started: &Started<'_>) -> Result<()> {
+    pub(super) fn started<N: Serialize + Display>(&mut self, started: &Started<'_, N>) -> Result<()> {
         if self.json { self.write(&started.line()) } else { Ok(started.write(self.out)?) }
     }
 
-    pub(super) fn rates(&mut self, server: &LogServer, time: Duration) -> Result<()> {
+    pub(super) fn rates<T: Served>(&mut self, server: &LogServer<T>, time: Duration) -> Result<()> {
         if self.json {
             return self.write(&Line::Rates(Totals::of(server)));
         }
@@ -121,7 +109,7 @@ impl<'a, W: Write> Report<'a, W> {
         Ok(())
     }
 
-    pub(super) fn ended(&mut self, server: &LogServer) -> Result<()> {
+    pub(super) fn ended<T: Served>(&mut self, server: &LogServer<T>) -> Result<()> {
         if self.json {
             return self.write(&Line::End(Totals::of(server)));
         }
@@ -138,28 +126,17 @@ impl<'a, W: Write> Report<'a, W> {
         Ok(self.out.flush()?)
     }
 
-    fn write(&mut self, line: &Line<'_>) -> Result<()> {
+    fn write<N: Serialize>(&mut self, line: &Line<'_, N>) -> Result<()> {
         serde_json::to_writer(&mut *self.out, line).map_err(io::Error::from)?;
         writeln!(self.out)?;
         Ok(self.out.flush()?)
     }
 }
 
-impl Started<'_> {
-    fn addresses(&self) -> Vec<String> {
-        let v6 = self.args.ip6.map(|address| address.to_string());
-        std::iter::once(self.args.ip.to_string()).chain(v6).collect()
-    }
-
-    fn wants_split(&self) -> bool {
-        self.args.header_split == HeaderSplit::Auto
-    }
-
-    fn line(&self) -> Line<'_> {
+impl<N: Serialize + Display> Started<'_, N> {
+    fn line(&self) -> Line<'_, N> {
         let geometry = &self.info.geometry;
         let recovery = self.shard.recovery();
-        let port = self.port.info();
-        let link = self.port.link().ok();
         Line::Start {
             store: self.info.path.to_str().unwrap_or_default(),
             kind: self.info.kind.to_string(),
@@ -172,13 +149,7 @@ impl Started<'_> {
             records: recovery.records,
             payload_bytes: recovery.payload_bytes,
             epoch: self.shard.epoch(),
-            device: &port.name,
-            driver: &port.driver,
-            link_up: link.map(|link| link.up),
-            link_mbps: link.and_then(|link| link.speed_mbps),
-            header_split: self.wants_split().then_some(port.header_split.is_ok()),
-            addresses: self.addresses(),
-            port: self.args.port,
+            network: self.network,
         }
     }
 
@@ -200,33 +171,15 @@ impl Started<'_> {
                 "          behind them, an append that was cut short and never acknowledged: {torn}"
             )?;
         }
-        let port = self.port.info();
-        let link = match self.port.link() {
-            Ok(link) if link.up => match link.speed_mbps {
-                Some(speed) => format!("link up at {speed} Mbit/s"),
-                None => "link up".to_owned(),
-            },
-            Ok(_) => "link down".to_owned(),
-            Err(error) => format!("link unknown: {error}"),
-        };
-        writeln!(out, "device    {} (driver {}), {link}", port.name, port.driver)?;
-        if self.wants_split() {
-            match port.header_split {
-                Ok(point) => writeln!(out, "headers   apart from the payload: frames are split {point}")?,
-                Err(reason) => writeln!(out, "headers   together with the payload: {reason}")?,
-            }
-        }
-        writeln!(out, "serving   {} port {}; Ctrl-C ends", self.addresses().join(" and "), self.args.port)?;
+        writeln!(out, "{}; Ctrl-C ends", self.network)?;
         out.flush()
     }
 }
 
-impl Totals {
-    fn of(server: &LogServer) -> Self {
+impl<N> Totals<N> {
+    fn of<T: Served<Totals = N>>(server: &LogServer<T>) -> Self {
         let service = server.service().counters();
         let shard = server.shard().counters();
-        let port = server.transport().counters();
-        let stack = server.transport().endpoint().counters();
         Self {
             connections: service.connections,
             requests: service.requests,
@@ -240,11 +193,7 @@ impl Totals {
             fences: shard.fences,
             flushed_lines: shard.flushed_lines,
             copied_bytes: shard.copied_bytes,
-            frames_received: port.received,
-            frames_sent: port.sent,
-            frames_without_buffer: port.no_spare,
-            frames_copied: port.copied_frames,
-            retransmits: stack.retransmits,
+            network: server.transport().totals(),
         }
     }
 }

@@ -142,8 +142,9 @@ impl Connection {
         !std::mem::replace(&mut self.is_told, true)
     }
 
-    pub(super) fn holds_too_much(&self, config: &KernelConfig) -> bool {
-        self.ready.len() >= config.connection_buffers
+    /// Whether so many buffers or more hold payload that the application has not taken.
+    pub(super) fn holds(&self, buffers: usize) -> bool {
+        self.ready.len() >= buffers
     }
 
     pub(super) fn take(&mut self) -> Option<Slot> {

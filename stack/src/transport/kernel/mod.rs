@@ -5,7 +5,9 @@
 //! Calls into the kernel are one per burst. What it cannot do is receive without a copy: the network card's
 //! buffers are the kernel's, and the kernel copies each payload byte once, from there into the named buffer.
 
+mod config;
 mod connection;
+mod listener;
 mod ring;
 
 use std::collections::VecDeque;
@@ -14,117 +16,32 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use pmem::{Arena, Extent};
-use rustix::net::{self, AddressFamily, Shutdown, SocketFlags, SocketType, ipproto, sockopt};
-use smoltcp::time::Instant;
+use rustix::net::{self, Shutdown, sockopt};
+use smoltcp::time::{Duration, Instant};
+
+pub use config::{KernelConfig, KernelCounters, KernelError};
+pub use listener::{Listener, Stacks};
 
 use crate::net::{CloseReason, ConnId, Event, Net, SendError, SendSpace, Slot, Transport};
 use connection::Connection;
 use ring::{Completion, Ring};
 
-/// Limits of a [`KernelTransport`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KernelConfig {
-    /// Connections at a time; further ones are refused.
-    pub max_connections: usize,
-    /// Buffers that wait for payload; a power of two.
-    pub rx_buffers: u16,
-    /// Most buffers that a connection may hold with payload the application has not taken.
-    pub connection_buffers: usize,
-    /// Copied bytes that a connection's send queue holds.
-    pub tx_bytes: usize,
-    /// Extents that a connection's send queue holds.
-    pub tx_extents: usize,
-}
-
-impl Default for KernelConfig {
-    fn default() -> Self {
-        Self {
-            max_connections: 4096,
-            rx_buffers: 1024,
-            connection_buffers: 256,
-            tx_bytes: 4096,
-            tx_extents: 128,
-        }
-    }
-}
-
-/// Why the kernel does not carry the transport.
-#[derive(Debug, thiserror::Error)]
-pub enum KernelError {
-    /// The kernel is too old.
-    #[error("this kernel has no {feature}; use Linux {release} or later, or the DPDK transport")]
-    Unsupported {
-        /// What is missing.
-        feature: &'static str,
-        /// The release that brought it.
-        release: &'static str,
-    },
-    /// No ring.
-    #[error(
-        "io_uring is not to be had: {0}; it may be switched off (sysctl kernel.io_uring_disabled=0), forbidden by \
-         a container's seccomp profile, or short of locked memory (ulimit -l)"
-    )]
-    Ring(#[source] io::Error),
-    /// A listening socket.
-    #[error("cannot listen on {address}: {reason}; choose another address or end who uses it")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// The kernel's reason.
-        reason: io::Error,
-    },
-    /// The settings.
-    #[error("{name} is {value}; {expected}")]
-    Config {
-        /// The setting.
-        name: &'static str,
-        /// What was asked for.
-        value: usize,
-        /// What is possible.
-        expected: &'static str,
-    },
-    /// Too little is free to receive anything.
-    #[error(
-        "the ring needs {needed} buffers, and only {free} of the arena are free; trim the log, or make a larger store"
-    )]
-    Arena {
-        /// Buffers of the ring.
-        needed: usize,
-        /// Buffers that are free.
-        free: usize,
-    },
-    /// The ring failed while it ran.
-    #[error("io_uring failed: {0}; restart the server, acknowledged records are safe")]
-    Enter(#[source] io::Error),
-}
-
-/// What went through the ring.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KernelCounters {
-    /// Pieces of payload received.
-    pub received: u64,
-    /// Payload bytes received; the kernel has copied each once.
-    pub received_bytes: u64,
-    /// Payload bytes copied together since their peer sends small pieces.
-    pub packed_bytes: u64,
-    /// Times when a connection had to wait for a free buffer.
-    pub no_buffer: u64,
-    /// Connections refused since the table is full.
-    pub refused: u64,
-    /// Bytes of named buffers sent from where they lie.
-    pub zero_copy_bytes: u64,
-    /// Bytes of named buffers that the kernel copied in order to send them, since they are few.
-    pub sent_copied_bytes: u64,
-    /// Calls into the kernel.
-    pub calls: u64,
-}
+/// How long a listener is left alone after it could not accept: descriptors and memory come back when other
+/// connections end, not at once.
+const LISTENER_REST: Duration = Duration::from_millis(100);
+/// Buffers that a connection may hold however little is free: it could not go on without.
+const LEAST_BUFFERS: usize = 2;
 
 /// The connections of one core over kernel sockets.
 pub struct KernelTransport {
     ring: Ring,
     arena: Arena,
     config: KernelConfig,
-    listeners: Vec<OwnedFd>,
+    listeners: Vec<Listener>,
+    /// Listeners that could not accept, and when they are asked again.
+    resting: Vec<u32>,
+    rested: Option<Instant>,
+    now: Instant,
     connections: Vec<Connection>,
     vacant: Vec<u32>,
     events: VecDeque<Event>,
@@ -159,6 +76,9 @@ impl KernelTransport {
             arena,
             config,
             listeners: Vec::new(),
+            resting: Vec::new(),
+            rested: None,
+            now: Instant::ZERO,
             connections: (0..config.max_connections).map(|_| Connection::vacant(&config)).collect(),
             vacant: (0..config.max_connections as u32).rev().collect(),
             events: VecDeque::with_capacity(4 * config.max_connections),
@@ -170,18 +90,59 @@ impl KernelTransport {
         Ok(transport)
     }
 
+    /// Whether the kernel has what the transport needs. Nothing is left behind.
+    ///
+    /// # Errors
+    /// [`KernelError`]: what it lacks.
+    pub fn probe() -> Result<(), KernelError> {
+        Ring::new(1, 0).map(drop)
+    }
+
     /// Accepts connections to `address`, of which `backlog` may wait in the kernel; returns the address with the
-    /// port that it has.
+    /// port that it has. `[::]` is IPv4's as well.
     ///
     /// # Errors
     /// [`KernelError::Listen`].
     pub fn listen(&mut self, address: SocketAddr, backlog: u16) -> Result<SocketAddr, KernelError> {
-        let failed = |reason: rustix::io::Errno| KernelError::Listen { address, reason: reason.into() };
-        let listener = listening_socket(address, backlog).map_err(failed)?;
-        let bound = net::getsockname(&listener).and_then(SocketAddr::try_from).map_err(failed)?;
+        let listener = Listener::bind(address, Stacks::Dual, backlog)?;
+        let bound = listener.address();
+        self.accept(listener)?;
+        Ok(bound)
+    }
+
+    /// Accepts the connections of a listener.
+    ///
+    /// # Errors
+    /// [`KernelError::Enter`].
+    pub fn accept(&mut self, listener: Listener) -> Result<(), KernelError> {
         self.ring.accept(&listener, self.listeners.len() as u32).map_err(KernelError::Enter)?;
         self.listeners.push(listener);
-        Ok(bound)
+        Ok(())
+    }
+
+    /// The listeners, in the order in which they were given.
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// Whether long sends of named buffers are sent from where they lie. Without it, which takes Linux 6.1, the
+    /// kernel copies them.
+    pub fn sends_without_copying(&self) -> bool {
+        self.ring.sends_without_copying()
+    }
+
+    /// Waits until there is something to [`receive`](Transport::receive), but no longer than `limit`. Returns at
+    /// once while there is work that waits for nobody, and early when a signal arrives.
+    ///
+    /// # Errors
+    /// [`KernelError::Enter`].
+    pub fn wait(&mut self, limit: Duration) -> Result<(), KernelError> {
+        let can_refill = self.ring.missing_buffers() > 0 && self.arena.free_buffers() > 0;
+        let can_resume = !self.starved.is_empty() && self.ring.provided_buffers() > 0;
+        if !self.events.is_empty() || !self.active.is_empty() || can_refill || can_resume {
+            return Ok(());
+        }
+        self.ring.wait(limit.into()).map_err(KernelError::Enter)
     }
 
     /// What went through the ring.
@@ -212,19 +173,47 @@ impl KernelTransport {
 
     fn accepted(&mut self, token: u32, result: io::Result<OwnedFd>, more: bool) -> io::Result<()> {
         match result {
-            Ok(socket) => self.open(socket)?,
-            Err(error) => tracing::warn!("a connection could not be accepted: {error}"),
+            Ok(socket) => {
+                self.open(socket)?;
+                match self.listeners.get(token as usize) {
+                    Some(listener) if !more => self.ring.accept(listener, token),
+                    _ => Ok(()),
+                }
+            }
+            Err(error) => {
+                if self.resting.is_empty() {
+                    tracing::warn!("connections cannot be accepted for now: {error}");
+                }
+                self.counters.not_accepted += 1;
+                if !more {
+                    self.resting.push(token);
+                    self.rested = Some(self.now + LISTENER_REST);
+                }
+                Ok(())
+            }
         }
-        match self.listeners.get(token as usize) {
-            Some(listener) if !more => self.ring.accept(listener, token),
-            _ => Ok(()),
+    }
+
+    /// Asks listeners again that could not accept a while ago.
+    fn end_rest(&mut self) -> io::Result<()> {
+        if self.rested.is_none_or(|end| self.now < end) {
+            return Ok(());
         }
+        self.rested = None;
+        for token in self.resting.drain(..) {
+            if let Some(listener) = self.listeners.get(token as usize) {
+                self.ring.accept(listener, token)?;
+            }
+        }
+        Ok(())
     }
 
     fn open(&mut self, socket: OwnedFd) -> io::Result<()> {
         let peer = net::getpeername(&socket).ok().flatten().and_then(|peer| SocketAddr::try_from(peer).ok());
         // A peer that is gone already has no address, and nothing to say.
         let Some(peer) = peer else { return Ok(()) };
+        // IPv4's addresses are the same on every listener.
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let Some(index) = self.vacant.pop() else {
             self.counters.refused += 1;
             let _ = sockopt::set_socket_linger(&socket, Some(std::time::Duration::ZERO));
@@ -247,6 +236,7 @@ impl KernelTransport {
     ) -> io::Result<()> {
         let extent = |(bytes, len)| self.arena.take_back(bytes).ok()?.into_extent(0, len as u16);
         let payload = result.map(|received| received.and_then(extent));
+        let share = self.share();
         let connection = &mut self.connections[index as usize];
         connection.is_receiving = more;
         let conn = connection.id(index);
@@ -259,7 +249,7 @@ impl KernelTransport {
                     if connection.is_news() {
                         self.events.push_back(Event::Readable { conn });
                     }
-                    if connection.holds_too_much(&self.config) && more && !connection.is_paused {
+                    if connection.holds(share) && more && !connection.is_paused {
                         connection.is_paused = true;
                         self.ring.cancel_receive(index)?;
                     }
@@ -290,8 +280,9 @@ impl KernelTransport {
 
     /// Receives again on a connection that had stopped, unless it still has reason to.
     fn resume(&mut self, index: u32) -> io::Result<()> {
+        let share = self.share();
         let connection = &mut self.connections[index as usize];
-        let waits = connection.is_paused && connection.holds_too_much(&self.config);
+        let waits = connection.is_paused && connection.holds(share);
         let ended = connection.is_dying() || connection.peer_finished || connection.is_receiving;
         if waits || ended || connection.is_starved {
             return Ok(());
@@ -302,6 +293,12 @@ impl KernelTransport {
             connection.is_receiving = true;
         }
         Ok(())
+    }
+
+    /// Buffers that a connection may hold with payload that waits: half of what is free, so that whoever does not
+    /// read on leaves others something.
+    fn share(&self) -> usize {
+        (self.arena.free_buffers() / 2).max(LEAST_BUFFERS).min(self.config.connection_buffers)
     }
 
     /// Lets a connection receive again once there are buffers.
@@ -388,7 +385,9 @@ impl KernelTransport {
 impl Transport for KernelTransport {
     type Error = KernelError;
 
-    fn receive(&mut self, _now: Instant) -> Result<usize, KernelError> {
+    fn receive(&mut self, now: Instant) -> Result<usize, KernelError> {
+        self.now = now;
+        self.end_rest().map_err(KernelError::Enter)?;
         self.refill();
         let provided = self.ring.provided_buffers();
         for _ in 0..self.starved.len().min(provided) {
@@ -397,7 +396,7 @@ impl Transport for KernelTransport {
                 self.resume(index).map_err(KernelError::Enter)?;
             }
         }
-        self.ring.enter().map_err(KernelError::Enter)?;
+        self.ring.look().map_err(KernelError::Enter)?;
         let mut count = 0;
         while let Some(completion) = self.ring.next().map_err(KernelError::Enter)? {
             count += 1;
@@ -431,23 +430,21 @@ impl Transport for KernelTransport {
             self.connections[index as usize].is_active = false;
             count += usize::from(self.advance(index).map_err(KernelError::Enter)?);
         }
-        if count > 0 {
-            self.ring.enter().map_err(KernelError::Enter)?;
-        }
+        self.ring.submit().map_err(KernelError::Enter)?;
         Ok(count)
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        None
+        self.rested
     }
 }
 
 impl Net for KernelTransport {
     fn recv(&mut self, conn: ConnId) -> Option<Slot> {
-        let config = self.config;
+        let share = self.share();
         let connection = self.live(conn)?;
         let slot = connection.take()?;
-        if connection.is_paused && !connection.is_receiving && !connection.holds_too_much(&config) {
+        if connection.is_paused && !connection.is_receiving && !connection.holds(share) {
             // Receiving goes on when buffers are handed out next.
             self.starve(conn.index);
         }
@@ -499,19 +496,6 @@ impl std::fmt::Debug for KernelTransport {
         let open = self.connections.len() - self.vacant.len();
         f.debug_struct("KernelTransport").field("connections", &open).finish_non_exhaustive()
     }
-}
-
-fn listening_socket(address: SocketAddr, backlog: u16) -> rustix::io::Result<OwnedFd> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    if address.is_ipv6() {
-        // IPv4 has a listener of its own.
-        sockopt::set_ipv6_v6only(&socket, true)?;
-    }
-    net::bind(&socket, &address)?;
-    net::listen(&socket, backlog.into())?;
-    Ok(socket)
 }
 
 fn close_reason(error: &io::Error) -> CloseReason {

@@ -7,8 +7,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
-use io_uring::types::{BufRingEntry, CancelBuilder, Fd};
+use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue};
 use memmap2::{MmapMut, MmapOptions};
 use pmem::Extent;
@@ -52,6 +53,8 @@ pub(super) struct Ring {
     sends: Box<[Send]>,
     free_sends: Vec<u32>,
     sends_zero_copy: bool,
+    /// The kernel has worked since the last completion was taken, and has nothing to say that is not here.
+    is_fresh: bool,
     pub(super) counters: Counters,
 }
 
@@ -124,6 +127,7 @@ impl Ring {
             sends: (0..sends).map(|_| Send::default()).collect(),
             free_sends: (0..sends as u32).rev().collect(),
             sends_zero_copy,
+            is_fresh: false,
             counters: Counters::default(),
         })
     }
@@ -201,8 +205,34 @@ impl Ring {
         self.push(entry)
     }
 
+    /// Whether long sends of named buffers are not copied.
+    pub(super) fn sends_without_copying(&self) -> bool {
+        self.sends_zero_copy
+    }
+
+    /// Makes sure that what the kernel has completed can be taken. Without a call if it has just been asked.
+    pub(super) fn look(&mut self) -> io::Result<()> {
+        if self.is_fresh { Ok(()) } else { self.enter() }
+    }
+
+    /// Submits what was asked for, if anything was.
+    pub(super) fn submit(&mut self) -> io::Result<()> {
+        if self.uring.submission().is_empty() { Ok(()) } else { self.enter() }
+    }
+
+    /// Submits what was asked for, and waits for a completion, a signal, or the end of `limit`.
+    pub(super) fn wait(&mut self, limit: Duration) -> io::Result<()> {
+        if !self.uring.completion().is_empty() {
+            return Ok(());
+        }
+        self.counters.calls += 1;
+        let limit = Timespec::from(limit);
+        let entered = self.uring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&limit));
+        self.entered(entered)
+    }
+
     /// Submits what was asked for and lets the kernel work; never waits.
-    pub(super) fn enter(&mut self) -> io::Result<()> {
+    fn enter(&mut self) -> io::Result<()> {
         self.counters.calls += 1;
         self.uring.submission().sync();
         let waiting = self.uring.submission().len() as u32;
@@ -210,19 +240,27 @@ impl Ring {
         let entered = unsafe {
             self.uring.submitter().enter::<libc::sigset_t>(waiting, 0, EnterFlags::GETEVENTS.bits(), None)
         };
-        match entered {
-            Ok(_) => Ok(()),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {
-                Ok(())
+        self.entered(entered)
+    }
+
+    fn entered(&mut self, entered: io::Result<usize>) -> io::Result<()> {
+        if let Err(error) = entered {
+            match error.raw_os_error() {
+                Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ETIME) => {}
+                _ => return Err(error),
             }
-            Err(error) => Err(error),
         }
+        self.is_fresh = true;
+        Ok(())
     }
 
     /// The next completion.
     pub(super) fn next(&mut self) -> io::Result<Option<Completion>> {
         loop {
-            let Some(entry) = self.uring.completion().next() else { return Ok(None) };
+            let Some(entry) = self.uring.completion().next() else {
+                self.is_fresh = false;
+                return Ok(None);
+            };
             let (data, result, flags) = (entry.user_data(), entry.result(), entry.flags());
             let token = data as u32;
             let outcome = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));

@@ -1,0 +1,284 @@
+//! The stack on a DPDK port.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use dpdk::{Eal, ExternalArea, PortId};
+use pmem::{Kind, RegionInfo, Shard, ShardSeed};
+use serde::Serialize;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{EthernetAddress, IpCidr};
+use stack::net::Transport as _;
+use stack::transport::OverEndpoint as _;
+use stack::transport::dpdk::{DpdkConfig, DpdkTransport};
+use stack::{AddressConflict, Config};
+
+use super::clock::Clock;
+use super::{Access, BACKLOG, Served, receive_buffers_for};
+use crate::cli::{DpdkArgs, HeaderSplit, ServeArgs};
+
+/// How long the loop spins without work before it lets the CPU go between looks at the port.
+const SPIN: Duration = Duration::from_millis(1);
+/// How long it then sleeps: short enough for a receive ring not to run over at two million frames a second.
+const NAP: Duration = Duration::from_micros(100);
+/// How long other hosts have to say that an address is theirs: three probes, and a moment for the answer.
+const PROBING: Duration = Duration::from_millis(300);
+
+/// The device that was asked for, not started yet.
+pub(super) struct Device<'a> {
+    options: &'a DpdkArgs,
+    eal: Eal,
+    id: PortId,
+    mac: [u8; 6],
+}
+
+impl<'a> Device<'a> {
+    pub(super) fn find(options: &'a DpdkArgs) -> Result<Self> {
+        let eal = Eal::init(eal_arguments(&options.dev, &options.eal))?;
+        let id = eal.attach(&options.dev)?;
+        let mac = options.mac.map_or(id.info()?.mac, |mac| mac.0);
+        ensure!(mac != [0; 6], "{} has no Ethernet address of its own; give it one with --mac", options.dev);
+        Ok(Self { options, eal, id, mac })
+    }
+
+    /// Lets the device reach the store's buffers by DMA. Nothing is written to the store.
+    fn reach(&self, info: &RegionInfo, seed: &ShardSeed) -> Result<ExternalArea> {
+        if self.eal.uses_physical_addresses() {
+            check_physical(info)?;
+        }
+        let (base, len_bytes) = seed.arena_memory();
+        let area = ExternalArea::register(self.eal, base, len_bytes)?;
+        if !self.options.no_dma_map {
+            area.map_dma(self.id)?;
+        }
+        Ok(area)
+    }
+
+    fn open(
+        &self,
+        max_connections: usize,
+        area: ExternalArea,
+        shard: &Shard,
+        now: Instant,
+    ) -> Result<DpdkTransport> {
+        let options = self.options;
+        let addresses = addresses(options);
+        let config = Config {
+            gateway_v4: options.gateway,
+            gateway_v6: options.gateway6,
+            max_connections,
+            ..Config::new(self.mac, addresses.clone()).context("no random numbers for the stack's secrets")?
+        };
+        let arena = shard.arena().clone();
+        let rings = DpdkConfig {
+            rx_descriptors: receive_buffers_for(arena.buffers()),
+            header_split: options.header_split == HeaderSplit::Auto,
+            ..DpdkConfig::default()
+        };
+        let mut transport = DpdkTransport::new(self.eal, self.id, config, rings, area, arena, now)?;
+        for address in addresses {
+            let address = SocketAddr::new(IpAddr::from(address.address()), options.port);
+            transport.endpoint_mut().listen(address, BACKLOG.into())?;
+        }
+        Ok(transport)
+    }
+}
+
+impl Access for Device<'_> {
+    type Transport = DpdkTransport;
+
+    fn start(
+        &mut self,
+        args: &ServeArgs,
+        info: &RegionInfo,
+        seed: ShardSeed,
+        clock: &Clock,
+    ) -> Result<(Shard, DpdkTransport)> {
+        // Before recovery writes to the store: one that the device cannot reach stays as it is.
+        let area = self.reach(info, &seed)?;
+        let shard = seed.open()?;
+        let mut transport = self.open(args.max_connections.get() as usize, area, &shard, clock.now())?;
+        claim_addresses(&mut transport, clock)?;
+        Ok((shard, transport))
+    }
+
+    fn found(&self, transport: &DpdkTransport) -> impl Serialize + fmt::Display {
+        Found::new(self.options, transport)
+    }
+}
+
+impl Served for DpdkTransport {
+    type Totals = Totals;
+
+    fn totals(&self) -> Totals {
+        let port = self.counters();
+        Totals {
+            frames_received: port.received,
+            frames_sent: port.sent,
+            frames_without_buffer: port.no_spare,
+            frames_copied: port.copied_frames,
+            retransmits: self.endpoint().counters().retransmits,
+        }
+    }
+
+    /// Naps after a while without work.
+    fn rest(&mut self, now: Instant, idle: Duration) -> Result<(), Self::Error> {
+        if idle >= SPIN {
+            let due = self.next_deadline().map_or(NAP, |due| due.max(now) - now);
+            std::thread::sleep(due.min(NAP).into());
+        }
+        Ok(())
+    }
+}
+
+/// What went through the port since the start.
+#[derive(Serialize)]
+pub(super) struct Totals {
+    frames_received: u64,
+    frames_sent: u64,
+    frames_without_buffer: u64,
+    frames_copied: u64,
+    retransmits: u64,
+}
+
+/// What the port turned out to be.
+#[derive(Serialize)]
+struct Found {
+    transport: &'static str,
+    device: String,
+    driver: String,
+    link_up: Option<bool>,
+    link_mbps: Option<u32>,
+    /// Only if it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    header_split: Option<bool>,
+    addresses: Vec<String>,
+    port: u16,
+    #[serde(skip)]
+    link: String,
+    #[serde(skip)]
+    headers: Option<String>,
+}
+
+impl Found {
+    fn new(options: &DpdkArgs, transport: &DpdkTransport) -> Self {
+        let port = transport.port();
+        let (info, link) = (port.info(), port.link());
+        let split = (options.header_split == HeaderSplit::Auto).then_some(&info.header_split);
+        Self {
+            transport: "dpdk",
+            device: info.name.clone(),
+            driver: info.driver.clone(),
+            link_up: link.as_ref().ok().map(|link| link.up),
+            link_mbps: link.as_ref().ok().and_then(|link| link.speed_mbps),
+            header_split: split.map(Result::is_ok),
+            addresses: addresses(options).iter().map(IpCidr::to_string).collect(),
+            port: options.port,
+            link: match link {
+                Ok(link) if link.up => match link.speed_mbps {
+                    Some(speed) => format!("link up at {speed} Mbit/s"),
+                    None => "link up".to_owned(),
+                },
+                Ok(_) => "link down".to_owned(),
+                Err(error) => format!("link unknown: {error}"),
+            },
+            headers: split.map(|split| match split {
+                Ok(point) => format!("apart from the payload: frames are split {point}"),
+                Err(reason) => format!("together with the payload: {reason}"),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "device    {} (driver {}), {}", self.device, self.driver, self.link)?;
+        if let Some(headers) = &self.headers {
+            writeln!(out, "headers   {headers}")?;
+        }
+        write!(out, "serving   {} port {}", self.addresses.join(" and "), self.port)
+    }
+}
+
+fn addresses(options: &DpdkArgs) -> Vec<IpCidr> {
+    std::iter::once(IpCidr::Ipv4(options.ip)).chain(options.ip6.map(IpCidr::Ipv6)).collect()
+}
+
+/// Refuses a store whose pages may get other physical addresses, and says what those of the others ask for.
+fn check_physical(info: &RegionInfo) -> Result<()> {
+    let path = info.path.display();
+    match info.kind {
+        Kind::DeviceDax => {
+            tracing::warn!("the NIC uses physical addresses: nothing keeps it from any other memory");
+        }
+        Kind::FsDax => tracing::warn!(
+            "the NIC uses physical addresses, and the file system does not know: while this server runs, do not \
+             truncate, delete, move, defragment or reflink {path}, or the NIC will write into other files' blocks"
+        ),
+        kind => bail!(
+            "{path} is a {kind}, whose pages the kernel may move at any time; with --iova-mode=pa use device-DAX or \
+             a file on a DAX file system"
+        ),
+    }
+    Ok(())
+}
+
+/// Asks the network whether somebody else has one of the server's addresses.
+fn claim_addresses(transport: &mut DpdkTransport, clock: &Clock) -> Result<()> {
+    transport.endpoint_mut().probe_addresses(clock.now());
+    let end = clock.now() + PROBING;
+    while clock.now() < end {
+        transport.receive(clock.now())?;
+        transport.transmit(clock.now())?;
+        if let Some(AddressConflict { ip, mac }) = transport.endpoint().address_conflict() {
+            let mac = EthernetAddress(mac);
+            bail!(
+                "the address {ip} is in use by the host {mac}; give the server another one with --ip or --ip6"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// EAL's arguments: the user's, and unless those speak of devices, one that keeps EAL away from all PCI devices
+/// but the one that is wanted. It would otherwise try every NIC that it has a driver for.
+fn eal_arguments(device: &str, user: &[String]) -> Vec<String> {
+    let about_devices = ["-a", "--allow", "-b", "--block", "--no-pci"];
+    let mut arguments = user.to_vec();
+    if user.iter().any(|argument| about_devices.iter().any(|option| argument.starts_with(option))) {
+        return arguments;
+    }
+    let name = device.strip_prefix("pci:").unwrap_or(device);
+    let is_pci_address =
+        |name: &str| name.contains(':') && name.bytes().all(|b| b.is_ascii_hexdigit() || b":.".contains(&b));
+    if name.split(',').next().is_some_and(is_pci_address) {
+        arguments.extend(["-a".to_owned(), name.to_owned()]);
+    } else if device.trim_start_matches("vdev:").starts_with("net_") {
+        arguments.push("--no-pci".to_owned());
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::eal_arguments;
+
+    #[test]
+    fn eal_is_kept_away_from_other_devices() {
+        let with = |device: &str, user: &[&str]| {
+            let user: Vec<String> = user.iter().map(|argument| (*argument).to_owned()).collect();
+            eal_arguments(device, &user).join(" ")
+        };
+        assert_eq!(with("net_tap0,iface=tap0", &["-l", "1"]), "-l 1 --no-pci");
+        assert_eq!(with("vdev:net_memif0", &[]), "--no-pci");
+        assert_eq!(with("0000:03:00.0", &["-l", "1"]), "-l 1 -a 0000:03:00.0");
+        assert_eq!(with("pci:03:00.0,q=1", &[]), "-a 03:00.0,q=1");
+        assert_eq!(with("03:00.0", &["-a", "04:00.0"]), "-a 04:00.0");
+        assert_eq!(
+            with("net_bonding0,slave=0000:03:00.0", &["--allow=0000:03:00.0"]),
+            "--allow=0000:03:00.0"
+        );
+        assert_eq!(with("mlx5_core.sf.4", &[]), "");
+    }
+}

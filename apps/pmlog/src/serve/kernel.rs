@@ -1,0 +1,154 @@
+//! Linux' own TCP, through io_uring.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use pmem::{RegionInfo, Shard, ShardSeed};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde::Serialize;
+use smoltcp::time::{Duration, Instant};
+use stack::net::Transport as _;
+use stack::transport::kernel::{KernelConfig, KernelTransport, Listener, Stacks};
+
+use super::clock::Clock;
+use super::{Access, BACKLOG, Served, receive_buffers_for};
+use crate::cli::{KernelArgs, ServeArgs};
+
+/// The longest sleep: a signal that arrives just before it is noticed after it.
+const SLEEP: Duration = Duration::from_millis(100);
+/// Descriptors of this process that are no client's: the store, the ring, standard streams, and some to spare.
+const OWN_DESCRIPTORS: u64 = 64;
+
+/// Sockets that listen, and whose connections nobody accepts yet.
+pub(super) struct Sockets {
+    listeners: Vec<Listener>,
+    is_dual: bool,
+}
+
+impl Sockets {
+    pub(super) fn bind(args: &ServeArgs, options: &KernelArgs) -> Result<Self> {
+        KernelTransport::probe()?;
+        let listeners = options.listen.len() as u64;
+        allow_descriptors(u64::from(args.max_connections.get()), OWN_DESCRIPTORS + listeners)?;
+        let is_v4_elsewhere = |port| options.listen.iter().any(|a| a.is_ipv4() && a.port() == port);
+        let mut sockets = Self { listeners: Vec::new(), is_dual: false };
+        for &address in &options.listen {
+            let stacks = if is_v4_elsewhere(address.port()) { Stacks::V6Only } else { Stacks::Dual };
+            sockets.is_dual |= stacks == Stacks::Dual && address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+            sockets.listeners.push(Listener::bind(address, stacks, BACKLOG)?);
+        }
+        Ok(sockets)
+    }
+}
+
+impl Access for Sockets {
+    type Transport = KernelTransport;
+
+    fn start(
+        &mut self,
+        args: &ServeArgs,
+        _info: &RegionInfo,
+        seed: ShardSeed,
+        _clock: &Clock,
+    ) -> Result<(Shard, KernelTransport)> {
+        let shard = seed.open()?;
+        let config = KernelConfig {
+            max_connections: args.max_connections.get() as usize,
+            rx_buffers: receive_buffers_for(shard.arena().buffers()),
+            ..KernelConfig::default()
+        };
+        let mut transport = KernelTransport::new(config, shard.arena().clone())?;
+        for listener in self.listeners.drain(..) {
+            transport.accept(listener)?;
+        }
+        Ok((shard, transport))
+    }
+
+    fn found(&self, transport: &KernelTransport) -> impl Serialize + fmt::Display {
+        Found {
+            transport: "kernel",
+            listen: transport.listeners().iter().map(Listener::address).collect(),
+            dual_stack: self.is_dual,
+            sends_without_copying: transport.sends_without_copying(),
+        }
+    }
+}
+
+impl Served for KernelTransport {
+    type Totals = Totals;
+
+    fn totals(&self) -> Totals {
+        let counters = self.counters();
+        Totals {
+            pieces_received: counters.received,
+            kernel_copied_bytes: counters.received_bytes + counters.sent_copied_bytes,
+            sent_in_place_bytes: counters.zero_copy_bytes,
+            packed_bytes: counters.packed_bytes,
+            waits_for_buffers: counters.no_buffer,
+            connections_refused: counters.refused,
+            connections_not_accepted: counters.not_accepted,
+            kernel_calls: counters.calls,
+        }
+    }
+
+    /// Sleeps until something happens.
+    fn rest(&mut self, now: Instant, _idle: Duration) -> Result<(), Self::Error> {
+        let due = self.next_deadline().map_or(SLEEP, |due| due.max(now) - now);
+        self.wait(due.min(SLEEP))
+    }
+}
+
+/// What went through the sockets since the start.
+#[derive(Serialize)]
+pub(super) struct Totals {
+    pieces_received: u64,
+    /// Payload that came in, and pieces of records that went out through a copy.
+    kernel_copied_bytes: u64,
+    sent_in_place_bytes: u64,
+    packed_bytes: u64,
+    waits_for_buffers: u64,
+    connections_refused: u64,
+    connections_not_accepted: u64,
+    kernel_calls: u64,
+}
+
+/// What the kernel turned out to offer.
+#[derive(Serialize)]
+struct Found {
+    transport: &'static str,
+    listen: Vec<SocketAddr>,
+    /// Whether `[::]` takes IPv4 as well.
+    dual_stack: bool,
+    sends_without_copying: bool,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "sockets   of Linux, through io_uring: the kernel copies what arrives into the store")?;
+        if !self.sends_without_copying {
+            writeln!(out, "          and what is sent out of it, too: sending in place takes Linux 6.1")?;
+        }
+        let addresses: Vec<String> = self.listen.iter().map(SocketAddr::to_string).collect();
+        let dual = if self.dual_stack { ", where [::] is IPv4's as well" } else { "" };
+        write!(out, "serving   {}{dual}", addresses.join(" and "))
+    }
+}
+
+/// Lets this process have a descriptor for each client. The usual soft limit is there for programs with select,
+/// which this is none of.
+fn allow_descriptors(clients: u64, others: u64) -> Result<()> {
+    let needed = clients + others;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    let most = maximum.unwrap_or(u64::MAX);
+    ensure!(
+        most >= needed,
+        "{clients} clients at a time take {needed} descriptors, and this process may have {most}; lower \
+         --max-connections, or raise the hard limit (ulimit -Hn)"
+    );
+    setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum })
+        .with_context(|| format!("the limit on descriptors cannot be raised to {needed}"))
+}

@@ -1,0 +1,105 @@
+//! What the transport over kernel sockets is told, why it is not to be had, and what it counts.
+
+use std::io;
+use std::net::SocketAddr;
+
+/// Limits of a [`KernelTransport`](super::KernelTransport).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelConfig {
+    /// Connections at a time; further ones are refused.
+    pub max_connections: usize,
+    /// Buffers that wait for payload; a power of two.
+    pub rx_buffers: u16,
+    /// Most buffers that a connection may hold with payload the application has not taken.
+    pub connection_buffers: usize,
+    /// Copied bytes that a connection's send queue holds.
+    pub tx_bytes: usize,
+    /// Extents that a connection's send queue holds.
+    pub tx_extents: usize,
+}
+
+impl Default for KernelConfig {
+    fn default() -> Self {
+        Self {
+            max_connections: 4096,
+            rx_buffers: 1024,
+            connection_buffers: 256,
+            tx_bytes: 4096,
+            tx_extents: 128,
+        }
+    }
+}
+
+/// Why the kernel does not carry the transport.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The kernel is too old.
+    #[error("this kernel has no {feature}; use Linux {release} or later, or the DPDK transport")]
+    Unsupported {
+        /// What is missing.
+        feature: &'static str,
+        /// The release that brought it.
+        release: &'static str,
+    },
+    /// No ring.
+    #[error(
+        "io_uring is not to be had: {0}; it may be switched off (sysctl kernel.io_uring_disabled=0 allows it), \
+         forbidden by a container's seccomp profile, or short of locked memory (ulimit -l); the DPDK transport \
+         does without it"
+    )]
+    Ring(#[source] io::Error),
+    /// A listening socket.
+    #[error("cannot listen on {address}: {reason}; choose another address or end who uses it")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The kernel's reason.
+        reason: io::Error,
+    },
+    /// The settings.
+    #[error("{name} is {value}; {expected}")]
+    Config {
+        /// The setting.
+        name: &'static str,
+        /// What was asked for.
+        value: usize,
+        /// What is possible.
+        expected: &'static str,
+    },
+    /// Too little is free to receive anything.
+    #[error(
+        "the ring needs {needed} buffers, and only {free} of the arena are free; trim the log, or make a larger store"
+    )]
+    Arena {
+        /// Buffers of the ring.
+        needed: usize,
+        /// Buffers that are free.
+        free: usize,
+    },
+    /// The ring failed while it ran.
+    #[error("io_uring failed: {0}; restart the server, acknowledged records are safe")]
+    Enter(#[source] io::Error),
+}
+
+/// What went through the ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelCounters {
+    /// Pieces of payload received.
+    pub received: u64,
+    /// Payload bytes received; the kernel has copied each once.
+    pub received_bytes: u64,
+    /// Payload bytes copied together since their peer sends small pieces.
+    pub packed_bytes: u64,
+    /// Times when a connection had to wait for a free buffer.
+    pub no_buffer: u64,
+    /// Connections refused since the table is full.
+    pub refused: u64,
+    /// Times when a connection could not be accepted, for want of descriptors or memory.
+    pub not_accepted: u64,
+    /// Bytes of named buffers sent from where they lie.
+    pub zero_copy_bytes: u64,
+    /// Bytes of named buffers that the kernel copied in order to send them, since they are few.
+    pub sent_copied_bytes: u64,
+    /// Calls into the kernel.
+    pub calls: u64,
+}

@@ -1,0 +1,65 @@
+//! Sockets that listen, before there is anything to receive into.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+
+use super::KernelError;
+
+/// A listening socket. The kernel completes handshakes from now on, and keeps the connections until a
+/// [`KernelTransport`](super::KernelTransport) accepts them.
+#[derive(Debug)]
+pub struct Listener {
+    socket: OwnedFd,
+    address: SocketAddr,
+}
+
+/// Which protocols a listener on `[::]` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stacks {
+    /// IPv6 and IPv4.
+    Dual,
+    /// IPv6 alone; another listener may take IPv4.
+    V6Only,
+}
+
+impl Listener {
+    /// Listens on `address`, where `backlog` connections may wait to be accepted. `stacks` matters for `[::]` only:
+    /// every other address is of one protocol.
+    ///
+    /// # Errors
+    /// [`KernelError::Listen`].
+    pub fn bind(address: SocketAddr, stacks: Stacks, backlog: u16) -> Result<Self, KernelError> {
+        let v6_only = stacks == Stacks::V6Only || address.ip() != Ipv6Addr::UNSPECIFIED;
+        let bind = || {
+            let socket = listening_socket(address, v6_only, backlog)?;
+            let address = net::getsockname(&socket).and_then(SocketAddr::try_from)?;
+            Ok(Self { socket, address })
+        };
+        bind().map_err(|reason: rustix::io::Errno| KernelError::Listen { address, reason: reason.into() })
+    }
+
+    /// The address, with the port that it has.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn listening_socket(address: SocketAddr, v6_only: bool, backlog: u16) -> rustix::io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, v6_only)?;
+    }
+    net::bind(&socket, &address)?;
+    net::listen(&socket, backlog.into())?;
+    Ok(socket)
+}
