@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
+use crate::load::cli::LoadArgs;
 use crate::serve::ServeArgs;
 
 /// Durable appends over every kind of network stack, measured side by side.
@@ -21,4 +22,6 @@ pub struct Cli {
 pub enum Command {
     /// Serve appends in one of the modes that are compared, and count what it costs.
     Serve(ServeArgs),
+    /// Load a server with appends over many connections, and measure rate and latency.
+    Load(LoadArgs),
 }

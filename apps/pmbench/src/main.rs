@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use pmbench::cli::{Cli, Command};
-use pmbench::serve;
+use pmbench::{load, serve};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         .init();
     let result = match &cli.command {
         Command::Serve(args) => serve::serve(args),
+        Command::Load(args) => load::load(args, &mut io::stdout().lock()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

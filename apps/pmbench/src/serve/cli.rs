@@ -83,11 +83,11 @@ fn parse_record_size(text: &str) -> Result<ByteSize, String> {
     }
 }
 
-fn parse_ipv4(text: &str) -> Result<Ipv4Cidr, String> {
+pub(crate) fn parse_ipv4(text: &str) -> Result<Ipv4Cidr, String> {
     text.parse().map_err(|()| "write an address and a prefix length, such as 10.0.0.1/24".to_owned())
 }
 
-fn parse_mac(text: &str) -> Result<EthernetAddress, String> {
+pub(crate) fn parse_mac(text: &str) -> Result<EthernetAddress, String> {
     let address: EthernetAddress =
         text.parse().map_err(|()| "write six bytes in hexadecimal, such as 02:00:00:00:00:01".to_owned())?;
     if address.is_unicast() { Ok(address) } else { Err("an interface's address is not a group's".to_owned()) }

@@ -1,0 +1,99 @@
+//! The command line of `pmbench load`.
+
+use std::net::SocketAddrV4;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::time::Duration;
+
+use clap::Args;
+use smoltcp::wire::{EthernetAddress, Ipv4Cidr};
+
+use crate::serve::cli::{parse_ipv4, parse_mac};
+
+const EXAMPLES: &str = "\
+Examples:
+  Fifty connections with one request each on its way, over a veth pair:
+    pmbench load --dev net_af_packet0,iface=veth1 --ip 10.0.0.2/24 --target 10.0.0.1:8080 \\
+        --connections 50 --size 1024 --seconds 5
+  100,000 requests a second, whatever the server does; latency counts from when each was due:
+    pmbench load ... --rate 100000
+  Shared memory with a server on the same machine:
+    pmbench load --dev net_memif0,role=client,socket=/run/m.sock,socket-abstract=no ...";
+
+/// What to load, and how.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct LoadArgs {
+    /// The DPDK device: a PCI address, or a virtual device such as net_af_packet0,iface=veth1.
+    #[arg(long, value_name = "DEVICE")]
+    pub dev: String,
+    /// The generator's IPv4 address and the length of its network's prefix.
+    #[arg(long, value_name = "ADDRESS/PREFIX", value_parser = parse_ipv4)]
+    pub ip: Ipv4Cidr,
+    /// The generator's Ethernet address, if not the device's own.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_mac)]
+    pub mac: Option<EthernetAddress>,
+    /// The server.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub target: SocketAddrV4,
+    /// Connections; each has one request on its way at a time.
+    #[arg(long, value_name = "N", default_value = "50", value_parser = parse_connections)]
+    pub connections: NonZeroU32,
+    /// Length of each request's body in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub size: u32,
+    /// How long to measure.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = parse_seconds)]
+    pub seconds: f64,
+    /// How long to load before that.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.5, value_parser = parse_seconds)]
+    pub warmup: f64,
+    /// Requests a second, due at even intervals (open loop); without it, a connection sends the next request
+    /// when it has the reply to the last (closed loop).
+    #[arg(long, value_name = "PER_SECOND")]
+    pub rate: Option<NonZeroU64>,
+    /// Send raw frames of the requests' sizes, and take back what a server of mode `limit` returns.
+    #[arg(long)]
+    pub frames: bool,
+    /// The server's Ethernet address, for --frames.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_mac, default_value = "02:00:00:00:00:01")]
+    pub target_mac: EthernetAddress,
+    /// The CPU to run on.
+    #[arg(long, value_name = "N")]
+    pub core: Option<usize>,
+    /// Report as JSON lines instead of text.
+    #[arg(long)]
+    pub json: bool,
+    /// Arguments for DPDK's environment layer (EAL).
+    #[arg(last = true, value_name = "EAL ARGS")]
+    pub eal: Vec<String>,
+}
+
+impl LoadArgs {
+    /// How long to measure.
+    pub fn seconds(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
+    }
+
+    /// How long to load before that.
+    pub fn warmup(&self) -> Duration {
+        Duration::from_secs_f64(self.warmup)
+    }
+}
+
+/// More connections than one core is asked to keep.
+const MAX_CONNECTIONS: u32 = 10_000;
+
+fn parse_connections(text: &str) -> Result<NonZeroU32, String> {
+    text.parse()
+        .ok()
+        .filter(|count: &NonZeroU32| count.get() <= MAX_CONNECTIONS)
+        .ok_or_else(|| format!("write a number of connections, 1 to {MAX_CONNECTIONS}"))
+}
+
+/// A time in seconds, at most a day.
+pub(crate) fn parse_seconds(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|seconds| (0.0..=86_400.0).contains(seconds))
+        .ok_or_else(|| "write a number of seconds, such as 2 or 0.5, at most 86400".to_owned())
+}

@@ -1,0 +1,297 @@
+//! The connections of the generator: a request on each, and what came of it.
+
+use std::collections::VecDeque;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use hdrhistogram::Histogram;
+use pmem::Extent;
+use smoltcp::time::Instant;
+use stack::net::{CloseReason, ConnId, Event, Transport};
+use stack::transport::OverEndpoint;
+
+use super::check_stop;
+use super::device::Clock;
+use super::pace::Pace;
+use super::reply::{KnownHead, Reply};
+use super::summary::{Errors, Summary, latencies};
+
+/// Handshakes that are under way at a time: fewer than any listener's backlog.
+const MAX_OPENING: usize = 32;
+/// A reply that takes longer will not come.
+const STALLED_NS: u64 = 1_000_000_000;
+
+/// Connections over one transport, each with at most one request on its way.
+pub struct Client<T> {
+    transport: T,
+    clock: Clock,
+    /// One request, in named buffers.
+    request: Vec<Extent>,
+    connections: usize,
+    places: Vec<Place>,
+    /// Connections without a request, in the order in which they became so.
+    idle: VecDeque<ConnId>,
+    known_head: KnownHead,
+    opened: usize,
+    open: usize,
+    closing: bool,
+    refused: Option<CloseReason>,
+    counts: Counts,
+}
+
+/// What is known of a connection, at its place in the stack's table.
+struct Place {
+    request: Option<Request>,
+    reply: Reply,
+}
+
+/// A request that is on its way; times are the clock's.
+#[derive(Clone, Copy)]
+struct Request {
+    due_ns: u64,
+    sent_ns: u64,
+}
+
+/// What is counted from [`Client::reset`] on.
+struct Counts {
+    latencies_ns: Histogram<u64>,
+    requests: u64,
+    errors: Errors,
+    busy_ns: u64,
+    ran_ns: u64,
+    retransmits_before: u64,
+}
+
+impl Counts {
+    fn new(retransmits_before: u64) -> Self {
+        Self {
+            latencies_ns: latencies(),
+            requests: 0,
+            errors: Errors::default(),
+            busy_ns: 0,
+            ran_ns: 0,
+            retransmits_before,
+        }
+    }
+}
+
+impl<T: Transport + OverEndpoint> Client<T> {
+    /// A client that will have `connections` connections and sends `request` on them.
+    pub fn new(transport: T, request: Vec<Extent>, connections: usize, clock: Clock) -> Self {
+        Self {
+            transport,
+            clock,
+            request,
+            connections,
+            places: (0..connections).map(|_| Place { request: None, reply: Reply::new() }).collect(),
+            idle: VecDeque::with_capacity(connections),
+            known_head: KnownHead::default(),
+            opened: 0,
+            open: 0,
+            closing: false,
+            refused: None,
+            counts: Counts::new(0),
+        }
+    }
+
+    /// Opens all connections.
+    ///
+    /// # Errors
+    /// Not all are open after `limit`, or one of them was refused.
+    pub fn open(&mut self, server: SocketAddrV4, limit: Duration, stop: &AtomicBool) -> Result<()> {
+        let limit_ns = self.clock.now_ns() + limit.as_nanos() as u64;
+        let mut begun = 0;
+        while self.opened < self.connections {
+            let now_ns = self.clock.now_ns();
+            check_stop(stop)?;
+            if let Some(reason) = self.refused {
+                anyhow::bail!(
+                    "{server} ended a connection that was to be opened ({reason:?}); does it serve?"
+                );
+            }
+            ensure!(
+                now_ns < limit_ns,
+                "{} of {} connections to {server} are open after {limit:?}; is the server there, and on this link?",
+                self.opened,
+                self.connections
+            );
+            while begun < self.connections && begun - self.opened < MAX_OPENING {
+                let endpoint = self.transport.endpoint_mut();
+                endpoint
+                    .connect(time(now_ns), SocketAddr::V4(server), None)
+                    .with_context(|| format!("no connection {} to {server}", begun + 1))?;
+                begun += 1;
+            }
+            self.step(now_ns, None)?;
+        }
+        Ok(())
+    }
+
+    /// Sends requests at `pace` for some time.
+    ///
+    /// # Errors
+    /// The user has asked for the end, or the device failed.
+    pub fn run(&mut self, duration: Duration, mut pace: Pace, stop: &AtomicBool) -> Result<()> {
+        let begin_ns = self.clock.now_ns();
+        let end_ns = begin_ns + duration.as_nanos() as u64;
+        let mut now_ns = begin_ns;
+        while now_ns < end_ns {
+            check_stop(stop)?;
+            self.step(now_ns, Some((&mut pace, begin_ns)))?;
+            now_ns = self.clock.now_ns();
+        }
+        let waiting = self.places.iter().filter_map(|place| place.request);
+        let stalled = waiting.filter(|request| now_ns - request.sent_ns > STALLED_NS).count();
+        self.counts.errors.stalled = stalled as u64;
+        self.counts.ran_ns += now_ns - begin_ns;
+        Ok(())
+    }
+
+    /// Forgets what was counted so far.
+    pub fn reset(&mut self) {
+        let errors = std::mem::take(&mut self.counts.errors);
+        self.counts = Counts::new(self.transport.endpoint().counters().retransmits);
+        // An error is never forgotten: a connection that broke while warming up is missing in the measurement.
+        self.counts.errors = errors;
+    }
+
+    /// What was counted.
+    pub fn summary(&self) -> Summary {
+        let Counts { latencies_ns, requests, errors, busy_ns, ran_ns, retransmits_before } = &self.counts;
+        let retransmits = self.transport.endpoint().counters().retransmits - retransmits_before;
+        Summary::new(latencies_ns, *requests, *ran_ns, *busy_ns, retransmits, errors.clone())
+    }
+
+    /// Closes all connections, those that do not close within `limit` by a reset.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn close(mut self, limit: Duration) -> Result<()> {
+        self.closing = true;
+        let mut live: Vec<ConnId> = self.idle.drain(..).collect();
+        live.sort();
+        for conn in &live {
+            self.transport.finish(*conn);
+        }
+        let limit_ns = self.clock.now_ns() + limit.as_nanos() as u64;
+        loop {
+            let now_ns = self.clock.now_ns();
+            self.step(now_ns, None)?;
+            // Those that had a request on their way have one still, or come to rest here.
+            while let Some(conn) = self.idle.pop_front() {
+                self.transport.finish(conn);
+                live.push(conn);
+            }
+            if self.open == 0 || now_ns > limit_ns {
+                break;
+            }
+        }
+        for conn in live {
+            self.transport.abort(conn);
+        }
+        self.step(self.clock.now_ns(), None)
+    }
+
+    /// A burst: replies, and the requests that are due then.
+    fn step(&mut self, now_ns: u64, pace: Option<(&mut Pace, u64)>) -> Result<()> {
+        let received = self.transport.receive(time(now_ns))?;
+        let mut events = 0;
+        while let Some(event) = self.transport.next_event() {
+            self.event(event);
+            events += 1;
+        }
+        let mut started = 0;
+        if let Some((pace, begin_ns)) = pace {
+            while let Some(&conn) = self.idle.front() {
+                let now_ns = self.clock.now_ns();
+                let Some(due_ns) = pace.take_due(now_ns - begin_ns) else { break };
+                self.idle.pop_front();
+                self.send(conn, Request { due_ns: begin_ns + due_ns, sent_ns: now_ns });
+                started += 1;
+            }
+        }
+        let sent = self.transport.transmit(time(now_ns))?;
+        if received + events + started + sent > 0 {
+            self.counts.busy_ns += self.clock.now_ns() - now_ns;
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Opened { conn, .. } => {
+                self.opened += 1;
+                self.open += 1;
+                self.idle.push_back(conn);
+            }
+            Event::Readable { conn } => self.receive(conn),
+            // A request fits whenever the one before it was answered.
+            Event::Writable { .. } => {}
+            Event::PeerFinished { conn } => {
+                if !self.closing {
+                    self.lose(conn, |errors| errors.closed += 1);
+                }
+            }
+            Event::Closed { conn, reason } => {
+                if self.opened < self.connections {
+                    self.refused = Some(reason);
+                } else {
+                    self.open -= 1;
+                }
+                if !self.closing {
+                    self.lose(conn, |errors| errors.closed += 1);
+                }
+            }
+        }
+    }
+
+    /// Takes what has come of a connection's reply.
+    fn receive(&mut self, conn: ConnId) {
+        while let Some(slot) = self.transport.recv(conn) {
+            let place = &mut self.places[conn.index as usize];
+            let Some(request) = place.request else {
+                if !self.closing {
+                    self.lose(conn, |errors| errors.malformed += 1);
+                }
+                continue;
+            };
+            match place.reply.take(slot.bytes(), &mut self.known_head) {
+                Ok(false) => {}
+                Ok(true) => {
+                    place.request = None;
+                    self.counts.requests += 1;
+                    self.counts.latencies_ns.saturating_record(self.clock.now_ns() - request.due_ns);
+                    self.idle.push_back(conn);
+                }
+                Err(error) => {
+                    self.counts.errors.note(error);
+                    place.request = None;
+                    self.transport.abort(conn);
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, conn: ConnId, request: Request) {
+        let sent = self.request.iter().try_for_each(|piece| self.transport.send_extent(conn, piece.clone()));
+        match sent {
+            Ok(()) => self.places[conn.index as usize].request = Some(request),
+            Err(_) => self.lose(conn, |errors| errors.unsent += 1),
+        }
+    }
+
+    /// Gives a connection up.
+    fn lose(&mut self, conn: ConnId, count: impl FnOnce(&mut Errors)) {
+        count(&mut self.counts.errors);
+        self.places[conn.index as usize].request = None;
+        self.idle.retain(|idle| *idle != conn);
+        self.transport.abort(conn);
+    }
+}
+
+/// The stack's time for the clock's.
+fn time(now_ns: u64) -> Instant {
+    Instant::from_micros((now_ns / 1000) as i64)
+}

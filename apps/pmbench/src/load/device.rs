@@ -1,0 +1,132 @@
+//! The generator's port, its stack, and its clock.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use dpdk::{Eal, ExternalArea, PortId};
+use pmem::{Arena, Extent, MEMORY, Options, Region, Shard};
+use smoltcp::time::Instant;
+use smoltcp::wire::IpCidr;
+use stack::Config;
+use stack::transport::dpdk::{DpdkConfig, DpdkTransport};
+
+use super::cli::LoadArgs;
+
+/// Length of the port's queues: what four thousand connections have on their way.
+const DESCRIPTORS: u16 = 1024;
+/// How long the link has to come up.
+const LINK_UP: Duration = Duration::from_secs(10);
+/// A copied byte is never sent, but the stack wants room for some.
+const COPIED_BYTES: usize = 64;
+
+/// Time since the start, off the time stamp counter.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    clock: quanta::Clock,
+    start: u64,
+}
+
+impl Clock {
+    /// Starts at zero.
+    pub fn start() -> Self {
+        let clock = quanta::Clock::new();
+        let start = clock.raw();
+        Self { clock, start }
+    }
+
+    /// Nanoseconds since the start.
+    pub fn now_ns(&self) -> u64 {
+        self.clock.delta_as_nanos(self.start, self.clock.raw())
+    }
+}
+
+/// A port that is not started yet.
+pub struct Device {
+    pub(super) eal: Eal,
+    pub(super) id: PortId,
+    pub(super) mac: [u8; 6],
+    clock: Clock,
+    /// Keeps the memory in which requests and replies lie.
+    shard: Option<Shard>,
+}
+
+impl Device {
+    /// Starts the EAL and finds the port.
+    pub fn find(args: &LoadArgs) -> Result<Self> {
+        let mut arguments = args.eal.clone();
+        if args.dev.starts_with("net_") && !arguments.iter().any(|word| word == "--no-pci") {
+            arguments.push("--no-pci".to_owned());
+        }
+        let eal = Eal::init(arguments)?;
+        let id = eal.attach(&args.dev)?;
+        let mac = args.mac.map_or(id.info()?.mac, |mac| mac.0);
+        ensure!(mac != [0; 6], "{} has no Ethernet address of its own; give it one with --mac", args.dev);
+        Ok(Self { eal, id, mac, clock: Clock::start(), shard: None })
+    }
+
+    /// The clock that everything on this port goes by.
+    pub fn clock(&self) -> Clock {
+        self.clock.clone()
+    }
+
+    /// The stack on this port, its link up.
+    pub fn stack(&mut self, args: &LoadArgs) -> Result<DpdkTransport> {
+        let connections = args.connections.get() as usize;
+        // The receive queue and what its pool holds back, and some buffers for each connection.
+        let buffers = 4 * usize::from(DESCRIPTORS) + 4 * connections;
+        let size =
+            (buffers as u64 * 2 * pmem::DEFAULT_BUFFER_BYTES as u64 + (8 << 20)).next_multiple_of(4096);
+        let options = Options { size: Some(size), shards: Some(1), volatile: true, ..Options::default() };
+        let seed = Region::open(MEMORY, &options)?.into_seeds().swap_remove(0);
+        let (base, len_bytes) = seed.arena_memory();
+        let area = ExternalArea::register(self.eal, base, len_bytes)?;
+        area.map_dma(self.id)?;
+        let shard = seed.open()?;
+        let arena = shard.arena().clone();
+        let pieces = (args.size as usize + 512).div_ceil(arena.buffer_bytes());
+        let config = Config {
+            max_connections: connections,
+            tx_bytes: COPIED_BYTES,
+            tx_extents: 2 * pieces + 2,
+            ..Config::new(self.mac, vec![IpCidr::Ipv4(args.ip)])
+                .context("no random numbers for the stack's secrets")?
+        };
+        let rings =
+            DpdkConfig { rx_descriptors: DESCRIPTORS, tx_descriptors: DESCRIPTORS, ..DpdkConfig::default() };
+        let now = Instant::from_micros((self.clock.now_ns() / 1000) as i64);
+        let transport = DpdkTransport::new(self.eal, self.id, config, rings, area, arena, now)?;
+        self.shard = Some(shard);
+        self.wait_for_link(transport.port())?;
+        Ok(transport)
+    }
+
+    /// Waits until the other side of the link is there: what is sent before is lost, and sent again a second later.
+    pub(super) fn wait_for_link(&self, port: &dpdk::Port) -> Result<()> {
+        let limit_ns = self.clock.now_ns() + LINK_UP.as_nanos() as u64;
+        while !port.link()?.up {
+            ensure!(
+                self.clock.now_ns() < limit_ns,
+                "the link of {} is not up after {LINK_UP:?}; is the other side there?",
+                self.id.name()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// A request of `head` and `size` bytes, in named buffers.
+    pub fn request(&self, head: &[u8], size: u32) -> Result<Vec<Extent>> {
+        let arena = self.shard.as_ref().context("the stack is started first")?.arena();
+        let body = (0..size).map(|at| b'a' + (at % 26) as u8);
+        let bytes: Vec<u8> = head.iter().copied().chain(body).collect();
+        bytes.chunks(arena.buffer_bytes()).map(|piece| in_buffer(arena, piece)).collect()
+    }
+}
+
+/// Puts bytes into a named buffer.
+fn in_buffer(arena: &Arena, bytes: &[u8]) -> Result<Extent> {
+    let mut buffer = arena.take().context("no buffer is free for the request")?;
+    ensure!(buffer.arrive(0, bytes), "{} bytes do not fit a buffer", bytes.len());
+    let len = u16::try_from(bytes.len())?;
+    buffer.into_extent(0, len).context("what fits a buffer is a piece of it")
+}

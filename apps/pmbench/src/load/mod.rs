@@ -1,0 +1,112 @@
+//! `pmbench load`: appends over many connections from one core, by our own stack.
+//!
+//! The generator is a DPDK program like the servers it measures. Its requests lie in named buffers and are sent
+//! from there, so that a request costs it less than it costs any server.
+
+pub mod cli;
+mod client;
+mod device;
+mod frames;
+mod pace;
+mod reply;
+mod summary;
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::load::cli::LoadArgs;
+use crate::load::client::Client;
+use crate::load::device::Device;
+use crate::load::frames::Frames;
+use crate::load::pace::Pace;
+pub use crate::load::summary::{LoadEvent, Summary};
+
+/// How long connections have to open, and to close again.
+const HANDSHAKES: Duration = Duration::from_secs(15);
+
+/// Loads the server as `args` say, and writes the result to `out`.
+///
+/// # Errors
+/// The device or the connections cannot be had; or there was an error among the replies, or no reply at all. The
+/// result is written in the latter case too.
+pub fn load(args: &LoadArgs, out: &mut impl Write) -> Result<()> {
+    let stop = stop_signal().context("signals cannot be handled")?;
+    if let Some(core) = args.core {
+        crate::cpu::pin(core)?;
+    }
+    let summary = if args.frames { send_frames(args, &stop, out)? } else { send_requests(args, &stop, out)? };
+    if args.json {
+        LoadEvent::Finished(summary.clone()).write(out)?;
+    } else {
+        write!(out, "{summary}")?;
+        out.flush()?;
+    }
+    summary.check()
+}
+
+fn send_requests(args: &LoadArgs, stop: &AtomicBool, out: &mut impl Write) -> Result<Summary> {
+    let mut device = Device::find(args)?;
+    let transport = device.stack(args)?;
+    let request = device.request(&head(args), args.size)?;
+    let mut client = Client::new(transport, request, args.connections.get() as usize, device.clock());
+    client.open(args.target, HANDSHAKES, stop)?;
+    let pace = || args.rate.map_or(Pace::Closed, |rate| Pace::open(rate.get()));
+    client.run(args.warmup(), pace(), stop)?;
+    client.reset();
+    measuring(args, out)?;
+    client.run(args.seconds(), pace(), stop)?;
+    let summary = client.summary();
+    measured(args, out)?;
+    client.close(Duration::from_millis(300))?;
+    Ok(summary)
+}
+
+fn send_frames(args: &LoadArgs, stop: &AtomicBool, out: &mut impl Write) -> Result<Summary> {
+    ensure!(args.rate.is_none(), "--frames has no open loop; leave --rate away");
+    let device = Device::find(args)?;
+    let mut frames = Frames::new(&device, args, head(args).len())?;
+    frames.run(args.warmup(), stop);
+    frames.reset();
+    measuring(args, out)?;
+    frames.run(args.seconds(), stop);
+    let summary = frames.summary();
+    measured(args, out)?;
+    Ok(summary)
+}
+
+/// The head of each request.
+fn head(args: &LoadArgs) -> Vec<u8> {
+    format!("POST /append HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n", args.target, args.size)
+        .into_bytes()
+}
+
+fn measuring(args: &LoadArgs, out: &mut impl Write) -> Result<()> {
+    if args.json { LoadEvent::Measuring.write(out) } else { Ok(()) }
+}
+
+fn measured(args: &LoadArgs, out: &mut impl Write) -> Result<()> {
+    if args.json { LoadEvent::Measured.write(out) } else { Ok(()) }
+}
+
+/// Set by SIGINT and SIGTERM; a second signal ends the process at once.
+fn stop_signal() -> std::io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
+}
+
+/// Fails when the user has asked for the end.
+fn check_stop(stop: &AtomicBool) -> Result<()> {
+    if stop.load(Ordering::Relaxed) {
+        bail!("interrupted");
+    }
+    Ok(())
+}
