@@ -68,6 +68,28 @@ pub(crate) fn complete(user: &[String], machine: &Machine) -> Vec<String> {
     arguments
 }
 
+/// EAL's arguments for a program that uses `devices`: the user's, and unless those speak of devices, ones that keep EAL
+/// away from all PCI devices but these. It would otherwise try every NIC that it has a driver for. Without any device
+/// they are the user's own.
+pub fn arguments_for<S: AsRef<str>>(devices: &[S], user: &[String]) -> Vec<String> {
+    let about_devices = ["-a", "--allow", "-b", "--block", "--no-pci"];
+    let mut arguments = user.to_vec();
+    if user.iter().any(|argument| about_devices.iter().any(|option| argument.starts_with(option))) {
+        return arguments;
+    }
+    let is_pci_address =
+        |name: &str| name.contains(':') && name.bytes().all(|b| b.is_ascii_hexdigit() || b":.".contains(&b));
+    let unprefixed = |device: &'_ S| device.as_ref().trim_start_matches("pci:").to_owned();
+    let named: Vec<String> = devices.iter().map(unprefixed).collect();
+    let nics = named.iter().filter(|name| name.split(',').next().is_some_and(is_pci_address));
+    arguments.extend(nics.flat_map(|name| ["-a".to_owned(), name.clone()]));
+    let are_virtual = named.iter().all(|name| name.trim_start_matches("vdev:").starts_with("net_"));
+    if are_virtual && !named.is_empty() {
+        arguments.push("--no-pci".to_owned());
+    }
+    arguments
+}
+
 /// Whether `argument` is the option `name`, with or without a value in the same word.
 fn names_option(argument: &str, name: &str) -> bool {
     match argument.strip_prefix(name) {
@@ -104,6 +126,28 @@ fn allowed_cpus() -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn eal_is_kept_away_from_other_devices() {
+        let with = |devices: &[&str], user: &[&str]| {
+            let user: Vec<String> = user.iter().map(|argument| (*argument).to_owned()).collect();
+            arguments_for(devices, &user).join(" ")
+        };
+        assert_eq!(with(&["net_tap0,iface=tap0"], &["-l", "1"]), "-l 1 --no-pci");
+        assert_eq!(with(&["vdev:net_memif0", "net_null0"], &[]), "--no-pci");
+        assert_eq!(
+            with(&["0000:03:00.0", "pci:04:00.0,q=1"], &["-l", "1"]),
+            "-l 1 -a 0000:03:00.0 -a 04:00.0,q=1"
+        );
+        assert_eq!(with(&["net_null0", "03:00.0"], &[]), "-a 03:00.0");
+        assert_eq!(with(&["03:00.0"], &["-a", "04:00.0"]), "-a 04:00.0");
+        assert_eq!(
+            with(&["net_bonding0,slave=0000:03:00.0"], &["--allow=0000:03:00.0"]),
+            "--allow=0000:03:00.0"
+        );
+        assert_eq!(with(&["mlx5_core.sf.4"], &[]), "");
+        assert_eq!(with(&[], &["--vdev", "net_null0"]), "--vdev net_null0");
+    }
 
     fn completed(user: &[&str], free_hugepages_mib: u64) -> String {
         let user: Vec<String> = user.iter().map(|word| (*word).to_owned()).collect();

@@ -51,6 +51,7 @@ mod statistics;
 
 pub use addresses::PhysicalError;
 pub use area::{AreaError, ExternalArea};
+pub use arguments::arguments_for;
 pub use attach::AttachError;
 pub use batch::{Batch, MbufBatch};
 pub use completions::{Completions, CompletionsError, NotAttached, NotAttachedReason};
