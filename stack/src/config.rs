@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use smoltcp::time::Duration;
 use smoltcp::wire::IpCidr;
 
+use crate::steer::CoreShare;
+
 /// Bytes of an Ethernet header; there are no VLAN tags.
 pub const ETHERNET_HEADER_BYTES: usize = 14;
 
@@ -54,6 +56,9 @@ pub struct Config {
     pub delayed_ack: Duration,
     /// Key of sequence numbers, timestamps, cookies and hashes; random, and different at every start.
     pub isn_secret: [u8; 16],
+    /// Which core of the host this is. All cores have the same secret and addresses, and each has connections of
+    /// its own; those that it opens are from ports that it does not share with the others.
+    pub core: CoreShare,
     /// Whether the device fills in TCP checksums of sent frames.
     pub tx_checksum_offload: bool,
 }
@@ -142,6 +147,7 @@ impl Config {
             retries: 10,
             delayed_ack: Duration::from_millis(40),
             isn_secret,
+            core: CoreShare::ALONE,
             tx_checksum_offload: false,
         }
     }
@@ -172,6 +178,7 @@ impl Config {
             ("rx_buffers", self.rx_buffers, 2, 1 << 16),
             ("tx_bytes", self.tx_bytes, 64, 1 << 24),
             ("tx_extents", self.tx_extents, 1, 1 << 16),
+            ("core.count", self.core.count.into(), usize::from(self.core.index) + 1, u16::MAX.into()),
         ] {
             if !(min..=max).contains(&value) {
                 return Err(ConfigError::Limit { name, value, min, max });
@@ -211,6 +218,10 @@ mod tests {
         assert!(matches!(refused(|c| c.mtu = 9000), ConfigError::Mtu { max: 2162, .. }));
         assert!(matches!(refused(|c| c.mac[0] = 1), ConfigError::NotUnicastMac(_)));
         assert!(matches!(refused(|c| c.tx_extents = 0), ConfigError::Limit { name: "tx_extents", .. }));
+        let beyond = CoreShare { index: 2, count: 2 };
+        let mut no_core = config();
+        no_core.core = beyond;
+        assert!(matches!(no_core.check(2176), Err(ConfigError::Limit { name: "core.count", min: 3, .. })));
         let multicast = IpCidr::new(IpAddress::v4(224, 0, 0, 1), 24);
         let mut bad = config();
         bad.addresses[0] = multicast;

@@ -271,6 +271,26 @@ pub(crate) fn ends_with_tcp_header(head: &[u8]) -> bool {
     })
 }
 
+/// The flow of a frame that carries TCP, of which `apart` bytes follow in another place. What else is wrong with it
+/// is for [`parse`] to find.
+#[cfg(feature = "dpdk")]
+pub(crate) fn flow_of(frame: &[u8], apart: usize) -> Option<FlowKey> {
+    let ethernet = EthernetFrame::new_checked(frame).ok()?;
+    let ip = match ethernet.ethertype() {
+        EthernetProtocol::Ipv4 => parse_v4(ethernet.payload(), apart),
+        EthernetProtocol::Ipv6 => parse_v6(ethernet.payload(), apart),
+        _ => return None,
+    };
+    let Ip { source, destination, packet, .. } = ip.ok()?;
+    let port = |at| Some(u16::from_be_bytes(packet.get(at..at + 2)?.try_into().ok()?));
+    Some(FlowKey {
+        local: mapped(destination),
+        remote: mapped(source),
+        local_port: port(2)?,
+        remote_port: port(0)?,
+    })
+}
+
 /// An IP packet that carries TCP.
 struct Ip<'a> {
     source: IpAddr,

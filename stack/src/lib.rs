@@ -18,6 +18,7 @@ pub mod net;
 pub mod server;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod steer;
 mod tcp;
 #[cfg(test)]
 mod testing;
@@ -28,5 +29,6 @@ mod window;
 
 pub use config::{Config, ConfigError, Keepalive};
 pub use counters::{Counters, Drops};
-pub use endpoint::{AddressConflict, ConnectError, Endpoint, ListenError};
+pub use endpoint::{AddressConflict, ConnectError, Endpoint, ListenError, Share};
 pub use frame::{FrameSink, RxChecksum, RxFrame, SinkFull, TxChecksum, TxFrame};
+pub use steer::CoreShare;

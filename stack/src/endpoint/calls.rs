@@ -142,8 +142,11 @@ impl Endpoint {
             let port = first.wrapping_add(clock).wrapping_add(step.into()) % u32::from(ports);
             FlowKey::new(SocketAddr::new(source, FIRST_DYNAMIC_PORT + port as u16), remote)
         });
-        keys.into_iter()
-            .find(|key| self.flows.find(key).is_none() && !self.listeners.is_port_used(key.local_port))
+        keys.into_iter().find(|key| {
+            self.flows.find(key).is_none()
+                && !self.listeners.is_port_used(key.local_port)
+                && self.steering.core_of(key) == self.config.core.index
+        })
     }
 
     /// The connection of that name, if it lives.

@@ -1,5 +1,7 @@
 //! Frames that come in, and where they belong.
 
+use std::net::IpAddr;
+
 use smoltcp::time::Instant;
 
 use super::{AddressConflict, Endpoint, Reply};
@@ -19,31 +21,77 @@ const RESETS: Rate = Rate::per_second(1000, 100);
 /// Answers of one connection in TIME-WAIT.
 const TIME_WAIT_ANSWERS: Rate = Rate::per_second(10, 10);
 
+/// What the other cores of a host have to do with a frame that one of them has received, where each core runs an
+/// [`Endpoint`] for the same addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Share {
+    /// Nothing.
+    Nothing,
+    /// It may tell them something: give each a copy by [`Endpoint::learn`]. What there was to answer is answered.
+    News,
+    /// A segment for which there is no connection here, and which was not answered: it may belong to another core.
+    Stray,
+}
+
 impl Endpoint {
-    /// Takes a frame in.
+    /// Takes a frame in, for a host of one core.
     pub fn receive<F: RxFrame>(&mut self, now: Instant, frame: &mut F) {
+        let _ = self.receive_among(now, frame, true);
+    }
+
+    /// Takes a frame in, for one core of several. With `is_last` no other core has a connection that a segment could
+    /// belong to, so that one without a connection is refused, as always with [`receive`](Self::receive).
+    pub fn receive_among<F: RxFrame>(&mut self, now: Instant, frame: &mut F, is_last: bool) -> Share {
         self.now = self.now.max(now);
         self.counters.frames_in += 1;
         let drops = &mut self.counters.drops;
         match parse(frame.bytes(), frame.apart().len(), &self.local, frame.checksum()) {
-            Parsed::Tcp(segment) => self.segment(&segment, frame),
+            Parsed::Tcp(segment) => return self.segment(&segment, frame, is_last),
             Parsed::Other if !frame.apart().is_empty() => drops.malformed += 1,
-            Parsed::Other => self.other(frame.bytes()),
+            Parsed::Other => return self.other(frame.bytes()),
             Parsed::Malformed => drops.malformed += 1,
             Parsed::BadChecksum => drops.checksum += 1,
             Parsed::Address => drops.address += 1,
             Parsed::Fragment => drops.fragment += 1,
         }
+        Share::Nothing
     }
 
-    fn segment<F: RxFrame>(&mut self, segment: &Segment, frame: &mut F) {
-        self.counters.segments_in += 1;
-        match self.flows.find(&segment.key) {
-            Some(Place::Connection(index)) => self.at_connection(index, segment, frame),
-            Some(Place::HalfOpen(place)) => self.at_half_open(place, segment, frame),
-            Some(Place::TimeWait(place)) => self.at_time_wait(place, segment, frame),
-            None => self.at_listener(segment, frame, None),
+    /// Learns from a frame that another core has received and answered: where a neighbor is, that an address is
+    /// taken, or what ICMP says of a connection. Answers nothing.
+    pub fn learn(&mut self, now: Instant, frame: &[u8]) {
+        self.now = self.now.max(now);
+        if let Some(Discovery::Neighbor { ip, mac }) = iface::discovery_in(frame) {
+            self.meet(ip, mac);
         }
+        if let Some(error) = icmp::parse(frame) {
+            self.icmp_error(&error);
+        }
+    }
+
+    fn segment<F: RxFrame>(&mut self, segment: &Segment, frame: &mut F, is_last: bool) -> Share {
+        self.counters.segments_in += 1;
+        let is_taken = match self.flows.find(&segment.key) {
+            Some(Place::Connection(index)) => {
+                self.at_connection(index, segment, frame);
+                true
+            }
+            Some(Place::HalfOpen(place)) => self.at_half_open(place, segment, frame, is_last),
+            Some(Place::TimeWait(place)) => {
+                self.at_time_wait(place, segment, frame);
+                true
+            }
+            None => self.at_listener(segment, frame, None),
+        };
+        if is_taken {
+            return Share::Nothing;
+        }
+        if !is_last {
+            return Share::Stray;
+        }
+        self.refuse(segment);
+        Share::Nothing
     }
 
     pub(super) fn at_connection<F: RxFrame>(&mut self, index: u32, segment: &Segment, frame: &mut F) {
@@ -70,7 +118,9 @@ impl Endpoint {
                 let least_iss = entry.snd_nxt + 1;
                 self.time_waits.remove(place);
                 self.flows.remove(&segment.key);
-                self.at_listener(segment, frame, Some(least_iss));
+                if !self.at_listener(segment, frame, Some(least_iss)) {
+                    self.refuse(segment);
+                }
             }
         }
     }
@@ -94,15 +144,12 @@ impl Endpoint {
     }
 
     /// A frame that is not TCP.
-    fn other(&mut self, frame: &[u8]) {
+    fn other(&mut self, frame: &[u8]) -> Share {
+        let mut share = Share::Nothing;
         match iface::discovery_in(frame) {
             Some(Discovery::Neighbor { ip, mac }) => {
-                if self.local.has(ip) && mac != self.config.mac {
-                    self.conflict.get_or_insert(AddressConflict { ip, mac });
-                }
-                if self.neighbors.learned(ip, mac, self.now) {
-                    self.resolve_waiting();
-                }
+                self.meet(ip, mac);
+                share = Share::News;
             }
             Some(Discovery::Probe(probe)) if self.local.has(probe.target) && probe.mac != self.config.mac => {
                 self.iface.defend(self.config.mac, &probe);
@@ -111,11 +158,23 @@ impl Endpoint {
         }
         if let Some(error) = icmp::parse(frame) {
             self.icmp_error(&error);
+            share = Share::News;
         }
         if self.iface.receive(frame, self.now) {
             self.counters.other_in += 1;
         } else {
             self.counters.drops.other += 1;
+        }
+        share
+    }
+
+    /// A host says that it has an address.
+    fn meet(&mut self, ip: IpAddr, mac: [u8; 6]) {
+        if self.local.has(ip) && mac != self.config.mac {
+            self.conflict.get_or_insert(AddressConflict { ip, mac });
+        }
+        if self.neighbors.learned(ip, mac, self.now) {
+            self.resolve_waiting();
         }
     }
 

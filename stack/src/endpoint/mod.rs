@@ -23,6 +23,7 @@ use crate::limit::RateLimit;
 use crate::listen::Listeners;
 use crate::neighbor::{MAX_NEIGHBORS, Neighbors};
 use crate::net::CloseReason;
+use crate::steer::Steering;
 use crate::tcp::connection::{Connection, Context, Outcome, State};
 use crate::tcp::isn::Secret;
 use crate::tcp::options::Options;
@@ -34,6 +35,7 @@ use crate::timer::TimerWheel;
 use crate::window::WindowPool;
 
 pub use error::{AddressConflict, ConnectError, ListenError};
+pub use input::Share;
 
 /// Segments without a connection that may wait for the device.
 const MAX_REPLIES: usize = 512;
@@ -67,6 +69,7 @@ pub struct Endpoint {
     config: Config,
     local: Local,
     secret: Secret,
+    steering: Steering,
     /// Free places.
     free: Vec<u32>,
     /// Connections whose window waits for free buffers.
@@ -161,6 +164,7 @@ impl Endpoint {
             counters: Counters::default(),
             local: Local { mac: config.mac, addresses: config.addresses.clone() },
             secret: Secret::new(&config.isn_secret),
+            steering: Steering::new(&config.isn_secret, config.core.count),
             free: (0..config.max_connections as u32).rev().collect(),
             starved: VecDeque::with_capacity(config.max_connections),
             replies: VecDeque::with_capacity(MAX_REPLIES),

@@ -21,28 +21,31 @@ const CHALLENGES: Rate = Rate::per_second(1000, 100);
 
 impl Endpoint {
     /// A segment that begins a connection, or that belongs to none. `least_iss` is the least number that a
-    /// connection may begin with whose predecessor was in TIME-WAIT.
+    /// connection may begin with whose predecessor was in TIME-WAIT. False for one that is to be refused.
     pub(super) fn at_listener<F: RxFrame>(
         &mut self,
         segment: &Segment,
         frame: &mut F,
         least_iss: Option<Seq>,
-    ) {
-        let Some(listener) = self.listeners.find(&segment.key) else { return self.refuse(segment) };
+    ) -> bool {
+        let Some(listener) = self.listeners.find(&segment.key) else { return false };
         let kind = segment.flags & (Flags::SYN | Flags::ACK | Flags::RST);
         if kind == Flags::SYN {
             self.syn(segment, listener, least_iss);
+            true
         } else if kind.is_empty() {
             self.counters.drops.unexpected += 1;
-        } else if kind != Flags::ACK || !self.open_from_cookie(segment, listener, frame) {
-            self.refuse(segment);
+            true
+        } else {
+            kind == Flags::ACK && self.open_from_cookie(segment, listener, frame)
         }
     }
 
     fn syn(&mut self, segment: &Segment, listener: u16, least_iss: Option<Seq>) {
         let key = segment.key;
         let offset = self.secret.clock_offset(&key);
-        let mut iss = self.secret.isn(&key, self.now);
+        // Cores that answer one SYN are told apart by their numbers.
+        let mut iss = self.secret.isn(&key, self.now) + (u32::from(self.config.core.index) << 24);
         if let Some(least) = least_iss {
             iss = iss.max(least);
         }
@@ -103,9 +106,16 @@ impl Endpoint {
         });
     }
 
-    /// RFC 9293, section 3.10.7.4, for SYN-RECEIVED.
-    pub(super) fn at_half_open<F: RxFrame>(&mut self, place: u32, segment: &Segment, frame: &mut F) {
-        let Some(half_open) = self.listeners.get(place) else { return };
+    /// RFC 9293, section 3.10.7.4, for SYN-RECEIVED. False for a segment that is to be refused, or that belongs to
+    /// another core: a SYN that came twice, to two cores, is answered by both, and the peer goes on with one.
+    pub(super) fn at_half_open<F: RxFrame>(
+        &mut self,
+        place: u32,
+        segment: &Segment,
+        frame: &mut F,
+        is_last: bool,
+    ) -> bool {
+        let Some(half_open) = self.listeners.get(place) else { return true };
         let (handshake, listener) = (half_open.handshake, half_open.listener);
         let next = handshake.irs + 1;
         let clock = handshake.clock.map(|clock| clock.now(self.now));
@@ -115,14 +125,20 @@ impl Endpoint {
             } else {
                 self.counters.drops.window += 1;
             }
-            return;
+            return true;
         }
         if segment.flags.contains(Flags::SYN) {
             if segment.seq == handshake.irs && !segment.flags.contains(Flags::ACK) {
-                return self.send_syn_ack(&handshake, clock);
+                self.send_syn_ack(&handshake, clock);
+            } else {
+                // RFC 5961, section 4: whoever has really begun again answers with RST.
+                self.challenge_half_open(&handshake);
             }
-            // RFC 5961, section 4: whoever has really begun again answers with RST.
-            return self.challenge_half_open(&handshake);
+            return true;
+        }
+        let answers_us = segment.flags.contains(Flags::ACK) && segment.ack == handshake.iss + 1;
+        if !is_last && !answers_us {
+            return false;
         }
         let in_window = segment.seq.at_or_after(next) && segment.seq.at_or_before(next + handshake.offered);
         let old = match (handshake.clock, segment.options.timestamp) {
@@ -132,19 +148,21 @@ impl Endpoint {
         };
         if !in_window || old {
             self.counters.drops.window += 1;
-            return self.challenge_half_open(&handshake);
+            self.challenge_half_open(&handshake);
+            return true;
         }
         if !segment.flags.contains(Flags::ACK) {
             self.counters.drops.unexpected += 1;
-            return;
+            return true;
         }
-        if segment.ack != handshake.iss + 1 {
-            return self.refuse(segment);
+        if !answers_us {
+            return false;
         }
         if self.promote(&handshake, listener, segment, frame) {
             self.timers.cancel(self.timer_index(TimerOf::HalfOpen(place)));
             self.listeners.remove(place);
         }
+        true
     }
 
     fn challenge_half_open(&mut self, handshake: &Handshake) {

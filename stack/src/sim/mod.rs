@@ -11,6 +11,7 @@
 //! - [`Peer`] is a host made of smoltcp's own interface and sockets, to test against another's TCP.
 //! - [`Clock`] steps any number of [`Host`]s.
 
+mod cores;
 mod link;
 mod peer;
 mod transport;

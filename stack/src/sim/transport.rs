@@ -10,10 +10,13 @@ use smoltcp::wire::{
 };
 use thiserror::Error;
 
+use super::cores::{self, Parcel, Seat};
 use super::{Host, Port};
 use crate::net::{Event, Transport};
 use crate::transport::OverEndpoint;
-use crate::{Config, ConfigError, Endpoint, FrameSink, RxChecksum, RxFrame, SinkFull, TxChecksum, TxFrame};
+use crate::{
+    Config, ConfigError, CoreShare, Endpoint, FrameSink, RxChecksum, RxFrame, SinkFull, TxChecksum, TxFrame,
+};
 
 /// What stands before a frame in the buffer where it arrives, as DPDK has it (`RTE_PKTMBUF_HEADROOM`).
 const HEADROOM_BYTES: usize = 128;
@@ -84,7 +87,7 @@ pub struct SimTransport {
 
 #[derive(Debug)]
 struct Device {
-    port: Port,
+    seat: Seat,
     arena: Arena,
     ring: VecDeque<Buffer>,
     config: SimConfig,
@@ -103,13 +106,46 @@ impl SimTransport {
         arena: Arena,
         now: Instant,
     ) -> Result<Self, SimError> {
+        Self::at(cores::seats(port, 1, |_| 0).swap_remove(0), config, rings, arena, now)
+    }
+
+    /// A host of several cores on `port`, one for each of `arenas`. `core_of` says to which of them the device gives
+    /// a frame. The configuration's own core is left out of account.
+    ///
+    /// # Errors
+    /// [`SimError`].
+    pub fn cores(
+        port: Port,
+        config: &Config,
+        rings: SimConfig,
+        arenas: Vec<Arena>,
+        core_of: impl FnMut(&[u8]) -> usize + 'static,
+        now: Instant,
+    ) -> Result<Vec<Self>, SimError> {
+        let count = arenas.len() as u16;
+        let seats = cores::seats(port, arenas.len(), core_of);
+        let cores = (0..count).zip(seats.into_iter().zip(arenas));
+        let core = |(index, (seat, arena))| {
+            let config = Config { core: CoreShare { index, count }, ..config.clone() };
+            Self::at(seat, config, rings, arena, now)
+        };
+        cores.map(core).collect()
+    }
+
+    fn at(
+        seat: Seat,
+        config: Config,
+        rings: SimConfig,
+        arena: Arena,
+        now: Instant,
+    ) -> Result<Self, SimError> {
         let free = arena.free_buffers();
         let ring: VecDeque<_> = std::iter::from_fn(|| arena.take()).take(rings.rx_ring).collect();
         if ring.len() < rings.rx_ring {
             return Err(SimError::Arena { needed: rings.rx_ring, free });
         }
         let endpoint = Endpoint::new(config, arena.clone(), now)?;
-        let device = Device { port, arena, ring, config: rings, counters: RingCounters::default() };
+        let device = Device { seat, arena, ring, config: rings, counters: RingCounters::default() };
         Ok(Self { endpoint, device })
     }
 
@@ -120,7 +156,7 @@ impl SimTransport {
 
     /// The host's place on the link.
     pub fn port(&self) -> &Port {
-        &self.device.port
+        self.device.seat.port()
     }
 
     /// What went through the rings.
@@ -145,13 +181,22 @@ impl Transport for SimTransport {
     fn receive(&mut self, now: Instant) -> Result<usize, Infallible> {
         let mut received = 0;
         while received < self.device.config.rx_burst
-            && let Some(bytes) = self.device.port.receive(now)
+            && let Some(parcel) = self.device.seat.receive(now)
         {
             received += 1;
+            let (bytes, asked) = match parcel {
+                Parcel::Frame { bytes, asked } => (bytes, asked),
+                Parcel::News(bytes) => {
+                    self.endpoint.learn(now, &bytes);
+                    continue;
+                }
+            };
+            let is_last = self.device.seat.is_last(asked);
             if let Some(mut frame) = self.device.arrive(&bytes) {
-                self.endpoint.receive(now, &mut frame);
+                let share = self.endpoint.receive_among(now, &mut frame, is_last);
                 let buffer = frame.into_buffer();
                 self.device.ring.push_back(buffer);
+                self.device.seat.pass_on(share, bytes, asked);
             }
         }
         Ok(received)
@@ -164,8 +209,8 @@ impl Transport for SimTransport {
     fn transmit(&mut self, now: Instant) -> Result<usize, Infallible> {
         let before = self.device.counters.sent;
         let left = self.device.config.tx_burst;
-        let Device { port, counters, .. } = &mut self.device;
-        self.endpoint.transmit(now, &mut Sender { port, counters, now, left });
+        let Device { seat, counters, .. } = &mut self.device;
+        self.endpoint.transmit(now, &mut Sender { port: seat.port(), counters, now, left });
         Ok((self.device.counters.sent - before) as usize)
     }
 

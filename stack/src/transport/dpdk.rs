@@ -1,30 +1,47 @@
 //! The stack on a DPDK port: frames arrive in named buffers, and named buffers are sent from where they lie.
+//!
+//! # Several cores
+//! Each core runs a stack of its own, with the same addresses, over the arena of its own shard ([`DpdkSeat`]).
+//!
+//! Where the device spreads connections over as many queues as there are cores, each core has a pair of queues, and
+//! a connection is served by the core whose queue its SYN came to. A segment that comes to another core later, as the
+//! kernel's fanout may have it, goes from core to core until its connection is found; the last one refuses it.
+//!
+//! Where there are fewer queues, the cores that have one deal frames out to all by a keyed hash of addresses and
+//! ports, and send for those that have none. Such a frame stays in the buffer where it arrived until its core has
+//! looked at it; payload that this core retains is copied into its own arena, once, and counted. The log of a shard
+//! names only buffers of its own.
+//!
+//! Other protocols are answered by the core to which they come. What others may learn from it (neighbours, ICMP
+//! errors about connections) they get as copies. All queues between cores are bounded; what does not fit is lost and
+//! counted.
 
+mod exchange;
 mod receive;
+mod seat;
+mod send;
 #[cfg(test)]
 mod tests;
 
 use std::convert::Infallible;
+use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use dpdk::{
-    Completions, CompletionsError, Eal, ExternalArea, ExternalPool, ExternalPoolConfig, IpVersion, MbufBatch,
-    Offloads, Pool, PoolConfig, PoolError, Port, PortConfig, PortError, PortId, RxQueue, TxChecksums,
-    TxQueue,
+    CompletionsError, Eal, ExternalArea, MbufBatch, PoolError, Port, PortError, PortId, QueuePlan, RxQueue,
 };
-use pmem::{Arena, Extent};
+use pmem::Arena;
 use smoltcp::time::Instant;
 
 use super::OverEndpoint;
 use crate::net::{Event, Transport};
-use crate::{Config, ConfigError, Endpoint, FrameSink, SinkFull, TxChecksum, TxFrame};
-use receive::{Buffers, Frame, spare};
+use crate::steer::Steering;
+use crate::{Config, ConfigError, Endpoint, Share};
+use exchange::{NEWS, STRAYS, Stray};
+use receive::{Buffers, Frame, Origin};
+use send::Sender;
 
-/// Mbufs that a pool's caches may hold back.
-const POOL_CACHE: u32 = 128;
-
-/// Extents behind one header; a frame of more pieces is sent with all of them copied into one segment, and so is
-/// one with a piece that the device does not see as one.
-const MAX_SEGMENTS: usize = 8;
+pub use seat::DpdkSeat;
 
 /// The rings of the port, and what goes into them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +89,22 @@ pub enum DpdkError {
         /// Buffers that there are.
         buffers: usize,
     },
+    /// Frames would come to queues that no core looks at.
+    #[error(
+        "{device} spreads frames over {queues} queues, and {seen} would be looked at; serve with {queues} cores, or \
+         give the device fewer queues (qpairs={seen})"
+    )]
+    UnseenQueues {
+        /// The device.
+        device: String,
+        /// Its queues.
+        queues: u16,
+        /// Those that cores look at.
+        seen: u16,
+    },
+    /// Another core did not come to where the port could be started.
+    #[error("the port was not started, since another core failed; its error says why")]
+    Abandoned,
 }
 
 /// What went through the port.
@@ -88,139 +121,155 @@ pub struct DpdkCounters {
     /// Frames whose payload was copied into a named buffer: the device had put it elsewhere, or had split the frame
     /// at another place than behind TCP's header, or without a look at the checksum.
     pub copied_frames: u64,
-    /// Frames handed to the device.
+    /// Segments that came from other cores.
+    pub crossed: u64,
+    /// Payload bytes copied into this core's arena since another core received them.
+    pub crossed_bytes: u64,
+    /// Frames meant for other cores that were lost since those had too many.
+    pub crossing_lost: u64,
+    /// Frames handed to the device, also those of cores without a queue.
     pub sent: u64,
     /// Payload bytes copied since a frame had too many pieces, or one that the device does not see as one.
     pub copied_bytes: u64,
 }
 
-/// The connections of one core over one pair of a port's queues.
+/// The connections of one core, over a pair of a port's queues, or over those of another core.
 #[derive(Debug)]
 pub struct DpdkTransport {
     endpoint: Endpoint,
-    rx: RxQueue,
+    core: usize,
+    /// None where other cores have all the queues there are.
+    rx: Option<RxQueue>,
     received: MbufBatch,
+    /// Of what was received, this core's own frames.
+    own: MbufBatch,
+    /// How frames are dealt out, where the device does not.
+    steering: Option<Steering>,
     buffers: Buffers,
     sender: Sender,
-    port: Port,
-}
-
-/// Where frames leave.
-struct Sender {
-    tx: TxQueue,
-    heads: Pool,
-    waiting: MbufBatch,
-    completions: Completions<Extent>,
-    area: ExternalArea,
-    sent: u64,
-    copied_bytes: u64,
+    plan: QueuePlan,
+    port: Arc<Port>,
 }
 
 impl DpdkTransport {
-    /// Starts the port `id` with one queue each way over the buffers of `arena`, which lies in `area`: registered,
-    /// and mapped for the port's DMA. The host's addresses and limits are those of `config`.
+    /// Starts the port `id` for one core, with one queue each way over the buffers of `arena`, which lies in `area`:
+    /// registered, and mapped for the port's DMA. The host's addresses and limits are those of `config`. For several
+    /// cores see [`DpdkSeat`].
     ///
     /// # Errors
     /// [`DpdkError`]; nothing was sent. The arena's buffers that were meant for the port are lost to this process.
     pub fn new(
         eal: Eal,
         id: PortId,
-        mut config: Config,
+        config: Config,
         rings: DpdkConfig,
         area: ExternalArea,
         arena: Arena,
         now: Instant,
     ) -> Result<Self, DpdkError> {
-        let info = id.info()?;
-        config.tx_checksum_offload = info.offloads.contains(Offloads::TX_TCP_CHECKSUM);
-        let mtu = config.mtu;
-        let endpoint = Endpoint::new(config, arena.clone(), now)?;
-
-        // What the device holds, a burst in our hands, and what the pool's cache keeps back.
-        let posted = usize::from(rings.rx_descriptors) * info.buffers_per_descriptor;
-        let needed = posted + MbufBatch::CAPACITY + 2 * POOL_CACHE as usize;
-        let (free, total) = (arena.free_buffers(), arena.buffers());
-        if free <= needed {
-            return Err(DpdkError::Arena { needed, free, buffers: total });
-        }
-        // At most one for each seam between pieces; and none at all with virtual addresses, which have no seams.
-        let mut scattered = Vec::with_capacity(area.contiguous_pieces());
-        let spares = std::iter::from_fn(|| spare(&arena, area, &mut scattered));
-        let lent: Vec<_> = spares.take(needed).collect();
-        if lent.len() < needed {
-            return Err(DpdkError::Arena { needed, free: lent.len(), buffers: total });
-        }
-        let receive_config = ExternalPoolConfig { cache: POOL_CACHE, socket: info.socket };
-        let pool = ExternalPool::new(eal, &format!("rx{}", info.name), area, lent, &receive_config)?;
-        // A device that splits posts a buffer for headers with each one for payload.
-        let headers = if rings.header_split && info.header_split.is_ok() {
-            let config = PoolConfig {
-                mbufs: needed as u32,
-                cache: POOL_CACHE,
-                socket: info.socket,
-                ..PoolConfig::default()
-            };
-            Some(Pool::dram(eal, &format!("hd{}", info.name), &config)?)
-        } else {
-            None
-        };
-        let in_flight = u32::from(rings.tx_descriptors) + MbufBatch::CAPACITY as u32;
-        let head_config = PoolConfig {
-            mbufs: 2 * in_flight + 2 * POOL_CACHE,
-            cache: POOL_CACHE,
-            socket: info.socket,
-            ..PoolConfig::default()
-        };
-        let heads = Pool::dram(eal, &format!("tx{}", info.name), &head_config)?;
-        let completions = Completions::new(eal, &format!("pm{}", info.name), 4 * in_flight, info.socket)?;
-        let completions = completions.within(area);
-
-        let port_config = PortConfig {
-            rx_descriptors: rings.rx_descriptors,
-            tx_descriptors: rings.tx_descriptors,
-            mtu: mtu as u16,
-            headers,
-            ..PortConfig::default()
-        };
-        let mut port = Port::start(id, &port_config, &[(*pool).clone()])?;
-        let (rx, tx) = (port.rx_queue(0)?, port.tx_queue(0)?);
-        Ok(Self {
-            endpoint,
-            rx,
-            received: MbufBatch::new(),
-            buffers: Buffers {
-                pool,
-                area,
-                scattered,
-                gathered: vec![0; arena.buffer_bytes()].into(),
-                arena,
-                counters: DpdkCounters::default(),
-            },
-            sender: Sender {
-                tx,
-                heads,
-                waiting: MbufBatch::new(),
-                completions,
-                area,
-                sent: 0,
-                copied_bytes: 0,
-            },
-            port,
-        })
+        DpdkSeat::at(eal, id, NonZeroU16::MIN, rings)?.swap_remove(0).take(config, area, arena, now)
     }
 
-    /// The port.
+    /// The port. Cores share it.
     pub fn port(&self) -> &Port {
         &self.port
     }
 
-    /// What went through the port.
+    /// How the port's queues are laid out.
+    pub fn plan(&self) -> QueuePlan {
+        self.plan
+    }
+
+    /// What went through the port, or to and from other cores.
     pub fn counters(&self) -> DpdkCounters {
         DpdkCounters {
             sent: self.sender.sent,
             copied_bytes: self.sender.copied_bytes,
             ..self.buffers.counters
         }
+    }
+
+    /// Takes in a burst from the device.
+    fn receive_burst(&mut self, now: Instant) -> usize {
+        let Some(rx) = &mut self.rx else { return 0 };
+        let count = rx.burst(&mut self.received);
+        self.buffers.counters.received += count as u64;
+        if let Some(steering) = &self.steering {
+            let exchange = &self.sender.exchange;
+            for mbuf in self.received.drain() {
+                let head = mbuf.bytes();
+                match steering.core_of_frame(head, mbuf.len() - head.len()) {
+                    Some(core) if usize::from(core) != self.core => {
+                        let is_given = exchange.give_segment(core.into(), mbuf);
+                        self.buffers.counters.crossing_lost += u64::from(!is_given);
+                    }
+                    // There is room for as many as came.
+                    _ => drop(self.own.push(mbuf)),
+                }
+            }
+            std::mem::swap(&mut self.received, &mut self.own);
+        }
+        self.take_received(now, Origin::Device);
+        count
+    }
+
+    /// Takes in what other cores have for this one.
+    fn receive_from_cores(&mut self, now: Instant) -> usize {
+        let exchange = self.sender.exchange.clone();
+        if exchange.cores() == 1 {
+            return 0;
+        }
+        exchange.take_segments(self.core, &mut self.received);
+        let mut count = self.received.len();
+        self.buffers.counters.crossed += count as u64;
+        self.take_received(now, Origin::Core { asked: 0 });
+        for _ in 0..STRAYS {
+            let Some(Stray { mbuf, asked }) = exchange.take_stray(self.core) else { break };
+            count += 1;
+            self.buffers.counters.crossed += 1;
+            // There is room: the batch is empty.
+            let _ = self.received.push(mbuf);
+            self.take_received(now, Origin::Core { asked });
+        }
+        for _ in 0..NEWS {
+            let Some(mbuf) = exchange.take_news(self.core) else { break };
+            count += 1;
+            self.endpoint.learn(now, mbuf.bytes());
+        }
+        count
+    }
+
+    /// Gives the stack the frames that were received.
+    fn take_received(&mut self, now: Instant, origin: Origin) {
+        let cores = self.sender.exchange.cores();
+        let asked = if let Origin::Core { asked } = origin { asked } else { 0 };
+        let is_last = usize::from(asked) + 1 >= cores;
+        for mbuf in &mut self.received {
+            let Some(mut frame) = Frame::new(mbuf, &mut self.buffers, origin) else {
+                self.buffers.counters.misplaced += 1;
+                continue;
+            };
+            match self.endpoint.receive_among(now, &mut frame, is_last) {
+                Share::Nothing => {}
+                Share::News => {
+                    let others = (0..cores).filter(|core| *core != self.core);
+                    for core in others {
+                        let copy = self.sender.copy_of(mbuf);
+                        let is_told = copy.is_some_and(|copy| self.sender.exchange.give_news(core, copy));
+                        self.buffers.counters.crossing_lost += u64::from(!is_told);
+                    }
+                }
+                Share::Stray => {
+                    let next = (self.core + 1) % cores;
+                    let copy = self.sender.copy_of(mbuf);
+                    let is_given = copy.is_some_and(|mbuf| {
+                        self.sender.exchange.give_stray(next, Stray { mbuf, asked: asked + 1 })
+                    });
+                    self.buffers.counters.crossing_lost += u64::from(!is_given);
+                }
+            }
+        }
+        self.received.clear();
     }
 }
 
@@ -238,16 +287,7 @@ impl Transport for DpdkTransport {
     type Error = Infallible;
 
     fn receive(&mut self, now: Instant) -> Result<usize, Infallible> {
-        let count = self.rx.burst(&mut self.received);
-        for mbuf in &mut self.received {
-            self.buffers.counters.received += 1;
-            match Frame::new(mbuf, &mut self.buffers) {
-                Some(mut frame) => self.endpoint.receive(now, &mut frame),
-                None => self.buffers.counters.misplaced += 1,
-            }
-        }
-        self.received.clear();
-        Ok(count)
+        Ok(self.receive_burst(now) + self.receive_from_cores(now))
     }
 
     fn next_event(&mut self) -> Option<Event> {
@@ -255,77 +295,19 @@ impl Transport for DpdkTransport {
     }
 
     fn transmit(&mut self, now: Instant) -> Result<usize, Infallible> {
-        self.sender.completions.drain(drop);
-        let before = self.sender.sent;
+        self.sender.settle();
+        let before = self.sender.departed;
         self.sender.flush();
         self.endpoint.transmit(now, &mut self.sender);
         self.sender.flush();
-        let sent = (self.sender.sent - before) as usize;
-        if sent == 0 && self.sender.completions.outstanding() > 0 {
-            // An idle device would otherwise hold on to the last frames it sent.
-            self.sender.tx.reclaim();
-            self.sender.completions.drain(drop);
+        let sent = (self.sender.departed - before) as usize + self.sender.flush_others();
+        if sent == 0 {
+            self.sender.reclaim();
         }
         Ok(sent)
     }
 
     fn next_deadline(&self) -> Option<Instant> {
         self.endpoint.next_deadline()
-    }
-}
-
-impl Sender {
-    /// Hands what waits to the device, as far as it takes it.
-    fn flush(&mut self) {
-        if !self.waiting.is_empty() {
-            self.sent += self.tx.burst(&mut self.waiting) as u64;
-        }
-    }
-
-    fn make_room(&mut self, pieces: usize) -> Result<(), SinkFull> {
-        if self.waiting.room() == 0 || self.completions.room() < pieces {
-            self.flush();
-            self.completions.drain(drop);
-        }
-        if self.waiting.room() == 0 || self.completions.room() < pieces { Err(SinkFull) } else { Ok(()) }
-    }
-}
-
-impl FrameSink for Sender {
-    fn send(&mut self, frame: TxFrame<'_>) -> Result<(), SinkFull> {
-        self.make_room(frame.payload.len())?;
-        let mut mbuf = self.heads.alloc().ok_or(SinkFull)?;
-        mbuf.append(frame.head.len()).ok_or(SinkFull)?.copy_from_slice(frame.head);
-        let is_scattered = |extent: &Extent| !self.area.is_contiguous(extent.bytes());
-        let copy = frame.payload.len() > MAX_SEGMENTS || frame.payload.iter().any(is_scattered);
-        for extent in frame.payload {
-            if copy {
-                mbuf.append(extent.len()).ok_or(SinkFull)?.copy_from_slice(extent.bytes());
-                self.copied_bytes += extent.len() as u64;
-            } else {
-                self.completions.attach(&mut mbuf, extent.clone()).map_err(|_| SinkFull)?;
-            }
-        }
-        if let TxChecksum::Tcp { ipv6, l2_bytes, l3_bytes, l4_bytes } = frame.checksum {
-            let request = TxChecksums {
-                version: if ipv6 { IpVersion::V6 } else { IpVersion::V4 },
-                link_len: l2_bytes as u8,
-                ip_len: l3_bytes as u16,
-                tcp_len: l4_bytes as u8,
-                ipv4_header: false,
-                tcp: true,
-            };
-            mbuf.request_checksums(request).map_err(|_| SinkFull)?;
-        }
-        self.waiting.push(mbuf).map_err(|_| SinkFull)
-    }
-}
-
-impl std::fmt::Debug for Sender {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sender")
-            .field("waiting", &self.waiting.len())
-            .field("sent", &self.sent)
-            .finish_non_exhaustive()
     }
 }

@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use smoltcp::time::Instant;
 use stack::net::{CloseReason, ConnId, Event, Net, SendError, Transport};
-use stack::sim::{Host, Link, Path, SimConfig, SimTransport};
+use stack::sim::{Host, Link, Path, Port, SimConfig, SimTransport};
 use stack::transport::OverEndpoint as _;
 use stack::{Config, ConnectError};
 
@@ -92,6 +92,27 @@ impl Ours {
         let net = SimTransport::new(link.port(path), config, rings, arena, Instant::ZERO)
             .expect("the configuration is right");
         net.port().set_filter(Monitor::default().watch());
+        Self::over(net, seed, withheld)
+    }
+
+    /// A host of `cores` cores, each as if it were one; `core_of` says which of them gets a frame.
+    pub fn cores(
+        port: Port,
+        buffers: usize,
+        config: &Config,
+        cores: usize,
+        core_of: impl FnMut(&[u8]) -> usize + 'static,
+    ) -> Vec<Self> {
+        let (arenas, withheld): (Vec<_>, Vec<_>) = (0..cores).map(|_| arena(buffers)).unzip();
+        let rings = SimConfig::default();
+        let nets = SimTransport::cores(port, config, rings, arenas, core_of, Instant::ZERO)
+            .expect("the configuration is right");
+        nets[0].port().set_filter(Monitor::default().watch());
+        let cores = nets.into_iter().zip(withheld).enumerate();
+        cores.map(|(core, (net, withheld))| Self::over(net, core as u64, withheld)).collect()
+    }
+
+    fn over(net: SimTransport, seed: u64, withheld: Vec<Buffer>) -> Self {
         Self {
             free_at_start: net.arena().free_buffers(),
             net,

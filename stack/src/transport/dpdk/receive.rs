@@ -10,7 +10,8 @@ use crate::{RxChecksum, RxFrame};
 /// Where frames arrive.
 #[derive(Debug)]
 pub(super) struct Buffers {
-    pub(super) pool: ExternalPool,
+    /// None for a core without a queue.
+    pub(super) pool: Option<ExternalPool>,
     pub(super) arena: Arena,
     pub(super) area: ExternalArea,
     /// Free buffers that the device does not see in one piece; out of circulation for good.
@@ -25,6 +26,16 @@ pub(super) struct Frame<'a> {
     mbuf: &'a mut Mbuf,
     buffers: &'a mut Buffers,
     layout: Layout,
+    origin: Origin,
+}
+
+/// Where a frame comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The core's own queue.
+    Device,
+    /// Another core. So many have looked for its connection in vain.
+    Core { asked: u16 },
 }
 
 /// Where a frame's bytes are.
@@ -40,13 +51,13 @@ enum Layout {
 
 impl<'a> Frame<'a> {
     /// The frame in `mbuf`; none if it is longer than any that was asked for.
-    pub(super) fn new(mbuf: &'a mut Mbuf, buffers: &'a mut Buffers) -> Option<Self> {
+    pub(super) fn new(mbuf: &'a mut Mbuf, buffers: &'a mut Buffers, origin: Origin) -> Option<Self> {
         let layout = match mbuf.segment_count() {
             1 => Layout::Whole,
             2 if checksum_of(mbuf) == RxChecksum::Good && ends_with_tcp_header(mbuf.bytes()) => Layout::Apart,
             _ => Layout::Gathered(gather(mbuf, &mut buffers.gathered)?),
         };
-        Some(Self { mbuf, buffers, layout })
+        Some(Self { mbuf, buffers, layout, origin })
     }
 
     /// The frame from its byte `at` on, in the piece where that lies.
@@ -85,15 +96,16 @@ impl RxFrame for Frame<'_> {
             return None;
         };
         let head = self.mbuf.bytes().len();
-        let swapped = match self.layout {
-            Layout::Whole => {
+        let pool = pool.as_ref().filter(|_| self.origin == Origin::Device);
+        let swapped = match (self.layout, pool) {
+            (Layout::Whole, Some(pool)) => {
                 let begins = self.mbuf.data_offset();
                 pool.swap(self.mbuf, spare).map(|bytes| (bytes, begins + at))
             }
-            Layout::Apart => {
+            (Layout::Apart, Some(pool)) => {
                 pool.swap_second(self.mbuf, spare).map(|(bytes, begins)| (bytes, begins + at - head))
             }
-            Layout::Gathered(_) => return self.copy(spare, at),
+            (Layout::Gathered(_), _) | (_, None) => return self.copy(spare, at),
         };
         match swapped {
             Ok((bytes, at)) => {
@@ -109,8 +121,12 @@ impl Frame<'_> {
     /// Copies the frame's payload to where the device should have put it.
     fn copy(&mut self, spare: &'static mut [u8], at: usize) -> Option<(Buffer, usize)> {
         let mut buffer = self.buffers.arena.take_back(spare).ok()?;
-        let arrived = buffer.arrive(0, self.from(at));
-        self.buffers.counters.copied_frames += 1;
+        let payload = self.from(at);
+        let (len, arrived) = (payload.len(), buffer.arrive(0, payload));
+        match self.origin {
+            Origin::Device => self.buffers.counters.copied_frames += 1,
+            Origin::Core { .. } => self.buffers.counters.crossed_bytes += len as u64,
+        }
         arrived.then_some((buffer, 0))
     }
 }

@@ -98,7 +98,7 @@ impl Rig {
             }
             self.server.transmit(self.now).unwrap();
             let mut batch = MbufBatch::new();
-            let count = self.server.rx.burst(&mut batch);
+            let count = self.server.rx.as_mut().unwrap().burst(&mut batch);
             for packet in &batch {
                 let frame = packet.segments().flatten().copied().collect();
                 self.client.receive(self.now, &mut Arrived(frame, &self.client_arena));
@@ -135,7 +135,7 @@ impl Rig {
 
     /// A segment in a named buffer, from its first byte on, as a device puts payload there.
     fn named_packet(&mut self, bytes: &[u8]) -> Mbuf {
-        let mut packet = self.server.buffers.pool.alloc().unwrap();
+        let mut packet = self.server.buffers.pool.as_ref().unwrap().alloc().unwrap();
         let front = packet.headroom().min(bytes.len());
         packet.append(bytes.len() - front).unwrap().copy_from_slice(&bytes[front..]);
         packet.prepend(front).unwrap().copy_from_slice(&bytes[..front]);
@@ -185,7 +185,7 @@ fn frames_in_any_number_of_pieces_reach_the_stack_and_payload_that_lies_apart_st
     let headers_free = rig.headers.available();
     let conns = rig.connect(Delivery::Apart, Checksum::Good);
     let (mbufs_free, buffers_free) =
-        (rig.server.buffers.pool.available(), rig.server.buffers.arena.free_buffers());
+        (rig.server.buffers.pool.as_ref().unwrap().available(), rig.server.buffers.arena.free_buffers());
 
     let (apart, whole) = (Delivery::Apart, Delivery::Whole { named: true });
     for (delivery, payload_at) in [(apart, 0), (whole, 66)] {
@@ -223,7 +223,7 @@ fn frames_in_any_number_of_pieces_reach_the_stack_and_payload_that_lies_apart_st
 
     assert_eq!(rig.headers.available(), headers_free);
     assert_eq!(
-        (rig.server.buffers.pool.available(), rig.server.buffers.arena.free_buffers()),
+        (rig.server.buffers.pool.as_ref().unwrap().available(), rig.server.buffers.arena.free_buffers()),
         (mbufs_free, buffers_free)
     );
 }

@@ -1,0 +1,124 @@
+//! What goes from one core to another: bounded queues of mbufs, of which each core reads its own.
+//!
+//! An mbuf may be freed by any thread that the EAL knows; it goes back to its pool by that thread's cache. Payload
+//! lies where the receiving core's device put it, and a core that keeps it copies it into its own arena.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_queue::ArrayQueue;
+use dpdk::{Mbuf, MbufBatch};
+
+/// Segments without a connection that may wait for a core.
+pub(super) const STRAYS: usize = 256;
+
+/// Frames that other cores have answered, and that a core may learn from.
+pub(super) const NEWS: usize = 64;
+
+/// A segment for which so many cores have found no connection.
+pub(super) struct Stray {
+    pub(super) mbuf: Mbuf,
+    pub(super) asked: u16,
+}
+
+/// The queues of all cores.
+pub(super) struct Exchange {
+    desks: Box<[Desk]>,
+}
+
+/// The queues of one core: others write, it reads.
+struct Desk {
+    /// Segments of the core's own connections.
+    segments: ArrayQueue<Mbuf>,
+    strays: ArrayQueue<Stray>,
+    news: ArrayQueue<Mbuf>,
+    /// Frames to be sent for cores that have no transmit queue.
+    departures: ArrayQueue<Mbuf>,
+    /// Whether the core has given frames to another one, and waits for their payload to come back.
+    waits_for_payload: AtomicBool,
+}
+
+impl Exchange {
+    /// For `cores` cores, with room for `segments` frames on their way to each core, and for as many on their way
+    /// out.
+    pub(super) fn new(cores: usize, segments: usize) -> Arc<Self> {
+        let desk = || Desk {
+            segments: ArrayQueue::new(segments),
+            strays: ArrayQueue::new(STRAYS),
+            news: ArrayQueue::new(NEWS),
+            departures: ArrayQueue::new(segments),
+            waits_for_payload: AtomicBool::new(false),
+        };
+        Arc::new(Self { desks: (0..cores).map(|_| desk()).collect() })
+    }
+
+    pub(super) fn cores(&self) -> usize {
+        self.desks.len()
+    }
+
+    /// Gives a core a segment of one of its connections; false, and the segment is lost, if it has too many.
+    pub(super) fn give_segment(&self, core: usize, mbuf: Mbuf) -> bool {
+        self.desks[core].segments.push(mbuf).is_ok()
+    }
+
+    /// Asks a core whether a segment is its own; false, and the segment is lost, if it is asked too much.
+    pub(super) fn give_stray(&self, core: usize, stray: Stray) -> bool {
+        self.desks[core].strays.push(stray).is_ok()
+    }
+
+    /// Tells a core what another has learned; false if it is told too much.
+    pub(super) fn give_news(&self, core: usize, mbuf: Mbuf) -> bool {
+        self.desks[core].news.push(mbuf).is_ok()
+    }
+
+    /// Has a core send a frame; the frame comes back if too many wait for that.
+    pub(super) fn give_departure(&self, core: usize, mbuf: Mbuf) -> Result<(), Mbuf> {
+        self.desks[core].departures.push(mbuf)
+    }
+
+    /// Moves segments that were given to a core into the batch, as far as they fit.
+    pub(super) fn take_segments(&self, core: usize, batch: &mut MbufBatch) {
+        fill(batch, &self.desks[core].segments);
+    }
+
+    /// Moves frames that a core is to send into the batch, as far as they fit.
+    pub(super) fn take_departures(&self, core: usize, batch: &mut MbufBatch) {
+        fill(batch, &self.desks[core].departures);
+    }
+
+    pub(super) fn take_stray(&self, core: usize) -> Option<Stray> {
+        self.desks[core].strays.pop()
+    }
+
+    pub(super) fn take_news(&self, core: usize) -> Option<Mbuf> {
+        self.desks[core].news.pop()
+    }
+
+    /// Notes whether a core waits for payload in frames that others send.
+    pub(super) fn wait_for_payload(&self, core: usize, waits: bool) {
+        let flag = &self.desks[core].waits_for_payload;
+        if flag.load(Ordering::Relaxed) != waits {
+            flag.store(waits, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether any core waits for payload in frames that another sends.
+    pub(super) fn is_payload_waited_for(&self) -> bool {
+        self.desks.iter().any(|desk| desk.waits_for_payload.load(Ordering::Relaxed))
+    }
+}
+
+fn fill(batch: &mut MbufBatch, queue: &ArrayQueue<Mbuf>) {
+    while batch.room() > 0
+        && let Some(mbuf) = queue.pop()
+    {
+        // There is room: it comes back only to a full batch.
+        let _ = batch.push(mbuf);
+    }
+}
+
+impl std::fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exchange").field("cores", &self.cores()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,327 @@
+//! Putting several cores at one port: each prepares its part in its own thread, the last one starts the port, and
+//! then each has its queues.
+
+use std::num::NonZeroU16;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use dpdk::{
+    Completions, Eal, ExternalArea, ExternalPool, ExternalPoolConfig, MbufBatch, Offloads, Pool, PoolConfig,
+    Port, PortConfig, PortId, PortInfo, QueuePlan, RxQueue, TxQueue, UnaskedSpread, queues_for,
+};
+use pmem::Arena;
+use smoltcp::time::Instant;
+
+use super::exchange::{Exchange, NEWS, STRAYS};
+use super::receive::{Buffers, spare};
+use super::send::{Exit, Sender};
+use super::{DpdkConfig, DpdkCounters, DpdkError, DpdkTransport};
+use crate::steer::Steering;
+use crate::{Config, CoreShare, Endpoint};
+
+/// Mbufs that a pool's caches may hold back for each core.
+const POOL_CACHE: u32 = 128;
+
+/// Most frames on their way to one core.
+const MAX_CROSSING: u16 = 1024;
+
+/// One core's place at a port, for the thread that will serve there.
+///
+/// A seat that is dropped instead of [taken](Self::take) keeps the port from starting: the others are told.
+#[derive(Debug)]
+pub struct DpdkSeat {
+    core: u16,
+    table: Arc<Table>,
+    is_taken: bool,
+}
+
+/// What the cores at a port have in common.
+#[derive(Debug)]
+struct Table {
+    eal: Eal,
+    id: PortId,
+    info: PortInfo,
+    rings: DpdkConfig,
+    cores: u16,
+    plan: QueuePlan,
+    exchange: Arc<Exchange>,
+    assembly: Mutex<Assembly>,
+    changed: Condvar,
+}
+
+/// How far the port's start has come.
+#[derive(Debug)]
+enum Assembly {
+    /// Cores are preparing. Those with queues have brought their pools.
+    Preparing { ready: u16, pools: Vec<Option<Pools>> },
+    /// The port runs; its queues are handed out.
+    Running { port: Arc<Port>, queues: Vec<Option<Queues>> },
+    /// It will not run.
+    Abandoned,
+}
+
+/// The pools of one receive queue.
+#[derive(Debug)]
+struct Pools {
+    payload: Pool,
+    headers: Option<Pool>,
+}
+
+/// A pair of queues.
+type Queues = (RxQueue, TxQueue);
+
+/// What one core holds at the port.
+struct Place {
+    port: Arc<Port>,
+    queues: Option<Queues>,
+}
+
+impl DpdkSeat {
+    /// Seats for `cores` cores at the port `id`. They use as many of its queues as
+    /// [`queues_for`] allows: one each if the device spreads frames over as many, and otherwise those with a queue
+    /// deal frames out to all, by a hash of addresses and ports.
+    ///
+    /// # Errors
+    /// [`DpdkError`]: the device is gone, or spreads frames over queues that nobody would look at.
+    pub fn at(eal: Eal, id: PortId, cores: NonZeroU16, rings: DpdkConfig) -> Result<Vec<Self>, DpdkError> {
+        let info = id.info()?;
+        let plan = queues_for(&info.spread, cores, cores);
+        let unseen =
+            info.spread.unasked == Some(UnaskedSpread::AllQueues) && info.max_rx_queues > plan.queues.get();
+        if unseen {
+            let (device, queues) = (info.name, info.max_rx_queues);
+            return Err(DpdkError::UnseenQueues { device, queues, seen: plan.queues.get() });
+        }
+        let crossing = rings.rx_descriptors.clamp(1, MAX_CROSSING);
+        let queues = usize::from(plan.queues.get());
+        let pools = (0..queues).map(|_| None).collect();
+        let table = Arc::new(Table {
+            eal,
+            id,
+            info,
+            rings,
+            cores: cores.get(),
+            plan,
+            exchange: Exchange::new(cores.get().into(), crossing.into()),
+            assembly: Mutex::new(Assembly::Preparing { ready: 0, pools }),
+            changed: Condvar::new(),
+        });
+        let seat = |core| Self { core, table: table.clone(), is_taken: false };
+        Ok((0..cores.get()).map(seat).collect())
+    }
+
+    /// Which core's seat it is, from 0.
+    pub fn core(&self) -> u16 {
+        self.core
+    }
+
+    /// How the port's queues are laid out.
+    pub fn plan(&self) -> QueuePlan {
+        self.table.plan
+    }
+
+    /// Prepares this core's part over the buffers of `arena`, which lies in `area`: registered, and mapped for the
+    /// port's DMA. Then waits for the other cores, which all have the same `config` but for its
+    /// [`core`](Config::core), which is set here, and for its limits.
+    ///
+    /// # Errors
+    /// [`DpdkError`], and [`DpdkError::Abandoned`] to the others; nothing was sent. The arena's buffers that were
+    /// meant for the port are lost to this process.
+    pub fn take(
+        mut self,
+        mut config: Config,
+        area: ExternalArea,
+        arena: Arena,
+        now: Instant,
+    ) -> Result<DpdkTransport, DpdkError> {
+        let table = self.table.clone();
+        config.core = CoreShare { index: self.core, count: table.cores };
+        config.tx_checksum_offload = table.info.offloads.contains(Offloads::TX_TCP_CHECKSUM);
+        let (mtu, secret) = (config.mtu, config.isn_secret);
+        let endpoint = Endpoint::new(config, arena.clone(), now)?;
+
+        let mut buffers = Buffers {
+            pool: None,
+            area,
+            // At most one for each seam between pieces; and none at all with virtual addresses, which have no seams.
+            scattered: Vec::with_capacity(area.contiguous_pieces()),
+            gathered: vec![0; arena.buffer_bytes()].into(),
+            arena,
+            counters: DpdkCounters::default(),
+        };
+        let has_queue = self.core < table.plan.queues.get();
+        let pools = if has_queue { Some(self.receive_pools(&mut buffers)?) } else { None };
+        let (heads, completions) = self.transmit_pools()?;
+        let completions = completions.within(area);
+
+        self.is_taken = true;
+        let Place { port, queues } = table.join(self.core, pools, mtu)?;
+        let deals = table.plan.queues.get() < table.cores;
+        let (rx, exit) = match queues {
+            Some((rx, tx)) => (Some(rx), Exit::Queue { tx, of_others: deals.then(Box::default) }),
+            None => (None, Exit::Core(usize::from(self.core % table.plan.queues))),
+        };
+        Ok(DpdkTransport {
+            endpoint,
+            core: self.core.into(),
+            rx,
+            received: MbufBatch::new(),
+            own: MbufBatch::new(),
+            steering: deals.then(|| Steering::new(&secret, table.cores)),
+            buffers,
+            sender: Sender {
+                core: self.core.into(),
+                exit,
+                exchange: table.exchange.clone(),
+                heads,
+                waiting: MbufBatch::new(),
+                completions,
+                area,
+                sent: 0,
+                departed: 0,
+                copied_bytes: 0,
+            },
+            plan: table.plan,
+            port,
+        })
+    }
+
+    /// The name of one of this core's pools.
+    fn name(&self, kind: &str) -> String {
+        let port = &self.table.info.name;
+        if self.core == 0 { format!("{kind}{port}") } else { format!("{kind}{port}.{}", self.core) }
+    }
+
+    /// Frames that may wait for other cores, of each that deals out.
+    fn crossing(&self) -> usize {
+        let Table { cores, plan, rings, .. } = &*self.table;
+        let others = usize::from(cores - 1);
+        if plan.queues.get() < *cores {
+            others * usize::from(rings.rx_descriptors.clamp(1, MAX_CROSSING))
+        } else {
+            0
+        }
+    }
+
+    /// Lends buffers of the arena to a pool for the receive queue.
+    fn receive_pools(&self, buffers: &mut Buffers) -> Result<Pools, DpdkError> {
+        let Table { eal, info, rings, cores, plan, .. } = &*self.table;
+        // What the device holds, bursts in our hands, what the pool's caches keep back, and what others have.
+        let posted = usize::from(rings.rx_descriptors) * info.buffers_per_descriptor;
+        let holders = if plan.queues.get() < *cores { usize::from(*cores) } else { 1 };
+        let in_hand = holders * (MbufBatch::CAPACITY + 2 * POOL_CACHE as usize);
+        let needed = posted + in_hand + self.crossing();
+        let Buffers { arena, area, scattered, .. } = buffers;
+        let (free, total) = (arena.free_buffers(), arena.buffers());
+        if free <= needed {
+            return Err(DpdkError::Arena { needed, free, buffers: total });
+        }
+        let spares = std::iter::from_fn(|| spare(arena, *area, scattered));
+        let lent: Vec<_> = spares.take(needed).collect();
+        if lent.len() < needed {
+            return Err(DpdkError::Arena { needed, free: lent.len(), buffers: total });
+        }
+        let config = ExternalPoolConfig { cache: POOL_CACHE, socket: info.socket };
+        let pool = ExternalPool::new(*eal, &self.name("rx"), *area, lent, &config)?;
+        let payload = (*pool).clone();
+        buffers.pool = Some(pool);
+        // A device that splits posts a buffer for headers with each one for payload, from one pool for all queues.
+        let headers = if rings.header_split && info.header_split.is_ok() && self.core == 0 {
+            Some(self.dram("hd", needed as u32 * u32::from(plan.queues.get()))?)
+        } else {
+            None
+        };
+        Ok(Pools { payload, headers })
+    }
+
+    /// Memory for headers, and places for payload, of frames on their way out.
+    fn transmit_pools(&self) -> Result<(Pool, Completions<pmem::Extent>), DpdkError> {
+        let Table { eal, info, rings, cores, .. } = &*self.table;
+        let in_flight = u32::from(rings.tx_descriptors) + MbufBatch::CAPACITY as u32;
+        let others = u32::from(cores - 1);
+        // Copies for others, and what the caches of those keep that send or free them.
+        let lent = others * (2 * POOL_CACHE + (STRAYS + NEWS) as u32);
+        let heads = self.dram("tx", 2 * in_flight + 2 * POOL_CACHE + lent)?;
+        let completions = Completions::new(*eal, &self.name("pm"), 4 * in_flight, info.socket)?;
+        Ok((heads, completions))
+    }
+
+    fn dram(&self, kind: &str, mbufs: u32) -> Result<Pool, DpdkError> {
+        let Table { eal, info, .. } = &*self.table;
+        let config = PoolConfig { mbufs, cache: POOL_CACHE, socket: info.socket, ..PoolConfig::default() };
+        Ok(Pool::dram(*eal, &self.name(kind), &config)?)
+    }
+}
+
+impl Drop for DpdkSeat {
+    fn drop(&mut self) {
+        if !self.is_taken {
+            self.table.abandon();
+        }
+    }
+}
+
+impl Table {
+    /// Brings a core's pools, and waits until the port runs. The last core starts it.
+    fn join(&self, core: u16, pools: Option<Pools>, mtu: usize) -> Result<Place, DpdkError> {
+        let mut assembly = self.assembly.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Assembly::Preparing { ready, pools: all } = &mut *assembly {
+            if let Some(place) = all.get_mut(usize::from(core)) {
+                *place = pools;
+            }
+            *ready += 1;
+            if *ready == self.cores {
+                let pools = std::mem::take(all).into_iter().flatten().collect();
+                let started = self.start(pools, mtu);
+                *assembly = match started {
+                    Ok((port, queues)) => Assembly::Running { port, queues },
+                    Err(error) => {
+                        *assembly = Assembly::Abandoned;
+                        self.changed.notify_all();
+                        return Err(error);
+                    }
+                };
+                self.changed.notify_all();
+            }
+        }
+        loop {
+            match &mut *assembly {
+                Assembly::Preparing { .. } => {
+                    assembly = self.changed.wait(assembly).unwrap_or_else(PoisonError::into_inner);
+                }
+                Assembly::Running { port, queues } => {
+                    let queues = queues.get_mut(usize::from(core)).and_then(Option::take);
+                    return Ok(Place { port: port.clone(), queues });
+                }
+                Assembly::Abandoned => return Err(DpdkError::Abandoned),
+            }
+        }
+    }
+
+    fn start(&self, pools: Vec<Pools>, mtu: usize) -> Result<(Arc<Port>, Vec<Option<Queues>>), DpdkError> {
+        let queues = self.plan.queues.get();
+        let (payload, headers): (Vec<_>, Vec<_>) =
+            pools.into_iter().map(|pools| (pools.payload, pools.headers)).unzip();
+        let config = PortConfig {
+            rx_queues: queues,
+            tx_queues: queues,
+            rx_descriptors: self.rings.rx_descriptors,
+            tx_descriptors: self.rings.tx_descriptors,
+            mtu: mtu as u16,
+            headers: headers.into_iter().flatten().next(),
+            ..PortConfig::default()
+        };
+        let mut port = Port::start(self.id, &config, &payload)?;
+        let mut queue = |index| Ok::<_, DpdkError>(Some((port.rx_queue(index)?, port.tx_queue(index)?)));
+        let queues = (0..queues).map(&mut queue).collect::<Result<_, _>>()?;
+        Ok((Arc::new(port), queues))
+    }
+
+    /// One core is not coming.
+    fn abandon(&self) {
+        let mut assembly = self.assembly.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*assembly, Assembly::Preparing { .. }) {
+            *assembly = Assembly::Abandoned;
+            self.changed.notify_all();
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Frames on their way out: headers in DRAM, and behind them payload where it lies.
+
+use std::sync::Arc;
+
+use dpdk::{Completions, ExternalArea, IpVersion, Mbuf, MbufBatch, Pool, TxChecksums, TxQueue};
+use pmem::Extent;
+
+use super::exchange::Exchange;
+use crate::{FrameSink, SinkFull, TxChecksum, TxFrame};
+
+/// Extents behind one header; a frame of more pieces is sent with all of them copied into one segment, and so is
+/// one with a piece that the device does not see as one.
+const MAX_SEGMENTS: usize = 8;
+
+/// How a core's frames leave.
+pub(super) enum Exit {
+    /// By a transmit queue of its own, which may be that of other cores too.
+    Queue { tx: TxQueue, of_others: Option<Box<MbufBatch>> },
+    /// By another core.
+    Core(usize),
+}
+
+/// Where frames leave.
+pub(super) struct Sender {
+    pub(super) core: usize,
+    pub(super) exit: Exit,
+    pub(super) exchange: Arc<Exchange>,
+    pub(super) heads: Pool,
+    pub(super) waiting: MbufBatch,
+    pub(super) completions: Completions<Extent>,
+    pub(super) area: ExternalArea,
+    /// Frames handed to the device.
+    pub(super) sent: u64,
+    /// Frames of this core's own that have left it.
+    pub(super) departed: u64,
+    pub(super) copied_bytes: u64,
+}
+
+impl Sender {
+    /// Hands what waits to the device, or to the core that has one, as far as it takes it.
+    pub(super) fn flush(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        match &mut self.exit {
+            Exit::Queue { tx, .. } => {
+                let count = tx.burst(&mut self.waiting) as u64;
+                self.sent += count;
+                self.departed += count;
+            }
+            Exit::Core(core) => {
+                let mut left = MbufBatch::new();
+                for mbuf in self.waiting.drain() {
+                    let refused = match left.is_empty() {
+                        true => self.exchange.give_departure(*core, mbuf).err(),
+                        false => Some(mbuf),
+                    };
+                    match refused {
+                        None => self.departed += 1,
+                        // As many fit as came out.
+                        Some(mbuf) => drop(left.push(mbuf)),
+                    }
+                }
+                self.waiting = left;
+            }
+        }
+    }
+
+    /// Sends what other cores have given to this one; returns the number of frames.
+    pub(super) fn flush_others(&mut self) -> usize {
+        let Exit::Queue { tx, of_others: Some(batch) } = &mut self.exit else { return 0 };
+        let mut count = 0;
+        loop {
+            self.exchange.take_departures(self.core, batch);
+            let waiting = batch.len();
+            if waiting == 0 {
+                break;
+            }
+            let sent = tx.burst(batch);
+            count += sent;
+            // A burst for each core that may have filled the queue is enough for one turn.
+            if sent < waiting || count >= self.exchange.cores() * MbufBatch::CAPACITY {
+                break;
+            }
+        }
+        self.sent += count as u64;
+        count
+    }
+
+    /// Lets payload go that the device no longer reads.
+    pub(super) fn settle(&mut self) {
+        self.completions.drain(drop);
+    }
+
+    /// Has the device say which payload it no longer reads: one that is idle would hold on to the last frames.
+    pub(super) fn reclaim(&mut self) {
+        let own = self.completions.outstanding() > 0;
+        match &mut self.exit {
+            Exit::Queue { tx, of_others } => {
+                if own || of_others.is_some() && self.exchange.is_payload_waited_for() {
+                    tx.reclaim();
+                }
+            }
+            Exit::Core(_) => self.exchange.wait_for_payload(self.core, own),
+        }
+        if own {
+            self.settle();
+        }
+    }
+
+    /// A copy of a received frame in DRAM, for another core; none if it does not fit an mbuf, or none is free.
+    pub(super) fn copy_of(&self, frame: &Mbuf) -> Option<Mbuf> {
+        let mut copy = self.heads.alloc()?;
+        let mut into = copy.append(frame.len())?;
+        for segment in frame.segments() {
+            let (part, rest) = into.split_at_mut_checked(segment.len())?;
+            part.copy_from_slice(segment);
+            into = rest;
+        }
+        copy.set_checksums(frame.ip_checksum(), frame.transport_checksum());
+        Some(copy)
+    }
+
+    fn make_room(&mut self, pieces: usize) -> Result<(), SinkFull> {
+        if self.waiting.room() == 0 || self.completions.room() < pieces {
+            self.flush();
+            self.settle();
+        }
+        if self.waiting.room() == 0 || self.completions.room() < pieces { Err(SinkFull) } else { Ok(()) }
+    }
+}
+
+impl FrameSink for Sender {
+    fn send(&mut self, frame: TxFrame<'_>) -> Result<(), SinkFull> {
+        self.make_room(frame.payload.len())?;
+        let mut mbuf = self.heads.alloc().ok_or(SinkFull)?;
+        mbuf.append(frame.head.len()).ok_or(SinkFull)?.copy_from_slice(frame.head);
+        let is_scattered = |extent: &Extent| !self.area.is_contiguous(extent.bytes());
+        let copy = frame.payload.len() > MAX_SEGMENTS || frame.payload.iter().any(is_scattered);
+        for extent in frame.payload {
+            if copy {
+                mbuf.append(extent.len()).ok_or(SinkFull)?.copy_from_slice(extent.bytes());
+                self.copied_bytes += extent.len() as u64;
+            } else {
+                self.completions.attach(&mut mbuf, extent.clone()).map_err(|_| SinkFull)?;
+            }
+        }
+        if let TxChecksum::Tcp { ipv6, l2_bytes, l3_bytes, l4_bytes } = frame.checksum {
+            let request = TxChecksums {
+                version: if ipv6 { IpVersion::V6 } else { IpVersion::V4 },
+                link_len: l2_bytes as u8,
+                ip_len: l3_bytes as u16,
+                tcp_len: l4_bytes as u8,
+                ipv4_header: false,
+                tcp: true,
+            };
+            mbuf.request_checksums(request).map_err(|_| SinkFull)?;
+        }
+        self.waiting.push(mbuf).map_err(|_| SinkFull)
+    }
+}
+
+impl std::fmt::Debug for Sender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sender")
+            .field("waiting", &self.waiting.len())
+            .field("sent", &self.sent)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,225 @@
+//! A host of several cores: each has its own connections, and all have the same addresses.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use smoltcp::time::{Duration, Instant};
+use stack::net::{Net as _, Transport as _};
+use stack::sim::{Clock, Host, Path};
+use stack::{Config, CoreShare};
+
+use crate::ours::{Ours, config};
+use crate::talk::{BOTH_VERSIONS, Talk, Talker, Version, for_each_seed, ip, link};
+use crate::theirs::Theirs;
+use crate::wire::{RST, SYN, Seg, Side, arp, data, icmpv4_error, icmpv6_error, seg};
+
+const CORES: usize = 3;
+
+fn run(clock: &mut Clock, cores: &mut [Ours], theirs: &mut Theirs, limit: Duration) {
+    let end = clock.now() + limit;
+    while !(cores.iter_mut().all(Ours::done) && theirs.done()) {
+        let mut hosts: Vec<&mut dyn Host> = cores.iter_mut().map(|core| core as &mut dyn Host).collect();
+        hosts.push(theirs);
+        let goes_on = clock.step(&mut hosts, end);
+        let reports: Vec<_> = cores.iter_mut().map(Ours::report).collect();
+        assert!(goes_on, "not over by {end}\n{}\n{}", reports.join("\n"), theirs.report());
+    }
+}
+
+fn port_of(remote: SocketAddr) -> u64 {
+    remote.port().into()
+}
+
+/// A bad link, and a device that gives each frame to any core at all: the bytes are right, and every connection
+/// ends in order.
+#[test]
+fn frames_that_come_to_any_core_find_their_connection() {
+    for_each_seed(40, |seed| {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let version = BOTH_VERSIONS[rng.random_range(0..2)];
+        let path = Path {
+            loss: rng.random_range(0.0..0.03),
+            reordering: rng.random_range(0.0..0.1),
+            duplication: rng.random_range(0.0..0.05),
+            ..Path::default()
+        };
+        let (link, mut clock) = link(seed);
+        // SYNs of a device that spreads by a hash come to one core, and so do theirs again.
+        let mut spread = ChaCha8Rng::seed_from_u64(seed + 1);
+        let core_of = move |frame: &[u8]| match Seg::parse(frame) {
+            Some((from, _, segment)) if segment.has(SYN) => usize::from(from.at.port()) % CORES,
+            _ => spread.random_range(0..CORES),
+        };
+        let mut cores = Ours::cores(link.port(path), 300, &config(1), CORES, core_of);
+        let at = SocketAddr::new(ip(version, 1), 80);
+        for core in &mut cores {
+            core.listen(at, 16, |peer| Talk::new(port_of(peer), 3_000, 20_000));
+        }
+        let mut theirs = Theirs::new(&link, path, 2, 4_000);
+        for n in 0..12 {
+            theirs.connect(at, 5_000 + n, Talk::new(u64::from(5_000 + n), 3_000, 20_000).other());
+        }
+        run(&mut clock, &mut cores, &mut theirs, Duration::from_secs(900));
+        for core in &cores {
+            assert!(core.conns.len() >= 4, "a third of the SYNs came to each core");
+            core.assert_nothing_leaked();
+        }
+    });
+}
+
+/// A SYN that comes to one core and again to another is answered by both; the peer goes on with one of them, and the
+/// other does not get in its way.
+#[test]
+fn a_syn_that_comes_to_two_cores_opens_one_connection() {
+    for version in BOTH_VERSIONS {
+        let (link, mut clock) = link(1);
+        let turn = Cell::new(0);
+        // The SYN to core 0, its copy to core 1, and all that follows to either in turn.
+        let core_of = move |_: &[u8]| turn.replace(turn.get() + 1) % 2;
+        let mut cores = Ours::cores(link.port(Path::default()), 300, &config(1), 2, core_of);
+        let at = SocketAddr::new(ip(version, 1), 80);
+        for core in &mut cores {
+            core.listen(at, 16, |_| Talk::new(7, 100_000, 100_000));
+        }
+        let doubling = Path { duplication: 1.0, ..Path::default() };
+        let mut theirs = Theirs::new(&link, doubling, 2, 60_000);
+        theirs.connect(at, 5_000, Talk::new(7, 100_000, 100_000).other());
+        run(&mut clock, &mut cores, &mut theirs, Duration::from_secs(60));
+        let opened: Vec<_> = cores.iter().map(|core| core.conns.len()).collect();
+        assert_eq!(opened.iter().sum::<usize>(), 1, "{opened:?}");
+    }
+}
+
+/// What no core has a connection for is refused, by one of them.
+#[test]
+fn a_segment_that_belongs_nowhere_is_refused_once() {
+    for version in BOTH_VERSIONS {
+        for first in 0..CORES {
+            let (link, mut clock) = link(1);
+            let mut cores = Ours::cores(link.port(Path::default()), 300, &config(1), CORES, move |_| first);
+            let peer = link.port(Path::default());
+            let local = Side { mac: crate::talk::mac(1), at: SocketAddr::new(ip(version, 1), 80) };
+            let remote = Side { mac: crate::talk::mac(2), at: SocketAddr::new(ip(version, 2), 9) };
+            peer.send(clock.now(), data(5, 5, b"who is there?").frame(remote, local));
+            let mut hosts: Vec<&mut dyn Host> = cores.iter_mut().map(|core| core as &mut dyn Host).collect();
+            clock.run_until(&mut hosts, Instant::from_secs(5));
+            let answers: Vec<_> = std::iter::from_fn(|| peer.receive(clock.now())).collect();
+            let resets =
+                answers.iter().filter_map(|frame| Seg::parse(frame)).filter(|(.., seg)| seg.has(RST));
+            assert_eq!((answers.len(), resets.count()), (1, 1), "{answers:02x?}");
+        }
+    }
+}
+
+/// The answer to one core's question for a neighbour comes to another core.
+#[test]
+fn every_core_learns_where_a_neighbour_is() {
+    for version in BOTH_VERSIONS {
+        for other_frames_to in 0..CORES {
+            let (link, mut clock) = link(1);
+            let core_of = move |frame: &[u8]| if Seg::parse(frame).is_some() { 1 } else { other_frames_to };
+            let mut cores = Ours::cores(link.port(Path::default()), 300, &config(1), CORES, core_of);
+            let mut theirs = Theirs::new(&link, Path::default(), 2, 4_000);
+            theirs.listen(80, Talk::new(3, 5_000, 5_000));
+            let at = SocketAddr::new(ip(version, 2), 80);
+            cores[1]
+                .connect(clock.now(), at, Talk::new(3, 5_000, 5_000).other())
+                .expect("nothing is in the way");
+            run(&mut clock, &mut cores, &mut theirs, Duration::from_secs(60));
+        }
+    }
+}
+
+/// One core answers a ping or a question for the address: not all, and not none.
+#[test]
+fn what_is_not_tcp_is_answered_once() {
+    use smoltcp::wire::{ArpOperation, EthernetAddress};
+    let (link, mut clock) = link(1);
+    let mut cores = Ours::cores(link.port(Path::default()), 300, &config(1), CORES, |_| 2);
+    let peer = link.port(Path::default());
+    let remote = Side { mac: crate::talk::mac(2), at: SocketAddr::new(ip(Version::V4, 2), 9) };
+    peer.send(
+        clock.now(),
+        arp(ArpOperation::Request, remote, EthernetAddress::BROADCAST, ip(Version::V4, 1)),
+    );
+    let mut hosts: Vec<&mut dyn Host> = cores.iter_mut().map(|core| core as &mut dyn Host).collect();
+    clock.run_until(&mut hosts, Instant::from_secs(5));
+    assert_eq!(std::iter::from_fn(|| peer.receive(clock.now())).count(), 1);
+}
+
+/// A router's complaint about one core's segment comes to another core (RFC 1191, RFC 8201).
+#[test]
+fn a_path_mtu_reaches_the_core_that_has_the_connection() {
+    for (version, mtu, mss) in [(Version::V4, 1_000, 960), (Version::V6, 1_280, 1_220)] {
+        let (link, mut clock) = link(1);
+        let core_of = |frame: &[u8]| if Seg::parse(frame).is_some() { 0 } else { 1 };
+        let mut cores = Ours::cores(link.port(Path::default()), 300, &config(1), 2, core_of);
+        let local = Side { mac: crate::talk::mac(1), at: SocketAddr::new(ip(version, 1), 80) };
+        let remote = Side { mac: crate::talk::mac(2), at: SocketAddr::new(ip(version, 2), 9) };
+        let peer = link.port(Path::default());
+        for core in &mut cores {
+            core.listen(local.at, 1, |_| Talk::new(1, 1_400, 0));
+            core.piece_bytes = 1_400;
+        }
+        let mut go = |cores: &mut [Ours], frame: Vec<u8>, until_ms| {
+            peer.send(clock.now(), frame);
+            let mut hosts: Vec<&mut dyn Host> = cores.iter_mut().map(|core| core as &mut dyn Host).collect();
+            clock.run_until(&mut hosts, Instant::from_millis(until_ms));
+            std::iter::from_fn(|| peer.receive(clock.now())).collect::<Vec<_>>()
+        };
+        let answer = go(&mut cores, seg(SYN, 0, 0).mss(1_400).frame(remote, local), 10);
+        let iss = Seg::parse(&answer[0]).expect("SYN and ACK").2.seq;
+        let sent = go(&mut cores, seg(crate::wire::ACK, 1, iss.wrapping_add(1)).frame(remote, local), 20);
+        let longest = |frames: &[Vec<u8>]| {
+            frames.iter().filter_map(|frame| Seg::parse(frame)).map(|(.., seg)| seg.payload.len()).max()
+        };
+        assert_eq!(longest(&sent), Some(1_400));
+        let whole = sent.iter().find(|frame| frame.len() > 1_400).expect("the segment");
+        let quoted = &whole[14..14 + 68];
+        let complaint = match version {
+            Version::V4 => icmpv4_error(remote, local, 3, 4, mtu, quoted),
+            Version::V6 => icmpv6_error(remote, local, 2, 0, mtu, quoted),
+        };
+        let again = go(&mut cores, complaint, 3_000);
+        assert_eq!(longest(&again), Some(mss), "no longer than the path takes");
+    }
+}
+
+/// Cores that open connections to one peer do not take each other's ports.
+#[test]
+fn cores_connect_from_ports_of_their_own() {
+    let (link, mut clock) = link(1);
+    let used = Rc::new(Cell::new(0));
+    let mut ports = Vec::new();
+    for index in 0..CORES as u16 {
+        let config = Config { core: CoreShare { index, count: CORES as u16 }, ..config(1) };
+        let mut core = Ours::new(&link, Path::default(), 1, 300, config);
+        let at = SocketAddr::new(ip(Version::V4, 2), 80);
+        let seen = Rc::new(std::cell::RefCell::new(Vec::new()));
+        let mut theirs = Theirs::new(&link, Path::default(), 2, 4_000);
+        let sink = seen.clone();
+        core.net.port().set_filter(move |frame| {
+            if let Some((from, _, segment)) = Seg::parse(frame)
+                && segment.has(SYN)
+            {
+                sink.borrow_mut().push(from.at.port());
+            }
+            true
+        });
+        let conns: Vec<_> = (0..100)
+            .map(|_| core.connect(clock.now(), at, Talk::new(1, 0, 0)).expect("there are ports"))
+            .collect();
+        let until = clock.now() + Duration::from_millis(500);
+        clock.run_until(&mut [&mut core, &mut theirs], until);
+        used.set(used.get() + conns.len());
+        ports.extend(seen.borrow().iter().copied());
+        while core.net.next_event().is_some() {}
+        conns.into_iter().for_each(|conn| core.net.abort(conn));
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    assert_eq!(ports.len(), used.get());
+}
