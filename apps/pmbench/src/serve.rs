@@ -9,17 +9,16 @@ mod control;
 mod device;
 mod ledger;
 mod limit;
-mod polling;
 mod reply;
 mod requests;
 mod service;
+mod slots;
 mod sockets;
 
 pub use cli::ServeArgs;
 pub use reply::REPLY_BYTES;
 
 use anyhow::Result;
-use pmem::RegionInfo;
 
 use crate::protocol::{Mode, Ready, ServerEvent};
 use control::{Control, tell};
@@ -30,23 +29,31 @@ use control::{Control, tell};
 /// The store, the device or the socket cannot be had, or failed on the way.
 pub fn serve(args: &ServeArgs) -> Result<()> {
     let control = Control::start(args.core)?;
-    match args.mode {
-        Mode::StatusQuo => sockets::serve(args, &control),
-        Mode::Paste | Mode::PasteEcho => polling::serve(args, &control),
+    let served = match args.mode {
+        Mode::StatusQuo | Mode::StatusQuoFsync => sockets::serve(args, &control),
+        Mode::KernelPaste => slots::serve_kernel(args, &control),
+        Mode::Paste | Mode::PasteEcho => slots::serve(args, &control),
         Mode::Limit => limit::serve(args, &control),
-        mode => {
-            let reason = format!("{mode} is not part of this build");
-            tell(&ServerEvent::Skipped { reason })
-        }
+        mode => Err(Skipped(format!("{mode} is not part of this build")).into()),
+    };
+    match served.map_err(anyhow::Error::downcast) {
+        Err(Ok(Skipped(reason))) => tell(&ServerEvent::Skipped { reason }),
+        Err(Err(error)) => Err(error),
+        Ok(()) => Ok(()),
     }
 }
 
+/// This machine cannot run the mode, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Skipped(String);
+
 /// What a server says once it serves.
-fn ready(args: &ServeArgs, store: Option<&RegionInfo>, notes: &[&str]) -> ServerEvent {
+fn ready(args: &ServeArgs, domain: Option<String>, notes: &[&str]) -> ServerEvent {
     ServerEvent::Ready(Ready {
         mode: args.mode,
         pid: std::process::id(),
-        domain: store.map(|info| info.domain.to_string()),
+        domain,
         notes: notes.iter().map(|&note| note.to_owned()).collect(),
     })
 }

@@ -140,6 +140,7 @@ impl Service for AppendService {
             Event::Closed { conn, .. } => {
                 if let Some(place) = self.place(conn) {
                     let broken = place.decoder.is_mid_request() || !place.pending.is_empty();
+                    let broken = broken && place.refusal.is_none();
                     *place = Connection::vacant();
                     self.ledger.errors += u64::from(broken);
                 }

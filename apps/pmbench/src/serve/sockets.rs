@@ -22,8 +22,8 @@ use super::control::{Control, tell};
 use super::ledger::Meter;
 use super::requests::Stream;
 use super::{ServeArgs, ready, reply};
-use crate::protocol::{ServerEvent, Wish};
-use keep::{Keep, Log};
+use crate::protocol::{Mode, ServerEvent, Wish};
+use keep::{Keep, Log, Records};
 use link::{Link, Plain};
 
 /// Connections that may wait to be accepted.
@@ -38,10 +38,18 @@ const WAKE: u64 = u64::MAX - 1;
 
 /// Serves until told to stop.
 pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
-    let notes = ["epoll, level-triggered, 512 events a call", "TCP_NODELAY", "no SO_BUSY_POLL"];
-    let (info, log) = Log::open(args)?;
-    let mut server = Server::<Plain, Log>::listen(args, control, log)?;
-    tell(&ready(args, Some(&info), &notes))?;
+    match args.mode {
+        Mode::StatusQuoFsync => serve_with::<Plain, _>(args, control, Records::open(args)?),
+        _ => serve_with::<Plain, _>(args, control, Log::open(args)?),
+    }
+}
+
+fn serve_with<L: Link, K: Keep>(args: &ServeArgs, control: &Control, keep: K) -> Result<()> {
+    let mut notes = vec!["epoll, level-triggered, 512 events a call", "TCP_NODELAY", "no SO_BUSY_POLL"];
+    notes.extend_from_slice(K::NOTES);
+    notes.extend_from_slice(L::NOTES);
+    let mut server = Server::<L, K>::listen(args, control, keep)?;
+    tell(&ready(args, Some(server.keep.domain()), &notes))?;
     server.run(control)?;
     server.keep.close()
 }

@@ -1,6 +1,10 @@
 //! Where the modes on kernel sockets put their records: a request at a time, durable before its reply.
 
-use anyhow::{Context as _, Result};
+use std::fs::File;
+use std::io::IoSlice;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
 use pmem::{RegionInfo, Shard};
 use pmlog::http::Refusal;
 
@@ -11,6 +15,12 @@ use crate::serve::requests::refusal;
 
 /// A place for records.
 pub(super) trait Keep {
+    /// What a reader of its figures should know.
+    const NOTES: &'static [&'static str];
+
+    /// What makes a record durable.
+    fn domain(&self) -> String;
+
     /// Makes a record durable; returns its number.
     fn keep(&mut self, body: &[u8]) -> Result<u64, Refusal>;
 
@@ -26,18 +36,25 @@ pub(super) trait Keep {
 
 /// The log in persistent memory: copy, flush, entry, fence.
 pub(super) struct Log {
+    info: RegionInfo,
     shard: Shard,
     ledger: Ledger,
 }
 
 impl Log {
-    pub(super) fn open(args: &ServeArgs) -> Result<(RegionInfo, Self)> {
+    pub(super) fn open(args: &ServeArgs) -> Result<Self> {
         let (info, seed) = ledger::open(args)?;
-        Ok((info, Self { shard: seed.open()?, ledger: Ledger::default() }))
+        Ok(Self { info, shard: seed.open()?, ledger: Ledger::default() })
     }
 }
 
 impl Keep for Log {
+    const NOTES: &'static [&'static str] = &["one commit for each request"];
+
+    fn domain(&self) -> String {
+        self.info.domain.to_string()
+    }
+
     fn keep(&mut self, body: &[u8]) -> Result<u64, Refusal> {
         let pending = self.shard.append_copy(body).map_err(|error| refusal(&error))?;
         let durable = self.shard.commit().map_err(|_| Refusal::CommitFailed)?;
@@ -56,5 +73,98 @@ impl Keep for Log {
 
     fn close(&mut self) -> Result<()> {
         self.shard.checkpoint().context("the store's end could not be noted")
+    }
+}
+
+/// Bytes before each record in a file: its number, its length and its checksum.
+const HEADER_BYTES: usize = 16;
+
+/// A file that goes round: write, fdatasync.
+pub(super) struct Records {
+    file: File,
+    len_bytes: u64,
+    /// Where the next record goes.
+    at: u64,
+    next: u64,
+    persist_delay: Duration,
+    ledger: Ledger,
+}
+
+impl Records {
+    /// Makes the file. It is written once as a whole, so that no later fdatasync has to write its extents, too.
+    pub(super) fn open(args: &ServeArgs) -> Result<Self> {
+        let (path, len_bytes) = (&args.pm, args.pm_size.as_u64());
+        let longest = HEADER_BYTES as u64 + args.max_record.as_u64();
+        ensure!(len_bytes >= longest, "a file of {len_bytes} bytes is shorter than a record; see --pm-size");
+        let failed = || format!("cannot make the file {}; see --pm and --pm-size", path.display());
+        let mut file =
+            File::options().read(true).write(true).create_new(true).open(path).with_context(failed)?;
+        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), len_bytes), &mut file)
+            .with_context(failed)?;
+        file.sync_all().with_context(failed)?;
+        Ok(Self {
+            file,
+            len_bytes,
+            at: 0,
+            next: 1,
+            persist_delay: Duration::from_micros(args.persist_delay_us),
+            ledger: Ledger::default(),
+        })
+    }
+
+    fn write(&mut self, header: &[u8; HEADER_BYTES], body: &[u8]) -> std::io::Result<()> {
+        let len = HEADER_BYTES + body.len();
+        let written = rustix::io::pwritev(&self.file, &[IoSlice::new(header), IoSlice::new(body)], self.at)?;
+        if written < len {
+            return Err(std::io::ErrorKind::WriteZero.into());
+        }
+        self.file.sync_data()?;
+        let persisted = Instant::now();
+        while !self.persist_delay.is_zero() && persisted.elapsed() < self.persist_delay {
+            std::hint::spin_loop();
+        }
+        Ok(())
+    }
+}
+
+impl Keep for Records {
+    const NOTES: &'static [&'static str] =
+        &["one fdatasync for each request", "the file was written once before"];
+
+    fn domain(&self) -> String {
+        "fdatasync".to_owned()
+    }
+
+    fn keep(&mut self, body: &[u8]) -> Result<u64, Refusal> {
+        let len = (HEADER_BYTES + body.len()) as u64;
+        if self.at + len > self.len_bytes {
+            self.at = 0;
+        }
+        let seq = self.next;
+        let mut header = [0; HEADER_BYTES];
+        header[..8].copy_from_slice(&seq.to_le_bytes());
+        header[8..12].copy_from_slice(&(body.len() as u32).to_le_bytes());
+        header[12..].copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
+        self.write(&header, body).map_err(|error| {
+            tracing::error!("a record could not be written: {error}");
+            Refusal::CommitFailed
+        })?;
+        self.next += 1;
+        self.at += len;
+        self.ledger.fences += 1;
+        self.ledger.pm_bytes += len;
+        Ok(seq)
+    }
+
+    fn ledger(&mut self) -> &mut Ledger {
+        &mut self.ledger
+    }
+
+    fn mark(&self, id: u64, meter: &Meter) -> Mark {
+        self.ledger.mark(id, meter, None)
+    }
+
+    fn close(&mut self) -> Result<()> {
+        Ok(())
     }
 }

@@ -7,6 +7,9 @@ use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 
 /// A connection.
 pub(super) trait Link: Sized {
+    /// What a reader of its figures should know.
+    const NOTES: &'static [&'static str] = &[];
+
     /// Sets an accepted socket up.
     fn new(socket: OwnedFd) -> Result<Self>;
 
