@@ -1,9 +1,10 @@
-//! What a developer and CI run: `cargo xtask setup | demo | test | bench | vm`.
+//! What a developer and CI run: `cargo xtask setup | demo | test | bench | vm | dpdk`.
 //!
 //! Builds without DPDK or libclang, since it is what installs them.
 
 mod bench;
 mod demo;
+mod dpdk;
 mod setup;
 mod steps;
 mod test;
@@ -34,6 +35,10 @@ enum Task {
     Bench(bench::Options),
     /// A virtual machine with real drivers: a NIC behind an IOMMU, device-DAX memory, and power cuts.
     Vm(vm::Options),
+    /// A DPDK with few drivers, from the distribution's source, that programs carry in themselves.
+    #[command(after_help = "Needs some minutes and 400 MB below target/dpdk. Then `cargo build --release \
+                            --features static` links against it.")]
+    Dpdk(dpdk::Options),
     /// What `vm` runs inside its namespaces.
     #[command(hide = true)]
     VmInside(vm::Inside),
@@ -62,6 +67,7 @@ fn main() -> ExitCode {
         Task::Demo(packages) => packages.provide().and_then(|()| demo::run()),
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options).map(|()| true),
+        Task::Dpdk(options) => dpdk::run(&options).map(|()| true),
         Task::Vm(options) => vm::run(&options),
         Task::VmInside(inside) => vm::run_inside(&inside),
         Task::DemoInside(inside) => demo::run_inside(&inside).map(|()| true),

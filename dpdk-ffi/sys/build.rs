@@ -1,5 +1,7 @@
 //! Binds the installed libdpdk: declarations through bindgen, static inlines through a generated C file.
 
+#![allow(unsafe_code)]
+
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
@@ -51,10 +53,17 @@ const CONSTANTS: [&str; 10] = [
 /// Structures that are both packed and aligned, which Rust cannot express.
 const OPAQUE: [&str; 3] = ["rte_arp_.*", "rte_gtp_.*", "rte_l2tpv2_.*"];
 
+/// Names the folder with libdpdk.pc of the DPDK that `cargo xtask dpdk` builds; cargo's configuration sets it.
+const TRIMMED: &str = "TRIMMED_DPDK";
+const PKG_CONFIG_PATH: &str = "PKG_CONFIG_PATH";
+
 fn main() {
     println!("cargo::rerun-if-changed=wrapper.h");
-    println!("cargo::rerun-if-env-changed=PKG_CONFIG_PATH");
+    println!("cargo::rerun-if-env-changed={PKG_CONFIG_PATH}");
     let link_statically = env::var_os("CARGO_FEATURE_STATIC").is_some();
+    if link_statically {
+        prefer_trimmed();
+    }
     let library = find_dpdk(link_statically);
     let cflags = cflags();
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR for build scripts"));
@@ -65,6 +74,22 @@ fn main() {
     } else {
         link_shared(&library);
     }
+}
+
+/// Has pkg-config look for the trimmed DPDK, behind what the user's own path names and before the system's.
+fn prefer_trimmed() {
+    println!("cargo::rerun-if-env-changed={TRIMMED}");
+    let Some(trimmed) = env::var_os(TRIMMED).map(PathBuf::from) else { return };
+    let file = trimmed.join("libdpdk.pc");
+    println!("cargo::rerun-if-changed={}", file.display());
+    if !file.exists() {
+        return;
+    }
+    let user = env::var_os(PKG_CONFIG_PATH).unwrap_or_default();
+    let folders = env::split_paths(&user).filter(|folder| !folder.as_os_str().is_empty()).chain([trimmed]);
+    let path = env::join_paths(folders).expect("folders came from a path, or have no colon in their names");
+    // SAFETY: this process has one thread.
+    unsafe { env::set_var(PKG_CONFIG_PATH, path) };
 }
 
 fn find_dpdk(link_statically: bool) -> pkg_config::Library {
