@@ -6,6 +6,7 @@
 
 pub mod cli;
 mod control;
+mod copy;
 mod device;
 mod ledger;
 mod limit;
@@ -31,6 +32,7 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
     let control = Control::start(args.core)?;
     let served = match args.mode {
         Mode::StatusQuo | Mode::StatusQuoFsync => sockets::serve(args, &control),
+        Mode::DpdkCopy => copy::serve(args, &control),
         Mode::KernelPaste => slots::serve_kernel(args, &control),
         Mode::Paste | Mode::PasteEcho => slots::serve(args, &control),
         Mode::Limit => limit::serve(args, &control),

@@ -17,10 +17,15 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// Room for one request of the greatest length.
+    /// Room for one request of the greatest length, and for a byte that is too much.
     pub(super) fn new(max_record_bytes: u64) -> Self {
-        let bytes = vec![0; MAX_HEAD_BYTES + max_record_bytes as usize].into();
+        let bytes = vec![0; MAX_HEAD_BYTES + max_record_bytes as usize + 1].into();
         Self { bytes, from: 0, to: 0, body: None, max_record_bytes }
+    }
+
+    /// The longest body that is accepted.
+    pub(super) fn max_record_bytes(&self) -> u64 {
+        self.max_record_bytes
     }
 
     /// Forgets everything.
@@ -60,22 +65,10 @@ impl Stream {
     pub(super) fn next(&mut self) -> Result<Option<&[u8]>, Refusal> {
         let body = match self.body.take() {
             Some(body) => body,
-            None => {
-                let bytes = &self.bytes[self.from..self.to];
-                let Some((head, length)) = Head::parse(bytes)? else {
-                    let is_too_long = bytes.len() >= MAX_HEAD_BYTES;
-                    return if is_too_long {
-                        Err(Refusal::Malformed("the head is too long"))
-                    } else {
-                        Ok(None)
-                    };
-                };
-                if length > MAX_HEAD_BYTES {
-                    return Err(Refusal::Malformed("the head is too long"));
-                }
-                let body = self.from + length;
-                body..body + accept(&head, self.max_record_bytes)?
-            }
+            None => match locate(&self.bytes[self.from..self.to], self.max_record_bytes)? {
+                Some(body) => self.from + body.start..self.from + body.end,
+                None => return Ok(None),
+            },
         };
         if body.end > self.to {
             self.body = Some(body);
@@ -83,6 +76,20 @@ impl Stream {
         }
         self.from = body.end;
         Ok(Some(&self.bytes[body]))
+    }
+}
+
+/// Where the body of the request at the start of `bytes` lies, or will lie, once its head is whole.
+///
+/// # Errors
+/// It is not an append that can be accepted.
+pub(super) fn locate(bytes: &[u8], max: u64) -> Result<Option<Range<usize>>, Refusal> {
+    let parsed = Head::parse(bytes)?;
+    let length = parsed.as_ref().map_or(bytes.len(), |(_, length)| *length);
+    match parsed {
+        _ if length > MAX_HEAD_BYTES => Err(Refusal::Malformed("the head is too long")),
+        Some((head, _)) => Ok(Some(length..length + accept(&head, max)?)),
+        None => Ok(None),
     }
 }
 
@@ -148,7 +155,7 @@ mod tests {
             ("POST /append HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 411),
             ("POST /append HTTP/1.1\r\nHost: a\r\nContent-Length: 101\r\n\r\n", 413),
             ("nonsense\r\n\r\n", 400),
-            (&"a".repeat(MAX_HEAD_BYTES), 400),
+            (&"a".repeat(MAX_HEAD_BYTES + 1), 400),
         ] {
             let mut stream = Stream::new(100);
             stream.room()[..text.len()].copy_from_slice(text.as_bytes());

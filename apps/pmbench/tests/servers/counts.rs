@@ -41,6 +41,18 @@ fn status_quo_copies_once_and_has_a_fence_for_each_request() {
 }
 
 #[test]
+fn dpdk_copy_copies_twice() {
+    isolated(|lab| {
+        let window = cost(lab, Mode::DpdkCopy)?;
+        // A request that lies around the end of the socket's ring is copied once more: here, two at most.
+        let once_more = window.copied_bytes - 2 * window.payload_bytes;
+        ensure!(once_more <= 2 * RECORD_BYTES, "{window:?}");
+        ensure!(window.fences == REQUESTS && lines_are_those_of_a_record(&window), "{window:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn kernel_paste_copies_nothing_itself() {
     isolated(|lab| {
         let window = cost(lab, Mode::KernelPaste)?;

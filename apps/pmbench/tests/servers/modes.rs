@@ -121,6 +121,7 @@ macro_rules! log_modes {
 log_modes! {
     status_quo: Mode::StatusQuo;
     kernel_paste: Mode::KernelPaste;
+    dpdk_copy: Mode::DpdkCopy;
     paste: Mode::Paste;
 }
 

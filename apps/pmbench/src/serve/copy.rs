@@ -1,0 +1,377 @@
+//! A plain stack on a DPDK port: smoltcp's own sockets, each with a ring of its own that the stack copies received
+//! bytes into, and another copy from there into persistent memory.
+//!
+//! It is as good as such a server gets: a connection is found by its addresses, so that no packet walks over all
+//! sockets; what arrives in one burst is made durable by one fence; a request is parsed where it lies in the ring.
+
+mod frames;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::SocketAddrV4;
+use std::ops::Range;
+
+use anyhow::Result;
+use pmem::{Pending, Shard};
+use pmlog::http::{MAX_HEAD_BYTES, Refusal};
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::socket::tcp;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{
+    EthernetAddress, EthernetFrame, EthernetProtocol, HardwareAddress, IpCidr, IpProtocol, Ipv4Packet,
+    TcpPacket,
+};
+
+use super::control::{Control, tell};
+use super::device::Device;
+use super::ledger::{self, Ledger, Meter};
+use super::requests::{Stream, locate, refusal};
+use super::{ServeArgs, ready, reply};
+use crate::protocol::{ServerEvent, Wish};
+use frames::Frames;
+
+/// Between two looks at the timers of all connections.
+const TIMERS_EVERY: Duration = Duration::from_millis(10);
+/// Bytes of replies that a socket holds.
+const TX_BYTES: usize = 4096;
+
+/// Serves until told to stop.
+pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
+    let device = Device::find(args)?;
+    let (info, seed) = ledger::open(args)?;
+    let shard = seed.open()?;
+    let frames = Frames::start(&device)?;
+    let mut server = Server::new(args, &device, frames, shard);
+    let notes =
+        ["one commit for each burst", "stock smoltcp sockets, one set for each connection", "two copies"];
+    tell(&ready(args, Some(info.domain.to_string()), &notes))?;
+    server.run(control)
+}
+
+struct Server {
+    frames: Frames,
+    interface: Interface,
+    port: u16,
+    /// Takes what is for no connection: questions for the address, and segments that are refused.
+    nobody: SocketSet<'static>,
+    places: Vec<Place>,
+    vacant: Vec<usize>,
+    /// Which place a peer has.
+    peers: HashMap<SocketAddrV4, usize>,
+    /// Places that had a segment in this burst.
+    touched: Vec<usize>,
+    /// Appends of this burst, with their places and lengths.
+    pending: Vec<(usize, Pending, u64)>,
+    shard: Shard,
+    ledger: Ledger,
+}
+
+/// A connection, with a set of sockets all its own.
+struct Place {
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+    peer: Option<SocketAddrV4>,
+    is_touched: bool,
+    /// Where in the ring the current request's body will lie, once its head is parsed.
+    body: Option<Range<usize>>,
+    /// Takes requests that lie around the ring's end.
+    stream: Stream,
+    /// Numbers of records whose replies are not in the socket yet.
+    owed: Vec<u64>,
+    refusal: Option<Refusal>,
+}
+
+impl Server {
+    fn new(args: &ServeArgs, device: &Device, mut frames: Frames, shard: Shard) -> Self {
+        let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(device.mac)));
+        config.random_seed = RandomState::new().hash_one(0);
+        let mut interface = Interface::new(config, &mut frames, Instant::ZERO);
+        interface.update_ip_addrs(|addresses| {
+            // The only one, so that there is room for it.
+            let _ = addresses.push(IpCidr::Ipv4(args.ip));
+        });
+        let connections = args.max_connections.get() as usize;
+        Self {
+            frames,
+            interface,
+            port: args.port,
+            nobody: SocketSet::new(Vec::new()),
+            places: (0..connections).map(|_| Place::new(args.max_record.as_u64())).collect(),
+            vacant: (0..connections).rev().collect(),
+            peers: HashMap::with_capacity(connections),
+            touched: Vec::with_capacity(connections),
+            pending: Vec::with_capacity(connections),
+            shard,
+            ledger: Ledger::default(),
+        }
+    }
+
+    fn run(&mut self, control: &Control) -> Result<()> {
+        let mut meter = Meter::polling();
+        let mut looked = Instant::ZERO;
+        loop {
+            match control.next() {
+                Some(Wish::Mark(id)) => {
+                    tell(&ServerEvent::Mark(self.ledger.mark(id, &meter, Some(&self.shard))))?;
+                }
+                Some(Wish::Stop) => return Ok(self.shard.checkpoint()?),
+                None => {}
+            }
+            let begun = meter.raw();
+            let now = meter.instant(begun);
+            let mut has_worked = self.receive(now);
+            if now - looked >= TIMERS_EVERY {
+                looked = now;
+                (0..self.places.len()).for_each(|index| self.touch(index));
+                has_worked = true;
+            }
+            if has_worked {
+                self.serve()?;
+                self.transmit(now);
+                meter.worked(begun);
+            }
+        }
+    }
+
+    /// Gives each frame of a burst to its connection; false if there was none.
+    fn receive(&mut self, now: Instant) -> bool {
+        let mut has_received = false;
+        self.frames.burst();
+        while let Some(frame) = self.frames.next() {
+            has_received = true;
+            let place = match segment_for(self.port, frame) {
+                Some((peer, opens)) => self.place_of(peer, opens),
+                None => None,
+            };
+            let sockets = match place {
+                Some(index) => {
+                    self.touch(index);
+                    &mut self.places[index].sockets
+                }
+                None => &mut self.nobody,
+            };
+            self.interface.poll_ingress_single(now, &mut self.frames, sockets);
+        }
+        has_received
+    }
+
+    /// The place of a peer; a vacant one, if it opens a connection.
+    fn place_of(&mut self, peer: SocketAddrV4, opens: bool) -> Option<usize> {
+        if let Some(&index) = self.peers.get(&peer) {
+            return Some(index);
+        }
+        let index = if opens { self.vacant.pop()? } else { return None };
+        let place = &mut self.places[index];
+        // A socket that is closed can listen, and the port is not zero: only then smoltcp refuses.
+        if place.socket().listen(self.port).is_err() {
+            self.vacant.push(index);
+            return None;
+        }
+        place.peer = Some(peer);
+        self.peers.insert(peer, index);
+        Some(index)
+    }
+
+    fn touch(&mut self, index: usize) {
+        let place = &mut self.places[index];
+        if place.peer.is_some() && !std::mem::replace(&mut place.is_touched, true) {
+            self.touched.push(index);
+        }
+    }
+
+    /// Appends what is whole, makes it durable, and puts the replies into the sockets.
+    fn serve(&mut self) -> Result<()> {
+        for &index in &self.touched {
+            let place = &mut self.places[index];
+            if place.refusal.is_none()
+                && let Err(refusal) = place.read(index, &mut self.shard, &mut self.pending, &mut self.ledger)
+            {
+                self.ledger.errors += 1;
+                place.refusal = Some(refusal);
+            }
+        }
+        if self.shard.uncommitted() {
+            let durable = self.shard.commit()?;
+            for (index, pending, len) in self.pending.drain(..) {
+                let Ok(receipt) = durable.confirm(pending) else { continue };
+                self.places[index].owed.push(receipt.seq);
+                self.ledger.done(len);
+            }
+            self.ledger.make_room(&mut self.shard)?;
+        }
+        for &index in &self.touched {
+            self.places[index].answer();
+        }
+        Ok(())
+    }
+
+    /// Sends what the sockets have to send, and gives up the places of connections that are over.
+    fn transmit(&mut self, now: Instant) {
+        for index in self.touched.drain(..) {
+            let place = &mut self.places[index];
+            place.is_touched = false;
+            self.interface.poll_egress(now, &mut self.frames, &mut place.sockets);
+            let state = place.socket().state();
+            if matches!(state, tcp::State::Closed | tcp::State::TimeWait | tcp::State::Listen) {
+                self.ledger.errors += u64::from(place.is_mid_request());
+                if let Some(peer) = place.vacate() {
+                    self.peers.remove(&peer);
+                    self.vacant.push(index);
+                }
+            }
+        }
+        self.frames.flush();
+    }
+}
+
+impl Place {
+    fn new(max_record_bytes: u64) -> Self {
+        let ring = |bytes: usize| tcp::SocketBuffer::new(vec![0; bytes]);
+        let mut socket = tcp::Socket::new(ring(MAX_HEAD_BYTES + max_record_bytes as usize), ring(TX_BYTES));
+        socket.set_nagle_enabled(false);
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        Self {
+            sockets,
+            handle,
+            peer: None,
+            is_touched: false,
+            body: None,
+            stream: Stream::new(max_record_bytes),
+            owed: Vec::with_capacity(64),
+            refusal: None,
+        }
+    }
+
+    fn socket(&mut self) -> &mut tcp::Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+
+    fn is_mid_request(&mut self) -> bool {
+        self.refusal.is_none() && (self.socket().recv_queue() > 0 || self.stream.is_mid_request())
+    }
+
+    fn vacate(&mut self) -> Option<SocketAddrV4> {
+        self.socket().abort();
+        self.body = None;
+        self.stream.clear();
+        self.owed.clear();
+        self.refusal = None;
+        self.peer.take()
+    }
+
+    /// Appends the requests that are whole. The log takes them straight from the ring, unless they lie around its
+    /// end.
+    fn read(
+        &mut self,
+        index: usize,
+        shard: &mut Shard,
+        pending: &mut Vec<(usize, Pending, u64)>,
+        ledger: &mut Ledger,
+    ) -> Result<(), Refusal> {
+        let mut append = |body: &[u8], copies: u64| {
+            let appended = shard.append_copy(body).map_err(|error| refusal(&error))?;
+            ledger.copied_bytes += copies * body.len() as u64;
+            pending.push((index, appended, body.len() as u64));
+            Ok(())
+        };
+        let max = self.stream.max_record_bytes();
+        let Self { sockets, handle, body, stream, .. } = self;
+        let socket = sockets.get_mut::<tcp::Socket<'_>>(*handle);
+        let mut is_around = stream.is_mid_request();
+        loop {
+            let waiting = socket.recv_queue();
+            let wanted = if is_around { 1 } else { body.as_ref().map_or(1, |body| body.end) };
+            if waiting < wanted {
+                return Ok(());
+            }
+            if is_around {
+                let count = socket.recv_slice(stream.room()).unwrap_or(0);
+                stream.received(count);
+                while let Some(body) = stream.next()? {
+                    append(body, 2)?;
+                }
+                is_around = stream.is_mid_request();
+                if count == 0 {
+                    return Ok(());
+                }
+                continue;
+            }
+            let found = socket.recv(|bytes| {
+                let place = match body.take() {
+                    Some(body) => Ok(Some(body)),
+                    None => locate(bytes, max),
+                };
+                match place {
+                    Ok(Some(whole)) if whole.end <= bytes.len() => {
+                        // The stack's copy into the ring was the other one.
+                        (whole.end, append(&bytes[whole], 1).map(|()| Found::Whole))
+                    }
+                    Ok(_) if bytes.len() < waiting => (0, Ok(Found::Around)),
+                    Ok(place) => (0, Ok(Found::Part(place))),
+                    Err(refusal) => (0, Err(refusal)),
+                }
+            });
+            match found {
+                Ok(Ok(Found::Whole)) => {}
+                Ok(Ok(Found::Around)) => is_around = true,
+                Ok(Ok(Found::Part(place))) => {
+                    *body = place;
+                    return Ok(());
+                }
+                Ok(Err(refusal)) => return Err(refusal),
+                // The connection has just ended.
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// Puts what is owed into the socket, as far as there is room; closes it after the last.
+    fn answer(&mut self) {
+        let Self { sockets, handle, owed, refusal, .. } = self;
+        let socket = sockets.get_mut::<tcp::Socket<'_>>(*handle);
+        let room = (socket.send_capacity() - socket.send_queue()) / reply::REPLY_BYTES;
+        let taken = room.min(owed.len());
+        for seq in owed.drain(..taken) {
+            // A peer that has gone misses nothing.
+            let _ = socket.send_slice(&reply::appended(seq));
+        }
+        if !owed.is_empty() {
+            return;
+        }
+        if let Some(refusal) = refusal
+            && socket.may_send()
+        {
+            let _ = socket.send_slice(reply::refused(*refusal).as_bytes());
+            socket.close();
+        }
+        if socket.state() == tcp::State::CloseWait {
+            socket.close();
+        }
+    }
+}
+
+/// What lies at the beginning of a socket's ring.
+enum Found {
+    /// A request, which was appended.
+    Whole,
+    /// The part of one whose rest lies at the ring's start.
+    Around,
+    /// The part of one whose rest is to come, and where its body will lie.
+    Part(Option<Range<usize>>),
+}
+
+/// Who sent a frame that is a segment to `port`, and whether it opens a connection.
+fn segment_for(port: u16, frame: &[u8]) -> Option<(SocketAddrV4, bool)> {
+    let frame = EthernetFrame::new_checked(frame).ok()?;
+    if frame.ethertype() != EthernetProtocol::Ipv4 {
+        return None;
+    }
+    let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
+    if packet.next_header() != IpProtocol::Tcp || packet.frag_offset() != 0 || packet.more_frags() {
+        return None;
+    }
+    let segment = TcpPacket::new_checked(packet.payload()).ok()?;
+    let peer = SocketAddrV4::new(packet.src_addr(), segment.src_port());
+    (segment.dst_port() == port).then_some((peer, segment.syn() && !segment.ack()))
+}
