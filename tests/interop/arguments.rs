@@ -8,10 +8,10 @@ use anyhow::{Context, Result, ensure};
 use lab::{Lab, PmlogOptions, isolated, noise, pmlog_binary, wire};
 use rustix::process::Signal;
 
-use crate::{connect, options, serve};
+use crate::{Over, connect, options, serve};
 
 /// A refusal with code 1 and one message that has all of `words`, and no panic.
-fn ensure_refused(output: &Output, words: &[&str]) -> Result<()> {
+pub(crate) fn ensure_refused(output: &Output, words: &[&str]) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.code() == Some(1), "ended with {}\n{said}", output.status);
     ensure!(!said.contains("panicked"), "{said}");
@@ -25,10 +25,10 @@ fn ensure_refused(output: &Output, words: &[&str]) -> Result<()> {
 fn an_unknown_device() {
     isolated(|lab| {
         for device in ["net_nothing0", "0000:ff:1f.7", "eth9"] {
-            ensure_refused(&options(lab, "16MiB")?.device(device).refusal()?, &[device])?;
+            ensure_refused(&options(lab, Over::Dpdk, "16MiB")?.device(device).refusal()?, &[device])?;
         }
         let missing = "net_af_packet0,iface=veth9";
-        ensure_refused(&options(lab, "16MiB")?.device(missing).refusal()?, &["veth9"])
+        ensure_refused(&options(lab, Over::Dpdk, "16MiB")?.device(missing).refusal()?, &["veth9"])
     });
 }
 
@@ -36,7 +36,7 @@ fn an_unknown_device() {
 fn a_missing_permission() {
     isolated(|lab| {
         wire::veth()?;
-        let server = options(lab, "16MiB")?.command();
+        let server = options(lab, Over::Dpdk, "16MiB")?.command();
         let mut command = Command::new("setpriv");
         command.args(["--bounding-set", "-net_raw,-net_admin", "--inh-caps", "-net_raw,-net_admin", "--"]);
         command.arg(server.get_program()).args(server.get_args());
@@ -51,10 +51,10 @@ fn a_store_that_is_too_small() {
         wire::veth()?;
         // Too small for a store, and too small for a network card's receive ring.
         for size in ["0", "4096"] {
-            ensure_refused(&options(lab, size)?.refusal()?, &[size, "too few"])?;
+            ensure_refused(&options(lab, Over::Dpdk, size)?.refusal()?, &[size, "too few"])?;
         }
         ensure!(!lab.path("store.pm").exists(), "a store that is no store was left behind");
-        ensure_refused(&options(lab, "64KiB")?.refusal()?, &["larger store"])?;
+        ensure_refused(&options(lab, Over::Dpdk, "64KiB")?.refusal()?, &["larger store"])?;
         ensure!(!lab.path("store.pm").exists(), "a store that cannot be served was left behind");
         Ok(())
     });
@@ -71,7 +71,7 @@ fn a_store_that_does_not_exist_and_has_no_size() {
 #[test]
 fn a_store_of_another_version() {
     isolated(|lab| {
-        serve(lab, "16MiB")?.interrupt()?;
+        serve(lab, Over::Dpdk, "16MiB")?.interrupt()?;
         let store = lab.path("store.pm");
         let mut image = fs::read(&store)?;
         // Magic, version, checksum of the 256 bytes with zeros in its place: so in every version.
@@ -82,7 +82,7 @@ fn a_store_of_another_version() {
             superblock[12..16].copy_from_slice(&sum.to_le_bytes());
         }
         fs::write(&store, &image)?;
-        ensure_refused(&options(lab, "16MiB")?.refusal()?, &["version", "32767"])?;
+        ensure_refused(&options(lab, Over::Dpdk, "16MiB")?.refusal()?, &["version", "32767"])?;
         ensure!(fs::read(&store)? == image, "a store of another version was changed");
         Ok(())
     });
@@ -94,10 +94,10 @@ fn a_file_that_is_no_store_is_left_alone() {
         wire::veth()?;
         let precious = noise(1, 16 << 20);
         lab.write("store.pm", &precious)?;
-        ensure_refused(&options(lab, "16MiB")?.refusal()?, &["not", "store", "--force"])?;
+        ensure_refused(&options(lab, Over::Dpdk, "16MiB")?.refusal()?, &["not", "store", "--force"])?;
         ensure!(fs::read(lab.path("store.pm"))? == precious, "a file that is no store was changed");
         // Asked twice, it does.
-        let server = options(lab, "16MiB")?.flag("--force").start()?;
+        let server = options(lab, Over::Dpdk, "16MiB")?.flag("--force").start()?;
         ensure!(server.health()?["records"].as_u64() == Some(0), "{}", server.health()?);
         Ok(())
     });
@@ -106,8 +106,8 @@ fn a_file_that_is_no_store_is_left_alone() {
 #[test]
 fn a_store_that_another_process_uses() {
     isolated(|lab| {
-        let mut server = serve(lab, "16MiB")?;
-        let output = options(lab, "16MiB")?.device(wire::TAP_DEVICE).refusal()?;
+        let mut server = serve(lab, Over::Dpdk, "16MiB")?;
+        let output = options(lab, Over::Dpdk, "16MiB")?.device(wire::TAP_DEVICE).refusal()?;
         ensure_refused(&output, &["in use"])?;
         ensure!(server.is_running()?, "the first server did not survive the second");
         connect()?.append(b"still there")?.seq()?;
@@ -121,19 +121,19 @@ fn an_address_that_another_host_has() {
         wire::veth()?;
         let theirs = format!("{}/24", wire::SERVER_V4);
         lab::run("ip", ["address", "add", &theirs, "dev", "veth0"])?;
-        ensure_refused(&options(lab, "16MiB")?.refusal()?, &["10.0.0.2", "in use", "--ip"])?;
+        ensure_refused(&options(lab, Over::Dpdk, "16MiB")?.refusal()?, &["10.0.0.2", "in use", "--ip"])?;
         lab::run("ip", ["address", "del", &theirs, "dev", "veth0"])?;
         let theirs = format!("{}/64", wire::SERVER_V6);
         lab::run("ip", ["address", "add", &theirs, "dev", "veth0", "nodad"])?;
-        ensure_refused(&options(lab, "16MiB")?.refusal()?, &["fd00::2", "in use", "--ip6"])
+        ensure_refused(&options(lab, Over::Dpdk, "16MiB")?.refusal()?, &["fd00::2", "in use", "--ip6"])
     });
 }
 
 #[test]
 fn a_store_of_another_size() {
     isolated(|lab| {
-        serve(lab, "16MiB")?.interrupt()?;
-        ensure_refused(&options(lab, "32MiB")?.refusal()?, &["size"])?;
+        serve(lab, Over::Dpdk, "16MiB")?.interrupt()?;
+        ensure_refused(&options(lab, Over::Dpdk, "32MiB")?.refusal()?, &["size"])?;
         // Without a size it is taken as it is.
         PmlogOptions::new(&lab.path("store.pm"))?.start().map(drop)
     });
@@ -186,12 +186,12 @@ fn signals_end_a_server_cleanly() {
     isolated(|lab| {
         wire::veth()?;
         for signal in [Signal::INT, Signal::TERM] {
-            let server = options(lab, "16MiB")?.start()?;
+            let server = options(lab, Over::Dpdk, "16MiB")?.start()?;
             connect()?.append(b"hello")?.seq()?;
             let status = server.signal(signal)?;
             ensure!(status.success(), "{signal:?}: {status}");
         }
-        let server = options(lab, "16MiB")?.start()?;
+        let server = options(lab, Over::Dpdk, "16MiB")?.start()?;
         ensure!(server.health()?["records"].as_u64() == Some(2), "{}", server.health()?);
         Ok(())
     });

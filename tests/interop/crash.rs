@@ -5,10 +5,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::ensure;
-use lab::{isolated, noise, wire};
+use anyhow::{Result, ensure};
+use lab::{Lab, noise};
 
-use crate::{connect, health_of, options, wait_until};
+use crate::{Over, cable, connect, health_of, options, over_each_transport, wait_until};
+
+over_each_transport! {
+    acknowledged_records_survive_a_kill,
+}
 
 const CLIENTS: u64 = 6;
 
@@ -18,57 +22,54 @@ fn body(seed: u64) -> Vec<u8> {
     noise(seed, LENGTHS[seed as usize % LENGTHS.len()])
 }
 
-#[test]
-fn acknowledged_records_survive_a_kill() {
-    isolated(|lab| {
-        wire::veth()?;
-        let options = options(lab, "256MiB")?;
-        let acknowledged = Mutex::new(BTreeMap::new());
-        let seeds = AtomicU64::new(0);
-        for round in 1..=4 {
-            let server = options.start()?;
-            let before = acknowledged.lock().expect("no client panics").len();
-            // Later rounds die earlier, one of them hardly after the first commit.
-            let enough = before + [1500, 700, 1, 300][round - 1];
-            std::thread::scope(|scope| {
-                for _ in 0..CLIENTS {
-                    scope.spawn(|| {
-                        // Ends with the connection, when the server is gone.
-                        let Ok(mut connection) = connect() else { return };
-                        connection.set_patience(Duration::from_secs(3)).expect("a good duration");
-                        loop {
-                            let seed = seeds.fetch_add(1, Ordering::Relaxed);
-                            let Ok(reply) = connection.append(&body(seed)) else { return };
-                            let seq = reply.seq().expect("a good append");
-                            let twice = acknowledged.lock().expect("no client panics").insert(seq, seed);
-                            assert!(twice.is_none(), "record {seq} was acknowledged twice");
-                        }
-                    });
-                }
-                let killed = wait_until("enough is acknowledged", || {
-                    Ok(acknowledged.lock().expect("no client panics").len() >= enough)
+fn acknowledged_records_survive_a_kill(lab: &Lab, over: Over) -> Result<()> {
+    cable(lab, over)?;
+    let options = options(lab, over, "256MiB")?;
+    let acknowledged = Mutex::new(BTreeMap::new());
+    let seeds = AtomicU64::new(0);
+    for round in 1..=4 {
+        let server = options.start()?;
+        let before = acknowledged.lock().expect("no client panics").len();
+        // Later rounds die earlier, one of them hardly after the first commit.
+        let enough = before + [1500, 700, 1, 300][round - 1];
+        std::thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                scope.spawn(|| {
+                    // Ends with the connection, when the server is gone.
+                    let Ok(mut connection) = connect() else { return };
+                    connection.set_patience(Duration::from_secs(3)).expect("a good duration");
+                    loop {
+                        let seed = seeds.fetch_add(1, Ordering::Relaxed);
+                        let Ok(reply) = connection.append(&body(seed)) else { return };
+                        let seq = reply.seq().expect("a good append");
+                        let twice = acknowledged.lock().expect("no client panics").insert(seq, seed);
+                        assert!(twice.is_none(), "record {seq} was acknowledged twice");
+                    }
                 });
-                server.kill().and(killed)
-            })?;
+            }
+            let killed = wait_until("enough is acknowledged", || {
+                Ok(acknowledged.lock().expect("no client panics").len() >= enough)
+            });
+            server.kill().and(killed)
+        })?;
 
-            let server = options.start()?;
-            let acknowledged = acknowledged.lock().expect("no client panics");
-            let (records, known) = (health_of(&server, "records")?, acknowledged.len() as u64);
-            // Each kill leaves at most one unanswered request of each client.
-            let most = known + round as u64 * CLIENTS;
-            ensure!((known..=most).contains(&records), "{records} records, {known} acknowledged");
-            let mut connection = connect()?;
-            for (seq, seed) in acknowledged.iter() {
-                let reply = connection.get(&format!("/records/{seq}"))?;
-                ensure!(reply.status == 200, "round {round}: record {seq} is lost: status {}", reply.status);
-                ensure!(reply.body == body(*seed), "round {round}: record {seq} differs");
-            }
-            if round % 2 == 0 {
-                ensure!(server.interrupt()?.success(), "no clean end");
-            } else {
-                server.kill()?;
-            }
+        let server = options.start()?;
+        let acknowledged = acknowledged.lock().expect("no client panics");
+        let (records, known) = (health_of(&server, "records")?, acknowledged.len() as u64);
+        // Each kill leaves at most one unanswered request of each client.
+        let most = known + round as u64 * CLIENTS;
+        ensure!((known..=most).contains(&records), "{records} records, {known} acknowledged");
+        let mut connection = connect()?;
+        for (seq, seed) in acknowledged.iter() {
+            let reply = connection.get(&format!("/records/{seq}"))?;
+            ensure!(reply.status == 200, "round {round}: record {seq} is lost: status {}", reply.status);
+            ensure!(reply.body == body(*seed), "round {round}: record {seq} differs");
         }
-        Ok(())
-    });
+        if round % 2 == 0 {
+            ensure!(server.interrupt()?.success(), "no clean end");
+        } else {
+            server.kill()?;
+        }
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@ mod arguments;
 mod crash;
 mod full;
 mod http;
+mod kernel;
 mod tools;
 mod transfer;
 
@@ -13,14 +14,47 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::{Connection, Curl, Lab, Pmlog, PmlogOptions, wire};
 
-/// A server on a new store of some size, on the far end of a new wire.
-fn serve(lab: &Lab, size: &str) -> Result<Pmlog> {
-    wire::veth()?;
-    options(lab, size)?.start()
+/// Whose TCP the server uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Over {
+    /// Its own, on a DPDK port.
+    Dpdk,
+    /// The kernel's.
+    Kernel,
 }
 
-fn options(lab: &Lab, size: &str) -> Result<PmlogOptions> {
-    Ok(PmlogOptions::new(&lab.path("store.pm"))?.option("--pm-size", size))
+/// Makes two tests of each scenario, a function of the laboratory and of [`Over`]: one for each transport.
+macro_rules! over_each_transport {
+    ($($scenario:ident),+ $(,)?) => {
+        mod over_dpdk {
+            $(#[test] fn $scenario() { lab::isolated(|lab| super::$scenario(lab, crate::Over::Dpdk)) })+
+        }
+        mod over_kernel {
+            $(#[test] fn $scenario() { lab::isolated(|lab| super::$scenario(lab, crate::Over::Kernel)) })+
+        }
+    };
+}
+pub(crate) use over_each_transport;
+
+/// A server on a new store of some size, on the far end of a new wire.
+fn serve(lab: &Lab, over: Over, size: &str) -> Result<Pmlog> {
+    cable(lab, over)?;
+    options(lab, over, size)?.start()
+}
+
+fn cable(lab: &Lab, over: Over) -> Result<()> {
+    match over {
+        Over::Dpdk => wire::veth(),
+        Over::Kernel => wire::kernel_veth(&lab.path("server.net")),
+    }
+}
+
+fn options(lab: &Lab, over: Over, size: &str) -> Result<PmlogOptions> {
+    let options = PmlogOptions::new(&lab.path("store.pm"))?.option("--pm-size", size);
+    Ok(match over {
+        Over::Dpdk => options,
+        Over::Kernel => options.kernel(&lab.path("server.net")),
+    })
 }
 
 fn connect() -> Result<Connection> {

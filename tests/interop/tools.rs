@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Lab, isolated, noise, pmlog_binary, wire};
 use serde_json::Value;
 
-use crate::{connect, options};
+use crate::{Over, connect, options};
 
 /// Runs `pmlog` on a store and returns its exit code and output. A crash is an error.
 fn pmlog(subcommand: &str, store: &Path, more: &[&str]) -> Result<(i32, Output)> {
@@ -33,7 +33,7 @@ fn dumped(store: &Path) -> Result<(i32, Vec<Value>)> {
 /// A stopped store with some records, and what they hold.
 fn stopped_store(lab: &Lab, cleanly: bool) -> Result<Vec<(u64, Vec<u8>)>> {
     wire::veth()?;
-    let server = options(lab, "4MiB")?.start()?;
+    let server = options(lab, Over::Dpdk, "4MiB")?.start()?;
     let mut connection = connect()?;
     let mut records = Vec::new();
     for (seed, len) in [0, 1, 32, 33, 400, 1024, 5000, 20_000, 1024, 64].into_iter().enumerate() {
@@ -122,7 +122,7 @@ fn a_flipped_byte_of_a_record_is_found() {
             ensure!(said.contains(&seq.to_string()), "record {seq} is not named: {said}");
             dumped(&store)?;
             // Never served, never skipped.
-            let refused = options(lab, "4MiB")?.refusal()?;
+            let refused = options(lab, Over::Dpdk, "4MiB")?.refusal()?;
             ensure!(refused.status.code() == Some(1), "a corrupt store is served: {}", refused.status);
             ensure!(fs::read(&store)? == flipped, "refusing a store changed it");
         }
@@ -158,7 +158,7 @@ fn flipped_bytes_anywhere_never_make_a_tool_crash() {
 #[test]
 fn a_store_in_use_is_left_alone() {
     isolated(|lab| {
-        let _server = crate::serve(lab, "16MiB")?;
+        let _server = crate::serve(lab, Over::Dpdk, "16MiB")?;
         for subcommand in ["dump", "verify"] {
             let (code, output) = pmlog(subcommand, &lab.path("store.pm"), &[])?;
             let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -4,9 +4,16 @@ use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 use lab::wire::{SERVER_V4, SERVER_V6, TAP_DEVICE};
-use lab::{isolated, noise, run, wire};
+use lab::{Lab, isolated, noise, run, wire};
 
-use crate::{compare, health_of, options, post, serve};
+use crate::{Over, cable, compare, health_of, options, over_each_transport, post, serve};
+
+over_each_transport! {
+    a_record_of_100_mb_over_ipv4,
+    a_hundred_mb_in_records_over_ipv6,
+    odd_lengths_are_kept,
+    payload_is_not_copied_on_its_way_to_the_store,
+}
 
 const V4: IpAddr = IpAddr::V4(SERVER_V4);
 const V6: IpAddr = IpAddr::V6(SERVER_V6);
@@ -17,76 +24,64 @@ fn ping(address: IpAddr, payload_bytes: &str) -> Result<()> {
     run("ping", ["-c", "5", "-i", "0.2", "-w", "20", "-s", payload_bytes, &address]).map(drop)
 }
 
-#[test]
-fn a_record_of_100_mb_over_ipv4() {
-    isolated(|lab| {
-        wire::veth()?;
-        let _server = options(lab, "512MiB")?.option("--max-record", "128MiB").start()?;
-        let body = noise(4, 100_000_000);
+fn a_record_of_100_mb_over_ipv4(lab: &Lab, over: Over) -> Result<()> {
+    cable(lab, over)?;
+    let _server = options(lab, over, "512MiB")?.option("--max-record", "128MiB").start()?;
+    let body = noise(4, 100_000_000);
+    let seq = post(V4, lab, "body", &body)?;
+    compare(V4, seq, &body)
+}
+
+fn a_hundred_mb_in_records_over_ipv6(lab: &Lab, over: Over) -> Result<()> {
+    let _server = serve(lab, over, "512MiB")?;
+    let bytes = noise(6, 100_000_000);
+    let records: Vec<&[u8]> = bytes.chunks(16 << 20).collect();
+    let mut numbers = Vec::new();
+    for body in &records {
+        numbers.push(post(V6, lab, "body", body)?);
+    }
+    for (seq, body) in numbers.into_iter().zip(records) {
+        compare(V6, seq, body)?;
+    }
+    Ok(())
+}
+
+fn odd_lengths_are_kept(lab: &Lab, over: Over) -> Result<()> {
+    let _server = serve(lab, over, "64MiB")?;
+    let mut posted = Vec::new();
+    for len in [0, 1, 31, 32, 33, 511, 512, 1023, 1024, 1447, 1448, 1449, 2896, 65_535, 65_536, 1 << 20] {
+        let body = noise(len as u64, len);
+        posted.push((post(V4, lab, "body", &body)?, body));
+    }
+    for (seq, body) in posted {
+        compare(V4, seq, &body)?;
+        compare(V6, seq, &body)?;
+    }
+    Ok(())
+}
+
+fn payload_is_not_copied_on_its_way_to_the_store(lab: &Lab, over: Over) -> Result<()> {
+    let server = serve(lab, over, "64MiB")?;
+    ensure!(health_of(&server, "copied_bytes")? == 0, "copied before anything was sent");
+    let mut sum = 0;
+    for len in [1 << 10, 10 << 10, 1 << 20] {
+        let body = noise(len as u64, len);
         let seq = post(V4, lab, "body", &body)?;
-        compare(V4, seq, &body)
-    });
-}
-
-#[test]
-fn a_hundred_mb_in_records_over_ipv6() {
-    isolated(|lab| {
-        let _server = serve(lab, "512MiB")?;
-        let bytes = noise(6, 100_000_000);
-        let records: Vec<&[u8]> = bytes.chunks(16 << 20).collect();
-        let mut numbers = Vec::new();
-        for body in &records {
-            numbers.push(post(V6, lab, "body", body)?);
-        }
-        for (seq, body) in numbers.into_iter().zip(records) {
-            compare(V6, seq, body)?;
-        }
-        Ok(())
-    });
-}
-
-#[test]
-fn odd_lengths_are_kept() {
-    isolated(|lab| {
-        let _server = serve(lab, "64MiB")?;
-        let mut posted = Vec::new();
-        for len in [0, 1, 31, 32, 33, 511, 512, 1023, 1024, 1447, 1448, 1449, 2896, 65_535, 65_536, 1 << 20] {
-            let body = noise(len as u64, len);
-            posted.push((post(V4, lab, "body", &body)?, body));
-        }
-        for (seq, body) in posted {
-            compare(V4, seq, &body)?;
-            compare(V6, seq, &body)?;
-        }
-        Ok(())
-    });
-}
-
-#[test]
-fn payload_is_not_copied_on_its_way_to_the_store() {
-    isolated(|lab| {
-        let server = serve(lab, "64MiB")?;
-        ensure!(health_of(&server, "copied_bytes")? == 0, "copied before anything was sent");
-        let mut sum = 0;
-        for len in [1 << 10, 10 << 10, 1 << 20] {
-            let body = noise(len as u64, len);
-            let seq = post(V4, lab, "body", &body)?;
-            sum += body.len() as u64;
-            compare(V4, seq, &body)?;
-            ensure!(health_of(&server, "payload_bytes")? == sum, "payload not counted: {}", server.health()?);
-            ensure!(health_of(&server, "copied_bytes")? == 0, "copied: {}", server.health()?);
-        }
-        // The counter counts: a small record is packed together with others.
-        post(V4, lab, "body", &noise(9, 200))?;
-        ensure!(health_of(&server, "copied_bytes")? == 200, "{}", server.health()?);
-        Ok(())
-    });
+        sum += body.len() as u64;
+        compare(V4, seq, &body)?;
+        ensure!(health_of(&server, "payload_bytes")? == sum, "payload not counted: {}", server.health()?);
+        ensure!(health_of(&server, "copied_bytes")? == 0, "copied: {}", server.health()?);
+    }
+    // The counter counts: a small record is packed together with others.
+    post(V4, lab, "body", &noise(9, 200))?;
+    ensure!(health_of(&server, "copied_bytes")? == 200, "{}", server.health()?);
+    Ok(())
 }
 
 #[test]
 fn ping_is_answered() {
     isolated(|lab| {
-        let _server = serve(lab, "64MiB")?;
+        let _server = serve(lab, Over::Dpdk, "64MiB")?;
         for payload_bytes in ["0", "56", "1400"] {
             ping(V4, payload_bytes)?;
             ping(V6, payload_bytes)?;
@@ -98,7 +93,7 @@ fn ping_is_answered() {
 #[test]
 fn a_tap_interface_does_as_well() {
     isolated(|lab| {
-        let mut server = options(lab, "64MiB")?.device(TAP_DEVICE).spawn()?;
+        let mut server = options(lab, Over::Dpdk, "64MiB")?.device(TAP_DEVICE).spawn()?;
         wire::tap()?;
         server.wait_for_answer()?;
         ping(V4, "56")?;

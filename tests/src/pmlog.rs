@@ -1,5 +1,6 @@
 //! The server under test, as a child process.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::Curl;
 use crate::command::{line, output_within};
-use crate::wire::{SERVER_V4, SERVER_V6, VETH_DEVICE, url};
+use crate::wire::{self, SERVER_V4, SERVER_V6, VETH_DEVICE, url};
 
 /// How a server is started.
 #[derive(Clone, Debug)]
@@ -19,7 +20,17 @@ pub struct PmlogOptions {
     binary: PathBuf,
     pm: PathBuf,
     arguments: Vec<String>,
-    device: String,
+    wrapper: Vec<String>,
+    reached: Reached,
+}
+
+/// What carries the server.
+#[derive(Clone, Debug)]
+enum Reached {
+    /// Its own stack, on this DPDK device.
+    Device(String),
+    /// The kernel's TCP, in this network namespace.
+    Namespace(PathBuf),
 }
 
 impl PmlogOptions {
@@ -37,13 +48,27 @@ impl PmlogOptions {
             binary: binary.to_owned(),
             pm: pm.to_owned(),
             arguments: Vec::new(),
-            device: VETH_DEVICE.to_owned(),
+            wrapper: Vec::new(),
+            reached: Reached::Device(VETH_DEVICE.to_owned()),
         }
     }
 
     /// Another port than the far end of the veth pair.
     pub fn device(mut self, device: &str) -> Self {
-        device.clone_into(&mut self.device);
+        self.reached = Reached::Device(device.to_owned());
+        self
+    }
+
+    /// The kernel's TCP instead of a DPDK port, on all addresses of a network namespace, such as
+    /// [`kernel_veth`](crate::wire::kernel_veth) makes.
+    pub fn kernel(mut self, namespace: &Path) -> Self {
+        self.reached = Reached::Namespace(namespace.to_owned());
+        self
+    }
+
+    /// Another program that sets up its process, such as prlimit with its options, and then becomes the server.
+    pub fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper.extend(wrapper.iter().map(|&argument| argument.to_owned()));
         self
     }
 
@@ -61,9 +86,22 @@ impl PmlogOptions {
 
     /// The command line.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.binary);
-        command.arg("serve").arg("--pm").arg(&self.pm).args(["--dev", &self.device]);
-        command.args(["--ip", &format!("{SERVER_V4}/24"), "--ip6", &format!("{SERVER_V6}/64")]);
+        let mut words: Vec<OsString> = self.wrapper.iter().map(OsString::from).collect();
+        if let Reached::Namespace(namespace) = &self.reached {
+            words.extend(wire::enter(namespace));
+        }
+        words.push(self.binary.clone().into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).arg("serve").arg("--pm").arg(&self.pm);
+        match &self.reached {
+            Reached::Device(device) => {
+                let (v4, v6) = (format!("{SERVER_V4}/24"), format!("{SERVER_V6}/64"));
+                command.args(["--dev", device, "--ip", &v4, "--ip6", &v6]);
+            }
+            Reached::Namespace(_) => {
+                command.args(["--transport", "kernel", "--listen", "[::]:80"]);
+            }
+        }
         command.args(&self.arguments);
         command
     }
@@ -157,6 +195,11 @@ impl Pmlog {
     /// What the kernel says.
     pub fn is_running(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Cuts it off with SIGKILL, at whatever it was doing.

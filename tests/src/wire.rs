@@ -1,12 +1,15 @@
-//! The cable between the Linux kernel and a DPDK port.
+//! The cable between the Linux kernel and a DPDK port, or another network of the kernel's.
 
+use std::ffi::OsString;
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
-use crate::run;
+use crate::{run, run_for};
 
 /// The kernel's address on the wire.
 pub const KERNEL_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -38,6 +41,38 @@ pub fn veth() -> Result<()> {
     }
     run("ip", ["link", "set", "veth1", "up"])?;
     address("veth0")
+}
+
+/// Makes a pair of virtual Ethernet interfaces: `veth0` is this network's, `veth1` that of another network
+/// namespace, which is made for it and gets the server's addresses. `namespace` is a file to be made, which then
+/// names it.
+///
+/// # Errors
+/// What `ip` or `mount` say.
+pub fn kernel_veth(namespace: &Path) -> Result<()> {
+    let name = namespace.to_str().context("a path in UTF-8")?;
+    File::create(namespace)?;
+    // From inside, since the numbers in /proc may be those of an outer namespace of processes.
+    run("unshare", ["--net", "mount", "--bind", "/proc/self/ns/net", name])?;
+    run("ip", ["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"])?;
+    run("ip", ["link", "set", "veth1", "netns", name])?;
+    address("veth0")?;
+    let there = |arguments: &[&str]| {
+        let [program, network] = enter(namespace);
+        let mut command = Command::new(program);
+        run_for(command.arg(network).arg("ip").args(arguments), Duration::from_secs(20)).map(drop)
+    };
+    there(&["link", "set", "lo", "up"])?;
+    there(&["address", "add", &format!("{SERVER_V4}/24"), "dev", "veth1"])?;
+    there(&["address", "add", &format!("{SERVER_V6}/64"), "dev", "veth1", "nodad"])?;
+    there(&["link", "set", "veth1", "up"])
+}
+
+/// What goes in front of a command line to run it in another network namespace.
+pub(crate) fn enter(namespace: &Path) -> [OsString; 2] {
+    let mut network = OsString::from("--net=");
+    network.push(namespace);
+    ["nsenter".into(), network]
 }
 
 /// Gives the kernel's side of a TAP interface its addresses, once a server has made it.

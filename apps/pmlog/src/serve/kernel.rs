@@ -1,6 +1,7 @@
 //! Linux' own TCP, through io_uring.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
@@ -9,7 +10,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use smoltcp::time::{Duration, Instant};
 use stack::net::Transport as _;
-use stack::transport::kernel::{KernelConfig, KernelTransport, Listener, Stacks};
+use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport, Listener, Stacks};
 
 use super::clock::Clock;
 use super::{Access, BACKLOG, Served, receive_buffers_for};
@@ -17,6 +18,8 @@ use crate::cli::{KernelArgs, ServeArgs};
 
 /// The longest sleep: a signal that arrives just before it is noticed after it.
 const SLEEP: Duration = Duration::from_millis(100);
+/// How long an address may still belong to a server that was killed.
+const PREDECESSOR: std::time::Duration = std::time::Duration::from_secs(2);
 /// Descriptors of this process that are no client's: the store, the ring, standard streams, and some to spare.
 const OWN_DESCRIPTORS: u64 = 64;
 
@@ -36,7 +39,7 @@ impl Sockets {
         for &address in &options.listen {
             let stacks = if is_v4_elsewhere(address.port()) { Stacks::V6Only } else { Stacks::Dual };
             sockets.is_dual |= stacks == Stacks::Dual && address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-            sockets.listeners.push(Listener::bind(address, stacks, BACKLOG)?);
+            sockets.listeners.push(listen(address, stacks)?);
         }
         Ok(sockets)
     }
@@ -132,6 +135,22 @@ impl fmt::Display for Found {
         let addresses: Vec<String> = self.listen.iter().map(SocketAddr::to_string).collect();
         let dual = if self.dual_stack { ", where [::] is IPv4's as well" } else { "" };
         write!(out, "serving   {}{dual}", addresses.join(" and "))
+    }
+}
+
+/// Listens, if need be after a wait: of a process that was killed, the kernel ends the ring a moment later than the
+/// process, and with it the listener.
+fn listen(address: SocketAddr, stacks: Stacks) -> Result<Listener, KernelError> {
+    let begun = std::time::Instant::now();
+    loop {
+        match Listener::bind(address, stacks, BACKLOG) {
+            Err(KernelError::Listen { reason, .. })
+                if reason.kind() == ErrorKind::AddrInUse && begun.elapsed() < PREDECESSOR =>
+            {
+                std::thread::sleep(PREDECESSOR / 100);
+            }
+            outcome => return outcome,
+        }
     }
 }
 

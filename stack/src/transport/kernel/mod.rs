@@ -71,8 +71,7 @@ impl KernelTransport {
             return Err(KernelError::Arena { needed, free });
         }
         let mut transport = Self {
-            // A send holds its place until the kernel no longer reads it, which may be after the next one began.
-            ring: Ring::new(config.rx_buffers, 2 * config.max_connections)?,
+            ring: Ring::new(config.rx_buffers, config.max_connections)?,
             arena,
             config,
             listeners: Vec::new(),
@@ -95,7 +94,7 @@ impl KernelTransport {
     /// # Errors
     /// [`KernelError`]: what it lacks.
     pub fn probe() -> Result<(), KernelError> {
-        Ring::new(1, 0).map(drop)
+        ring::probe()
     }
 
     /// Accepts connections to `address`, of which `backlog` may wait in the kernel; returns the address with the
@@ -342,10 +341,6 @@ impl KernelTransport {
             return Ok(false);
         }
         if connection.has_to_send() {
-            if !self.ring.has_room_to_send() {
-                self.activate(index);
-                return Ok(false);
-            }
             connection.send(index, &mut self.ring)?;
             return Ok(true);
         }

@@ -16,16 +16,20 @@ use pmem::Extent;
 
 use super::KernelError;
 
-/// Entries of the submission queue; it is emptied when it is full.
-const SUBMISSIONS: u32 = 1024;
-/// Entries of the completion queue. The kernel keeps what does not fit.
-const COMPLETIONS: u32 = 8192;
+/// Lengths of the submission queue, which is emptied when it is full: the first for which there is memory. Queues
+/// count as locked memory of the user, who may have little left (`ulimit -l`).
+const SUBMISSIONS: [u32; 3] = [1024, 256, 64];
+/// Length of the completion queue. The kernel keeps what does not fit.
+const COMPLETIONS_PER_SUBMISSION: u32 = 8;
 /// The only group of provided buffers.
 const GROUP: u16 = 0;
 /// Pieces of one send.
 pub(super) const MAX_PIECES: usize = 64;
 /// Extents in one send from which on it is worth pinning their pages instead of copying them.
 const ZERO_COPY_BYTES: usize = 16 * 1024;
+/// Sends of one connection that may be pinned at a time. Pages stay pinned until the peer has acknowledged them, so
+/// a slow peer's further sends are copied: it must not take the places of others.
+const PINNED_SENDS: u8 = 4;
 
 const ACCEPT: u64 = 1 << 56;
 const RECEIVE: u64 = 2 << 56;
@@ -52,6 +56,8 @@ pub(super) struct Ring {
     /// They never move, since the kernel has their addresses.
     sends: Box<[Send]>,
     free_sends: Vec<u32>,
+    /// Sends of each connection that are pinned.
+    pinned: Box<[u8]>,
     sends_zero_copy: bool,
     /// The kernel has worked since the last completion was taken, and has nothing to say that is not here.
     is_fresh: bool,
@@ -88,42 +94,28 @@ pub(super) enum Piece<'a> {
     Extent(Extent),
 }
 
+/// Whether the kernel has what a ring needs.
+pub(super) fn probe() -> Result<(), KernelError> {
+    let buffers = ProvidedBuffers::new(1).map_err(KernelError::Ring)?;
+    let uring = uring(&[1])?;
+    features(&uring)?;
+    register(&uring, &buffers)
+}
+
 impl Ring {
-    /// A ring with room for `buffers` provided buffers (a power of two) and `sends` sends at a time.
-    pub(super) fn new(buffers: u16, sends: usize) -> Result<Self, KernelError> {
-        let uring = IoUring::builder()
-            .setup_cqsize(COMPLETIONS)
-            .setup_clamp()
-            .setup_submit_all()
-            .setup_coop_taskrun()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .build(SUBMISSIONS)
-            // Before Linux 6.1, completions cannot wait until they are asked for.
-            .or_else(|error| match error.raw_os_error() {
-                Some(libc::EINVAL) => {
-                    IoUring::builder().setup_cqsize(COMPLETIONS).setup_clamp().build(SUBMISSIONS)
-                }
-                _ => Err(error),
-            })
-            .map_err(KernelError::Ring)?;
-        let mut probe = Probe::new();
-        uring.submitter().register_probe(&mut probe).map_err(KernelError::Ring)?;
-        // Multishot receive cannot be asked for; it came with the same release as this operation.
-        if !probe.is_supported(opcode::SendZc::CODE) {
-            return Err(KernelError::Unsupported { feature: "multishot receive", release: "6.0" });
-        }
-        let sends_zero_copy = probe.is_supported(opcode::SendMsgZc::CODE);
+    /// A ring with room for `buffers` provided buffers (a power of two) and `connections`, which are the tokens below
+    /// that number.
+    pub(super) fn new(buffers: u16, connections: usize) -> Result<Self, KernelError> {
+        let uring = uring(&SUBMISSIONS)?;
+        let sends_zero_copy = features(&uring)?;
         let buffers = ProvidedBuffers::new(buffers).map_err(KernelError::Ring)?;
-        // SAFETY: the mapping is as large as the entries need, and lives until after the ring is closed: `Ring`
-        // drops `uring` first.
-        unsafe {
-            uring.submitter().register_buf_ring_with_flags(buffers.address(), buffers.entries, GROUP, 0)
-        }
-        .map_err(|_| KernelError::Unsupported { feature: "provided-buffer rings", release: "5.19" })?;
+        register(&uring, &buffers)?;
+        // Each has one send on its way, and others whose pages are still pinned.
+        let sends = (usize::from(PINNED_SENDS) + 1) * connections;
         Ok(Self {
             uring,
             buffers,
+            pinned: vec![0; connections].into(),
             sends: (0..sends).map(|_| Send::default()).collect(),
             free_sends: (0..sends as u32).rev().collect(),
             sends_zero_copy,
@@ -177,11 +169,6 @@ impl Ring {
         self.push(opcode::AsyncCancel2::new(receive).build().user_data(CANCEL))
     }
 
-    /// Whether another send can begin.
-    pub(super) fn has_room_to_send(&self) -> bool {
-        !self.free_sends.is_empty()
-    }
-
     /// Sends pieces, at most [`MAX_PIECES`], in order and completely. One at a time for each socket, whose
     /// descriptor stays open until the completion.
     pub(super) fn send<'a>(
@@ -193,14 +180,16 @@ impl Ring {
         let Some(index) = self.free_sends.pop() else {
             return Err(io::Error::from(io::ErrorKind::ResourceBusy));
         };
+        let pinned = &mut self.pinned[token as usize];
         let send = &mut self.sends[index as usize];
-        send.fill(token, socket.as_fd().as_raw_fd(), pieces, self.sends_zero_copy);
-        let pinned: usize = send.extents.iter().map(Extent::len).sum();
-        *(if send.zero_copy {
-            &mut self.counters.zero_copy_bytes
+        let may_pin = self.sends_zero_copy && *pinned < PINNED_SENDS;
+        let extent_bytes = send.fill(token, socket.as_fd().as_raw_fd(), pieces, may_pin) as u64;
+        if send.zero_copy {
+            *pinned += 1;
+            self.counters.zero_copy_bytes += extent_bytes;
         } else {
-            &mut self.counters.copied_bytes
-        }) += pinned as u64;
+            self.counters.copied_bytes += extent_bytes;
+        }
         let entry = send.entry(index);
         self.push(entry)
     }
@@ -305,9 +294,13 @@ impl Ring {
             let done = outcome.map(|count| send.advance(count));
             match done {
                 Ok(false) => again = Some(send.entry(index)),
-                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) && send.zero_copy => {
-                    // Some sockets and some memory cannot be pinned: copy from now on.
-                    self.sends_zero_copy = false;
+                Err(error) if send.zero_copy && cannot_pin(&error) => {
+                    // Some sockets and some memory can never be pinned; the right to pin comes and goes (ulimit -l).
+                    self.sends_zero_copy &= error.raw_os_error() != Some(libc::EOPNOTSUPP);
+                    let copied = send.extents.iter().map(Extent::len).sum::<usize>().min(send.left) as u64;
+                    self.counters.zero_copy_bytes -= copied;
+                    self.counters.copied_bytes += copied;
+                    self.pinned[send.token as usize] -= 1;
                     send.zero_copy = false;
                     again = Some(send.entry(index));
                 }
@@ -322,6 +315,9 @@ impl Ring {
             }
         }
         if send.finished && send.notices == 0 {
+            if send.zero_copy {
+                self.pinned[send.token as usize] -= 1;
+            }
             send.clear();
             self.free_sends.push(index);
         }
@@ -352,7 +348,14 @@ impl Drop for Ring {
 }
 
 impl Send {
-    fn fill<'a>(&mut self, token: u32, fd: i32, pieces: impl Iterator<Item = Piece<'a>>, may_pin: bool) {
+    /// Takes the pieces of a send; returns how many of its bytes are of extents.
+    fn fill<'a>(
+        &mut self,
+        token: u32,
+        fd: i32,
+        pieces: impl Iterator<Item = Piece<'a>>,
+        may_pin: bool,
+    ) -> usize {
         self.clear();
         (self.token, self.fd) = (token, fd);
         for piece in pieces.take(MAX_PIECES) {
@@ -376,8 +379,9 @@ impl Send {
             piece.iov_base = copied.cast();
             copied = copied.wrapping_add(piece.iov_len);
         }
-        let pinned: usize = self.extents.iter().map(Extent::len).sum();
-        self.zero_copy = may_pin && pinned >= ZERO_COPY_BYTES;
+        let extent_bytes = self.extents.iter().map(Extent::len).sum();
+        self.zero_copy = may_pin && extent_bytes >= ZERO_COPY_BYTES;
+        extent_bytes
     }
 
     /// The entry for what is left.
@@ -438,6 +442,59 @@ impl Default for Send {
     }
 }
 
+/// A ring with the first of these lengths that is to be had.
+fn uring(lengths: &[u32]) -> Result<IoUring, KernelError> {
+    let mut outcome = Err(io::Error::from(io::ErrorKind::InvalidInput));
+    for &submissions in lengths {
+        outcome = uring_of(submissions);
+        if !matches!(&outcome, Err(error) if error.raw_os_error() == Some(libc::ENOMEM)) {
+            break;
+        }
+    }
+    outcome.map_err(KernelError::Ring)
+}
+
+fn uring_of(submissions: u32) -> io::Result<IoUring> {
+    let mut plain = IoUring::builder();
+    plain.setup_cqsize(submissions * COMPLETIONS_PER_SUBMISSION).setup_clamp();
+    let mut deferring = plain.clone();
+    deferring.setup_submit_all().setup_coop_taskrun().setup_single_issuer().setup_defer_taskrun();
+    match deferring.build(submissions) {
+        // Before Linux 6.1, completions cannot wait until they are asked for.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => plain.build(submissions),
+        outcome => outcome,
+    }
+}
+
+/// Tells the kernel of the buffers, whose mapping must live until after the ring is closed.
+fn register(uring: &IoUring, buffers: &ProvidedBuffers) -> Result<(), KernelError> {
+    // SAFETY: the mapping is as large as the entries need, and outlives the ring: whoever holds both drops the ring
+    // first.
+    unsafe { uring.submitter().register_buf_ring_with_flags(buffers.address(), buffers.entries, GROUP, 0) }
+        .map_err(|_| KernelError::Unsupported { feature: "provided-buffer rings", release: "5.19" })
+}
+
+/// Whether the kernel sends without copying; an error if it cannot do what is needed.
+fn features(uring: &IoUring) -> Result<bool, KernelError> {
+    let mut probe = Probe::new();
+    uring.submitter().register_probe(&mut probe).map_err(KernelError::Ring)?;
+    sends_without_copying(|operation| probe.is_supported(operation))
+}
+
+/// Whether a kernel that has these operations sends without copying.
+fn sends_without_copying(has: impl Fn(u8) -> bool) -> Result<bool, KernelError> {
+    // Multishot receive cannot be asked for; it came with the same release as this operation.
+    if !has(opcode::SendZc::CODE) {
+        return Err(KernelError::Unsupported { feature: "multishot receive", release: "6.0" });
+    }
+    Ok(has(opcode::SendMsgZc::CODE))
+}
+
+/// Whether the same would go out if it were copied.
+fn cannot_pin(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOMEM | libc::ENOBUFS))
+}
+
 /// The ring of buffers that the kernel receives into.
 struct ProvidedBuffers {
     memory: MmapMut,
@@ -490,5 +547,21 @@ impl ProvidedBuffers {
         let buffer = self.held.get_mut(usize::from(id))?.take()?;
         self.empty.push(id);
         Some(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_taken_for_what_it_can_do() {
+        let up_to = |last: u8| sends_without_copying(move |operation| operation <= last);
+        // io_uring.h of Linux 5.19, 6.0 and 6.1: their last operations.
+        let (socket, send_zc, sendmsg_zc) = (45, 47, 48);
+        let refused = up_to(socket).expect_err("no multishot receive");
+        assert!(refused.to_string().contains("Linux 6.0"), "{refused}");
+        assert!(matches!(up_to(send_zc), Ok(false)));
+        assert!(matches!(up_to(sendmsg_zc), Ok(true)));
     }
 }
