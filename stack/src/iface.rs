@@ -29,6 +29,8 @@ pub(crate) struct Iface {
     interface: Interface,
     sockets: SocketSet<'static>,
     queue: FrameQueue,
+    /// Where answers go that another core has given: nowhere.
+    void: FrameQueue,
     frames: RateLimit,
     errors: RateLimit,
     mtu: usize,
@@ -56,7 +58,8 @@ impl Iface {
         }
         let sockets = SocketSet::new(Vec::new());
         let (frames, errors) = (RateLimit::new(), RateLimit::new());
-        Self { interface, sockets, queue, frames, errors, mtu: config.mtu }
+        let void = FrameQueue::new(0, config.mtu + ETHERNET_HEADER_BYTES);
+        Self { interface, sockets, queue, void, frames, errors, mtu: config.mtu }
     }
 
     /// Lets the interface look at a frame; false if there were too many.
@@ -68,6 +71,14 @@ impl Iface {
         let mut port = Port { frame: Some(frame), queue: &mut self.queue, mtu: self.mtu };
         self.interface.poll_ingress_single(now, &mut port, &mut self.sockets);
         true
+    }
+
+    /// Lets the interface learn from a frame that another core has answered.
+    pub(crate) fn learn(&mut self, frame: &[u8], now: Instant) {
+        if self.frames.allow(FRAMES, now) {
+            let mut port = Port { frame: Some(frame), queue: &mut self.void, mtu: self.mtu };
+            self.interface.poll_ingress_single(now, &mut port, &mut self.sockets);
+        }
     }
 
     /// Asks the link for the Ethernet address of `target`, from `source`; lost if the queue is full. From the
@@ -208,7 +219,7 @@ pub(crate) struct Probe {
     pub mac: [u8; 6],
 }
 
-/// Reads ARP, neighbor advertisements, and solicitations that are probes.
+/// Reads ARP, neighbor advertisements and solicitations.
 pub(crate) fn discovery_in(frame: &[u8]) -> Option<Discovery> {
     let ethernet = EthernetFrame::new_checked(frame).ok()?;
     let source_mac = ethernet.src_addr();
@@ -253,6 +264,11 @@ pub(crate) fn discovery_in(frame: &[u8]) -> Option<Discovery> {
                     if source.is_unspecified() =>
                 {
                     Some(Discovery::Probe(Probe { target: target_addr.into(), mac: source_mac.0 }))
+                }
+                // RFC 4861, section 7.2.3: who asks says where it is.
+                Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit { lladdr: Some(raw), .. }) => {
+                    let mac = EthernetAddress(raw.as_bytes().try_into().ok()?);
+                    mac.is_unicast().then_some(Discovery::Neighbor { ip: source.into(), mac: mac.0 })
                 }
                 _ => None,
             }

@@ -64,6 +64,7 @@ impl Endpoint {
         self.now = self.now.max(now);
         if let Some(Discovery::Neighbor { ip, mac }) = iface::discovery_in(frame) {
             self.meet(ip, mac);
+            self.iface.learn(frame, now);
         }
         if let Some(error) = icmp::parse(frame) {
             self.icmp_error(&error);

@@ -14,7 +14,10 @@ use stack::{Config, CoreShare};
 use crate::ours::{Ours, config};
 use crate::talk::{BOTH_VERSIONS, Talk, Talker, Version, for_each_seed, ip, link};
 use crate::theirs::Theirs;
-use crate::wire::{RST, SYN, Seg, Side, arp, data, icmpv4_error, icmpv6_error, seg};
+use crate::wire::{
+    RST, SYN, Seg, Side, arp, data, echo_reply, echo_request, icmpv4_error, icmpv6_error, neighbor_solicit,
+    seg,
+};
 
 const CORES: usize = 3;
 
@@ -148,6 +151,35 @@ fn what_is_not_tcp_is_answered_once() {
     let mut hosts: Vec<&mut dyn Host> = cores.iter_mut().map(|core| core as &mut dyn Host).collect();
     clock.run_until(&mut hosts, Instant::from_secs(5));
     assert_eq!(std::iter::from_fn(|| peer.receive(clock.now())).count(), 1);
+}
+
+/// A host asks one core for the address, and pings another.
+#[test]
+fn a_ping_is_answered_by_a_core_that_was_not_asked_for_the_address() {
+    use smoltcp::wire::{ArpOperation, EthernetAddress};
+    for version in BOTH_VERSIONS {
+        let (link, mut clock) = link(1);
+        let local = Side { mac: crate::talk::mac(1), at: SocketAddr::new(ip(version, 1), 80) };
+        let remote = Side { mac: crate::talk::mac(2), at: SocketAddr::new(ip(version, 2), 9) };
+        let turn = Cell::new(0);
+        let core_of = move |_: &[u8]| turn.replace(turn.get() + 1) % 2;
+        let mut cores = Ours::cores(link.port(Path::default()), 300, &config(1), 2, core_of);
+        let peer = link.port(Path::default());
+        let question = match version {
+            Version::V4 => arp(ArpOperation::Request, remote, EthernetAddress::BROADCAST, local.at.ip()),
+            Version::V6 => neighbor_solicit(remote, local.at.ip()),
+        };
+        let mut replies = Vec::new();
+        for frame in [question, echo_request(remote, local, b"there?")] {
+            peer.send(clock.now(), frame);
+            let mut hosts: Vec<&mut dyn Host> = cores.iter_mut().map(|core| core as &mut dyn Host).collect();
+            let until = clock.now() + Duration::from_secs(1);
+            clock.run_until(&mut hosts, until);
+            replies.extend(std::iter::from_fn(|| peer.receive(clock.now())));
+        }
+        assert_eq!(replies.len(), 2, "an answer to each: {replies:02x?}");
+        assert_eq!(echo_reply(&replies[1]), Some(b"there?".to_vec()));
+    }
 }
 
 /// A router's complaint about one core's segment comes to another core (RFC 1191, RFC 8201).

@@ -1,0 +1,310 @@
+//! A host of several cores that logs what it receives, and sends it back from where it lies.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use dpdk::{Eal, ExternalArea, QueuePlan};
+use lab::wire::{KERNEL_V4, SERVER_V4, SERVER_V6};
+use lab::{Lab, noise};
+use pmem::{Durable, Extent, Options, Region, Shard, ShardSeed};
+use smoltcp::time::Instant;
+use smoltcp::wire::IpCidr;
+use stack::Config;
+use stack::net::{ConnId, Event, Net, Service};
+use stack::server::Server;
+use stack::transport::OverEndpoint as _;
+use stack::transport::dpdk::{DpdkConfig, DpdkCounters, DpdkSeat, DpdkTransport};
+
+/// Where a server listens.
+pub const PORT: u16 = 7;
+
+/// Which side a host is on.
+#[derive(Clone, Copy, Debug)]
+pub enum Role {
+    Server,
+    /// Each core opens so many connections, and sends so many bytes on each.
+    Client {
+        connections: usize,
+        bytes: usize,
+    },
+}
+
+/// What one core did.
+#[derive(Debug)]
+pub struct Outcome {
+    pub opened: u64,
+    pub logged_bytes: u64,
+    pub heard_bytes: u64,
+    pub port: DpdkCounters,
+}
+
+/// What one core works on.
+pub struct Part {
+    pub seed: ShardSeed,
+    pub area: ExternalArea,
+}
+
+/// A running host.
+pub struct Echo {
+    stop: Arc<AtomicBool>,
+    /// Cores of a client that have heard everything.
+    done: Arc<AtomicUsize>,
+    plan: QueuePlan,
+    cores: Vec<JoinHandle<Result<Outcome>>>,
+}
+
+/// A new store with a shard for each core, and a seat for each at the device.
+pub fn prepare(
+    eal: Eal,
+    lab: &Lab,
+    device: &str,
+    cores: u16,
+    role: Role,
+) -> Result<(Vec<DpdkSeat>, Vec<Part>, Config)> {
+    let id = eal.attach(device)?;
+    let name = device.split(',').next().unwrap_or(device);
+    let size = Some(u64::from(cores) * (48 << 20));
+    let options = Options { size, shards: Some(cores.into()), ..Options::default() };
+    let region = Region::open(lab.path(name), &options)?;
+    let part = |seed: ShardSeed| {
+        let (base, len_bytes) = seed.arena_memory();
+        let area = ExternalArea::register(eal, base, len_bytes)?;
+        area.map_dma(id)?;
+        Ok(Part { seed, area })
+    };
+    let parts = region.into_seeds().into_iter().map(part).collect::<Result<_>>()?;
+    let (last, addresses): (u8, Vec<String>) = match role {
+        Role::Server => (2, vec![format!("{SERVER_V4}/24"), format!("{SERVER_V6}/64")]),
+        Role::Client { .. } => (1, vec![format!("{KERNEL_V4}/24")]),
+    };
+    let parse = |address: &String| address.parse().map_err(|()| anyhow!("{address}"));
+    let addresses = addresses.iter().map(parse).collect::<Result<Vec<IpCidr>>>()?;
+    // Where a packet socket is the device, frames go to the address of the interface.
+    let mac = Some(id.info()?.mac).filter(|mac| *mac != [0; 6]).unwrap_or([2, 0, 0, 0, 0, last]);
+    let config = Config { max_connections: 64, ..Config::new(mac, addresses).context("no random numbers")? };
+    let cores = NonZeroU16::new(cores).context("no cores")?;
+    Ok((DpdkSeat::at(eal, id, cores, DpdkConfig::default())?, parts, config))
+}
+
+impl Echo {
+    /// Starts the cores, and returns once all are at the port.
+    pub fn start(eal: Eal, lab: &Lab, device: &str, cores: u16, role: Role) -> Result<Self> {
+        let (seats, parts, config) = prepare(eal, lab, device, cores, role)?;
+        let plan = seats[0].plan();
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (ready, started): (Sender<()>, Receiver<()>) = channel();
+        let start = std::time::Instant::now();
+        let core = |(seat, part)| {
+            let (config, ready) = (config.clone(), ready.clone());
+            let (stop, done) = (stop.clone(), done.clone());
+            std::thread::spawn(move || {
+                let core = Core { eal, role, start, stop, done };
+                core.run(seat, part, config, &ready)
+            })
+        };
+        let cores: Vec<_> = seats.into_iter().zip(parts).map(core).collect();
+        drop(ready);
+        let echo = Self { stop, done, plan, cores };
+        if echo.cores.iter().all(|_| started.recv().is_ok()) {
+            return Ok(echo);
+        }
+        echo.stop()?;
+        Err(anyhow!("a core ended before it had begun"))
+    }
+
+    pub fn plan(&self) -> QueuePlan {
+        self.plan
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.cores.iter().all(|core| !core.is_finished())
+    }
+
+    /// Waits until all cores of a client have heard everything.
+    pub fn wait_until_done(&self) -> Result<()> {
+        let end = std::time::Instant::now() + Duration::from_secs(60);
+        while self.done.load(Ordering::Relaxed) < self.cores.len() {
+            ensure!(self.is_running(), "a core has stopped");
+            ensure!(std::time::Instant::now() < end, "not all was heard");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Stops the cores, and says what each did.
+    pub fn stop(self) -> Result<Vec<Outcome>> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.cores.into_iter().map(|core| core.join().map_err(|_| anyhow!("a core panicked"))?).collect()
+    }
+}
+
+struct Core {
+    eal: Eal,
+    role: Role,
+    start: std::time::Instant,
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicUsize>,
+}
+
+impl Core {
+    fn now(&self) -> Instant {
+        Instant::from_micros(self.start.elapsed().as_micros() as i64)
+    }
+
+    fn run(self, seat: DpdkSeat, part: Part, config: Config, ready: &Sender<()>) -> Result<Outcome> {
+        let _registered = self.eal.register_thread()?;
+        let core = seat.core();
+        let shard = part.seed.open()?;
+        let arena = shard.arena().clone();
+        let mut transport = seat.take(config, part.area, arena, self.now())?;
+        let mut service = EchoService::default();
+        if let Role::Server = self.role {
+            for address in [IpAddr::V4(SERVER_V4), IpAddr::V6(SERVER_V6)] {
+                transport.endpoint_mut().listen(SocketAddr::new(address, PORT), 64)?;
+            }
+        } else {
+            while !transport.port().link()?.up {
+                ensure!(!self.stop.load(Ordering::Relaxed), "the link did not come up");
+                std::thread::yield_now();
+            }
+        }
+        ready.send(())?;
+        if let Role::Client { connections, bytes } = self.role {
+            for number in 0..connections {
+                let remote = SocketAddr::new(SERVER_V4.into(), PORT);
+                let conn = transport.endpoint_mut().connect(self.now(), remote, None)?;
+                let says = noise(u64::from(core) << 32 | number as u64, bytes);
+                service.talks.insert(conn, Talk { says, ..Talk::default() });
+            }
+        }
+        self.serve(Server::new(transport, service, shard))
+    }
+
+    fn serve(&self, mut server: Server<DpdkTransport, EchoService>) -> Result<Outcome> {
+        let mut is_done = false;
+        while !self.stop.load(Ordering::Relaxed) {
+            if server.step(self.now())?.is_idle() {
+                std::thread::yield_now();
+            }
+            let talks = &server.service().talks;
+            if !is_done && matches!(self.role, Role::Client { .. }) && talks.is_empty() {
+                is_done = true;
+                self.done.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let (transport, service, _) = server.into_parts();
+        let EchoService { opened, logged_bytes, heard_bytes, .. } = service;
+        Ok(Outcome { opened, logged_bytes, heard_bytes, port: transport.counters() })
+    }
+}
+
+/// A connection.
+#[derive(Default)]
+struct Talk {
+    /// What waits for the commit, and what waits for room.
+    echoes: VecDeque<Extent>,
+    peer_finished: bool,
+    /// A client's part.
+    says: Vec<u8>,
+    said: usize,
+    heard: usize,
+}
+
+#[derive(Default)]
+struct EchoService {
+    talks: HashMap<ConnId, Talk>,
+    opened: u64,
+    logged_bytes: u64,
+    heard_bytes: u64,
+    uncommitted: Vec<ConnId>,
+}
+
+impl EchoService {
+    fn receive<N: Net>(&mut self, conn: ConnId, net: &mut N, shard: &mut Shard) {
+        let Some(talk) = self.talks.get_mut(&conn) else { return };
+        while let Some(slot) = net.recv(conn) {
+            if !talk.says.is_empty() {
+                let expected = &talk.says[talk.heard..];
+                assert!(expected.starts_with(slot.bytes()), "wrong bytes at {}", talk.heard);
+                talk.heard += slot.bytes().len();
+                self.heard_bytes += slot.bytes().len() as u64;
+                continue;
+            }
+            let extent = slot.keep();
+            let mut draft = shard.draft();
+            shard.push(&mut draft, extent.clone()).expect("the piece lies in the core's own arena");
+            shard.append(draft).map(drop).expect("there is room in the log");
+            self.logged_bytes += extent.len() as u64;
+            talk.echoes.push_back(extent);
+            self.uncommitted.push(conn);
+        }
+    }
+
+    fn send<N: Net>(&mut self, conn: ConnId, net: &mut N) {
+        let Some(talk) = self.talks.get_mut(&conn) else { return };
+        if !talk.says.is_empty() {
+            while talk.said < talk.says.len() {
+                let len = net.send_space(conn).bytes.min(talk.says.len() - talk.said);
+                if len == 0 || net.send(conn, &talk.says[talk.said..talk.said + len]).is_err() {
+                    return;
+                }
+                talk.said += len;
+            }
+            return net.finish(conn);
+        }
+        while let Some(extent) = talk.echoes.front() {
+            if net.send_extent(conn, extent.clone()).is_err() {
+                return;
+            }
+            talk.echoes.pop_front();
+        }
+        if talk.peer_finished {
+            net.finish(conn);
+        }
+    }
+}
+
+impl Service for EchoService {
+    fn event<N: Net>(&mut self, event: Event, net: &mut N, shard: &mut Shard) {
+        match event {
+            Event::Opened { conn, .. } => {
+                self.opened += 1;
+                self.talks.entry(conn).or_default();
+                self.send(conn, net);
+            }
+            Event::Readable { conn } => self.receive(conn, net, shard),
+            Event::Writable { conn } => self.send(conn, net),
+            Event::PeerFinished { conn } => {
+                self.receive(conn, net, shard);
+                if let Some(talk) = self.talks.get_mut(&conn) {
+                    talk.peer_finished = true;
+                }
+                if !self.uncommitted.contains(&conn) {
+                    self.send(conn, net);
+                }
+            }
+            Event::Closed { conn, .. } => {
+                if let Some(talk) = self.talks.remove(&conn) {
+                    assert_eq!(talk.heard, talk.says.len(), "the connection ended early");
+                }
+            }
+        }
+    }
+
+    fn committed<N: Net>(&mut self, _: &Durable, net: &mut N, _: &mut Shard) {
+        for conn in std::mem::take(&mut self.uncommitted) {
+            self.send(conn, net);
+        }
+    }
+
+    fn commit_failed<N: Net>(&mut self, why: &str, _: &mut N, _: &mut Shard) {
+        panic!("the store failed: {why}");
+    }
+}
