@@ -12,8 +12,8 @@
 //! rise but are not dense: a number is the record's place in the log.
 //!
 //! [`http`] turns received slots into requests, [`service`] turns requests into appends and replies, on any
-//! network that implements [`stack::net::Net`]. [`serve`] runs that on a DPDK port; [`inspect`] looks at a
-//! store without a network.
+//! network that implements [`stack::net::Net`]. [`serve`] runs that on a DPDK port or on Linux' sockets;
+//! [`inspect`] looks at a store without a network.
 
 pub mod cli;
 pub mod http;

@@ -2,8 +2,13 @@
 //!
 //! This is PASTE's shape on a stock kernel. A ring of provided buffers, each a named buffer of the arena, takes
 //! what arrives; a completion says which one, and so the payload's name; a spare takes its place in the ring.
-//! Calls into the kernel are one per burst. What it cannot do is receive without a copy: the network card's
-//! buffers are the kernel's, and the kernel copies each payload byte once, from there into the named buffer.
+//! Calls into the kernel are one per burst, and [`wait`](KernelTransport::wait) sleeps while there is nothing to do.
+//!
+//! What it cannot do is receive without a copy: the network card's buffers are the kernel's, and the kernel copies
+//! each payload byte once, from there into the named buffer. Nor does the receive window follow the arena: the
+//! kernel's own buffers fill first, and then the peer is stalled. Sends of many named bytes are not copied, if the
+//! kernel can (Linux 6.1), the pages may be pinned (`ulimit -l`), and the peer acknowledges in time; else they are,
+//! and both are counted. Linux 6.0 is the oldest that carries it.
 
 mod config;
 mod connection;

@@ -4,29 +4,25 @@
 //! out, and what is being sent until the kernel has given its last notice of it.
 #![allow(unsafe_code)]
 
+mod buffers;
+mod send;
+mod setup;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
-use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue};
-use memmap2::{MmapMut, MmapOptions};
+use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use pmem::Extent;
 
 use super::KernelError;
+use buffers::ProvidedBuffers;
+use send::Send;
+pub(super) use send::{MAX_PIECES, Piece};
+pub(super) use setup::probe;
+use setup::{GROUP, SUBMISSIONS, features, register, uring};
 
-/// Lengths of the submission queue, which is emptied when it is full: the first for which there is memory. Queues
-/// count as locked memory of the user, who may have little left (`ulimit -l`).
-const SUBMISSIONS: [u32; 3] = [1024, 256, 64];
-/// Length of the completion queue. The kernel keeps what does not fit.
-const COMPLETIONS_PER_SUBMISSION: u32 = 8;
-/// The only group of provided buffers.
-const GROUP: u16 = 0;
-/// Pieces of one send.
-pub(super) const MAX_PIECES: usize = 64;
-/// Extents in one send from which on it is worth pinning their pages instead of copying them.
-const ZERO_COPY_BYTES: usize = 16 * 1024;
 /// Sends of one connection that may be pinned at a time. Pages stay pinned until the peer has acknowledged them, so
 /// a slow peer's further sends are copied: it must not take the places of others.
 const PINNED_SENDS: u8 = 4;
@@ -70,36 +66,6 @@ pub(super) struct Counters {
     pub zero_copy_bytes: u64,
     pub copied_bytes: u64,
     pub calls: u64,
-}
-
-/// A send on its way: the pieces stay where they are until the kernel is done with them.
-struct Send {
-    token: u32,
-    fd: i32,
-    inline: Vec<u8>,
-    extents: Vec<Extent>,
-    pieces: Vec<libc::iovec>,
-    header: libc::msghdr,
-    /// The first piece that is not out as a whole.
-    next: usize,
-    left: usize,
-    zero_copy: bool,
-    notices: u32,
-    finished: bool,
-}
-
-/// One piece of a send, in order.
-pub(super) enum Piece<'a> {
-    Bytes(&'a [u8]),
-    Extent(Extent),
-}
-
-/// Whether the kernel has what a ring needs.
-pub(super) fn probe() -> Result<(), KernelError> {
-    let buffers = ProvidedBuffers::new(1).map_err(KernelError::Ring)?;
-    let uring = uring(&[1])?;
-    features(&uring)?;
-    register(&uring, &buffers)
 }
 
 impl Ring {
@@ -347,221 +313,7 @@ impl Drop for Ring {
     }
 }
 
-impl Send {
-    /// Takes the pieces of a send; returns how many of its bytes are of extents.
-    fn fill<'a>(
-        &mut self,
-        token: u32,
-        fd: i32,
-        pieces: impl Iterator<Item = Piece<'a>>,
-        may_pin: bool,
-    ) -> usize {
-        self.clear();
-        (self.token, self.fd) = (token, fd);
-        for piece in pieces.take(MAX_PIECES) {
-            let (base, len) = match piece {
-                // The copied bytes may move while more are gathered: their address comes last.
-                Piece::Bytes(bytes) => {
-                    self.inline.extend_from_slice(bytes);
-                    (std::ptr::null_mut(), bytes.len())
-                }
-                Piece::Extent(extent) => {
-                    let place = (extent.bytes().as_ptr().cast_mut().cast(), extent.len());
-                    self.extents.push(extent);
-                    place
-                }
-            };
-            self.pieces.push(libc::iovec { iov_base: base, iov_len: len });
-            self.left += len;
-        }
-        let mut copied = self.inline.as_mut_ptr();
-        for piece in self.pieces.iter_mut().filter(|piece| piece.iov_base.is_null()) {
-            piece.iov_base = copied.cast();
-            copied = copied.wrapping_add(piece.iov_len);
-        }
-        let extent_bytes = self.extents.iter().map(Extent::len).sum();
-        self.zero_copy = may_pin && extent_bytes >= ZERO_COPY_BYTES;
-        extent_bytes
-    }
-
-    /// The entry for what is left.
-    fn entry(&mut self, index: u32) -> squeue::Entry {
-        let pieces = &mut self.pieces[self.next..];
-        self.header.msg_iov = pieces.as_mut_ptr();
-        self.header.msg_iovlen = pieces.len();
-        let header = &raw const self.header;
-        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
-        let entry = if self.zero_copy {
-            opcode::SendMsgZc::new(Fd(self.fd), header).flags(flags).build()
-        } else {
-            opcode::SendMsg::new(Fd(self.fd), header).flags(flags).build()
-        };
-        entry.user_data(SEND | u64::from(index))
-    }
-
-    /// Notes what went out; true when nothing is left.
-    fn advance(&mut self, mut count: usize) -> bool {
-        self.left -= count.min(self.left);
-        while let Some(piece) = self.pieces.get_mut(self.next)
-            && count > 0
-        {
-            let taken = count.min(piece.iov_len);
-            piece.iov_base = piece.iov_base.wrapping_byte_add(taken);
-            piece.iov_len -= taken;
-            count -= taken;
-            self.next += usize::from(piece.iov_len == 0);
-        }
-        self.left == 0
-    }
-
-    fn clear(&mut self) {
-        self.inline.clear();
-        self.extents.clear();
-        self.pieces.clear();
-        (self.next, self.left, self.notices, self.finished, self.zero_copy) = (0, 0, 0, false, false);
-    }
-}
-
-impl Default for Send {
-    fn default() -> Self {
-        // SAFETY: an all-zero msghdr is the empty one.
-        let header = unsafe { std::mem::zeroed() };
-        Self {
-            token: 0,
-            fd: -1,
-            inline: Vec::new(),
-            extents: Vec::new(),
-            pieces: Vec::new(),
-            header,
-            next: 0,
-            left: 0,
-            zero_copy: false,
-            notices: 0,
-            finished: false,
-        }
-    }
-}
-
-/// A ring with the first of these lengths that is to be had.
-fn uring(lengths: &[u32]) -> Result<IoUring, KernelError> {
-    let mut outcome = Err(io::Error::from(io::ErrorKind::InvalidInput));
-    for &submissions in lengths {
-        outcome = uring_of(submissions);
-        if !matches!(&outcome, Err(error) if error.raw_os_error() == Some(libc::ENOMEM)) {
-            break;
-        }
-    }
-    outcome.map_err(KernelError::Ring)
-}
-
-fn uring_of(submissions: u32) -> io::Result<IoUring> {
-    let mut plain = IoUring::builder();
-    plain.setup_cqsize(submissions * COMPLETIONS_PER_SUBMISSION).setup_clamp();
-    let mut deferring = plain.clone();
-    deferring.setup_submit_all().setup_coop_taskrun().setup_single_issuer().setup_defer_taskrun();
-    match deferring.build(submissions) {
-        // Before Linux 6.1, completions cannot wait until they are asked for.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => plain.build(submissions),
-        outcome => outcome,
-    }
-}
-
-/// Tells the kernel of the buffers, whose mapping must live until after the ring is closed.
-fn register(uring: &IoUring, buffers: &ProvidedBuffers) -> Result<(), KernelError> {
-    // SAFETY: the mapping is as large as the entries need, and outlives the ring: whoever holds both drops the ring
-    // first.
-    unsafe { uring.submitter().register_buf_ring_with_flags(buffers.address(), buffers.entries, GROUP, 0) }
-        .map_err(|_| KernelError::Unsupported { feature: "provided-buffer rings", release: "5.19" })
-}
-
-/// Whether the kernel sends without copying; an error if it cannot do what is needed.
-fn features(uring: &IoUring) -> Result<bool, KernelError> {
-    let mut probe = Probe::new();
-    uring.submitter().register_probe(&mut probe).map_err(KernelError::Ring)?;
-    sends_without_copying(|operation| probe.is_supported(operation))
-}
-
-/// Whether a kernel that has these operations sends without copying.
-fn sends_without_copying(has: impl Fn(u8) -> bool) -> Result<bool, KernelError> {
-    // Multishot receive cannot be asked for; it came with the same release as this operation.
-    if !has(opcode::SendZc::CODE) {
-        return Err(KernelError::Unsupported { feature: "multishot receive", release: "6.0" });
-    }
-    Ok(has(opcode::SendMsgZc::CODE))
-}
-
 /// Whether the same would go out if it were copied.
 fn cannot_pin(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOMEM | libc::ENOBUFS))
-}
-
-/// The ring of buffers that the kernel receives into.
-struct ProvidedBuffers {
-    memory: MmapMut,
-    entries: u16,
-    tail: u16,
-    /// What the kernel holds, by buffer id.
-    held: Vec<Option<&'static mut [u8]>>,
-    /// Ids without a buffer.
-    empty: Vec<u16>,
-}
-
-impl ProvidedBuffers {
-    fn new(entries: u16) -> io::Result<Self> {
-        let len = usize::from(entries) * size_of::<BufRingEntry>();
-        let memory = MmapOptions::new().len(len).map_anon()?;
-        let held = (0..entries).map(|_| None).collect();
-        Ok(Self { memory, entries, tail: 0, held, empty: (0..entries).rev().collect() })
-    }
-
-    fn address(&self) -> u64 {
-        self.memory.as_ptr().expose_provenance() as u64
-    }
-
-    fn provide(&mut self, buffer: &'static mut [u8]) -> Result<(), &'static mut [u8]> {
-        let Some(id) = self.empty.pop() else { return Err(buffer) };
-        let place = usize::from(self.tail % self.entries);
-        // SAFETY: the mapping is zeroed memory of `entries` entries, aligned to a page, and `place` is inside. The
-        // kernel does not read the entry before `publish`.
-        let entry = unsafe { &mut *self.memory.as_mut_ptr().cast::<BufRingEntry>().add(place) };
-        entry.set_addr(buffer.as_mut_ptr().expose_provenance() as u64);
-        entry.set_len(buffer.len() as u32);
-        entry.set_bid(id);
-        self.held[usize::from(id)] = Some(buffer);
-        self.tail = self.tail.wrapping_add(1);
-        Ok(())
-    }
-
-    fn publish(&mut self) {
-        // SAFETY: the first entry lies at the mapping's start; the tail inside it is aligned for 16 bits, and
-        // only this thread and the kernel, which reads it atomically, access it.
-        let tail = unsafe {
-            let tail = BufRingEntry::tail(self.memory.as_mut_ptr().cast());
-            AtomicU16::from_ptr(tail.cast_mut())
-        };
-        tail.store(self.tail, Ordering::Release);
-    }
-
-    /// A buffer that the kernel has given back.
-    fn take(&mut self, id: u16) -> Option<&'static mut [u8]> {
-        let buffer = self.held.get_mut(usize::from(id))?.take()?;
-        self.empty.push(id);
-        Some(buffer)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_kernel_is_taken_for_what_it_can_do() {
-        let up_to = |last: u8| sends_without_copying(move |operation| operation <= last);
-        // io_uring.h of Linux 5.19, 6.0 and 6.1: their last operations.
-        let (socket, send_zc, sendmsg_zc) = (45, 47, 48);
-        let refused = up_to(socket).expect_err("no multishot receive");
-        assert!(refused.to_string().contains("Linux 6.0"), "{refused}");
-        assert!(matches!(up_to(send_zc), Ok(false)));
-        assert!(matches!(up_to(sendmsg_zc), Ok(true)));
-    }
 }
