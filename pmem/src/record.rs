@@ -152,6 +152,21 @@ impl Shard {
         Records { shard: self, next: from }
     }
 
+    /// The number of the first durable record of this epoch or a later one; of the next record if there is none.
+    pub fn first_of_epoch(&self, epoch: u32) -> u64 {
+        // Epochs never fall along the log.
+        let (mut low, mut high) = (self.head_seq(), self.committed_seq());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.entry(middle).is_ok_and(|entry| entry.epoch < epoch) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
     /// The first durable record with this number or a higher one.
     fn next_record(&self, from: u64) -> Option<RecordInfo> {
         let from = from.max(self.head_seq());

@@ -24,6 +24,8 @@ pub struct ShardSeed {
     pub(crate) uuid: Uuid,
     pub(crate) index: u32,
     pub(crate) limits: Limits,
+    /// The highest epoch of any shard of the region.
+    pub(crate) latest_epoch: u32,
 }
 
 /// What opening a shard found.
@@ -56,13 +58,14 @@ impl ShardSeed {
     /// Recovers the shard, and opens it for the thread that calls this.
     ///
     /// The log is scanned from its head. What is found beyond the known-durable part is flushed and fenced: after
-    /// a killed process those bytes may sit in the CPU's caches only. Then the epoch rises, with its first
-    /// sequence number, so that entries beyond the end can never come back to life.
+    /// a killed process those bytes may sit in the CPU's caches only. Then the epoch rises above that of
+    /// every shard of the region, with its first sequence number, so that entries beyond the end can never come back
+    /// to life.
     ///
     /// # Errors
     /// [`OpenError::Corrupt`] if something durable is damaged; [`OpenError::Io`] if the medium fails.
     pub fn open(self) -> Result<Shard, OpenError> {
-        let Self { medium, claim, geometry, uuid, index, limits } = self;
+        let Self { medium, claim, geometry, uuid, index, limits, latest_epoch } = self;
         let seed = crc_seed(uuid, index);
         let corrupt = |corruption| OpenError::Corrupt { shard: index, corruption };
         let headers = HeaderCell::read(&*medium, geometry.header_of(index));
@@ -99,7 +102,7 @@ impl ShardSeed {
         rescue(&*medium, &arena, &ring, &found, &outcome)
             .map_err(failed("making the recovered log durable"))?;
         let mut header = HeaderCell::new(medium, geometry.header_of(index), seed, found);
-        let epoch = found.epoch.checked_add(1).ok_or(corrupt(Corruption::Header))?;
+        let epoch = found.epoch.max(latest_epoch).checked_add(1).ok_or(corrupt(Corruption::Header))?;
         let next = Header { epoch, first_seq: outcome.next, durable_seq: outcome.next - 1, ..found };
         header.persist(next).map_err(failed("writing the shard's header"))?;
         let recovery = Recovery {

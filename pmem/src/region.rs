@@ -18,7 +18,7 @@ pub(crate) use map::ReadOnly;
 
 use crate::{
     entry::crc_seed,
-    header::{HEADER_BYTES, HEADERS_BYTES, Header},
+    header::{HEADER_BYTES, HEADERS_BYTES, Header, HeaderCell},
     medium::{Domain, Medium, Slowed},
     recovery::ShardSeed,
     scan::Corruption,
@@ -33,6 +33,8 @@ pub struct Options {
     pub size: Option<u64>,
     /// Shards, one per core; 1 for a new store. An existing store must have as many.
     pub shards: Option<u32>,
+    /// Shards of a new store, if an existing one may have any number.
+    pub shards_if_new: Option<u32>,
     /// Length of a buffer in bytes, a multiple of 64; [`DEFAULT_BUFFER_BYTES`](crate::DEFAULT_BUFFER_BYTES) for a
     /// new store. An existing store must have such buffers.
     pub buffer_bytes: Option<u16>,
@@ -57,6 +59,7 @@ impl Default for Options {
         Self {
             size: None,
             shards: None,
+            shards_if_new: None,
             buffer_bytes: None,
             log_entries: None,
             reserve: None,
@@ -326,9 +329,12 @@ impl Region {
         &self.info
     }
 
-    /// The shards, to be opened each in its own thread.
+    /// The shards, to be opened each in its own thread. All that are opened get the same epoch.
     pub fn into_seeds(self) -> Vec<ShardSeed> {
+        let epochs = (0..self.info.geometry.shards).filter_map(|shard| self.header(shard)).map(|h| h.epoch);
+        let latest_epoch = epochs.max().unwrap_or(0);
         let seed = |index| ShardSeed {
+            latest_epoch,
             medium: self.medium.clone().fork(),
             claim: self.claim.clone(),
             geometry: self.info.geometry,
@@ -345,6 +351,12 @@ impl Region {
     /// As [`ShardSeed::open`].
     pub fn into_shard(self) -> Result<Shard, OpenError> {
         self.into_seeds().swap_remove(0).open()
+    }
+
+    /// A shard's header, if it is sound.
+    fn header(&self, shard: u32) -> Option<Header> {
+        let copies = HeaderCell::read(&*self.medium, self.info.geometry.header_of(shard));
+        Header::newest(&copies, crc_seed(self.info.uuid, shard))
     }
 
     fn inspect(place: Place, options: &Options) -> Result<Self, OpenError> {
@@ -455,8 +467,11 @@ fn format(place: &Place, options: &Options) -> Result<Superblock, OpenError> {
 }
 
 fn plan(bytes: u64, options: &Options) -> Result<Geometry, OpenError> {
-    let wish =
-        Wish { shards: options.shards, buffer_bytes: options.buffer_bytes, log_entries: options.log_entries };
+    let wish = Wish {
+        shards: options.shards.or(options.shards_if_new),
+        buffer_bytes: options.buffer_bytes,
+        log_entries: options.log_entries,
+    };
     Geometry::plan(bytes, wish).map_err(|error| OpenError::Geometry(error.to_string()))
 }
 

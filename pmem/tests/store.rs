@@ -7,10 +7,13 @@ use std::{
     io::{Seek, SeekFrom, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use common::{append, contents, payload, store};
-use pmem::{Domain, Kind, MEMORY, OpenError, Options, Region, Snapshot, SnapshotEvent};
+use common::{append, contents, payload, store, tiny};
+use pmem::{
+    Domain, Kind, LineModel, MEMORY, Medium, OpenError, Options, Region, Shard, Snapshot, SnapshotEvent,
+};
 
 /// A folder on a disk; tests of refused volatile files name tmpfs themselves.
 fn disk() -> tempfile::TempDir {
@@ -436,4 +439,35 @@ fn a_store_is_free_at_once_though_processes_are_being_started() {
         is_over.store(true, std::sync::atomic::Ordering::Relaxed);
         opened.unwrap();
     });
+}
+
+/// A shard that was left out of some openings, as after a crash between two of them, catches up: epochs order the
+/// records of all shards.
+#[test]
+fn shards_that_are_opened_together_have_one_epoch() {
+    let model: Arc<LineModel> = LineModel::new(1 << 20);
+    let options = Options { shards_if_new: Some(3), ..tiny() };
+    let open = |model: &Arc<LineModel>, shards: &[usize]| -> Vec<Shard> {
+        let medium: Arc<dyn Medium> = model.clone();
+        let region = Region::over(medium, &options).unwrap();
+        assert_eq!(region.info().geometry.shards, 3);
+        let seeds = region.into_seeds().into_iter().enumerate();
+        seeds.filter(|(index, _)| shards.contains(index)).map(|(_, seed)| seed.open().unwrap()).collect()
+    };
+    for (opened, epoch) in [(&[0, 1, 2][..], 1), (&[1], 2), (&[1, 2], 3), (&[0, 1, 2], 4)] {
+        for mut shard in open(&model, opened) {
+            assert_eq!(shard.epoch(), epoch);
+            // The first shard is left without records of epochs 2 and 3.
+            store(&mut shard, &payload(epoch.into(), 20), 800);
+            store(&mut shard, &payload(epoch.into(), 3000), 800);
+        }
+    }
+    for (shard, epochs) in open(&model, &[0, 1, 2]).iter().zip([&[1, 4][..], &[1, 2, 3, 4], &[1, 3, 4]]) {
+        let records: Vec<_> = shard.records(0).map(|info| (info.epoch, info.seq)).collect();
+        assert_eq!(records.len(), 2 * epochs.len());
+        for epoch in 0..7 {
+            let first = records.iter().find(|(of, _)| *of >= epoch).map_or(shard.next_seq(), |(_, seq)| *seq);
+            assert_eq!(shard.first_of_epoch(epoch), first, "epoch {epoch} of {records:?}");
+        }
+    }
 }
