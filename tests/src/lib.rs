@@ -14,7 +14,7 @@ pub mod wire;
 
 pub use command::{Curl, output_within, run, run_for};
 pub use http::{Connection, Reply};
-pub use namespace::{Lab, inside, isolated};
+pub use namespace::{Lab, inside, inside_as_root, isolated};
 pub use pmlog::{Pmlog, PmlogOptions, pmlog_binary};
 pub use scratch::{scratch_directory, target_directory};
 

@@ -121,32 +121,44 @@ fn elsewhere(test: &str) -> Result<()> {
     Ok(())
 }
 
+/// What `unshare` makes new for a program; root can do without the first two.
+const NAMESPACES: [&str; 6] = ["--user", "--map-root-user", "--net", "--mount", "--pid", "--fork"];
+
 /// A command that runs `program` as root of new user, network, mount and process namespaces. All that it
 /// starts is killed when it ends, and it is killed when the caller ends.
 ///
 /// # Errors
 /// The kernel refuses the namespaces; the message says what allows them.
 pub fn inside(program: &Path) -> Result<Command> {
-    let unprivileged = ["--user", "--map-root-user", "--net", "--mount", "--pid", "--fork"];
-    let privileged = &unprivileged[2..];
-    let kinds = match probe(&unprivileged) {
-        Ok(()) => &unprivileged[..],
+    match probe(&NAMESPACES) {
+        Ok(()) => Ok(unshared(&NAMESPACES, program)),
         // A container may forbid user namespaces to root, who can do without.
-        Err(_) if rustix::process::geteuid().is_root() => {
-            probe(privileged)?;
-            privileged
-        }
-        Err(error) => return Err(error),
-    };
+        Err(_) if rustix::process::geteuid().is_root() => inside_as_root(program),
+        Err(error) => Err(error),
+    }
+}
+
+/// As [`inside`], but in the user namespace of the caller, who must be root: the kernel lets nobody else steer
+/// received packets.
+///
+/// # Errors
+/// The kernel refuses the namespaces; the message says what allows them.
+pub fn inside_as_root(program: &Path) -> Result<Command> {
+    let privileged = &NAMESPACES[2..];
+    probe(privileged)?;
+    Ok(unshared(privileged, program))
+}
+
+fn unshared(namespaces: &[&str], program: &Path) -> Command {
     // unshare ignores SIGINT and SIGTERM while it waits: the parent's death must reach it another way.
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "unshare"])
-        .args(kinds)
+        .args(namespaces)
         .arg("--kill-child=KILL")
         .arg("--")
         .arg(program);
-    Ok(command)
+    command
 }
 
 fn probe(kinds: &[&str]) -> Result<()> {

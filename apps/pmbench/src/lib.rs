@@ -1,10 +1,13 @@
 //! `pmbench`: durable appends over every kind of network stack, measured side by side.
 //!
 //! [`serve`] is the servers, one for each way the field has of doing it; [`load`] is the client of all of them;
-//! [`protocol`] is how the program that measures talks to a server.
+//! [`run`] measures each server with that client, and talks to both over [`protocol`]; [`report`] shows what it found.
 
 pub mod cli;
 mod cpu;
 pub mod load;
 pub mod protocol;
+pub mod report;
+pub mod results;
+pub mod run;
 pub mod serve;

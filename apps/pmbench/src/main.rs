@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use pmbench::cli::{Cli, Command};
-use pmbench::{load, serve};
+use pmbench::{load, report, run, serve};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -17,6 +17,8 @@ fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .init();
     let result = match &cli.command {
+        Command::Run(args) => run::run(args, &mut io::stdout().lock()),
+        Command::Report(args) => report::report(args, &mut io::stdout().lock()),
         Command::Serve(args) => serve::serve(args),
         Command::Load(args) => load::load(args, &mut io::stdout().lock()),
     };

@@ -1,0 +1,294 @@
+//! report.md.
+
+use std::fmt::{Arguments, Write as _};
+
+use super::plots::Plot;
+use super::stats::{Figure, Server, Spread, paired, spread};
+use super::targets::TARGETS;
+use super::text::COLUMNS;
+use super::{number, reference, servers};
+use crate::protocol::Mode;
+use crate::results::{Link, Load, Results};
+
+/// What a reader must know who compares two of the figures.
+const COMPARABLE: &str = "\
+- **Requests per CPU second, and CPU per request**, across all modes and both links. For kernel sockets it is all that
+  the server's core did not idle (user, system, interrupts, softirqs, of /proc/stat, in steps of 10 ms a window). For
+  polling loops it is the time in steps that found something to do, by the time stamp counter, and on veth the core's
+  softirqs as well, which feed the packet socket. Those softirqs also interrupt busy steps and are then counted twice,
+  to the polling loops' disadvantage. Polls that find nothing are not counted: such a loop takes its whole core at any
+  load, and that is the price of its latency.
+- **Requests per second and latency on veth**: the same link, the same client, one core for the server. Receive
+  packet steering has the server's core do the kernel's receive work in all modes, and each cell is refused whose
+  packets went elsewhere. Where the client was busy nearly all of the time, it and not the server was the limit: the
+  column says so.
+- **Requests per second and latency on memif**: among the DPDK modes only. The kernel's sockets have no memif; it is
+  the nearest thing to a network card on a machine without one, as it copies frames into the buffers where a card's
+  DMA would put them.
+- **Copies, flushed lines, fences and PM per payload**: across all modes; each server counts its own. The copies that
+  the kernel or the link makes are not among them.
+- **Not comparable**: requests per second on veth with those on memif; absolute figures with those of other machines,
+  since client, server and the virtual link share one machine and its caches; latencies under a longer persist with
+  those without; `limit` with anything as an HTTP server, since it parses nothing and returns the request's frames.
+- `paste-echo` and `limit` make nothing durable: they are bounds, not alternatives.
+- There is no persistent memory in a tmpfs file: the flushes and fences are executed, and cost what they cost for
+  DRAM. `--persist-delay-us` adds to each persist, as PASTE's evaluation does.";
+
+/// The whole report.
+pub fn report(results: &Results, plots: &[Plot]) -> String {
+    let mut page = String::new();
+    about(&mut page, results);
+    targets(&mut page, results);
+    if let Some(load) = reference(results) {
+        reference_table(&mut page, results, load);
+        matrix(&mut page, results, "Requests per second", |cell| cell.requests_per_s);
+        matrix(&mut page, results, "Server CPU per request, ns", |cell| cell.server_cpu_ns_per_request);
+        matrix(&mut page, results, "Median latency, us", |cell| cell.p50_us);
+        matrix(&mut page, results, "Latency at 99 %, us", |cell| cell.p99_us);
+    }
+    text(&mut page, format_args!("\n## What can be compared and what cannot\n\n{COMPARABLE}"));
+    confirmation(&mut page, results);
+    modes(&mut page, results);
+    if !plots.is_empty() {
+        text(&mut page, format_args!("\n## Plots"));
+        for Plot { name, title } in plots {
+            text(&mut page, format_args!("\n![{title}]({name}.svg)"));
+        }
+    }
+    page
+}
+
+fn about(page: &mut String, results: &Results) {
+    let run = &results.run;
+    text(page, format_args!("# Durable appends over every kind of network stack\n"));
+    let known = |text: &str| if text.is_empty() { "unknown".to_owned() } else { text.to_owned() };
+    let facts = [
+        ("date", known(&run.date)),
+        ("processor", format!("{}, {} cores", known(&run.cpu), run.cores)),
+        ("kernel", known(&run.kernel)),
+        ("commit", known(&run.commit)),
+        ("cores", format!("server on {}, client on {}", run.server_core, run.client_core)),
+        ("rounds", format!("{}, of {} s for each cell", run.rounds, run.seconds)),
+    ];
+    table_head(page, &["", ""]);
+    for (name, fact) in facts {
+        text(page, format_args!("| {name} | {fact} |"));
+    }
+    text(
+        page,
+        format_args!(
+            "\nEach cell is a fresh server and a fresh client, one request on its way for each connection. The modes take \
+         turns within a round. Figures are medians over the rounds, with the smallest and the largest in brackets; \
+         ratios are taken within a round before their median is."
+        ),
+    );
+    if !run.steered {
+        text(
+            page,
+            format_args!(
+                "\n**Unsteered**: the kernel received the servers' packets on the client's core, where it is not counted. \
+                 The kernel's modes look cheaper on veth than they are."
+            ),
+        );
+    }
+}
+
+fn targets(page: &mut String, results: &Results) {
+    text(page, format_args!("\n## Targets\n"));
+    table_head(page, &["compared", "link", "load", "figure", "wanted", "measured", "verdict"]);
+    for target in &TARGETS {
+        let measured = target.measured(&results.cells);
+        let link = target.link().map_or("both".to_owned(), |link| link.to_string());
+        text(
+            page,
+            format_args!(
+                "| {} | {link} | {} | {} | {} | {} | {} |",
+                target.compared(),
+                target.load(),
+                target.figure(),
+                target.wanted(),
+                ranged(measured),
+                target.verdict(measured)
+            ),
+        );
+    }
+}
+
+fn reference_table(page: &mut String, results: &Results, load: Load) {
+    text(
+        page,
+        format_args!(
+            "\n## {load}\n\nAll but the rates are per request; the last but two columns are ratios.\n"
+        ),
+    );
+    let titles = COLUMNS.iter().map(|(title, _)| *title);
+    let more = ["client busy", "requests/s to status-quo", "per CPU second to status-quo"];
+    table_head(page, &["link", "mode"].into_iter().chain(titles).chain(more).collect::<Vec<_>>());
+    let status_quo = Server::veth(Mode::StatusQuo);
+    for server in servers(results) {
+        if let Some(reason) = skipped(results, server) {
+            text(page, format_args!("| {} | {} | skipped: {reason} |", server.link, server.mode));
+            continue;
+        }
+        let mut row = format!("| {} | {} |", server.link, server.mode);
+        for (_, figure) in COLUMNS {
+            write(&mut row, format_args!(" {} |", ranged(spread(&results.cells, server, load, figure))));
+        }
+        let busy = client_busy(results, server, load).map(|busy| format!("{:.0} %", busy.median * 100.0));
+        let rate = paired(
+            &results.cells,
+            (server, status_quo),
+            load,
+            |cell| cell.requests_per_s,
+            |one, other| one / other,
+        );
+        // A rate on another link says nothing.
+        let rate = rate.filter(|_| server.link == Link::Veth);
+        let cpu: Figure = |cell| cell.server_cpu_ns_per_request;
+        let cpu = paired(&results.cells, (server, status_quo), load, cpu, |one, other| other / one);
+        text(
+            page,
+            format_args!("{row} {} | {} | {} |", busy.unwrap_or_else(none), ranged(rate), ranged(cpu)),
+        );
+    }
+}
+
+/// A figure of all servers under all loads.
+fn matrix(page: &mut String, results: &Results, title: &str, figure: Figure) {
+    let mut loads: Vec<Load> = results.cells.iter().map(|cell| cell.load).collect();
+    loads.sort_by_key(|load| (load.persist_delay_us, load.size, load.connections));
+    loads.dedup();
+    text(page, format_args!("\n## {title}\n"));
+    let name = |load: &Load| {
+        let delay =
+            if load.persist_delay_us > 0 { format!(", {} us", load.persist_delay_us) } else { String::new() };
+        format!("{} B x {}{delay}", load.size, load.connections)
+    };
+    let names: Vec<String> = loads.iter().map(name).collect();
+    table_head(
+        page,
+        &["link", "mode"].into_iter().chain(names.iter().map(String::as_str)).collect::<Vec<_>>(),
+    );
+    for server in servers(results) {
+        let median = |load: &Load| {
+            spread(&results.cells, server, *load, figure).map_or_else(none, |spread| number(spread.median))
+        };
+        let row: String = loads.iter().map(|load| format!(" {} |", median(load))).collect();
+        text(page, format_args!("| {} | {} |{row}", server.link, server.mode));
+    }
+}
+
+fn confirmation(page: &mut String, results: &Results) {
+    let confirmation = &results.run.confirmation;
+    let Some(first) = confirmation.first() else { return };
+    let load = first.load;
+    text(
+        page,
+        format_args!(
+            "\n## The second client\n\nwrk, over the kernel's own TCP in a network namespace of its own, at the other end of \
+         a veth pair: {load}. It takes several times as long for a request as our client, so that it bounds the rate of \
+         fast servers; the time of the server's core tells them apart.\n"
+        ),
+    );
+    table_head(page, &["mode", "requests/s by wrk", "by our client", "CPU ns by wrk", "by our client"]);
+    let ours =
+        |mode, figure| spread(&results.cells, Server::veth(mode), load, figure).map(|spread| spread.median);
+    let mut by_cpu: Vec<(Mode, f64, f64)> = Vec::new();
+    for found in confirmation {
+        let cpu = ours(found.mode, |cell| cell.server_cpu_ns_per_request);
+        if let Some(cpu) = cpu {
+            by_cpu.push((found.mode, found.server_cpu_ns_per_request, cpu));
+        }
+        let shown = |value: Option<f64>| value.map_or_else(none, number);
+        text(
+            page,
+            format_args!(
+                "| {} | {} | {} | {} | {} |",
+                found.mode,
+                number(found.requests_per_s),
+                shown(ours(found.mode, |cell| cell.requests_per_s)),
+                number(found.server_cpu_ns_per_request),
+                shown(cpu)
+            ),
+        );
+    }
+    let order = |key: fn(&(Mode, f64, f64)) -> f64| {
+        let mut sorted = by_cpu.clone();
+        sorted.sort_by(|one, other| key(one).total_cmp(&key(other)));
+        sorted.iter().map(|(mode, ..)| mode.to_string()).collect::<Vec<_>>().join(", ")
+    };
+    let (wrks, ours) = (order(|found| found.1), order(|found| found.2));
+    if wrks == ours {
+        text(page, format_args!("\nBoth find the same order of CPU per request: {ours}."));
+    } else {
+        text(
+            page,
+            format_args!("\nThe order of CPU per request differs: by wrk {wrks}; by our client {ours}."),
+        );
+    }
+}
+
+fn modes(page: &mut String, results: &Results) {
+    text(page, format_args!("\n## The modes\n"));
+    for known in &results.run.modes {
+        let domain = known.domain.as_ref().map(|domain| format!(" ({domain})")).unwrap_or_default();
+        text(page, format_args!("- `{}`{domain}: {}", known.mode, known.notes.join("; ")));
+    }
+    for server in servers(results) {
+        if let Some(reason) = skipped(results, server) {
+            text(page, format_args!("- `{}` was skipped: {reason}", server.mode));
+        }
+    }
+    for failure in &results.run.failures {
+        let round = failure.round.map_or("wrk".to_owned(), |round| format!("round {round}"));
+        text(
+            page,
+            format_args!(
+                "- **Failed**: `{}` on {}, {}, {round}: {}",
+                failure.mode, failure.link, failure.load, failure.why
+            ),
+        );
+    }
+}
+
+fn skipped(results: &Results, server: Server) -> Option<&str> {
+    let mut cells = results.cells.iter();
+    cells.find_map(|cell| {
+        cell.skipped.as_deref().filter(|_| (cell.link, cell.mode) == (server.link, server.mode))
+    })
+}
+
+fn client_busy(results: &Results, server: Server, load: Load) -> Option<Spread> {
+    let cells = results.cells.iter().zip(&results.run.details);
+    let of = cells.filter(|(cell, _)| (cell.link, cell.mode, cell.load) == (server.link, server.mode, load));
+    Spread::of(of.map(|(_, detail)| detail.client_busy).collect())
+}
+
+/// A median and, if there was more than one round, what lies around it.
+fn ranged(spread: Option<Spread>) -> String {
+    match spread {
+        None => none(),
+        Some(Spread { min, median, max }) if min == max => number(median),
+        Some(Spread { min, median, max }) => {
+            format!("{} ({} to {})", number(median), number(min), number(max))
+        }
+    }
+}
+
+/// What stands where nothing was measured.
+fn none() -> String {
+    "–".to_owned()
+}
+
+fn table_head(page: &mut String, titles: &[&str]) {
+    text(page, format_args!("| {} |", titles.join(" | ")));
+    text(page, format_args!("|{}", "---|".repeat(titles.len())));
+}
+
+fn text(page: &mut String, line: Arguments<'_>) {
+    writeln!(page, "{line}").expect("writing to a string does not fail");
+}
+
+fn write(row: &mut String, piece: Arguments<'_>) {
+    row.write_fmt(piece).expect("writing to a string does not fail");
+}

@@ -1,0 +1,109 @@
+//! `pmbench report`: results.json as a table, as report.md and as plots.
+
+mod markdown;
+mod plots;
+mod stats;
+mod targets;
+mod text;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use crate::results::Results;
+pub use plots::Font;
+
+/// Which results to report on.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  Once more, after results.json was changed or this program was:
+    pmbench report compare")]
+pub struct ReportArgs {
+    /// The folder that `pmbench run` wrote.
+    #[arg(value_name = "FOLDER")]
+    pub folder: PathBuf,
+}
+
+/// Writes report.md and the plots anew, and the table to `out`.
+///
+/// # Errors
+/// The folder holds no results, or cannot be written; there is no font for the plots.
+pub fn report(args: &ReportArgs, out: &mut impl Write) -> Result<()> {
+    let font = Font::load()?;
+    write(&Results::read(&args.folder)?, &args.folder, font, out)
+}
+
+/// Writes report.md and the plots into `folder`, and the table to `out`.
+///
+/// # Errors
+/// What the file system says.
+pub fn write(results: &Results, folder: &Path, font: Font, out: &mut impl Write) -> Result<()> {
+    let plots = plots::draw(results, folder, font)?;
+    let file = folder.join("report.md");
+    fs::write(&file, markdown::report(results, &plots))
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    out.write_all(text::table(results).as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// The load that stands for all where one must: the targets' own, or else the first that was measured.
+fn reference(results: &Results) -> Option<crate::results::Load> {
+    let loads = || results.cells.iter().map(|cell| cell.load).filter(|load| load.persist_delay_us == 0);
+    loads().find(|load| (load.size, load.connections) == (1024, 50)).or_else(|| loads().next())
+}
+
+/// The servers in the order of the modes, those on veth first.
+fn servers(results: &Results) -> Vec<stats::Server> {
+    let all = results.cells.iter().map(|cell| stats::Server { link: cell.link, mode: cell.mode });
+    let mut servers: Vec<_> = all.collect();
+    servers.sort();
+    servers.dedup();
+    servers
+}
+
+/// A number with as many digits as say something, thousands apart.
+fn number(value: f64) -> String {
+    let digits = match value.abs() {
+        0.0 => 0,
+        small if small < 10.0 => 2,
+        small if small < 100.0 => 1,
+        _ => 0,
+    };
+    let text = format!("{value:.digits$}");
+    let (whole, fraction) =
+        text.split_once('.').map_or((&text[..], None), |(whole, fraction)| (whole, Some(fraction)));
+    let (sign, whole) = whole.strip_prefix('-').map_or(("", whole), |whole| ("-", whole));
+    let mut grouped = String::new();
+    for (place, digit) in whole.chars().enumerate() {
+        if place > 0 && (whole.len() - place).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    let fraction = fraction.map(|fraction| format!(".{fraction}")).unwrap_or_default();
+    format!("{sign}{grouped}{fraction}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn numbers_have_the_digits_that_matter() {
+        for (value, text) in [
+            (0.0, "0"),
+            (0.456, "0.46"),
+            (-1.25, "-1.25"),
+            (12.34, "12.3"),
+            (123.4, "123"),
+            (1234.0, "1,234"),
+            (-1_234_567.8, "-1,234,568"),
+        ] {
+            assert_eq!(number(value), text);
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! The plots: each as PNG and as SVG.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow};
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::SegmentValue;
+use plotters::prelude::*;
+use plotters::style::{FontStyle, register_font};
+
+use super::stats::{Figure, Server, spread};
+use super::{number, reference, servers};
+use crate::protocol::Mode;
+use crate::results::{Link, Load, Results};
+
+/// Where Linux distributions put a font that fits, and the last a place of one's own.
+const FONTS: [&str; 4] = [
+    "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",
+    "/usr/share/fonts/TTF/DejaVuSans.ttf",
+    "/usr/share/fonts/dejavu-sans-fonts/DejaVuSans.ttf",
+    "/usr/local/share/fonts/DejaVuSans.ttf",
+];
+const FAMILY: &str = "report";
+const SIZE: (u32, u32) = (900, 560);
+
+/// The proof that there is a font to write with.
+#[derive(Clone, Copy, Debug)]
+pub struct Font(());
+
+impl Font {
+    /// Finds the font.
+    ///
+    /// # Errors
+    /// There is none; the message says how to come by one.
+    pub fn load() -> Result<Self> {
+        let bytes = FONTS.iter().find_map(|file| fs::read(file).ok()).with_context(|| {
+            format!(
+                "the plots need the font {}; `cargo xtask setup` installs it, or: apt-get install fonts-dejavu-core",
+                FONTS[0]
+            )
+        })?;
+        // Fonts are registered for good.
+        register_font(FAMILY, FontStyle::Normal, bytes.leak())
+            .map_err(|_| anyhow!("the file of DejaVuSans is not a font that can be read; install it anew"))?;
+        Ok(Self(()))
+    }
+}
+
+/// A plot that was drawn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plot {
+    /// The names of its files, without `.png` and `.svg`.
+    pub name: String,
+    /// What it shows.
+    pub title: String,
+}
+
+/// What a plot shows, before it is drawn.
+struct Chart {
+    plot: Plot,
+    x: &'static str,
+    y: &'static str,
+    data: Data,
+}
+
+enum Data {
+    /// Lines over two logarithmic axes, one for each mode.
+    Lines(Vec<(Mode, Vec<(f64, f64)>)>),
+    /// A bar for each server.
+    Bars(Vec<(Server, f64)>),
+}
+
+/// Draws all plots for which something was measured.
+///
+/// # Errors
+/// A file cannot be written.
+pub fn draw(results: &Results, folder: &Path, _font: Font) -> Result<Vec<Plot>> {
+    let charts = charts(results);
+    for chart in &charts {
+        let file = |suffix: &str| folder.join(format!("{}.{suffix}", chart.plot.name));
+        let (png, svg) = (file("png"), file("svg"));
+        paint(&BitMapBackend::new(&png, SIZE).into_drawing_area(), chart)
+            .map_err(|error| anyhow!("cannot draw {}: {error}", png.display()))?;
+        paint(&SVGBackend::new(&svg, SIZE).into_drawing_area(), chart)
+            .map_err(|error| anyhow!("cannot draw {}: {error}", svg.display()))?;
+    }
+    Ok(charts.into_iter().map(|chart| chart.plot).collect())
+}
+
+fn charts(results: &Results) -> Vec<Chart> {
+    let Some(load) = reference(results) else { return Vec::new() };
+    let plot = |name: &str, title: String| Plot { name: name.to_owned(), title };
+    let mut charts = Vec::new();
+    for link in [Link::Veth, Link::Memif] {
+        let (size, connections) = (load.size, load.connections);
+        let by_connections = loads(results, |other| Load { connections, ..other } == load);
+        let by_size = loads(results, |other| Load { size, ..other } == load);
+        let rate: Figure = |cell| cell.requests_per_s;
+        charts.push(Chart {
+            plot: plot(
+                &format!("latency-{link}"),
+                format!("Latency against throughput: {size} B on {link}, more and more connections"),
+            ),
+            x: "requests per second",
+            y: "median latency in us",
+            data: lines(results, link, &by_connections, |server, load| {
+                let rate = spread(&results.cells, server, load, rate)?.median;
+                Some((rate, spread(&results.cells, server, load, |cell| cell.p50_us)?.median))
+            }),
+        });
+        charts.push(Chart {
+            plot: plot(
+                &format!("connections-{link}"),
+                format!("Throughput by connections: {size} B on {link}"),
+            ),
+            x: "connections",
+            y: "requests per second",
+            data: lines(results, link, &by_connections, |server, load| {
+                Some((f64::from(load.connections), spread(&results.cells, server, load, rate)?.median))
+            }),
+        });
+        charts.push(Chart {
+            plot: plot(
+                &format!("size-{link}"),
+                format!("Throughput by size of request: {connections} connections on {link}"),
+            ),
+            x: "bytes of payload",
+            y: "requests per second",
+            data: lines(results, link, &by_size, |server, load| {
+                Some((f64::from(load.size), spread(&results.cells, server, load, rate)?.median))
+            }),
+        });
+    }
+    let cpu = |server| {
+        let median = spread(&results.cells, server, load, |cell| cell.server_cpu_ns_per_request)?.median;
+        Some((server, median))
+    };
+    charts.push(Chart {
+        plot: plot("cpu", format!("Server CPU per request: {load}")),
+        x: "ns of the server's core per request",
+        y: "",
+        data: Data::Bars(servers(results).into_iter().filter_map(cpu).collect()),
+    });
+    charts.retain(|chart| match &chart.data {
+        Data::Lines(lines) => lines.iter().any(|(_, points)| points.len() > 1),
+        Data::Bars(bars) => !bars.is_empty(),
+    });
+    charts
+}
+
+/// The loads that were measured and are wanted, in order.
+fn loads(results: &Results, wanted: impl Fn(Load) -> bool) -> Vec<Load> {
+    let mut loads: Vec<Load> =
+        results.cells.iter().map(|cell| cell.load).filter(|load| wanted(*load)).collect();
+    loads.sort();
+    loads.dedup();
+    loads
+}
+
+/// A line for each mode on a link, with a point for each load.
+fn lines(
+    results: &Results,
+    link: Link,
+    loads: &[Load],
+    point: impl Fn(Server, Load) -> Option<(f64, f64)>,
+) -> Data {
+    let of_link = servers(results).into_iter().filter(|server| server.link == link);
+    let line = |server: Server| {
+        let points: Vec<_> = loads.iter().filter_map(|&load| point(server, load)).collect();
+        (!points.is_empty()).then_some((server.mode, points))
+    };
+    Data::Lines(of_link.filter_map(line).collect())
+}
+
+fn paint<B: DrawingBackend>(
+    area: &DrawingArea<B, Shift>,
+    chart: &Chart,
+) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
+    area.fill(&WHITE)?;
+    let area = area.titled(&chart.plot.title, (FAMILY, 20))?;
+    match &chart.data {
+        Data::Lines(lines) => paint_lines(&area, chart, lines)?,
+        Data::Bars(bars) => paint_bars(&area, chart, bars)?,
+    }
+    area.present()
+}
+
+fn paint_lines<B: DrawingBackend>(
+    area: &DrawingArea<B, Shift>,
+    chart: &Chart,
+    lines: &[(Mode, Vec<(f64, f64)>)],
+) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
+    let points = || lines.iter().flat_map(|(_, points)| points);
+    let (x, y) = (around(points().map(|point| point.0)), around(points().map(|point| point.1)));
+    let mut context = ChartBuilder::on(area)
+        .margin(12)
+        .x_label_area_size(45)
+        .y_label_area_size(80)
+        .build_cartesian_2d(x.log_scale(), y.log_scale())?;
+    context
+        .configure_mesh()
+        .x_desc(chart.x)
+        .y_desc(chart.y)
+        .x_label_formatter(&|value| number(*value))
+        .y_label_formatter(&|value| number(*value))
+        .label_style((FAMILY, 14))
+        .light_line_style(WHITE)
+        .draw()?;
+    for (mode, points) in lines {
+        let color = color(*mode);
+        context
+            .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)).point_size(4))?
+            .label(mode.to_string())
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+    }
+    context
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .label_font((FAMILY, 14))
+        .draw()
+}
+
+fn paint_bars<B: DrawingBackend>(
+    area: &DrawingArea<B, Shift>,
+    chart: &Chart,
+    bars: &[(Server, f64)],
+) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
+    let longest = bars.iter().map(|(_, value)| *value).fold(0.0, f64::max);
+    let name = |place: &SegmentValue<usize>| match place {
+        SegmentValue::CenterOf(place) => {
+            bars.get(*place).map(|(server, _)| format!("{} {}", server.link, server.mode)).unwrap_or_default()
+        }
+        _ => String::new(),
+    };
+    // Room behind the longest bar for its number.
+    let mut context = ChartBuilder::on(area)
+        .margin(12)
+        .x_label_area_size(45)
+        .y_label_area_size(170)
+        .build_cartesian_2d(0.0..longest * 1.12, (0..bars.len() - 1).into_segmented())?;
+    context
+        .configure_mesh()
+        .disable_y_mesh()
+        .x_desc(chart.x)
+        .x_label_formatter(&|value| number(*value))
+        .y_labels(bars.len())
+        .y_label_formatter(&name)
+        .label_style((FAMILY, 14))
+        .light_line_style(WHITE)
+        .draw()?;
+    context.draw_series(bars.iter().enumerate().map(|(place, (server, value))| {
+        let corners = [(0.0, SegmentValue::Exact(place)), (*value, SegmentValue::Exact(place + 1))];
+        let mut bar = Rectangle::new(corners, color(server.mode).filled());
+        bar.set_margin(4, 4, 0, 0);
+        bar
+    }))?;
+    context.draw_series(bars.iter().enumerate().map(|(place, (_, value))| {
+        let style = TextStyle::from((FAMILY, 14)).pos(plotters::style::text_anchor::Pos::new(
+            plotters::style::text_anchor::HPos::Left,
+            plotters::style::text_anchor::VPos::Center,
+        ));
+        Text::new(format!(" {}", number(*value)), (*value, SegmentValue::CenterOf(place)), style)
+    }))?;
+    Ok(())
+}
+
+/// A range around values, with some room for a logarithmic axis.
+fn around(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
+    let (min, max) = values.fold((f64::MAX, f64::MIN), |(min, max), value| (min.min(value), max.max(value)));
+    min / 1.3..max * 1.3
+}
+
+/// A mode's colour, the same in all plots.
+fn color(mode: Mode) -> RGBColor {
+    match mode {
+        Mode::StatusQuo => RGBColor(0, 0, 0),
+        Mode::StatusQuoFsync => RGBColor(140, 140, 140),
+        Mode::MsgZerocopy => RGBColor(188, 128, 40),
+        Mode::Kcm => RGBColor(120, 200, 120),
+        Mode::DpdkCopy => RGBColor(30, 110, 200),
+        Mode::KernelPaste => RGBColor(150, 70, 170),
+        Mode::Paste => RGBColor(210, 30, 40),
+        Mode::PasteEcho => RGBColor(245, 150, 150),
+        Mode::Limit => RGBColor(60, 170, 170),
+    }
+}

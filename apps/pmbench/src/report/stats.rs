@@ -1,0 +1,123 @@
+//! Medians over rounds, and ratios inside them.
+
+use crate::protocol::Mode;
+use crate::results::{Cell, Link, Load};
+
+/// A figure of a cell.
+pub type Figure = fn(&Cell) -> Option<f64>;
+
+/// The median of several rounds, and how far they lie apart.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// The smallest.
+    pub min: f64,
+    /// The one in the middle, or the mean of the two that are.
+    pub median: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of some values; none of no values.
+    pub fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median =
+            if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
+        Some(Self { min, median, max })
+    }
+}
+
+/// Who was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Server {
+    /// The link it was on.
+    pub link: Link,
+    /// Its mode.
+    pub mode: Mode,
+}
+
+impl Server {
+    /// A mode on veth.
+    pub const fn veth(mode: Mode) -> Self {
+        Self { link: Link::Veth, mode }
+    }
+
+    /// A mode on memif.
+    pub const fn memif(mode: Mode) -> Self {
+        Self { link: Link::Memif, mode }
+    }
+
+    fn is_of(self, cell: &Cell) -> bool {
+        (self.link, self.mode) == (cell.link, cell.mode)
+    }
+}
+
+/// A server's figure under a load, over the rounds.
+pub fn spread(cells: &[Cell], server: Server, load: Load, figure: Figure) -> Option<Spread> {
+    let cells = cells.iter().filter(|cell| server.is_of(cell) && cell.load == load);
+    Spread::of(cells.filter_map(figure).collect())
+}
+
+/// What `combine` makes of two servers' figures under the same load, taken in the same round.
+pub fn paired(
+    cells: &[Cell],
+    (one, other): (Server, Server),
+    load: Load,
+    figure: Figure,
+    combine: impl Fn(f64, f64) -> f64,
+) -> Option<Spread> {
+    let of = |server: Server| cells.iter().filter(move |cell| server.is_of(cell) && cell.load == load);
+    let pairs = of(one).filter_map(|cell| {
+        let partner = of(other).find(|partner| partner.round == cell.round)?;
+        Some(combine(figure(cell)?, figure(partner)?))
+    });
+    Spread::of(pairs.filter(|value| value.is_finite()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOAD: Load = Load { size: 1024, connections: 50, persist_delay_us: 0 };
+
+    fn cell(server: Server, round: u32, requests_per_s: Option<f64>) -> Cell {
+        let Server { link, mode } = server;
+        Cell { requests_per_s, skipped: None, ..Cell::skipped(link, mode, LOAD, round, String::new()) }
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        let of = |values: &[f64]| Spread::of(values.to_vec());
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[3.0]), Some(Spread { min: 3.0, median: 3.0, max: 3.0 }));
+        assert_eq!(of(&[9.0, 1.0, 2.0]), Some(Spread { min: 1.0, median: 2.0, max: 9.0 }));
+        assert_eq!(of(&[4.0, 1.0, 2.0, 9.0]), Some(Spread { min: 1.0, median: 3.0, max: 9.0 }));
+    }
+
+    #[test]
+    fn ratios_are_those_of_one_round() {
+        let (paste, copy) = (Server::memif(Mode::Paste), Server::memif(Mode::DpdkCopy));
+        // The machine is twice as slow in the second round, for both; and in the third one of them was not measured.
+        let cells = [
+            cell(paste, 1, Some(300.0)),
+            cell(copy, 2, Some(100.0)),
+            cell(copy, 1, Some(200.0)),
+            cell(paste, 2, Some(150.0)),
+            cell(paste, 3, Some(1000.0)),
+            cell(copy, 3, None),
+        ];
+        let ratio = paired(&cells, (paste, copy), LOAD, |cell| cell.requests_per_s, |one, other| one / other);
+        assert_eq!(ratio, Some(Spread { min: 1.5, median: 1.5, max: 1.5 }));
+        let of_others =
+            paired(&cells, (paste, Server::veth(Mode::Kcm)), LOAD, |cell| cell.requests_per_s, |a, b| a / b);
+        assert_eq!(of_others, None);
+        let elsewhere = Load { connections: 1, ..LOAD };
+        assert_eq!(spread(&cells, paste, elsewhere, |cell| cell.requests_per_s), None);
+        assert_eq!(
+            spread(&cells, paste, LOAD, |cell| cell.requests_per_s).map(|spread| spread.median),
+            Some(300.0)
+        );
+    }
+}

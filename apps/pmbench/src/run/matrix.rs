@@ -1,0 +1,95 @@
+//! Which cells are measured, and in which order.
+
+use crate::protocol::Mode;
+use crate::results::{Link, Load};
+use crate::run::cli::RunArgs;
+
+/// One thing to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Task {
+    pub link: Link,
+    pub mode: Mode,
+    pub load: Load,
+    pub round: u32,
+}
+
+/// All that is to be measured. Within a round the modes take turns with each load, so that what is compared lies
+/// close together in time; and from round to round another mode begins.
+pub fn tasks(args: &RunArgs) -> Vec<Task> {
+    let servers: Vec<(Link, Mode)> = args
+        .links
+        .iter()
+        .flat_map(|&link| args.modes.iter().map(move |&mode| (link, mode)))
+        .filter(|(link, mode)| *link == Link::Veth || !mode.is_kernel())
+        .collect();
+    let mut tasks = Vec::new();
+    for round in 1..=args.rounds.get() {
+        for load in loads(args) {
+            for turn in 0..servers.len() {
+                let (link, mode) = servers[(turn + round as usize - 1) % servers.len()];
+                if load.persist_delay_us == 0 || persists(mode) {
+                    tasks.push(Task { link, mode, load, round });
+                }
+            }
+        }
+    }
+    tasks
+}
+
+fn loads(args: &RunArgs) -> Vec<Load> {
+    let mut loads = Vec::new();
+    for &persist_delay_us in &args.persist_delay_us {
+        let delay_size = [args.delay_size];
+        let sizes = if persist_delay_us == 0 { &args.sizes[..] } else { &delay_size };
+        for &size in sizes {
+            let loads_of_size = args.connections.iter();
+            loads.extend(loads_of_size.map(|&connections| Load { size, connections, persist_delay_us }));
+        }
+    }
+    loads
+}
+
+/// Whether a mode makes anything durable.
+fn persists(mode: Mode) -> bool {
+    !matches!(mode, Mode::PasteEcho | Mode::Limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn run_args(more: &[&str]) -> RunArgs {
+        let words = ["pmbench", "run", "--out", "o"];
+        let cli = Cli::try_parse_from(words.iter().chain(more)).expect("good arguments");
+        let Command::Run(args) = cli.command else { unreachable!("run was asked for") };
+        args
+    }
+
+    #[test]
+    fn each_cell_is_measured_once_a_round() {
+        let tasks = tasks(&run_args(&[]));
+        for (at, task) in tasks.iter().enumerate() {
+            assert!(!tasks[..at].contains(task), "{task:?} twice");
+        }
+        // 9 modes on veth and 4 on memif with 12 loads; longer persists with 4 loads, without the 4 servers that
+        // make nothing durable.
+        assert_eq!(tasks.len(), 3 * (13 * 12 + 9 * 4));
+        assert!(tasks.iter().all(|task| task.link == Link::Veth || !task.mode.is_kernel()));
+        assert!(tasks.iter().all(|task| task.load.persist_delay_us == 0 || task.load.size == 1024));
+    }
+
+    #[test]
+    fn the_modes_take_turns_with_each_load() {
+        let args = run_args(&["--modes", "status-quo,paste", "--links", "veth", "--persist-delay-us", "0"]);
+        let tasks = tasks(&args);
+        for pair in tasks.chunks(2) {
+            assert_eq!((pair[0].load, pair[0].round), (pair[1].load, pair[1].round));
+            assert_ne!(pair[0].mode, pair[1].mode);
+        }
+        let first_of = |round| tasks.iter().find(|task| task.round == round).map(|task| task.mode);
+        assert_ne!(first_of(1), first_of(2));
+    }
+}

@@ -1,0 +1,335 @@
+//! One cell: a server, a client, and what both did while it was measured.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::child::Child;
+use super::core_time::{CoreTime, CoreUse};
+use super::matrix::Task;
+use super::world::{CLIENT, DPDK_PAIR, KERNEL_PAIR, PORT, PREFIX, SERVER, SERVER_MAC, World};
+use crate::load::{LoadEvent, Summary};
+use crate::protocol::{Mark, Mode, Ready, ServerEvent, Wish};
+use crate::results::{Cell, Detail, Link, Load};
+use crate::run::cli::RunArgs;
+
+/// How long a program has to start, to answer and to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server that serves, or the reason why it cannot.
+pub enum Started {
+    Serving(Server),
+    Skipped(String),
+}
+
+/// A server that serves.
+pub struct Server {
+    child: Child,
+    pub ready: Ready,
+    marks: u64,
+}
+
+/// How a server is reached.
+pub struct Place {
+    /// Where the kernel modes listen.
+    pub address: String,
+    /// The DPDK modes' device.
+    pub device: String,
+}
+
+impl Place {
+    /// A server's place on a link.
+    pub fn on(link: Link, world: &World) -> Self {
+        let device = match link {
+            Link::Veth => format!("net_af_packet0,iface={}", DPDK_PAIR.server),
+            Link::Memif => memif(world, "server"),
+        };
+        Self { address: SERVER.to_owned(), device }
+    }
+}
+
+impl Server {
+    /// Starts a server on a new store.
+    pub fn start(world: &World, args: &RunArgs, mode: Mode, load: Load, place: &Place) -> Result<Started> {
+        let store = if mode == Mode::StatusQuoFsync { world.disk_file() } else { world.store() };
+        for left in [&store, &world.memif_socket()] {
+            match fs::remove_file(left) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", left.display()));
+                }
+                _ => {}
+            }
+        }
+        let mut command = program(world)?;
+        command.args(["serve", "--mode", &mode.to_string(), "--core", &world.cores().server.to_string()]);
+        command.arg("--pm").arg(store).args(["--pm-size", &args.pm_size.as_u64().to_string()]);
+        command.args(["--persist-delay-us", &load.persist_delay_us.to_string()]);
+        command.args(["--max-connections", &load.connections.max(16).to_string()]);
+        if mode.is_kernel() {
+            command.args(["--listen", &format!("{}:{PORT}", place.address)]);
+        } else {
+            command.args(["--dev", &place.device, "--ip", &format!("{}/{PREFIX}", place.address)]);
+            command.args(["--mac", SERVER_MAC, "--port", &PORT.to_string()]);
+        }
+        let mut child = Child::start("server", &mut command, world.directory())?;
+        match child.event(PATIENCE)? {
+            ServerEvent::Ready(ready) => Ok(Started::Serving(Self { child, ready, marks: 0 })),
+            ServerEvent::Skipped { reason } => {
+                child.wait(PATIENCE)?;
+                Ok(Started::Skipped(reason))
+            }
+            ServerEvent::Mark(_) => bail!("the server of mode {mode} began with a mark"),
+        }
+    }
+
+    /// Asks for a mark.
+    pub fn mark(&mut self) -> Result<Mark> {
+        self.marks += 1;
+        self.child.say(&Wish::Mark(self.marks).to_string())?;
+        match self.child.event(PATIENCE)? {
+            ServerEvent::Mark(mark) if mark.id == self.marks => Ok(mark),
+            other => bail!("the server answered mark {} with {other:?}", self.marks),
+        }
+    }
+
+    /// Ends the server.
+    pub fn stop(mut self) -> Result<()> {
+        self.child.say(&Wish::Stop.to_string())?;
+        self.child.wait(PATIENCE).map(drop)
+    }
+}
+
+/// A moment in the life of a server.
+pub struct Moment {
+    mark: Mark,
+    core: CoreTime,
+}
+
+impl Moment {
+    /// Now.
+    pub fn now(server: &mut Server, core: usize) -> Result<Self> {
+        // The processor's time first: the answer to the mark may have to wait for the loop.
+        let core = CoreTime::read(core)?;
+        Ok(Self { mark: server.mark()?, core })
+    }
+}
+
+/// What a server did between two moments.
+pub struct Window {
+    /// Its own counters.
+    pub mark: Mark,
+    /// Its processor's.
+    pub core: CoreUse,
+}
+
+impl Window {
+    /// From one moment to another.
+    pub fn between(from: &Moment, to: &Moment) -> Self {
+        Self { mark: to.mark.since(&from.mark), core: to.core.since(&from.core) }
+    }
+
+    /// What `requests` took of the server's processor: for sockets of the kernel, all that it was busy with; for a
+    /// polling loop, the steps that had something to do, and on veth the softirqs that fed it.
+    pub fn cpu_ns(&self, link: Link, requests: u64) -> f64 {
+        let cpu_ns = match (self.mark.busy_ns, link) {
+            (None, _) => self.core.busy_ns,
+            (Some(busy_ns), Link::Veth) => busy_ns + self.core.softirq_ns,
+            (Some(busy_ns), Link::Memif) => busy_ns,
+        };
+        cpu_ns as f64 / requests as f64
+    }
+}
+
+/// What came of a cell.
+pub struct Measured {
+    pub cell: Cell,
+    pub detail: Detail,
+    pub ready: Option<Ready>,
+}
+
+/// Measures a cell.
+pub fn measure(world: &World, args: &RunArgs, task: Task) -> Result<Measured> {
+    let Task { link, mode, load, round } = task;
+    let mut server = match Server::start(world, args, mode, load, &Place::on(link, world))? {
+        Started::Serving(server) => server,
+        Started::Skipped(reason) => {
+            let cell = Cell::skipped(link, mode, load, round, reason);
+            return Ok(Measured { cell, detail: Detail::default(), ready: None });
+        }
+    };
+    let mut client = Child::start("client", &mut client(world, args, task)?, world.directory())?;
+    let limit = PATIENCE + Duration::from_secs_f64(args.warmup + args.seconds);
+    expect(&mut client, &LoadEvent::Measuring, limit)?;
+    let from = Moment::now(&mut server, world.cores().server)?;
+    expect(&mut client, &LoadEvent::Measured, limit)?;
+    let to = Moment::now(&mut server, world.cores().server)?;
+    let LoadEvent::Finished(summary) = client.event(PATIENCE)? else {
+        bail!("the client has no result");
+    };
+    client.wait(PATIENCE)?;
+    let ready = Some(server.ready.clone());
+    server.stop()?;
+    let window = Window::between(&from, &to);
+    check(mode, &window)?;
+    if link == Link::Veth && world.cores().steered {
+        check_steering(&window)?;
+    }
+    let (cell, detail) = cell(task, &window, &summary);
+    Ok(Measured { cell, detail, ready })
+}
+
+fn expect(client: &mut Child, expected: &LoadEvent, limit: Duration) -> Result<()> {
+    let event: LoadEvent = client.event(limit)?;
+    ensure!(event == *expected, "the client said {event:?} instead of {expected:?}");
+    Ok(())
+}
+
+/// Refuses figures that do not mean what they are called.
+fn check(mode: Mode, window: &Window) -> Result<()> {
+    ensure!(window.mark.errors == 0, "the server of mode {mode} counted {} errors", window.mark.errors);
+    ensure!(window.mark.requests > 0, "the server of mode {mode} counted no request");
+    Ok(())
+}
+
+/// Refuses figures of a server whose packets another CPU received.
+fn check_steering(window: &Window) -> Result<()> {
+    // Each request is at least one packet; a few may have come before the first moment.
+    ensure!(
+        window.core.packets as f64 > 0.9 * window.mark.requests as f64,
+        "only {} packets of {} requests were received on the server's CPU: they are not steered there",
+        window.core.packets,
+        window.mark.requests
+    );
+    Ok(())
+}
+
+fn cell(task: Task, window: &Window, summary: &Summary) -> (Cell, Detail) {
+    let Task { link, mode, load, round } = task;
+    let mark = &window.mark;
+    // A loop that sends frames back does not know which of them make a request.
+    let requests = if mode == Mode::Limit { summary.requests } else { mark.requests };
+    let each = |amount: u64| amount as f64 / requests as f64;
+    let persists = !matches!(mode, Mode::Limit | Mode::PasteEcho);
+    let cell = Cell {
+        requests_per_s: Some(summary.requests_per_s),
+        p50_us: Some(summary.p50_us),
+        p99_us: Some(summary.p99_us),
+        p999_us: Some(summary.p999_us),
+        server_cpu_ns_per_request: Some(window.cpu_ns(link, requests)),
+        copied_bytes_per_request: Some(each(mark.copied_bytes)),
+        flushed_lines_per_request: Some(each(mark.flushed_lines)),
+        fences_per_request: Some(each(mark.fences)),
+        pm_bytes_per_payload_byte: (persists && mark.payload_bytes > 0)
+            .then(|| mark.pm_bytes as f64 / mark.payload_bytes as f64),
+        skipped: None,
+        ..Cell::skipped(link, mode, load, round, String::new())
+    };
+    let detail = Detail {
+        client_busy: summary.busy,
+        server_core_busy: window.core.busy_ns as f64 / window.core.elapsed_ns as f64,
+        softirq_ns_per_request: each(window.core.softirq_ns),
+        retransmits: summary.retransmits,
+    };
+    (cell, detail)
+}
+
+/// The client of a cell.
+fn client(world: &World, args: &RunArgs, task: Task) -> Result<Command> {
+    let Task { link, mode, load, .. } = task;
+    let pair = if mode.is_kernel() { KERNEL_PAIR } else { DPDK_PAIR };
+    let device = match link {
+        Link::Veth => format!("net_af_packet0,iface={}", pair.client),
+        Link::Memif => memif(world, "client"),
+    };
+    let mut command = program(world)?;
+    command.args(["load", "--json", "--dev", &device, "--ip", &format!("{CLIENT}/{PREFIX}")]);
+    command.args(["--target", &format!("{SERVER}:{PORT}"), "--core", &world.cores().client.to_string()]);
+    command.args(["--connections", &load.connections.to_string(), "--size", &load.size.to_string()]);
+    command.args(["--seconds", &args.seconds.to_string(), "--warmup", &args.warmup.to_string()]);
+    if mode == Mode::Limit {
+        command.args(["--frames", "--target-mac", SERVER_MAC]);
+    }
+    Ok(command)
+}
+
+/// A port on shared memory: `role` is server or client.
+fn memif(world: &World, role: &str) -> String {
+    format!("net_memif0,role={role},socket={},socket-abstract=no", world.memif_socket().display())
+}
+
+/// This program, to be run in another role. What EAL wants to write goes to the folder.
+fn program(world: &World) -> Result<Command> {
+    let runtime = world.directory().join("runtime");
+    make_folder(&runtime)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.env("RUNTIME_DIRECTORY", runtime);
+    Ok(command)
+}
+
+fn make_folder(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(busy_ns: Option<u64>) -> Window {
+        let mark = Mark {
+            busy_ns,
+            requests: 100,
+            payload_bytes: 100 * 1024,
+            copied_bytes: 50 * 1024,
+            flushed_lines: 1800,
+            fences: 10,
+            pm_bytes: 150 * 1024,
+            ..Mark::default()
+        };
+        let core = CoreUse { elapsed_ns: 1_000_000, busy_ns: 900_000, softirq_ns: 200_000, packets: 200 };
+        Window { mark, core }
+    }
+
+    #[test]
+    fn the_servers_time_is_that_of_its_kind() {
+        assert_eq!(window(None).cpu_ns(Link::Veth, 100), 9000.0);
+        assert_eq!(window(Some(300_000)).cpu_ns(Link::Veth, 100), 5000.0);
+        assert_eq!(window(Some(300_000)).cpu_ns(Link::Memif, 100), 3000.0);
+    }
+
+    #[test]
+    fn a_cell_is_per_request() {
+        let load = Load { size: 1024, connections: 50, persist_delay_us: 0 };
+        let task = Task { link: Link::Memif, mode: Mode::Paste, load, round: 3 };
+        let summary = Summary { requests: 99, requests_per_s: 5.0, ..Summary::default() };
+        let (cell, _) = cell(task, &window(Some(300_000)), &summary);
+        assert_eq!(cell.requests_per_s, Some(5.0));
+        assert_eq!(cell.server_cpu_ns_per_request, Some(3000.0));
+        assert_eq!(cell.copied_bytes_per_request, Some(512.0));
+        assert_eq!(cell.flushed_lines_per_request, Some(18.0));
+        assert_eq!(cell.fences_per_request, Some(0.1));
+        assert_eq!(cell.pm_bytes_per_payload_byte, Some(1.5));
+        assert_eq!((cell.round, cell.skipped), (3, None));
+    }
+
+    #[test]
+    fn figures_of_packets_that_went_elsewhere_are_refused() {
+        assert!(check_steering(&window(None)).is_ok());
+        let mut elsewhere = window(None);
+        elsewhere.core.packets = 20;
+        assert!(check_steering(&elsewhere).is_err());
+    }
+
+    #[test]
+    fn figures_with_errors_or_without_requests_are_refused() {
+        assert!(check(Mode::Paste, &window(None)).is_ok());
+        let mut failed = window(None);
+        failed.mark.errors = 1;
+        assert!(check(Mode::Paste, &failed).is_err());
+        let mut idle = window(None);
+        idle.mark.requests = 0;
+        assert!(check(Mode::Paste, &idle).is_err());
+    }
+}

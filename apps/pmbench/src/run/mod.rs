@@ -1,0 +1,209 @@
+//! `pmbench run`: every mode on every link under every load, side by side.
+//!
+//! A cell is a fresh server on one CPU and a fresh client on another. The modes take turns with each load, so that
+//! what is compared lies close together in time, and all of it is done several times.
+
+mod child;
+pub mod cli;
+mod confirm;
+mod core_time;
+mod matrix;
+mod measure;
+mod world;
+
+use std::fs;
+use std::io::{IsTerminal as _, Write};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::protocol::Ready;
+use crate::report::{self, Font};
+use crate::results::{Failure, ModeNotes, Results, Run};
+use crate::run::cli::RunArgs;
+use crate::run::matrix::Task;
+use crate::run::measure::measure;
+use crate::run::world::{Cores, World};
+
+/// Runs the comparison, writes its results and their report, and the table to `out`.
+///
+/// # Errors
+/// The machine does not offer what is needed; or a mode failed, after all the others ran and the report was written.
+pub fn run(args: &RunArgs, out: &mut impl Write) -> Result<()> {
+    match &args.inside {
+        None => start_inside(args),
+        Some(directory) => run_inside(args, directory, out),
+    }
+}
+
+/// Starts this program once more, in namespaces of its own.
+fn start_inside(args: &RunArgs) -> Result<()> {
+    ensure!(
+        args.server_core != args.client_core,
+        "server and client need a CPU each; give them different ones"
+    );
+    // Before the measuring, which is long.
+    Font::load()?;
+    for core in [args.server_core, args.client_core] {
+        crate::cpu::check(core)?;
+    }
+    fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
+    let directory = lab::scratch_directory("compare-")?;
+    let program = std::env::current_exe()?;
+    let mut command = if args.unsteered {
+        lab::inside(&program)?
+    } else {
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "only root may steer received packets to the server's CPU, as a fair comparison needs; run this as root, \
+             or pass --unsteered"
+        );
+        lab::inside_as_root(&program)?
+    };
+    command.args(std::env::args_os().skip(1)).arg("--inside").arg(directory.path());
+    let status = command.status().context("cannot start the comparison in namespaces of its own")?;
+    // What was wrong is said already.
+    if !status.success() {
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+fn run_inside(args: &RunArgs, directory: &Path, out: &mut impl Write) -> Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    // What this process does must not count as the server's.
+    crate::cpu::pin(args.client_core)?;
+    let cores = Cores { server: args.server_core, client: args.client_core, steered: !args.unsteered };
+    let world = World::enter(directory, cores)?;
+    let mut results = Results { run: about(args), ..Results::default() };
+    measure_all(args, &world, &stop, &mut results)?;
+    if !args.no_wrk {
+        confirm::confirm(args, &world, &stop, &mut results)?;
+    }
+    results.write(&args.out)?;
+    report::write(&results, &args.out, Font::load()?, out)?;
+    match results.run.failures.as_slice() {
+        [] => Ok(()),
+        failures => bail!("{} cells failed; the first says: {}", failures.len(), failures[0].why),
+    }
+}
+
+fn measure_all(args: &RunArgs, world: &World, stop: &AtomicBool, results: &mut Results) -> Result<()> {
+    let tasks = matrix::tasks(args);
+    ensure!(!tasks.is_empty(), "no mode runs on the links that were chosen; the kernel's modes need veth");
+    let progress = Progress::start(tasks.len());
+    for task in tasks {
+        ensure!(!stop.load(Ordering::Relaxed), "interrupted; nothing was written");
+        progress.begin(task);
+        match measure(world, args, task) {
+            Ok(measured) => {
+                progress.end(task, measured.cell.requests_per_s);
+                if let Some(ready) = measured.ready {
+                    note(&mut results.run.modes, ready);
+                }
+                results.cells.push(measured.cell);
+                results.run.details.push(measured.detail);
+            }
+            Err(error) => {
+                let why = format!("{error:#}");
+                progress.complain(task, &why);
+                let Task { link, mode, load, round } = task;
+                results.run.failures.push(Failure { link, mode, load, round: Some(round), why });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Keeps what a mode says of itself, once.
+fn note(modes: &mut Vec<ModeNotes>, ready: Ready) {
+    let Ready { mode, domain, notes, .. } = ready;
+    match modes.iter_mut().find(|known| known.mode == mode) {
+        None => modes.push(ModeNotes { mode, domain, notes }),
+        Some(known) => {
+            for note in notes {
+                if !known.notes.contains(&note) {
+                    known.notes.push(note);
+                }
+            }
+        }
+    }
+}
+
+/// The circumstances.
+fn about(args: &RunArgs) -> Run {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    Run {
+        date: date(),
+        cpu: model.map_or(std::env::consts::ARCH, |(_, model)| model).to_owned(),
+        // This process is tied to one of them by now.
+        cores: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        commit: args.commit.clone(),
+        server_core: args.server_core,
+        client_core: args.client_core,
+        seconds: args.seconds,
+        rounds: args.rounds.get(),
+        steered: !args.unsteered,
+        ..Run::default()
+    }
+}
+
+/// The day in UTC, as date(1) says it; empty where it does not.
+fn date() -> String {
+    let output = Command::new("date").args(["--utc", "+%Y-%m-%d"]).output();
+    output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+}
+
+/// How far it has come: a bar on a terminal, a line for each cell elsewhere.
+struct Progress {
+    bar: ProgressBar,
+    started: Instant,
+    is_terminal: bool,
+}
+
+impl Progress {
+    fn start(cells: usize) -> Self {
+        let style = ProgressStyle::with_template("{pos}/{len} {wide_bar} {eta} left  {msg}")
+            .expect("a valid template");
+        let bar = ProgressBar::new(cells as u64).with_style(style);
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Self { bar, started: Instant::now(), is_terminal: std::io::stderr().is_terminal() }
+    }
+
+    fn begin(&self, task: Task) {
+        self.bar.set_message(format!("{} {} {}", task.link, task.mode, task.load));
+    }
+
+    fn end(&self, task: Task, requests_per_s: Option<f64>) {
+        self.bar.inc(1);
+        if !self.is_terminal {
+            let result = requests_per_s.map_or("skipped".to_owned(), |rate| format!("{rate:.0} requests/s"));
+            let Task { link, mode, load, round } = task;
+            let seconds = self.started.elapsed().as_secs_f64();
+            eprintln!("{seconds:>7.1} s  round {round}  {link} {mode} {load}: {result}");
+        }
+    }
+
+    fn complain(&self, task: Task, why: &str) {
+        self.bar.inc(1);
+        let Task { link, mode, load, round } = task;
+        self.bar.suspend(|| eprintln!("FAILED  round {round}  {link} {mode} {load}: {why}"));
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
