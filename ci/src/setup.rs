@@ -6,16 +6,17 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// Each package, and what uses it.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: [(&str, &str); 10] = [
     ("curl", "client in the demo and the tests"),
     ("dpdk", "dpdk-devbind.py, for real network cards"),
     ("ethtool", "switches the offloads of virtual wires off"),
+    ("fonts-dejavu-core", "font of the plots"),
     ("iproute2", "makes virtual wires"),
     ("iputils-ping", "client in the tests"),
     ("libclang-dev", "bindgen, for the bindings to DPDK"),
     ("libdpdk-dev", "the library itself"),
     ("pkg-config", "finds libdpdk for the build"),
-    ("wrk", "load in the demo and the tests"),
+    ("wrk", "load in the demo, the tests and the comparison"),
 ];
 
 /// Whether there is something to say when nothing is missing.
@@ -41,7 +42,7 @@ pub fn provide(packages: &[(&str, &str)], verbosity: Verbosity) -> Result<()> {
     }
     println!("installing:");
     for (package, use_) in &missing {
-        println!("  {package:<14} {use_}");
+        println!("  {package:<17} {use_}");
     }
     let names: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
     apt_get(&["update"], &names)?;

@@ -70,12 +70,29 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("ci/ lies in the workspace")
 }
 
+/// How programs are built.
+#[derive(Clone, Copy)]
+pub enum Profile {
+    /// Sooner built: for trying things out.
+    Quick,
+    /// As fast as they get.
+    Release,
+}
+
 /// Builds packages' programs of the same names, in the profile that is for trying things out, as a step.
 pub fn programs<const N: usize>(packages: [&str; N]) -> Result<[PathBuf; N]> {
-    const PROFILE: &str = "quick";
+    programs_in(Profile::Quick, packages)
+}
+
+/// Builds packages' programs of the same names, as a step.
+pub fn programs_in<const N: usize>(profile: Profile, packages: [&str; N]) -> Result<[PathBuf; N]> {
+    let profile = match profile {
+        Profile::Quick => "quick",
+        Profile::Release => "release",
+    };
     let step = Step::start("build");
     let mut command = cargo();
-    command.args(["build", "--profile", PROFILE]);
+    command.args(["build", "--profile", profile]);
     for package in packages {
         command.args(["--package", package]);
     }
@@ -87,7 +104,7 @@ pub fn programs<const N: usize>(packages: [&str; N]) -> Result<[PathBuf; N]> {
     })?;
     ensure!(status.success(), "{} cannot be built\n{output}", packages.join(" and "));
     step.end(&packages.join(" and "));
-    Ok(packages.map(|name| lab::target_directory().join(PROFILE).join(name)))
+    Ok(packages.map(|name| lab::target_directory().join(profile).join(name)))
 }
 
 /// Runs a command and hands over each line it writes, whether to standard output or to standard error.

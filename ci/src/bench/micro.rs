@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: measurements, as a table and as JSON.
+//! `cargo xtask bench micro`: criterion's measurements, as a table and as JSON.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -6,35 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 
-use crate::Packages;
-use crate::steps::{Step, cargo, lines, workspace};
-
-#[derive(Args)]
-pub struct Options {
-    #[command(flatten)]
-    packages: Packages,
-    #[command(subcommand)]
-    suite: Suite,
-}
-
-#[derive(Subcommand)]
-enum Suite {
-    /// The core by criterion: per segment, per append, per persist.
-    Micro {
-        /// Only benchmarks whose name contains this.
-        filter: Option<String>,
-    },
-}
-
-pub fn run(options: &Options) -> Result<()> {
-    options.packages.provide()?;
-    match &options.suite {
-        Suite::Micro { filter } => micro(filter.as_deref()),
-    }
-}
+use super::said_by;
+use crate::steps::{Step, cargo, lines};
 
 /// What a run found, as target/bench/micro/results.json holds it.
 #[derive(Serialize)]
@@ -57,7 +32,7 @@ struct Measurement {
     bytes: Option<u64>,
 }
 
-fn micro(filter: Option<&str>) -> Result<()> {
+pub fn run(filter: Option<&str>) -> Result<()> {
     let folder = lab::target_directory().join("bench/micro");
     let raw = folder.join("criterion");
     // What an earlier run left must not look like a result of this one.
@@ -105,12 +80,6 @@ fn cpu() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     model.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, model)| model.to_owned())
-}
-
-/// A fact for the record; empty where nobody knows it.
-fn said_by(command: &mut Command) -> String {
-    let output = command.current_dir(workspace()).output();
-    output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }
 
 /// What criterion writes beside its estimates.
