@@ -31,3 +31,43 @@ pub enum Command {
     /// Load a server with appends over many connections, and measure rate and latency.
     Load(LoadArgs),
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn help_shows_each_option_and_an_example() {
+        let mut command = Cli::command().term_width(100);
+        command.build();
+        for name in ["run", "load", "report"] {
+            let help = command.find_subcommand_mut(name).expect("the subcommand").render_long_help();
+            insta::assert_snapshot!(name, help.to_string());
+        }
+    }
+
+    #[test]
+    fn bad_arguments_are_usage_errors() {
+        let load =
+            ["pmbench", "load", "--dev", "net_null0", "--ip", "10.0.0.2/24", "--target", "10.0.0.1:80"];
+        assert!(Cli::try_parse_from(load).is_ok());
+        for more in [
+            ["--connections", "0"],
+            ["--connections", "10001"],
+            ["--size", "0"],
+            ["--rate", "0"],
+            ["--seconds", "-1"],
+            ["--target-mac", "ff:ff:ff:ff:ff:ff"],
+        ] {
+            let error = Cli::try_parse_from(load.iter().chain(&more)).expect_err("bad arguments");
+            assert_eq!(error.exit_code(), 2, "{more:?}");
+        }
+        let run = ["pmbench", "run", "--out", "o"];
+        for more in [["--modes", "fastest"], ["--sizes", "65537"], ["--rounds", "0"], ["--links", "tap"]] {
+            let error = Cli::try_parse_from(run.iter().chain(&more)).expect_err("bad arguments");
+            assert_eq!(error.exit_code(), 2, "{more:?}");
+        }
+    }
+}

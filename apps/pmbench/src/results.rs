@@ -123,6 +123,8 @@ pub struct Run {
     pub server_core: usize,
     /// The processor that the client ran on.
     pub client_core: usize,
+    /// What part of the busier of the two was taken by something else before the run.
+    pub busy_before: f64,
     /// Whether the server's processor did the kernel's work on what the server received.
     pub steered: bool,
     /// How long each cell was measured.

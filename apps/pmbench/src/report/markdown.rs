@@ -9,6 +9,7 @@ use super::text::COLUMNS;
 use super::{number, reference, servers};
 use crate::protocol::Mode;
 use crate::results::{Link, Load, Results};
+use crate::run::QUIET;
 
 /// What a reader must know who compares two of the figures.
 const COMPARABLE: &str = "\
@@ -82,6 +83,15 @@ fn about(page: &mut String, results: &Results) {
          ratios are taken within a round before their median is."
         ),
     );
+    if run.busy_before > QUIET {
+        text(
+            page,
+            format_args!(
+                "\n**Not a quiet machine**: before the run its CPUs were {:.0} % busy with something else.",
+                run.busy_before * 100.0
+            ),
+        );
+    }
     if !run.steered {
         text(
             page,

@@ -4,6 +4,8 @@ mod markdown;
 mod plots;
 mod stats;
 mod targets;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use std::fs;
@@ -86,24 +88,4 @@ fn number(value: f64) -> String {
     }
     let fraction = fraction.map(|fraction| format!(".{fraction}")).unwrap_or_default();
     format!("{sign}{grouped}{fraction}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::number;
-
-    #[test]
-    fn numbers_have_the_digits_that_matter() {
-        for (value, text) in [
-            (0.0, "0"),
-            (0.456, "0.46"),
-            (-1.25, "-1.25"),
-            (12.34, "12.3"),
-            (123.4, "123"),
-            (1234.0, "1,234"),
-            (-1_234_567.8, "-1,234,568"),
-        ] {
-            assert_eq!(number(value), text);
-        }
-    }
 }

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, anyhow};
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::SegmentValue;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{FontStyle, register_font};
 
 use super::stats::{Figure, Server, spread};
@@ -22,7 +23,9 @@ const FONTS: [&str; 4] = [
     "/usr/local/share/fonts/DejaVuSans.ttf",
 ];
 const FAMILY: &str = "report";
-const SIZE: (u32, u32) = (900, 560);
+const SIZE: (u32, u32) = (960, 560);
+/// Width of the part of a plot that has lines, the rest being their names.
+const LINES_WIDTH: u32 = 790;
 
 /// The proof that there is a font to write with.
 #[derive(Clone, Copy, Debug)]
@@ -191,9 +194,10 @@ fn paint_lines<B: DrawingBackend>(
     chart: &Chart,
     lines: &[(Mode, Vec<(f64, f64)>)],
 ) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
+    let (area, legend) = area.split_horizontally(LINES_WIDTH);
     let points = || lines.iter().flat_map(|(_, points)| points);
     let (x, y) = (around(points().map(|point| point.0)), around(points().map(|point| point.1)));
-    let mut context = ChartBuilder::on(area)
+    let mut context = ChartBuilder::on(&area)
         .margin(12)
         .x_label_area_size(45)
         .y_label_area_size(80)
@@ -208,19 +212,16 @@ fn paint_lines<B: DrawingBackend>(
         .light_line_style(WHITE)
         .draw()?;
     for (mode, points) in lines {
-        let color = color(*mode);
-        context
-            .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)).point_size(4))?
-            .label(mode.to_string())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+        let style = color(*mode).stroke_width(2);
+        context.draw_series(LineSeries::new(points.iter().copied(), style).point_size(4))?;
     }
-    context
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .label_font((FAMILY, 14))
-        .draw()
+    for (place, (mode, _)) in lines.iter().enumerate() {
+        let y = 40 + 24 * place as i32;
+        legend.draw(&PathElement::new([(4, y), (26, y)], color(*mode).stroke_width(3)))?;
+        let style = TextStyle::from((FAMILY, 14)).pos(Pos::new(HPos::Left, VPos::Center));
+        legend.draw(&Text::new(mode.to_string(), (32, y), style))?;
+    }
+    Ok(())
 }
 
 fn paint_bars<B: DrawingBackend>(
@@ -258,10 +259,7 @@ fn paint_bars<B: DrawingBackend>(
         bar
     }))?;
     context.draw_series(bars.iter().enumerate().map(|(place, (_, value))| {
-        let style = TextStyle::from((FAMILY, 14)).pos(plotters::style::text_anchor::Pos::new(
-            plotters::style::text_anchor::HPos::Left,
-            plotters::style::text_anchor::VPos::Center,
-        ));
+        let style = TextStyle::from((FAMILY, 14)).pos(Pos::new(HPos::Left, VPos::Center));
         Text::new(format!(" {}", number(*value)), (*value, SegmentValue::CenterOf(place)), style)
     }))?;
     Ok(())

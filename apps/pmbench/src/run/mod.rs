@@ -27,9 +27,13 @@ use crate::protocol::Ready;
 use crate::report::{self, Font};
 use crate::results::{Failure, ModeNotes, Results, Run};
 use crate::run::cli::RunArgs;
+use crate::run::core_time::CoreTime;
 use crate::run::matrix::Task;
 use crate::run::measure::measure;
 use crate::run::world::{Cores, World};
+
+/// More than this part of a CPU is not taken by accident.
+pub(crate) const QUIET: f64 = 0.1;
 
 /// Runs the comparison, writes its results and their report, and the table to `out`.
 ///
@@ -84,7 +88,14 @@ fn run_inside(args: &RunArgs, directory: &Path, out: &mut impl Write) -> Result<
     crate::cpu::pin(args.client_core)?;
     let cores = Cores { server: args.server_core, client: args.client_core, steered: !args.unsteered };
     let world = World::enter(directory, cores)?;
-    let mut results = Results { run: about(args), ..Results::default() };
+    let busy_before = busy_before(cores)?;
+    if busy_before > QUIET {
+        eprintln!(
+            "warning: the CPUs are {:.0} % busy with something else; the figures will not be worth much",
+            busy_before * 100.0
+        );
+    }
+    let mut results = Results { run: Run { busy_before, ..about(args) }, ..Results::default() };
     measure_all(args, &world, &stop, &mut results)?;
     if !args.no_wrk {
         confirm::confirm(args, &world, &stop, &mut results)?;
@@ -137,6 +148,19 @@ fn note(modes: &mut Vec<ModeNotes>, ready: Ready) {
             }
         }
     }
+}
+
+/// What part of the two CPUs, the busier one, is taken by something else.
+fn busy_before(cores: Cores) -> Result<f64> {
+    let read = || [cores.server, cores.client].map(CoreTime::read);
+    let before = read();
+    std::thread::sleep(Duration::from_millis(500));
+    let mut busiest: f64 = 0.0;
+    for (now, then) in read().into_iter().zip(before) {
+        let used = now?.since(&then?);
+        busiest = busiest.max(used.busy_ns as f64 / used.elapsed_ns as f64);
+    }
+    Ok(busiest.min(1.0))
 }
 
 /// The circumstances.

@@ -1,0 +1,143 @@
+//! A small comparison, and what is shown of it.
+
+use super::{Font, markdown, number, reference, text, write};
+use crate::protocol::Mode;
+use crate::results::{Cell, Confirmation, Detail, Failure, Link, Load, ModeNotes, Results, Run};
+
+const LOAD: Load = Load { size: 1024, connections: 50, persist_delay_us: 0 };
+
+fn cell(link: Link, mode: Mode, load: Load, round: u32, rate: f64) -> Cell {
+    let durable = mode != Mode::PasteEcho;
+    Cell {
+        requests_per_s: Some(rate),
+        p50_us: Some(1e6 / rate),
+        p99_us: Some(4e6 / rate),
+        p999_us: Some(9e6 / rate),
+        server_cpu_ns_per_request: Some(8e8 / rate),
+        copied_bytes_per_request: Some(if mode == Mode::StatusQuo { 1024.0 } else { 0.0 }),
+        flushed_lines_per_request: Some(if durable { 18.0 } else { 0.0 }),
+        fences_per_request: Some(if mode == Mode::StatusQuo { 1.0 } else { 0.03 }),
+        pm_bytes_per_payload_byte: durable.then_some(2.1875),
+        skipped: None,
+        ..Cell::skipped(link, mode, load, round, String::new())
+    }
+}
+
+/// Three modes in two rounds, the second half as fast; one that was skipped, and one that failed.
+fn results() -> Results {
+    let one = Load { connections: 1, ..LOAD };
+    let mut cells = Vec::new();
+    for (round, speed) in [(1, 1.0), (2, 0.5)] {
+        cells.push(cell(Link::Veth, Mode::StatusQuo, LOAD, round, 50_000.0 * speed));
+        cells.push(cell(Link::Veth, Mode::Paste, LOAD, round, 150_000.0 * speed));
+        cells.push(cell(Link::Memif, Mode::Paste, LOAD, round, 400_000.0 * speed));
+        cells.push(cell(Link::Memif, Mode::PasteEcho, LOAD, round, 500_000.0 * speed));
+        cells.push(cell(Link::Veth, Mode::StatusQuo, one, round, 10_000.0 * speed));
+        cells.push(cell(Link::Veth, Mode::Paste, one, round, 20_000.0 * speed));
+        cells.push(Cell::skipped(Link::Veth, Mode::Kcm, LOAD, round, "the kernel has no AF_KCM".to_owned()));
+    }
+    let details = cells.iter().map(|_| Detail { client_busy: 0.42, ..Detail::default() }).collect();
+    let confirmed = |mode, requests_per_s, server_cpu_ns_per_request| Confirmation {
+        mode,
+        load: LOAD,
+        requests_per_s,
+        server_cpu_ns_per_request,
+    };
+    let run = Run {
+        date: "2026-01-31".to_owned(),
+        cpu: "A Processor".to_owned(),
+        cores: 2,
+        kernel: "6.1.0".to_owned(),
+        commit: "abcdef0".to_owned(),
+        server_core: 0,
+        client_core: 1,
+        busy_before: 0.02,
+        steered: true,
+        seconds: 1.0,
+        rounds: 2,
+        modes: vec![ModeNotes {
+            mode: Mode::Paste,
+            domain: Some("volatile (clwb, sfence)".to_owned()),
+            notes: vec!["a note".to_owned()],
+        }],
+        details,
+        confirmation: vec![
+            confirmed(Mode::StatusQuo, 40_000.0, 17_000.0),
+            confirmed(Mode::Paste, 60_000.0, 6_000.0),
+        ],
+        failures: vec![Failure {
+            link: Link::Memif,
+            mode: Mode::Limit,
+            load: LOAD,
+            round: Some(2),
+            why: "the server ended with exit status: 1".to_owned(),
+        }],
+    };
+    Results { cells, run }
+}
+
+#[test]
+fn a_small_comparison_as_a_page() {
+    insta::assert_snapshot!("page", markdown::report(&results(), &[]));
+}
+
+#[test]
+fn a_small_comparison_as_a_table() {
+    insta::assert_snapshot!("table", text::table(&results()));
+}
+
+#[test]
+fn the_page_names_its_plots_and_they_are_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let font = Font::load().expect("the font of the packages that are needed");
+    write(&results(), folder.path(), font, &mut Vec::new()).expect("written");
+    let page = std::fs::read_to_string(folder.path().join("report.md")).expect("the page");
+    for plot in ["latency-veth", "connections-veth", "cpu"] {
+        assert!(page.contains(&format!("({plot}.svg)")), "{plot} is not on the page");
+        let svg =
+            std::fs::read_to_string(folder.path().join(plot).with_extension("svg")).expect("an SVG file");
+        assert!(svg.starts_with("<svg") && svg.contains("paste"), "{plot}: {svg}");
+        let png = std::fs::read(folder.path().join(plot).with_extension("png")).expect("a PNG file");
+        assert!(png.starts_with(b"\x89PNG") && png.len() > 5000, "{plot}: {} bytes", png.len());
+    }
+    // One size makes no line, and on memif there was one load.
+    assert!(!page.contains("size-veth") && !page.contains("connections-memif"));
+}
+
+#[test]
+fn a_comparison_that_is_not_fair_says_so() {
+    let mut results = results();
+    let page = markdown::report(&results, &[]);
+    assert!(!page.contains("Unsteered") && !page.contains("Not a quiet machine"));
+    results.run.steered = false;
+    results.run.busy_before = 0.3;
+    let page = markdown::report(&results, &[]);
+    assert!(page.contains("Unsteered") && page.contains("30 % busy"));
+}
+
+#[test]
+fn another_load_stands_in_for_the_targets_own() {
+    let mut results = results();
+    assert_eq!(reference(&results), Some(LOAD));
+    results.cells.retain(|cell| cell.load != LOAD);
+    assert_eq!(reference(&results), Some(Load { connections: 1, ..LOAD }));
+    assert!(text::table(&results).contains("1024 B, 1 connections"));
+    results.cells.clear();
+    assert_eq!(text::table(&results), "");
+    markdown::report(&results, &[]);
+}
+
+#[test]
+fn numbers_have_the_digits_that_matter() {
+    for (value, text) in [
+        (0.0, "0"),
+        (0.456, "0.46"),
+        (-1.25, "-1.25"),
+        (12.34, "12.3"),
+        (123.4, "123"),
+        (1234.0, "1,234"),
+        (-1_234_567.8, "-1,234,568"),
+    ] {
+        assert_eq!(number(value), text);
+    }
+}
