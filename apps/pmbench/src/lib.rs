@@ -6,6 +6,7 @@
 pub mod cli;
 mod cpu;
 pub mod load;
+mod nic;
 pub mod protocol;
 pub mod report;
 pub mod results;

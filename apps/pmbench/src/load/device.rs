@@ -11,6 +11,7 @@ use stack::Config;
 use stack::transport::dpdk::{DpdkConfig, DpdkTransport};
 
 use super::cli::LoadArgs;
+use crate::nic::Nic;
 
 /// Length of the port's queues: what four thousand connections have on their way.
 const DESCRIPTORS: u16 = 1024;
@@ -53,14 +54,7 @@ pub struct Device {
 impl Device {
     /// Starts the EAL and finds the port.
     pub fn find(args: &LoadArgs) -> Result<Self> {
-        let mut arguments = args.eal.clone();
-        if args.dev.starts_with("net_") && !arguments.iter().any(|word| word == "--no-pci") {
-            arguments.push("--no-pci".to_owned());
-        }
-        let eal = Eal::init(arguments)?;
-        let id = eal.attach(&args.dev)?;
-        let mac = args.mac.map_or(id.info()?.mac, |mac| mac.0);
-        ensure!(mac != [0; 6], "{} has no Ethernet address of its own; give it one with --mac", args.dev);
+        let Nic { eal, id, mac } = Nic::find(&args.dev, &args.eal, args.mac)?;
         Ok(Self { eal, id, mac, clock: Clock::start(), shard: None })
     }
 

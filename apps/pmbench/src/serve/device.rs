@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use dpdk::{Eal, ExternalArea, PortId};
 use pmem::{RegionInfo, Shard};
 use smoltcp::time::Instant;
@@ -12,6 +12,7 @@ use stack::transport::OverEndpoint as _;
 use stack::transport::dpdk::{DpdkConfig, DpdkTransport};
 
 use super::{ServeArgs, ledger};
+use crate::nic::Nic;
 
 /// The device that was asked for, not started yet.
 pub(super) struct Device {
@@ -23,14 +24,7 @@ pub(super) struct Device {
 impl Device {
     pub(super) fn find(args: &ServeArgs) -> Result<Self> {
         let device = args.dev.as_deref().context("the mode runs on a DPDK device; name one with --dev")?;
-        let mut arguments = args.eal.clone();
-        if device.starts_with("net_") && !arguments.iter().any(|argument| argument == "--no-pci") {
-            arguments.push("--no-pci".to_owned());
-        }
-        let eal = Eal::init(arguments)?;
-        let id = eal.attach(device)?;
-        let mac = args.mac.map_or(id.info()?.mac, |mac| mac.0);
-        ensure!(mac != [0; 6], "{device} has no Ethernet address of its own; give it one with --mac");
+        let Nic { eal, id, mac } = Nic::find(device, &args.eal, args.mac)?;
         Ok(Self { eal, id, mac })
     }
 
