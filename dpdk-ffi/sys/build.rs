@@ -18,14 +18,14 @@ const FUNCTIONS: [&str; 13] = [
     "fopencookie",
     "rte_bus_name",
     "rte_dev_(bus|devargs|dma_map|dma_unmap|name|numa_node|probe|remove)",
-    "rte_eal_(cleanup|init|iova_mode)",
+    "rte_eal_(cleanup|has_hugepages|init|iova_mode)",
     "rte_eth_(allmulticast_enable|buffer_split_get_supported_hdr_ptypes|call_rx_callbacks|call_tx_callbacks|dev_adjust_nb_rx_tx_desc|dev_close|dev_configure|dev_get_mtu|dev_get_name_by_port|dev_get_port_by_name|dev_info_get|dev_start|dev_stop|find_next|link_get_nowait|macaddr_get|promiscuous_enable|rx_queue_setup|stats_get|stats_reset|tx_done_cleanup|tx_prepare|tx_queue_setup|xstats_get|xstats_get_names|xstats_reset)",
     "rte_extmem_(register|unregister)",
     "rte_(ipv4|ipv6)_phdr_cksum",
     "rte_(log_cur_msg_loglevel|openlog_stream|strerror|version)",
-    "rte_mbuf_(ext_refcnt_set|iova_set|sanity_check)",
-    "rte_mempool_(avail_count|obj_iter)",
-    "rte_pktmbuf_(alloc|alloc_bulk|attach_extbuf|free|free_bulk|linearize|pool_create|pool_create_extbuf)|rte_(get_next_lcore|lcore_id|lcore_to_cpu_id|socket_id|thread_register|thread_unregister)",
+    "rte_mbuf_(best_mempool_ops|ext_refcnt_set|iova_set|sanity_check)",
+    "rte_mempool_(avail_count|create_empty|free|obj_iter|op_calc_mem_size_default|populate_iova|set_ops_byname)|rte_memzone_reserve_aligned",
+    "rte_pktmbuf_(alloc|alloc_bulk|attach_extbuf|free|free_bulk|init|linearize|pool_create|pool_create_extbuf|pool_init)|rte_(get_next_lcore|lcore_id|lcore_to_cpu_id|socket_id|thread_register|thread_unregister)",
 ];
 
 const TYPES: [&str; 6] = [
@@ -34,7 +34,7 @@ const TYPES: [&str; 6] = [
     "rte_mbuf",
     "rte_mbuf_ext_shared_info",
     "rte_mempool",
-    "rte_pktmbuf_extmem",
+    "rte_pktmbuf_(extmem|pool_private)",
 ];
 
 const CONSTANTS: [&str; 10] = [
@@ -44,7 +44,7 @@ const CONSTANTS: [&str; 10] = [
     "RTE_LOG_(EMERG|ALERT|CRIT|ERR|WARNING|NOTICE|INFO|DEBUG)",
     "RTE_MAX_(ETHPORTS|LCORE)",
     "RTE_MBUF_(DEFAULT|F|MAX|PRIV)_.*",
-    "RTE_MEMPOOL_(CACHE_MAX_SIZE|NAMESIZE)|RTE_PKTMBUF_HEADROOM",
+    "RTE_MEMPOOL_(CACHE_MAX_SIZE|F_NO_IOVA_CONTIG|NAMESIZE)|RTE_PKTMBUF_HEADROOM",
     "RTE_PTYPE_L2_ETHER|RTE_PTYPE_L3_IPV4|RTE_PTYPE_L4_TCP",
     "LCORE_ID_ANY|SOCKET_ID_ANY",
     "rte_eth_fp_ops",

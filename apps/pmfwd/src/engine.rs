@@ -12,7 +12,10 @@ const PREFETCH_DISTANCE: usize = 4;
 
 /// A mode of forwarding.
 pub trait Engine {
-    /// Takes a stream one burst further. The hands are empty before and after.
+    /// Takes a stream one burst further.
+    ///
+    /// Each step has a batch of its own: the CPU then need not wait for the end of one burst to know that there is
+    /// room for the next.
     ///
     /// # Errors
     /// The mode cannot go on.
@@ -25,8 +28,9 @@ pub struct Io;
 impl Engine for Io {
     #[inline]
     fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
-        if stream.receive(hands) > 0 {
-            stream.send(hands);
+        let mut burst = Burst::new();
+        if stream.receive(&mut burst, hands) > 0 {
+            stream.send(&mut burst);
         }
         Ok(())
     }
@@ -38,16 +42,17 @@ pub struct Mac;
 impl Engine for Mac {
     #[inline]
     fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
-        if stream.receive(hands) > 0 {
+        let mut burst = Burst::new();
+        if stream.receive(&mut burst, hands) > 0 {
             let mut addresses = [0; 12];
             addresses[..6].copy_from_slice(&stream.route.peer);
             addresses[6..].copy_from_slice(&stream.route.mac);
-            for_each_fetched(&mut hands.burst, |packet| {
+            for_each_fetched(&mut burst, |packet| {
                 if let Some(field) = packet.bytes_mut().first_chunk_mut() {
                     *field = addresses;
                 }
             });
-            stream.send(hands);
+            stream.send(&mut burst);
         }
         Ok(())
     }
@@ -59,9 +64,10 @@ pub struct Macswap;
 impl Engine for Macswap {
     #[inline]
     fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
-        if stream.receive(hands) > 0 {
-            for_each_fetched(&mut hands.burst, |packet| swap_addresses(packet.bytes_mut()));
-            stream.send(hands);
+        let mut burst = Burst::new();
+        if stream.receive(&mut burst, hands) > 0 {
+            for_each_fetched(&mut burst, |packet| swap_addresses(packet.bytes_mut()));
+            stream.send(&mut burst);
         }
         Ok(())
     }
@@ -73,8 +79,9 @@ pub struct Rxonly;
 impl Engine for Rxonly {
     #[inline]
     fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
-        if stream.receive(hands) > 0 {
-            stream.consume(hands);
+        let mut burst = Burst::new();
+        if stream.receive(&mut burst, hands) > 0 {
+            stream.consume(&mut burst);
         }
         Ok(())
     }
@@ -91,8 +98,9 @@ pub struct Txonly<'a> {
 impl Engine for Txonly<'_> {
     #[inline]
     fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
-        self.templates[stream.route.tx_port].fill(self.pool, &mut hands.burst, hands.limit);
-        stream.send_made(hands);
+        let mut burst = Burst::new();
+        self.templates[stream.route.tx_port].fill(self.pool, &mut burst, hands.limit);
+        stream.send_made(&mut burst, hands);
         Ok(())
     }
 }
@@ -112,15 +120,16 @@ pub struct Flowgen<'a> {
 impl Engine for Flowgen<'_> {
     #[inline]
     fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
-        if stream.receive(hands) > 0 {
-            stream.consume(hands);
+        let mut burst = Burst::new();
+        if stream.receive(&mut burst, hands) > 0 {
+            stream.consume(&mut burst);
         }
-        self.templates[stream.route.tx_port].fill(self.pool, &mut hands.burst, hands.limit);
-        for packet in hands.burst.iter_mut() {
+        self.templates[stream.route.tx_port].fill(self.pool, &mut burst, hands.limit);
+        for packet in burst.iter_mut() {
             set_flow(packet.bytes_mut(), self.next);
             self.next = if self.next + 1 < self.flows { self.next + 1 } else { 0 };
         }
-        stream.send_made(hands);
+        stream.send_made(&mut burst, hands);
         Ok(())
     }
 }
@@ -131,12 +140,13 @@ pub struct Icmpecho;
 impl Engine for Icmpecho {
     #[inline]
     fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
-        let received = stream.receive(hands);
+        let mut burst = Burst::new();
+        let received = stream.receive(&mut burst, hands);
         if received > 0 {
             let mac = stream.route.mac;
-            hands.burst.retain(|packet| packet.segment_count() == 1 && answer(packet.bytes_mut(), mac));
-            stream.counters.consumed.add(received - hands.burst.len());
-            stream.send(hands);
+            burst.retain(|packet| packet.segment_count() == 1 && answer(packet.bytes_mut(), mac));
+            stream.counters.consumed.add(received - burst.len());
+            stream.send(&mut burst);
         }
         Ok(())
     }

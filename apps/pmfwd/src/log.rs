@@ -10,7 +10,7 @@ use pmem::{AppendError, Arena, Buffer, Extent, Pending, Shard};
 use crate::capture::Tap;
 use crate::cli::{MAX_BURST, WhenFull};
 use crate::engine::Engine;
-use crate::stream::{Counters, Hands, Stream};
+use crate::stream::{Burst, Counters, Hands, Stream};
 
 /// What is copied into the mbuf that a logged frame is sent with: devices want a first segment, and this one ends
 /// with the Ethernet header.
@@ -30,8 +30,6 @@ pub struct Logger {
     heads: Pool,
     completions: Completions<Extent>,
     when_full: WhenFull,
-    /// Frames that wait for the fence.
-    frames: ArrayVec<(Pending, Extent), MAX_BURST>,
 }
 
 impl Logger {
@@ -53,7 +51,7 @@ impl Logger {
         let heads = Pool::dram(eal, &format!("head{name}"), &config)?;
         let completions = Completions::new(eal, &format!("log{name}"), in_flight, None)?.within(area);
         let scattered = Vec::with_capacity(area.contiguous_pieces());
-        Ok(Self { shard, pool, area, scattered, heads, completions, when_full, frames: ArrayVec::new() })
+        Ok(Self { shard, pool, area, scattered, heads, completions, when_full })
     }
 
     /// The store's part that belongs to this core.
@@ -137,7 +135,8 @@ impl Logger {
 
 impl Engine for Logger {
     fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
-        let received = stream.receive(hands);
+        let mut burst = Burst::new();
+        let received = stream.receive(&mut burst, hands);
         if received == 0 {
             if self.completions.outstanding() > 0 {
                 // An idle device would otherwise hold on to the last frames it sent.
@@ -147,26 +146,27 @@ impl Engine for Logger {
             return Ok(());
         }
         let counters = Arc::clone(&stream.counters);
-        for packet in hands.burst.drain() {
+        // They wait here for the fence.
+        let mut frames = ArrayVec::<(Pending, Extent), MAX_BURST>::new();
+        for packet in burst.drain() {
             match self.append(packet, &counters)? {
-                Some(frame) => self.frames.push(frame),
+                Some(frame) => frames.push(frame),
                 None => counters.not_logged.add(1),
             }
         }
         let durable = self.shard.commit()?;
         self.completions.drain(drop);
-        let mut frames = std::mem::take(&mut self.frames);
-        for (pending, frame) in frames.drain(..) {
+        for (pending, frame) in frames {
             if durable.confirm(pending).is_err() {
                 bail!("a commit left a frame out that was appended before");
             }
             counters.logged.add(1);
             match self.outgoing(frame, &counters) {
-                Some(packet) => drop(hands.burst.push(packet)),
+                Some(packet) => drop(burst.push(packet)),
                 None => counters.dropped.add(1),
             }
         }
-        stream.send(hands);
+        stream.send(&mut burst);
         Ok(())
     }
 }

@@ -11,10 +11,8 @@ use crate::cli::MAX_BURST;
 /// The packets in a core's hands.
 pub type Burst = Batch<MAX_BURST>;
 
-/// What a core works with.
+/// How a core takes bursts.
 pub struct Hands<T> {
-    /// The packets; none between two steps.
-    pub burst: Burst,
     /// Packets in a burst at most.
     pub limit: usize,
     /// Who else looks at them.
@@ -102,21 +100,20 @@ impl Counters {
 }
 
 impl Stream {
-    /// Receives a burst; returns how many packets it has.
+    /// Receives into an empty batch; returns how many packets it has.
     #[inline]
-    pub fn receive<T: Tap>(&mut self, hands: &mut Hands<T>) -> usize {
-        let count = self.rx.burst_up_to(&mut hands.burst, hands.limit);
+    pub fn receive<T: Tap>(&mut self, burst: &mut Burst, hands: &mut Hands<T>) -> usize {
+        let count = self.rx.burst_up_to(burst, hands.limit);
         if count > 0 {
             self.counters.received.add(count);
-            hands.tap.see(&hands.burst);
+            hands.tap.see(burst);
         }
         count
     }
 
     /// Sends the packets. What the device does not take is dropped.
     #[inline]
-    pub fn send<T>(&mut self, hands: &mut Hands<T>) {
-        let burst = &mut hands.burst;
+    pub fn send(&mut self, burst: &mut Burst) {
         let count = burst.len();
         let sent = self.tx.burst(burst);
         self.counters.sent.add(sent);
@@ -128,17 +125,17 @@ impl Stream {
 
     /// Sends packets that were made here.
     #[inline]
-    pub fn send_made<T: Tap>(&mut self, hands: &mut Hands<T>) {
-        if !hands.burst.is_empty() {
-            hands.tap.see(&hands.burst);
-            self.send(hands);
+    pub fn send_made<T: Tap>(&mut self, burst: &mut Burst, hands: &mut Hands<T>) {
+        if !burst.is_empty() {
+            hands.tap.see(burst);
+            self.send(burst);
         }
     }
 
     /// Ends the packets' way here.
     #[inline]
-    pub fn consume<T>(&mut self, hands: &mut Hands<T>) {
-        self.counters.consumed.add(hands.burst.len());
-        hands.burst.clear();
+    pub fn consume(&mut self, burst: &mut Burst) {
+        self.counters.consumed.add(burst.len());
+        burst.clear();
     }
 }

@@ -15,7 +15,7 @@ use crate::cli::{Mode, WhenFull};
 use crate::engine::{Engine, Flowgen, Icmpecho, Io, Mac, Macswap, Rxonly, Txonly};
 use crate::log::{Logger, spare};
 use crate::packet::Template;
-use crate::stream::{Burst, Hands, Stream};
+use crate::stream::{Hands, Stream};
 
 /// What a core needs from the start.
 pub struct WorkerConfig {
@@ -200,7 +200,7 @@ impl Core {
     fn forward_seen_by<T: Tap>(&mut self, run: &mut Run, tap: T) -> Result<()> {
         let pool = &self.pool;
         let templates = &*Arc::clone(&run.templates);
-        let mut hands = Hands { burst: Burst::new(), limit: run.burst, tap };
+        let mut hands = Hands { limit: run.burst, tap };
         for _ in 0..run.tx_first {
             for stream in &mut run.streams {
                 Txonly { pool, templates }.step(stream, &mut hands)?;

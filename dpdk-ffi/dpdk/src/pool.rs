@@ -1,5 +1,7 @@
 //! Pools of mbufs: in EAL's own memory, and over memory of one's own.
 
+mod dense;
+
 use std::ffi::{CString, c_void};
 use std::ops::Deref;
 use std::ptr::NonNull;
@@ -124,9 +126,12 @@ impl Pool {
     pub fn dram(_eal: Eal, name: &str, config: &PoolConfig) -> Result<Self, PoolError> {
         let PoolConfig { mbufs, cache, buffer_bytes, socket } = *config;
         let c_name = checked_name(name, mbufs, cache)?;
-        // SAFETY: the EAL runs, and the name is NUL-terminated; DPDK copies it.
-        let pool = unsafe {
-            sys::rte_pktmbuf_pool_create(c_name.as_ptr(), mbufs, cache, 0, buffer_bytes, socket_id(socket))
+        let socket = socket_id(socket);
+        let pool = if dense::is_better() {
+            dense::create(&c_name, mbufs, cache, buffer_bytes, socket)
+        } else {
+            // SAFETY: the EAL runs, and the name is NUL-terminated; DPDK copies it.
+            unsafe { sys::rte_pktmbuf_pool_create(c_name.as_ptr(), mbufs, cache, 0, buffer_bytes, socket) }
         };
         Self::created(pool, name, mbufs, buffer_bytes, false)
     }

@@ -11,7 +11,9 @@ use crate::port::Running;
 /// A queue of received packets.
 #[derive(Debug)]
 pub struct RxQueue {
-    port: Arc<Running>,
+    _port: Arc<Running>,
+    /// The port's number.
+    id: u16,
     index: u16,
     pool: Pool,
 }
@@ -19,7 +21,9 @@ pub struct RxQueue {
 /// A queue of packets to be sent.
 #[derive(Debug)]
 pub struct TxQueue {
-    port: Arc<Running>,
+    _port: Arc<Running>,
+    /// The port's number.
+    id: u16,
     index: u16,
     /// The driver has checksums to prepare.
     prepare: bool,
@@ -30,7 +34,7 @@ pub struct TxQueue {
 
 impl RxQueue {
     pub(crate) fn new(port: Arc<Running>, index: u16, pool: Pool) -> Self {
-        Self { port, index, pool }
+        Self { id: port.id().0, _port: port, index, pool }
     }
 
     /// Adds as many received packets to the batch as there are and as fit; returns how many.
@@ -42,12 +46,12 @@ impl RxQueue {
     /// As [`burst`](Self::burst), at most `limit`.
     #[inline]
     pub fn burst_up_to<const N: usize>(&mut self, batch: &mut Batch<N>, limit: usize) -> usize {
-        let room = batch.room().min(limit).min(usize::from(u16::MAX)) as u16;
+        const { assert!(N <= u16::MAX as usize, "DPDK counts the packets of a burst in 16 bits") };
+        let room = batch.room().min(limit) as u16;
         // SAFETY: the port runs for as long as this queue lives, this is the queue's only handle, and there is
         // room for as many pointers.
-        let count = usize::from(unsafe {
-            fast_path::receive(self.port.id().0, self.index, batch.spare_pointers(), room)
-        });
+        let count =
+            usize::from(unsafe { fast_path::receive(self.id, self.index, batch.spare_pointers(), room) });
         // SAFETY: DPDK wrote `count` packets, which are ours now.
         unsafe { batch.extend_to(count) }
         if self.pool.loses_flags() {
@@ -77,20 +81,19 @@ impl RxQueue {
 
 impl TxQueue {
     pub(crate) fn new(port: Arc<Running>, index: u16, prepare: bool, linearize: bool) -> Self {
-        Self { port, index, prepare, linearize, rejected: 0 }
+        Self { id: port.id().0, _port: port, index, prepare, linearize, rejected: 0 }
     }
 
     /// Hands packets to the device, oldest first, and returns how many it took; the rest stays in the batch.
     ///
     /// Where the device takes one segment only, attached payload is copied behind its header first. A packet
     /// that the device can never send is freed and counted as [`rejected`](Self::rejected).
-    #[inline]
+    #[inline(always)]
     pub fn burst<const N: usize>(&mut self, batch: &mut Batch<N>) -> usize {
         if self.linearize {
             self.make_linear(batch);
         }
-        let (id, queue, waiting) =
-            (self.port.id().0, self.index, batch.len().min(usize::from(u16::MAX)) as u16);
+        let (id, queue, waiting) = (self.id, self.index, batch.len() as u16);
         let ready = if self.prepare {
             // SAFETY: the port runs for as long as this queue lives, this is the queue's only handle, and the
             // batch holds as many packets.
@@ -128,7 +131,7 @@ impl TxQueue {
     /// None if the driver cannot: it then frees them in later bursts.
     pub fn reclaim(&mut self) -> Option<usize> {
         // SAFETY: the port runs for as long as this queue lives, and this is the queue's only handle.
-        let freed = unsafe { sys::rte_eth_tx_done_cleanup(self.port.id().0, self.index, 0) };
+        let freed = unsafe { sys::rte_eth_tx_done_cleanup(self.id, self.index, 0) };
         usize::try_from(freed).ok()
     }
 }
