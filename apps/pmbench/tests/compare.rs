@@ -1,0 +1,121 @@
+//! A small comparison from end to end: servers, clients, links, and what is written about them.
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// A comparison of a few modes, as short as it gets.
+fn compare(out: &Path, more: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pmbench"));
+    command.args([
+        "run",
+        "--sizes",
+        "1024",
+        "--connections",
+        "2",
+        "--persist-delay-us",
+        "0",
+        "--rounds",
+        "1",
+    ]);
+    command.args(["--seconds", "0.3", "--warmup", "0", "--out"]).arg(out).args(more);
+    if !rustix::process::geteuid().is_root() {
+        command.arg("--unsteered");
+    }
+    lab::output_within(&mut command, Duration::from_secs(120)).expect("it ends")
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn read(file: &Path) -> Value {
+    let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    serde_json::from_str(&text).expect("JSON")
+}
+
+#[test]
+fn each_mode_is_measured_on_its_links() {
+    let folder = lab::scratch_directory("bench-").expect("a folder");
+    let output = compare(folder.path(), &["--modes", "status-quo,paste,paste-echo,limit", "--no-wrk"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let results = read(&folder.path().join("results.json"));
+    let cells = results.as_array().expect("a list of cells");
+    let find = |link: &str, mode: &str| {
+        let mut cells = cells.iter();
+        let cell = cells.find(|cell| cell["link"] == link && cell["mode"] == mode);
+        cell.unwrap_or_else(|| panic!("no {mode} on {link} in {results}"))
+    };
+    assert_eq!(cells.len(), 4 + 3, "{results}");
+    for (link, mode) in [
+        ("veth", "status-quo"),
+        ("veth", "paste"),
+        ("veth", "paste-echo"),
+        ("veth", "limit"),
+        ("memif", "paste"),
+        ("memif", "paste-echo"),
+        ("memif", "limit"),
+    ] {
+        let cell = find(link, mode);
+        let figure = |name: &str| cell[name].as_f64().unwrap_or_else(|| panic!("no {name} in {cell}"));
+        assert!(figure("requests_per_s") > 0.0 && figure("p50_us") > 0.0, "{cell}");
+        assert!(figure("p50_us") <= figure("p99_us") && figure("p99_us") <= figure("p999_us"), "{cell}");
+        assert_eq!(
+            figure("copied_bytes_per_request"),
+            if mode == "status-quo" { 1024.0 } else { 0.0 },
+            "{cell}"
+        );
+        let fences = figure("fences_per_request");
+        match mode {
+            "status-quo" => assert!((fences - 1.0).abs() < 0.05, "{cell}"),
+            "paste" => assert!(fences > 0.4 && fences < 1.05, "one for each burst of up to two: {cell}"),
+            _ => assert_eq!(fences, 0.0, "{cell}"),
+        }
+    }
+    let page = std::fs::read_to_string(folder.path().join("report.md")).expect("a report");
+    assert!(page.contains("| veth | status-quo |") && page.contains("## What can be compared"), "{page}");
+    assert!(text(&output).contains("memif paste-echo"), "{}", text(&output));
+}
+
+#[test]
+fn a_second_client_confirms() {
+    let folder = lab::scratch_directory("bench-").expect("a folder");
+    let output = compare(folder.path(), &["--modes", "status-quo,paste", "--links", "veth"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let run = read(&folder.path().join("run.json"));
+    let confirmed: Vec<_> = run["confirmation"].as_array().expect("a list").iter().collect();
+    assert_eq!(confirmed.len(), 2, "{run}");
+    assert!(confirmed.iter().all(|mode| mode["requests_per_s"].as_f64() > Some(0.0)), "{run}");
+}
+
+#[test]
+fn a_mode_that_fails_is_named_after_the_others_have_run() {
+    let folder = lab::scratch_directory("bench-").expect("a folder");
+    // Half a store of this size does not hold a receive ring.
+    let small = ["--modes", "status-quo,paste", "--links", "veth", "--no-wrk", "--pm-size", "2MiB"];
+    let output = compare(folder.path(), &small);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let run = read(&folder.path().join("run.json"));
+    let failures = run["failures"].as_array().expect("a list");
+    assert!(failures.iter().any(|failure| failure["mode"] == "paste"), "{run}");
+    assert!(text(&output).contains("FAILED"), "{}", text(&output));
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused_at_once() {
+    let folder = lab::scratch_directory("bench-").expect("a folder");
+    for wrong in [
+        &["--server-core", "0", "--client-core", "0"][..],
+        &["--server-core", "1000"],
+        &["--modes", "kcm", "--links", "memif"],
+    ] {
+        let output = compare(folder.path(), wrong);
+        assert_eq!(output.status.code(), Some(1), "{wrong:?}: {}", text(&output));
+        assert!(text(&output).contains("pmbench: "), "{}", text(&output));
+        assert!(!folder.path().join("results.json").exists());
+    }
+    let usage = compare(folder.path(), &["--server-core", "none"]);
+    assert_eq!(usage.status.code(), Some(2));
+}
