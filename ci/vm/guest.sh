@@ -31,17 +31,36 @@ mount_ext4() {
     mkfs.ext4 -q -F -b 4096 /dev/pmem0 && mount -t ext4 "$@" /dev/pmem0 /mnt
 }
 
-# serve PM [ARGUMENTS]: pmlog in the background on the NIC; its output is in /tmp/pmlog.out, its exit code in /tmp/pmlog.status.
-serve() {
-    pm=$1
-    shift
+# background COMMAND: a server in the background; its output is in /tmp/pmlog.out, its exit code in /tmp/pmlog.status.
+background() {
     rm -f /tmp/pmlog.status
     {
-        pmlog serve --pm "$pm" --dev "$NIC" --ip 10.0.0.2/24 "$@" >/tmp/pmlog.out 2>&1 &
+        "$@" >/tmp/pmlog.out 2>&1 &
         echo $! >/tmp/pmlog.pid
         wait $!
         echo $? >/tmp/pmlog.status
     } >/dev/null 2>&1 &
+}
+
+# serve PM [ARGUMENTS]: pmlog in the background on the NIC.
+serve() {
+    pm=$1
+    shift
+    background pmlog serve --pm "$pm" --dev "$NIC" --ip 10.0.0.2/24 "$@"
+}
+
+# serve_kernel PM [ARGUMENTS]: pmlog in the background on the kernel's TCP, over the kernel's driver of the NIC.
+serve_kernel() {
+    pm=$1
+    shift
+    kernel_address
+    background pmlog serve --pm "$pm" --transport kernel --listen 10.0.0.2:80 "$@"
+}
+
+# The kernel's driver has the NIC, and the kernel its address.
+kernel_address() {
+    ip address add 10.0.0.2/24 dev eth0
+    ip link set eth0 up
 }
 
 # serve_socket PM [ARGUMENTS]: as serve, but the kernel's driver keeps the NIC, and DPDK reads its packets from a socket.

@@ -1,5 +1,7 @@
 //! The scenarios: what must hold on hardware, one function each.
 
+mod kernel;
+
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,6 +52,12 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "the plug pulled in mid-load, again and again; acknowledged ⊆ recovered ⊆ submitted",
         in_ci: true,
         run: power_cut,
+    },
+    Scenario {
+        name: "kernel-transport",
+        what: "pmlog on the kernel's TCP and NIC driver, received into device-DAX by io_uring; the plug is pulled",
+        in_ci: false,
+        run: kernel::transport,
     },
     Scenario {
         name: "fsdax-vfio",
@@ -207,14 +215,28 @@ fn dma_into_dax(stage: &Stage<'_>, nic: Nic) -> Result<String> {
 }
 
 fn power_cut(stage: &Stage<'_>) -> Result<String> {
-    let machine = stage.machine(Nic::E1000e)?;
+    let serve = |guest: &mut Guest| {
+        set_up(guest)?;
+        guest.must("serve /dev/dax0.0")
+    };
+    cut_under_load(stage, Nic::E1000e, stage.cuts, serve)
+}
+
+/// Cuts the power so many times while clients append to what `serve` starts, and after each cut compares what is
+/// there with what was acknowledged.
+fn cut_under_load(
+    stage: &Stage<'_>,
+    nic: Nic,
+    cuts: u32,
+    serve: impl Fn(&mut Guest) -> Result<String>,
+) -> Result<String> {
+    let machine = stage.machine(nic)?;
     // What must still be there, and all that may be.
     let mut kept: Vec<Acknowledged> = Vec::new();
     let (mut acknowledged_total, mut recovered_total) = (0, 0);
-    for cut in 0..u64::from(stage.cuts) {
+    for cut in 0..u64::from(cuts) {
         let mut guest = stage.boot(&machine)?;
-        set_up(&mut guest)?;
-        guest.must("serve /dev/dax0.0")?;
+        serve(&mut guest)?;
         let health = wait_for_server(&mut guest, START_LIMIT)?;
         let next = compare(&kept, cut.checked_sub(1).map(|before| stage.chance(before)), &health)
             .with_context(|| format!("after power cut {cut} (seed {})", stage.seed))?;
@@ -231,7 +253,7 @@ fn power_cut(stage: &Stage<'_>) -> Result<String> {
 
         let load = Load::start(8, stage.chance(cut));
         let moment = Duration::from_millis(300 + stage.chance(cut) % 3000);
-        (stage.tell)(&format!("cut {} of {} after {} ms of load", cut + 1, stage.cuts, moment.as_millis()));
+        (stage.tell)(&format!("cut {} of {} after {} ms of load", cut + 1, cuts, moment.as_millis()));
         let started = Instant::now();
         while started.elapsed() < moment || load.acknowledged() == 0 {
             ensure!(Instant::now() < guest.deadline(), "the load had no acknowledgement");
@@ -244,10 +266,9 @@ fn power_cut(stage: &Stage<'_>) -> Result<String> {
     }
 
     let mut guest = stage.boot(&machine)?;
-    set_up(&mut guest)?;
-    guest.must("serve /dev/dax0.0")?;
+    serve(&mut guest)?;
     let health = wait_for_server(&mut guest, START_LIMIT)?;
-    let last = u64::from(stage.cuts).checked_sub(1).map(|cut| stage.chance(cut));
+    let last = u64::from(cuts).checked_sub(1).map(|cut| stage.chance(cut));
     recovered_total += compare(&kept, last, &health)
         .with_context(|| format!("after the last power cut (seed {})", stage.seed))?
         .recovered;
@@ -255,8 +276,7 @@ fn power_cut(stage: &Stage<'_>) -> Result<String> {
     guest.must("pmlog verify --pm /dev/dax0.0")?;
     guest.power_off()?;
     Ok(format!(
-        "{} cuts: {acknowledged_total} records acknowledged, {recovered_total} recovered and compared, 0 lost",
-        stage.cuts
+        "power cut {cuts} times: {acknowledged_total} records acknowledged, {recovered_total} recovered and compared, 0 lost"
     ))
 }
 
