@@ -31,7 +31,7 @@ use control::{Control, tell};
 pub fn serve(args: &ServeArgs) -> Result<()> {
     let control = Control::start(args.core)?;
     let served = match args.mode {
-        Mode::StatusQuo | Mode::StatusQuoFsync => sockets::serve(args, &control),
+        Mode::StatusQuo | Mode::StatusQuoFsync | Mode::MsgZerocopy => sockets::serve(args, &control),
         Mode::DpdkCopy => copy::serve(args, &control),
         Mode::KernelPaste => slots::serve_kernel(args, &control),
         Mode::Paste | Mode::PasteEcho => slots::serve(args, &control),

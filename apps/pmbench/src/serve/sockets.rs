@@ -24,7 +24,7 @@ use super::requests::Stream;
 use super::{ServeArgs, ready, reply};
 use crate::protocol::{Mode, ServerEvent, Wish};
 use keep::{Keep, Log, Records};
-use link::{Link, Plain};
+use link::{Link, Plain, ZeroCopy};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -40,6 +40,7 @@ const WAKE: u64 = u64::MAX - 1;
 pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
     match args.mode {
         Mode::StatusQuoFsync => serve_with::<Plain, _>(args, control, Records::open(args)?),
+        Mode::MsgZerocopy => serve_with::<ZeroCopy, _>(args, control, Log::open(args)?),
         _ => serve_with::<Plain, _>(args, control, Log::open(args)?),
     }
 }

@@ -1,7 +1,7 @@
 //! What is counted is what was done.
 
 use anyhow::{Result, ensure};
-use lab::{isolated, noise, wire};
+use lab::{Lab, isolated, noise, wire};
 use pmbench::protocol::{Mark, Mode};
 
 use crate::bench::Bench;
@@ -10,7 +10,7 @@ const REQUESTS: u64 = 100;
 const RECORD_BYTES: u64 = 1024;
 
 /// What so many requests of one connection, one after the other, cost.
-fn cost(lab: &lab::Lab, mode: Mode) -> Result<Mark> {
+fn cost(lab: &Lab, mode: Mode) -> Result<Mark> {
     wire::veth()?;
     let (mut bench, _) = Bench::start(lab, mode, &[])?;
     let mut connection = bench.connect()?;
@@ -31,13 +31,20 @@ fn lines_are_those_of_a_record(window: &Mark) -> bool {
 
 #[test]
 fn status_quo_copies_once_and_has_a_fence_for_each_request() {
-    isolated(|lab| {
-        let window = cost(lab, Mode::StatusQuo)?;
-        ensure!(window.copied_bytes == window.payload_bytes, "{window:?}");
-        ensure!(window.fences == REQUESTS && lines_are_those_of_a_record(&window), "{window:?}");
-        ensure!(window.busy_ns.is_none(), "{window:?}");
-        Ok(())
-    });
+    isolated(|lab| copies_once_and_has_a_fence_for_each_request(lab, Mode::StatusQuo));
+}
+
+#[test]
+fn msg_zerocopy_does_so_too() {
+    isolated(|lab| copies_once_and_has_a_fence_for_each_request(lab, Mode::MsgZerocopy));
+}
+
+fn copies_once_and_has_a_fence_for_each_request(lab: &Lab, mode: Mode) -> Result<()> {
+    let window = cost(lab, mode)?;
+    ensure!(window.copied_bytes == window.payload_bytes, "{window:?}");
+    ensure!(window.fences == REQUESTS && lines_are_those_of_a_record(&window), "{window:?}");
+    ensure!(window.busy_ns.is_none(), "{window:?}");
+    Ok(())
 }
 
 #[test]

@@ -120,6 +120,7 @@ macro_rules! log_modes {
 
 log_modes! {
     status_quo: Mode::StatusQuo;
+    msg_zerocopy: Mode::MsgZerocopy;
     kernel_paste: Mode::KernelPaste;
     dpdk_copy: Mode::DpdkCopy;
     paste: Mode::Paste;

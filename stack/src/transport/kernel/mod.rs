@@ -14,6 +14,8 @@ mod config;
 mod connection;
 mod listener;
 mod ring;
+#[cfg(feature = "baselines")]
+pub mod zerocopy;
 
 use std::collections::VecDeque;
 use std::io;
