@@ -8,6 +8,8 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use smoltcp::wire::{EthernetAddress, Ipv4Cidr, Ipv6Cidr};
 
+use crate::service::MAX_SHARDS;
+
 const SERVE_EXAMPLES: &str = "\
 Examples:
   A store in a file, the network over a veth pair (as root, or in a network namespace):
@@ -73,6 +75,14 @@ pub struct ServeArgs {
     /// Accept a store on memory that loses everything with the power (tmpfs, hugetlbfs).
     #[arg(long)]
     pub volatile: bool,
+    /// The CPUs to serve with, one core each, as taskset writes them: 0,1 or 0-3. Each has a shard of the store and
+    /// a connection table of its own. Without it, one core serves, on whichever CPU the system likes.
+    #[arg(long, value_name = "CPUS", value_parser = parse_cpus)]
+    pub cores: Option<CpuList>,
+    /// Shards to make a new store with, if not one for each core; an existing one must have as many. A store can be
+    /// served with as many cores as it has shards, or fewer.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_SHARDS as i64))]
+    pub shards: Option<u32>,
     /// Report as JSON lines instead of text.
     #[arg(long)]
     pub json: bool,
@@ -80,6 +90,25 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub network: Network,
 }
+
+impl ServeArgs {
+    /// The CPU of each core; none for one that goes where the system likes.
+    pub fn cpus(&self) -> Vec<Option<usize>> {
+        self.cores.as_ref().map_or(vec![None], |CpuList(cpus)| cpus.iter().copied().map(Some).collect())
+    }
+
+    /// What does not go together, in words.
+    pub fn contradiction(&self) -> Option<String> {
+        let (cores, shards) = (self.cpus().len(), self.shards?);
+        (cores > shards as usize).then(|| {
+            format!("--shards {shards} is too few for {cores} cores, which need one each: raise it, or leave it out")
+        })
+    }
+}
+
+/// Numbers of CPUs, in the order given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuList(pub Vec<usize>);
 
 /// How a server is reached.
 #[derive(Debug)]
@@ -249,6 +278,23 @@ fn parse_record_size(text: &str) -> Result<ByteSize, String> {
     } else {
         Err("a record has at least 1 byte and less than 4 GiB".to_owned())
     }
+}
+
+fn parse_cpus(text: &str) -> Result<CpuList, String> {
+    let bad = || "write numbers and ranges of CPUs, such as 0,1 or 0-3, each CPU once".to_owned();
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| text.parse::<u16>().ok().filter(|_| !text.starts_with('+')).ok_or_else(bad);
+        for cpu in number(first)?..=number(last)? {
+            if cpus.len() == MAX_SHARDS {
+                return Err(format!("at most {MAX_SHARDS} cores can serve"));
+            }
+            cpus.push(usize::from(cpu));
+        }
+    }
+    let is_repeated = cpus.iter().enumerate().any(|(place, cpu)| cpus[..place].contains(cpu));
+    if cpus.is_empty() || is_repeated { Err(bad()) } else { Ok(CpuList(cpus)) }
 }
 
 fn parse_ipv4(text: &str) -> Result<Ipv4Cidr, String> {

@@ -4,10 +4,12 @@
 mod chunked;
 mod decoder;
 mod head;
+mod name;
 mod refusal;
 mod route;
 
 pub use decoder::{Decoder, Item, MAX_HEAD_BYTES};
 pub use head::{Framing, Head};
+pub use name::{NoName, Place, RecordName};
 pub use refusal::{Refusal, Status};
-pub use route::{Ask, DEFAULT_LIST_LIMIT, MAX_LIST_LIMIT, Route};
+pub use route::{Ask, DEFAULT_LIST_LIMIT, MAX_LIST_LIMIT, Route, Start};

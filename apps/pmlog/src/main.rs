@@ -4,7 +4,8 @@ use std::io::{self, BufWriter, IsTerminal as _};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser as _;
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
 use pmlog::cli::{Cli, Command};
 use pmlog::{inspect, serve};
 use tracing_subscriber::EnvFilter;
@@ -31,7 +32,12 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode> {
     let mut out = BufWriter::new(io::stdout().lock());
     match &cli.command {
-        Command::Serve(args) => serve::serve(args, &mut out)?,
+        Command::Serve(args) => {
+            if let Some(why) = args.contradiction() {
+                Cli::command().error(ErrorKind::ArgumentConflict, why).exit();
+            }
+            serve::serve(args, &mut out)?;
+        }
         Command::Dump(args) => inspect::dump(args, &mut out, &mut io::stderr())?,
         Command::Verify(args) => {
             if !inspect::verify(args, &mut out)? {

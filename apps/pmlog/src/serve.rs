@@ -1,6 +1,7 @@
 //! `pmlog serve`: a store, a network, and the loop between them.
 
 mod clock;
+mod cores;
 mod dpdk;
 mod kernel;
 mod report;
@@ -10,6 +11,8 @@ mod store;
 use std::fmt;
 use std::fs;
 use std::io::Write;
+use std::num::NonZeroU16;
+use std::ops::AddAssign;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, Result};
@@ -20,9 +23,10 @@ use stack::net::Transport;
 use stack::server::Server;
 
 use crate::cli::{Network, ServeArgs};
-use crate::service::{LogService, ServiceConfig};
+use crate::service::{LogService, Waker};
 use clock::{Clock, stop_signal};
-use report::{Report, Started};
+use cores::{Ended, Setting};
+use report::Report;
 
 type LogServer<T> = Server<T, LogService>;
 
@@ -44,27 +48,46 @@ pub fn serve(args: &ServeArgs, out: &mut impl Write) -> Result<()> {
 }
 
 /// A way into the network that is known to exist, and over which nothing is served yet.
-trait Access {
+trait Access: Sync {
     /// What serves over it.
     type Transport: Served;
+    /// What a core's thread is given to start with.
+    type Seat: Send;
+    /// What a core's thread holds for as long as it runs.
+    type Presence;
+    /// What there turned out to be: fields of a JSON object, or lines of text.
+    type Found: Serialize + fmt::Display + Send;
 
-    /// Recovers the store and starts to serve over its buffers. Called once.
-    fn start(
+    /// A seat for each of so many cores. The first of `seeds` are the shards that they receive into. Called once;
+    /// nothing is written to the store.
+    fn seats(
         &mut self,
         args: &ServeArgs,
         info: &RegionInfo,
-        seed: ShardSeed,
-        clock: &Clock,
-    ) -> Result<(Shard, Self::Transport)>;
+        seeds: &[ShardSeed],
+        cores: NonZeroU16,
+    ) -> Result<Vec<Self::Seat>>;
 
-    /// What there turned out to be: fields of a JSON object, or lines of text.
-    fn found(&self, transport: &Self::Transport) -> impl Serialize + fmt::Display;
+    /// Makes the thread of a core known.
+    fn enter(&self) -> Result<Self::Presence>;
+
+    /// Starts to serve over a shard's buffers, in the core's own thread.
+    fn start(
+        &self,
+        seat: Self::Seat,
+        args: &ServeArgs,
+        shard: &Shard,
+        clock: &Clock,
+    ) -> Result<Self::Transport>;
+
+    /// What there turned out to be.
+    fn found(&self, transport: &Self::Transport) -> Self::Found;
 }
 
 /// What the loop and the reports need of a transport, beyond serving.
 trait Served: Transport {
     /// What went through it since the start.
-    type Totals: Serialize;
+    type Totals: Serialize + Clone + Default + AddAssign + Send;
 
     /// What went through it since the start.
     fn totals(&self) -> Self::Totals;
@@ -72,6 +95,11 @@ trait Served: Transport {
     /// Lets the CPU go, as far as that suits a transport which has had nothing to do for `idle` until `now`. Called
     /// between any two bursts; not for longer than a signal may wait.
     fn rest(&mut self, now: Instant, idle: Duration) -> Result<(), Self::Error>;
+
+    /// What ends a rest, from another thread; none if no rest is long.
+    fn waker(&mut self) -> Result<Option<Waker>, Self::Error> {
+        Ok(None)
+    }
 }
 
 fn serve_over<A: Access>(
@@ -82,28 +110,22 @@ fn serve_over<A: Access>(
 ) -> Result<()> {
     let clock = Clock::start();
     let existed = args.pm.exists();
-    let (info, seed) = store::open(args)?;
-    let (shard, transport) = access.start(args, &info, seed, &clock).inspect_err(|_| {
-        // Nobody has put anything into a file that this call has made.
-        let is_file = info.kind != Kind::Memory;
-        if info.is_new && !existed && is_file && fs::remove_file(&args.pm).is_err() {
-            tracing::warn!(path = %args.pm.display(), "an empty store is left behind");
+    let cpus = args.cpus();
+    let cores = NonZeroU16::new(cpus.len() as u16).context("there is no core to serve with")?;
+    let (info, seeds) = store::open(args, cores)?;
+    let ended = match access.seats(args, &info, &seeds, cores) {
+        Ok(seats) => {
+            let setting = Setting { args, info: &info, clock: &clock, stop, cpus: &cpus };
+            cores::serve(&access, seats, seeds, &setting, &mut Report::new(args.json, out))
         }
-    })?;
-    let config = ServiceConfig {
-        max_record_bytes: args.max_record.as_u64(),
-        max_connections: args.max_connections.get(),
-        domain: info.domain.to_string(),
-        ..ServiceConfig::default()
+        Err(error) => Ended { has_served: false, result: Err(error) },
     };
-    let service = LogService::new(config, clock.now());
-    let mut report = Report::new(args.json, out);
-    report.started(&Started { info: &info, shard: &shard, network: &access.found(&transport) })?;
-    let mut server = Server::new(transport, service, shard);
-    let served = run::run(&mut server, &clock, stop, &mut report);
-    run::end(&mut server, &clock)?;
-    served?;
-    report.ended(&server)
+    // Nobody has put anything into a file that this call has made.
+    let is_file = info.kind != Kind::Memory;
+    if !ended.has_served && info.is_new && !existed && is_file && fs::remove_file(&args.pm).is_err() {
+        tracing::warn!(path = %args.pm.display(), "an empty store is left behind");
+    }
+    ended.result
 }
 
 /// Buffers to receive into, for a store with so many: an eighth, within what rings usually have. A small store must

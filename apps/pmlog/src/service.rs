@@ -5,16 +5,25 @@
 //! (or trim it) wait until all earlier replies of their connection are out, so that they see what those did.
 
 mod connection;
+mod foreign;
+mod hall;
+mod peers;
 mod render;
 mod reply;
 mod stream;
+
+use std::sync::Arc;
 
 use pmem::{Durable, Shard};
 use smoltcp::time::{Duration, Instant};
 use stack::net::{ConnId, Event, Net, Service};
 
 use connection::{Connection, Patience};
+use peers::Peers;
 use render::Rendered;
+
+pub use hall::{Hall, Waker};
+pub use render::MAX_SHARDS;
 
 /// How often all connections are looked over for clients that do not come on. Timeouts are this coarse, so
 /// that no timer is touched per request.
@@ -66,6 +75,22 @@ pub struct Counters {
     pub refused: u64,
     /// Connections reset by this side.
     pub aborted: u64,
+    /// Bytes of records that were copied from one core to another to be read.
+    pub crossed_bytes: u64,
+}
+
+impl std::ops::AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.connections += other.connections;
+        self.requests += other.requests;
+        self.appended_records += other.appended_records;
+        self.appended_bytes += other.appended_bytes;
+        self.read_records += other.read_records;
+        self.sent_bytes += other.sent_bytes;
+        self.refused += other.refused;
+        self.aborted += other.aborted;
+        self.crossed_bytes += other.crossed_bytes;
+    }
 }
 
 /// The log server.
@@ -92,6 +117,8 @@ struct Common {
     awaiting: Vec<ConnId>,
     rendered: Rendered,
     now: Instant,
+    /// Where the store has several shards.
+    peers: Option<Peers>,
 }
 
 impl Common {
@@ -101,12 +128,32 @@ impl Common {
             tracing::error!(why, "the store failed and takes no more writes; restart to recover it");
             self.failed = Some(why.to_owned());
         }
+        if let Some(peers) = &self.peers {
+            peers.publish_failure(why);
+        }
     }
 }
 
 impl LogService {
     /// A service without connections at time `now`.
     pub fn new(config: ServiceConfig, now: Instant) -> Self {
+        Self::with(config, None, now)
+    }
+
+    /// The service of one of the cores that serve a store of several shards. It is given shard number `core`, which
+    /// takes its appends; `archive` are the core's other shards, with their numbers.
+    pub fn among(
+        config: ServiceConfig,
+        hall: Arc<Hall>,
+        core: usize,
+        archive: Vec<(u32, Shard)>,
+        now: Instant,
+    ) -> Self {
+        let peers = Peers::new(hall, core, archive, config.max_connections as usize);
+        Self::with(config, Some(peers), now)
+    }
+
+    fn with(config: ServiceConfig, peers: Option<Peers>, now: Instant) -> Self {
         let connections = config.max_connections as usize;
         Self {
             places: (0..connections).map(|_| Connection::vacant()).collect(),
@@ -119,6 +166,7 @@ impl LogService {
                 awaiting: Vec::with_capacity(connections),
                 rendered: Rendered::default(),
                 now,
+                peers,
             },
             woken: Vec::with_capacity(connections),
             ticked: now,
@@ -133,6 +181,40 @@ impl LogService {
     /// What the medium said when it failed, if it did.
     pub fn failure(&self) -> Option<&str> {
         self.common.failed.as_deref()
+    }
+
+    /// The core's further shards.
+    pub fn archive(&self) -> &[(u32, Shard)] {
+        self.common.peers.as_ref().map_or(&[], Peers::archive)
+    }
+
+    /// Does what other cores ask for, and goes on with what they have answered; between bursts. True if there was
+    /// anything.
+    pub fn attend<N: Net>(&mut self, net: &mut N, shard: &mut Shard) -> bool {
+        let Some(mut peers) = self.common.peers.take() else { return false };
+        peers.publish(shard);
+        peers.publish_connections(self.common.counters.connections);
+        let mut failure = None;
+        let mut has_worked = peers.answer_others(shard, |why| failure = Some(why.to_owned()));
+        peers.close_leases();
+        peers.take_stalled(&mut self.woken);
+        self.common.peers = Some(peers);
+        if let Some(why) = failure {
+            self.common.fail(&why);
+        }
+        while let Some((conn, reading)) = self.common.peers.as_mut().and_then(Peers::next_answer) {
+            has_worked = true;
+            if let Some(place) = place_of(&mut self.places, conn) {
+                place.answered(reading, &mut self.common, net, shard);
+            }
+        }
+        for conn in self.woken.drain(..) {
+            has_worked = true;
+            if let Some(place) = place_of(&mut self.places, conn) {
+                place.run(&mut self.common, net, shard);
+            }
+        }
+        has_worked
     }
 
     /// Says what time it is. Once a second, clients that stand still lose their connection.
@@ -197,6 +279,10 @@ impl Service for LogService {
     }
 
     fn committed<N: Net>(&mut self, durable: &Durable, net: &mut N, shard: &mut Shard) {
+        // Who is told of a record finds it counted, whichever core he asks.
+        if let Some(peers) = &self.common.peers {
+            peers.publish(shard);
+        }
         // What a woken connection appends now awaits the next commit.
         std::mem::swap(&mut self.woken, &mut self.common.awaiting);
         for conn in self.woken.drain(..) {

@@ -175,6 +175,11 @@ impl DpdkTransport {
         &self.port
     }
 
+    /// How many cores are at the port.
+    pub fn cores(&self) -> usize {
+        self.sender.exchange.cores()
+    }
+
     /// How the port's queues are laid out.
     pub fn plan(&self) -> QueuePlan {
         self.plan

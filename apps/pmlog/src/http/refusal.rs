@@ -46,6 +46,32 @@ pub enum Refusal {
         /// The number of the next record to come.
         next: u64,
     },
+    /// A number alone does not name a record here.
+    #[error(
+        "the store has {shards} shards, which number their records each on its own: name SHARD-NUMBER, such as 0-{seq}"
+    )]
+    NoShardNamed {
+        /// How many shards there are.
+        shards: u32,
+        /// The number given.
+        seq: u64,
+    },
+    /// A place in the order of all records, or a number in one shard.
+    #[error(
+        "the store has {shards} shards: list all from EPOCH-SHARD-NUMBER on, or one with shard=SHARD&from=NUMBER"
+    )]
+    NoPlace {
+        /// How many shards there are.
+        shards: u32,
+    },
+    /// No such shard.
+    #[error("no shard {shard}; the store has {shards}, numbered from 0")]
+    NoShard {
+        /// The shard asked for.
+        shard: u32,
+        /// How many there are.
+        shards: u32,
+    },
     /// The resource exists, but not for this method.
     #[error("method not allowed here; allowed: {allow}")]
     Method {
@@ -102,10 +128,13 @@ impl Refusal {
     /// The status that goes with the reason.
     pub const fn status(&self) -> Status {
         match self {
-            Self::Malformed(_) | Self::Ambiguous(_) | Self::MalformedChunk(_) | Self::BadTarget(_) => {
-                Status::new(400, "Bad Request")
-            }
-            Self::NoResource | Self::NoRecord { .. } => Status::new(404, "Not Found"),
+            Self::Malformed(_)
+            | Self::Ambiguous(_)
+            | Self::MalformedChunk(_)
+            | Self::BadTarget(_)
+            | Self::NoShardNamed { .. }
+            | Self::NoPlace { .. } => Status::new(400, "Bad Request"),
+            Self::NoResource | Self::NoRecord { .. } | Self::NoShard { .. } => Status::new(404, "Not Found"),
             Self::Method { .. } => Status::new(405, "Method Not Allowed"),
             Self::Timeout => Status::new(408, "Request Timeout"),
             Self::LengthRequired => Status::new(411, "Length Required"),

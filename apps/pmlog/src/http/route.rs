@@ -1,6 +1,6 @@
 //! What a request asks for: method and target taken together.
 
-use super::Refusal;
+use super::{Place, RecordName, Refusal};
 
 /// Records listed when the client does not say how many.
 pub const DEFAULT_LIST_LIMIT: u64 = 100;
@@ -19,22 +19,33 @@ pub enum Route {
 /// A request other than an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// `GET /records/N`: one record's bytes.
-    Record(u64),
-    /// `GET /records?from=N&limit=M`: what the records are.
+    /// `GET /records/N` or `GET /records/S-N`: one record's bytes.
+    Record(RecordName),
+    /// `GET /records?shard=S&from=N&limit=M`: what the records are.
     List {
-        /// The first number of interest; without it, the oldest record.
-        from: Option<u64>,
+        /// The shard of interest; without it, all.
+        shard: Option<u32>,
+        /// The first of interest; without it, the oldest record.
+        from: Option<Start>,
         /// How many records at most.
         limit: u64,
     },
-    /// `DELETE /records?before=N`: forgets the records below N.
+    /// `DELETE /records?before=N` or `?before=S-N`: forgets the records of a shard below N.
     Trim {
         /// The first record to stay.
-        before: u64,
+        before: RecordName,
     },
     /// `GET /health`: how the store is.
     Health,
+}
+
+/// Where a listing begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// At this number of the shard.
+    Seq(u64),
+    /// At this place among the records of all shards: `E-S-N`.
+    Place(Place),
 }
 
 impl Route {
@@ -52,24 +63,29 @@ impl Route {
             "/health" if reads => no_query(query).map(|()| Self::Ask(Ask::Health)),
             "/health" => Err(Refusal::Method { allow: "GET, HEAD" }),
             "/records" if reads => {
-                let [from, limit] = numbers(query, ["from", "limit"])?;
-                let limit = limit.unwrap_or(DEFAULT_LIST_LIMIT).min(MAX_LIST_LIMIT);
-                Ok(Self::Ask(Ask::List { from, limit }))
+                let [shard, from, limit] = values(query, ["shard", "from", "limit"])?;
+                let shard =
+                    shard.map(|text| number(text).map(|shard| u32::try_from(shard).unwrap_or(u32::MAX)));
+                let from = from.map(|text| match Place::parse(text) {
+                    Some(place) => Ok(Start::Place(place)),
+                    None => number(text).map(Start::Seq),
+                });
+                let limit = limit.map(number).transpose()?.unwrap_or(DEFAULT_LIST_LIMIT).min(MAX_LIST_LIMIT);
+                Ok(Self::Ask(Ask::List { shard: shard.transpose()?, from: from.transpose()?, limit }))
             }
             "/records" if method == "DELETE" => {
-                let [before] = numbers(query, ["before"])?;
+                let [before] = values(query, ["before"])?;
                 let before = before.ok_or(Refusal::BadTarget("a trim needs ?before=N"))?;
-                Ok(Self::Ask(Ask::Trim { before }))
+                Ok(Self::Ask(Ask::Trim { before: name(before)? }))
             }
             "/records" => Err(Refusal::Method { allow: "GET, HEAD, DELETE" }),
             _ => {
-                let name = path.strip_prefix("/records/").ok_or(Refusal::NoResource)?;
+                let text = path.strip_prefix("/records/").ok_or(Refusal::NoResource)?;
                 if !reads {
                     return Err(Refusal::Method { allow: "GET, HEAD" });
                 }
                 no_query(query)?;
-                let seq = decimal(name).ok_or(Refusal::BadTarget("a record's name is its number"))?;
-                Ok(Self::Ask(Ask::Record(seq)))
+                Ok(Self::Ask(Ask::Record(name(text)?)))
             }
         }
     }
@@ -86,11 +102,19 @@ fn origin_form(target: &str) -> Option<&str> {
 }
 
 fn no_query(query: &str) -> Result<(), Refusal> {
-    numbers::<0>(query, []).map(|_| ())
+    values::<0>(query, []).map(|_| ())
 }
 
-/// The values of the query's keys, each a number and given at most once.
-fn numbers<const N: usize>(query: &str, keys: [&str; N]) -> Result<[Option<u64>; N], Refusal> {
+fn name(text: &str) -> Result<RecordName, Refusal> {
+    text.parse().map_err(|_| Refusal::BadTarget("a record's name is its number, or SHARD-NUMBER"))
+}
+
+fn number(text: &str) -> Result<u64, Refusal> {
+    decimal(text).ok_or(Refusal::BadTarget("a value in the query is not a number"))
+}
+
+/// The values of the query's keys, each given at most once.
+fn values<'a, const N: usize>(query: &'a str, keys: [&str; N]) -> Result<[Option<&'a str>; N], Refusal> {
     let mut values = [None; N];
     for field in query.split('&').filter(|field| !field.is_empty()) {
         let (key, value) = field.split_once('=').unwrap_or((field, ""));
@@ -98,7 +122,6 @@ fn numbers<const N: usize>(query: &str, keys: [&str; N]) -> Result<[Option<u64>;
             .iter()
             .position(|known| *known == key)
             .ok_or(Refusal::BadTarget("a key in the query is not understood here"))?;
-        let value = decimal(value).ok_or(Refusal::BadTarget("a value in the query is not a number"))?;
         if values[place].replace(value).is_some() {
             return Err(Refusal::BadTarget("a key stands twice in the query"));
         }
@@ -117,17 +140,37 @@ mod tests {
 
     #[test]
     fn targets_lead_to_routes() {
-        let list = |from, limit| Ok(Route::Ask(Ask::List { from, limit }));
+        let list = |from: Option<u64>, limit| {
+            Ok(Route::Ask(Ask::List { shard: None, from: from.map(Start::Seq), limit }))
+        };
+        let name = |shard, seq| RecordName { shard, seq };
+        let place = Place { epoch: 3, shard: 1, seq: 9 };
         for (method, target, expected) in [
             ("POST", "/append", Ok(Route::Append)),
             ("POST", "/append?", Ok(Route::Append)),
-            ("GET", "/records/7", Ok(Route::Ask(Ask::Record(7)))),
-            ("HEAD", "/records/7", Ok(Route::Ask(Ask::Record(7)))),
-            ("GET", "HTTP://log.example:80/records/7", Ok(Route::Ask(Ask::Record(7)))),
+            ("GET", "/records/7", Ok(Route::Ask(Ask::Record(name(None, 7))))),
+            ("HEAD", "/records/7", Ok(Route::Ask(Ask::Record(name(None, 7))))),
+            ("GET", "/records/1-7", Ok(Route::Ask(Ask::Record(name(Some(1), 7))))),
+            ("GET", "HTTP://log.example:80/records/7", Ok(Route::Ask(Ask::Record(name(None, 7))))),
             ("GET", "/records", list(None, DEFAULT_LIST_LIMIT)),
             ("GET", "/records?limit=2&from=9", list(Some(9), 2)),
             ("GET", "/records?limit=18446744073709551615", list(None, MAX_LIST_LIMIT)),
-            ("DELETE", "/records?before=12", Ok(Route::Ask(Ask::Trim { before: 12 }))),
+            (
+                "GET",
+                "/records?shard=1&from=9",
+                Ok(Route::Ask(Ask::List {
+                    shard: Some(1),
+                    from: Some(Start::Seq(9)),
+                    limit: DEFAULT_LIST_LIMIT,
+                })),
+            ),
+            (
+                "GET",
+                "/records?from=3-1-9&limit=5",
+                Ok(Route::Ask(Ask::List { shard: None, from: Some(Start::Place(place)), limit: 5 })),
+            ),
+            ("DELETE", "/records?before=12", Ok(Route::Ask(Ask::Trim { before: name(None, 12) }))),
+            ("DELETE", "/records?before=2-12", Ok(Route::Ask(Ask::Trim { before: name(Some(2), 12) }))),
             ("GET", "/health", Ok(Route::Ask(Ask::Health))),
             ("GET", "/append", Err(Refusal::Method { allow: "POST" })),
             ("DELETE", "/health", Err(Refusal::Method { allow: "GET, HEAD" })),
@@ -148,6 +191,12 @@ mod tests {
             ("GET", "/records/+7"),
             ("GET", "/records/7/"),
             ("GET", "/records/18446744073709551616"),
+            ("GET", "/records/1-2-3"),
+            ("GET", "/records/-7"),
+            ("GET", "/records?from=1-2"),
+            ("GET", "/records?shard=-1"),
+            ("GET", "/records?limit=1-2-3"),
+            ("DELETE", "/records?before=1-2-3"),
             ("GET", "/records?from=1&from=2"),
             ("GET", "/records?from"),
             ("GET", "/records?since=1"),

@@ -2,16 +2,18 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
+use std::ops::AddAssign;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use dpdk::{Eal, ExternalArea, PortId};
+use dpdk::{Eal, ExternalArea, PortId, QueuePlan, RegisteredThread};
 use pmem::{Kind, RegionInfo, Shard, ShardSeed};
 use serde::Serialize;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, IpCidr};
 use stack::net::Transport as _;
 use stack::transport::OverEndpoint as _;
-use stack::transport::dpdk::{DpdkConfig, DpdkTransport};
+use stack::transport::dpdk::{DpdkConfig, DpdkSeat, DpdkTransport};
 use stack::{AddressConflict, Config};
 
 use super::clock::Clock;
@@ -54,56 +56,66 @@ impl<'a> Device<'a> {
         }
         Ok(area)
     }
+}
 
-    fn open(
-        &self,
-        max_connections: usize,
-        area: ExternalArea,
-        shard: &Shard,
-        now: Instant,
-    ) -> Result<DpdkTransport> {
-        let options = self.options;
-        let addresses = addresses(options);
-        let config = Config {
-            gateway_v4: options.gateway,
-            gateway_v6: options.gateway6,
-            max_connections,
-            ..Config::new(self.mac, addresses.clone()).context("no random numbers for the stack's secrets")?
-        };
-        let arena = shard.arena().clone();
-        let rings = DpdkConfig {
-            rx_descriptors: receive_buffers_for(arena.buffers()),
-            header_split: options.header_split == HeaderSplit::Auto,
-            ..DpdkConfig::default()
-        };
-        let mut transport = DpdkTransport::new(self.eal, self.id, config, rings, area, arena, now)?;
-        for address in addresses {
-            let address = SocketAddr::new(IpAddr::from(address.address()), options.port);
-            transport.endpoint_mut().listen(address, BACKLOG.into())?;
-        }
-        Ok(transport)
-    }
+/// One core's place at the port, and where its payload goes.
+pub(super) struct Seat {
+    seat: DpdkSeat,
+    area: ExternalArea,
+    config: Config,
 }
 
 impl Access for Device<'_> {
     type Transport = DpdkTransport;
+    type Seat = Seat;
+    type Presence = RegisteredThread;
+    type Found = Found;
 
-    fn start(
+    fn seats(
         &mut self,
         args: &ServeArgs,
         info: &RegionInfo,
-        seed: ShardSeed,
-        clock: &Clock,
-    ) -> Result<(Shard, DpdkTransport)> {
+        seeds: &[ShardSeed],
+        cores: NonZeroU16,
+    ) -> Result<Vec<Seat>> {
         // Before recovery writes to the store: one that the device cannot reach stays as it is.
-        let area = self.reach(info, &seed)?;
-        let shard = seed.open()?;
-        let mut transport = self.open(args.max_connections.get() as usize, area, &shard, clock.now())?;
-        claim_addresses(&mut transport, clock)?;
-        Ok((shard, transport))
+        let seeds = seeds.iter().take(cores.get().into());
+        let areas = seeds.map(|seed| self.reach(info, seed)).collect::<Result<Vec<_>>>()?;
+        let options = self.options;
+        let config = Config {
+            gateway_v4: options.gateway,
+            gateway_v6: options.gateway6,
+            max_connections: args.max_connections.get() as usize,
+            ..Config::new(self.mac, addresses(options))
+                .context("no random numbers for the stack's secrets")?
+        };
+        let rings = DpdkConfig {
+            rx_descriptors: receive_buffers_for(info.geometry.buffers as usize),
+            header_split: options.header_split == HeaderSplit::Auto,
+            ..DpdkConfig::default()
+        };
+        let seats = DpdkSeat::at(self.eal, self.id, cores, rings)?;
+        let seat = |(seat, area)| Seat { seat, area, config: config.clone() };
+        Ok(seats.into_iter().zip(areas).map(seat).collect())
     }
 
-    fn found(&self, transport: &DpdkTransport) -> impl Serialize + fmt::Display {
+    fn enter(&self) -> Result<RegisteredThread> {
+        Ok(self.eal.register_thread()?)
+    }
+
+    fn start(&self, seat: Seat, _: &ServeArgs, shard: &Shard, clock: &Clock) -> Result<DpdkTransport> {
+        let Seat { seat, area, config } = seat;
+        let is_first = seat.core() == 0;
+        let mut transport = seat.take(config, area, shard.arena().clone(), clock.now())?;
+        for address in addresses(self.options) {
+            let address = SocketAddr::new(IpAddr::from(address.address()), self.options.port);
+            transport.endpoint_mut().listen(address, BACKLOG.into())?;
+        }
+        claim_addresses(&mut transport, is_first, clock)?;
+        Ok(transport)
+    }
+
+    fn found(&self, transport: &DpdkTransport) -> Found {
         Found::new(self.options, transport)
     }
 }
@@ -118,6 +130,9 @@ impl Served for DpdkTransport {
             frames_sent: port.sent,
             frames_without_buffer: port.no_spare,
             frames_copied: port.copied_frames,
+            frames_crossed: port.crossed,
+            crossed_bytes: port.crossed_bytes,
+            frames_lost_between_cores: port.crossing_lost,
             retransmits: self.endpoint().counters().retransmits,
         }
     }
@@ -133,18 +148,35 @@ impl Served for DpdkTransport {
 }
 
 /// What went through the port since the start.
-#[derive(Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Totals {
     frames_received: u64,
     frames_sent: u64,
     frames_without_buffer: u64,
     frames_copied: u64,
+    /// Frames that came to another core than their connection's, and payload copied into its arena for that.
+    frames_crossed: u64,
+    crossed_bytes: u64,
+    frames_lost_between_cores: u64,
     retransmits: u64,
+}
+
+impl AddAssign for Totals {
+    fn add_assign(&mut self, other: Self) {
+        self.frames_received += other.frames_received;
+        self.frames_sent += other.frames_sent;
+        self.frames_without_buffer += other.frames_without_buffer;
+        self.frames_copied += other.frames_copied;
+        self.frames_crossed += other.frames_crossed;
+        self.crossed_bytes += other.crossed_bytes;
+        self.frames_lost_between_cores += other.frames_lost_between_cores;
+        self.retransmits += other.retransmits;
+    }
 }
 
 /// What the port turned out to be.
 #[derive(Serialize)]
-struct Found {
+pub(super) struct Found {
     transport: &'static str,
     device: String,
     driver: String,
@@ -153,10 +185,15 @@ struct Found {
     /// Only if it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     header_split: Option<bool>,
+    /// Pairs of queues, where there are several cores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queues: Option<u16>,
     addresses: Vec<String>,
     port: u16,
     #[serde(skip)]
     link: String,
+    #[serde(skip)]
+    spread: Option<String>,
     #[serde(skip)]
     headers: Option<String>,
 }
@@ -173,6 +210,8 @@ impl Found {
             link_up: link.as_ref().ok().map(|link| link.up),
             link_mbps: link.as_ref().ok().and_then(|link| link.speed_mbps),
             header_split: split.map(Result::is_ok),
+            queues: (transport.cores() > 1).then_some(transport.plan().queues.get()),
+            spread: (transport.cores() > 1).then(|| spread(&transport.plan(), transport.cores())),
             addresses: addresses(options).iter().map(IpCidr::to_string).collect(),
             port: options.port,
             link: match link {
@@ -197,7 +236,22 @@ impl fmt::Display for Found {
         if let Some(headers) = &self.headers {
             writeln!(out, "headers   {headers}")?;
         }
+        if let Some(spread) = &self.spread {
+            writeln!(out, "queues    {spread}")?;
+        }
         write!(out, "serving   {} port {}", self.addresses.join(" and "), self.port)
+    }
+}
+
+/// How frames come to the cores.
+fn spread(plan: &QueuePlan, cores: usize) -> String {
+    let queues = plan.queues.get();
+    if usize::from(queues) < cores {
+        return format!("{queues} ({}), dealt out to {cores} cores by a hash in software", plan.limit);
+    }
+    match plan.unasked {
+        Some(unasked) => format!("{queues}, one for each core, by {unasked}"),
+        None => format!("{queues}, one for each core, by the device's hash"),
     }
 }
 
@@ -224,9 +278,11 @@ fn check_physical(info: &RegionInfo) -> Result<()> {
     Ok(())
 }
 
-/// Asks the network whether somebody else has one of the server's addresses.
-fn claim_addresses(transport: &mut DpdkTransport, clock: &Clock) -> Result<()> {
-    transport.endpoint_mut().probe_addresses(clock.now());
+/// Asks the network whether somebody else has one of the server's addresses. One core asks, and all hear the answer.
+fn claim_addresses(transport: &mut DpdkTransport, is_first: bool, clock: &Clock) -> Result<()> {
+    if is_first {
+        transport.endpoint_mut().probe_addresses(clock.now());
+    }
     let end = clock.now() + PROBING;
     while clock.now() < end {
         transport.receive(clock.now())?;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
+use std::ops::AddAssign;
 
 use anyhow::{Context as _, Result, ensure};
 use pmem::{RegionInfo, Shard, ShardSeed};
@@ -15,6 +17,7 @@ use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport, Liste
 use super::clock::Clock;
 use super::{Access, BACKLOG, Served, receive_buffers_for};
 use crate::cli::{KernelArgs, ServeArgs};
+use crate::service::Waker;
 
 /// The longest sleep: a signal that arrives just before it is noticed after it.
 const SLEEP: Duration = Duration::from_millis(100);
@@ -23,23 +26,37 @@ const PREDECESSOR: std::time::Duration = std::time::Duration::from_secs(2);
 /// Descriptors of this process that are no client's: the store, the ring, standard streams, and some to spare.
 const OWN_DESCRIPTORS: u64 = 64;
 
-/// Sockets that listen, and whose connections nobody accepts yet.
+/// Sockets that listen, and whose connections nobody accepts yet: those of each core.
 pub(super) struct Sockets {
-    listeners: Vec<Listener>,
+    listeners: Vec<Vec<Listener>>,
     is_dual: bool,
 }
 
 impl Sockets {
     pub(super) fn bind(args: &ServeArgs, options: &KernelArgs) -> Result<Self> {
         KernelTransport::probe()?;
-        let listeners = options.listen.len() as u64;
-        allow_descriptors(u64::from(args.max_connections.get()), OWN_DESCRIPTORS + listeners)?;
+        let cores = args.cpus().len();
+        let listeners = (options.listen.len() * cores) as u64;
+        // Each core has a ring, and something to be woken by.
+        let others = OWN_DESCRIPTORS + listeners + 2 * cores as u64;
+        allow_descriptors(u64::from(args.max_connections.get()) * cores as u64, others)?;
         let is_v4_elsewhere = |port| options.listen.iter().any(|a| a.is_ipv4() && a.port() == port);
-        let mut sockets = Self { listeners: Vec::new(), is_dual: false };
+        let listeners = (0..cores).map(|_| Vec::new()).collect();
+        let mut sockets = Self { listeners, is_dual: false };
         for &address in &options.listen {
             let stacks = if is_v4_elsewhere(address.port()) { Stacks::V6Only } else { Stacks::Dual };
             sockets.is_dual |= stacks == Stacks::Dual && address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-            sockets.listeners.push(listen(address, stacks)?);
+            let alone = listen(address, stacks)?;
+            if let [only] = &mut sockets.listeners[..] {
+                only.push(alone);
+                continue;
+            }
+            // Nobody else had it. Now the cores share it.
+            let address = alone.address();
+            drop(alone);
+            for core in &mut sockets.listeners {
+                core.push(Listener::bind_shared(address, stacks, BACKLOG)?);
+            }
         }
         Ok(sockets)
     }
@@ -47,28 +64,44 @@ impl Sockets {
 
 impl Access for Sockets {
     type Transport = KernelTransport;
+    type Seat = Vec<Listener>;
+    type Presence = ();
+    type Found = Found;
+
+    fn seats(
+        &mut self,
+        _: &ServeArgs,
+        _: &RegionInfo,
+        _: &[ShardSeed],
+        _: NonZeroU16,
+    ) -> Result<Vec<Vec<Listener>>> {
+        Ok(std::mem::take(&mut self.listeners))
+    }
+
+    fn enter(&self) -> Result<()> {
+        Ok(())
+    }
 
     fn start(
-        &mut self,
+        &self,
+        listeners: Vec<Listener>,
         args: &ServeArgs,
-        _info: &RegionInfo,
-        seed: ShardSeed,
-        _clock: &Clock,
-    ) -> Result<(Shard, KernelTransport)> {
-        let shard = seed.open()?;
+        shard: &Shard,
+        _: &Clock,
+    ) -> Result<KernelTransport> {
         let config = KernelConfig {
             max_connections: args.max_connections.get() as usize,
             rx_buffers: receive_buffers_for(shard.arena().buffers()),
             ..KernelConfig::default()
         };
         let mut transport = KernelTransport::new(config, shard.arena().clone())?;
-        for listener in self.listeners.drain(..) {
+        for listener in listeners {
             transport.accept(listener)?;
         }
-        Ok((shard, transport))
+        Ok(transport)
     }
 
-    fn found(&self, transport: &KernelTransport) -> impl Serialize + fmt::Display {
+    fn found(&self, transport: &KernelTransport) -> Found {
         Found {
             transport: "kernel",
             listen: transport.listeners().iter().map(Listener::address).collect(),
@@ -100,10 +133,15 @@ impl Served for KernelTransport {
         let due = self.next_deadline().map_or(SLEEP, |due| due.max(now) - now);
         self.wait(due.min(SLEEP))
     }
+
+    fn waker(&mut self) -> Result<Option<Waker>, Self::Error> {
+        let waker = KernelTransport::waker(self)?;
+        Ok(Some(Box::new(move || waker.wake())))
+    }
 }
 
 /// What went through the sockets since the start.
-#[derive(Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Totals {
     pieces_received: u64,
     /// Payload that came in, and pieces of records that went out through a copy.
@@ -116,9 +154,22 @@ pub(super) struct Totals {
     kernel_calls: u64,
 }
 
+impl AddAssign for Totals {
+    fn add_assign(&mut self, other: Self) {
+        self.pieces_received += other.pieces_received;
+        self.kernel_copied_bytes += other.kernel_copied_bytes;
+        self.sent_in_place_bytes += other.sent_in_place_bytes;
+        self.packed_bytes += other.packed_bytes;
+        self.waits_for_buffers += other.waits_for_buffers;
+        self.connections_refused += other.connections_refused;
+        self.connections_not_accepted += other.connections_not_accepted;
+        self.kernel_calls += other.kernel_calls;
+    }
+}
+
 /// What the kernel turned out to offer.
 #[derive(Serialize)]
-struct Found {
+pub(super) struct Found {
     transport: &'static str,
     listen: Vec<SocketAddr>,
     /// Whether `[::]` takes IPv4 as well.

@@ -2,15 +2,15 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use anyhow::Result;
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use pmem::{RegionInfo, Shard};
+use pmem::RegionInfo;
 use serde::Serialize;
-use smoltcp::time::Duration;
 
-use super::{LogServer, Served};
+use super::cores::{ShardStart, Totals};
 use crate::service::Counters;
 
 /// Where the reports go.
@@ -25,7 +25,9 @@ pub(super) struct Report<'a, W> {
 /// What a server found at its start.
 pub(super) struct Started<'a, N> {
     pub(super) info: &'a RegionInfo,
-    pub(super) shard: &'a Shard,
+    /// In the order of their numbers.
+    pub(super) shards: &'a [ShardStart],
+    pub(super) cpus: &'a [Option<usize>],
     /// The network's own fields, and its own lines.
     pub(super) network: &'a N,
 }
@@ -45,16 +47,22 @@ enum Line<'a, N> {
         records: u64,
         payload_bytes: u64,
         epoch: u32,
+        /// Where there are several.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        shards: Option<usize>,
+        /// The CPUs that it is kept to.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cores: Option<Vec<usize>>,
         #[serde(flatten)]
         network: &'a N,
     },
-    Rates(Totals<N>),
-    End(Totals<N>),
+    Rates(Sums<'a, N>),
+    End(Sums<'a, N>),
 }
 
 /// All since the start, but for connections and free buffers, which are as of now.
 #[derive(Serialize)]
-struct Totals<N> {
+struct Sums<'a, N> {
     connections: u64,
     requests: u64,
     appended_records: u64,
@@ -67,8 +75,10 @@ struct Totals<N> {
     fences: u64,
     flushed_lines: u64,
     copied_bytes: u64,
+    /// Copied from core to core, to be read.
+    crossed_read_bytes: u64,
     #[serde(flatten)]
-    network: N,
+    network: &'a N,
 }
 
 impl<'a, W: Write> Report<'a, W> {
@@ -85,13 +95,13 @@ impl<'a, W: Write> Report<'a, W> {
         if self.json { self.write(&started.line()) } else { Ok(started.write(self.out)?) }
     }
 
-    pub(super) fn rates<T: Served>(&mut self, server: &LogServer<T>, time: Duration) -> Result<()> {
+    pub(super) fn rates<N: Serialize>(&mut self, totals: &Totals<N>, time: Duration) -> Result<()> {
         if self.json {
-            return self.write(&Line::Rates(Totals::of(server)));
+            return self.write(&Line::Rates(Sums::of(totals)));
         }
         if !self.line.is_hidden() {
-            let counters = server.service().counters();
-            let seconds = time.total_micros() as f64 / 1e6;
+            let counters = totals.service;
+            let seconds = time.as_secs_f64();
             let rate = |part: fn(&Counters) -> u64| (part(&counters) - part(&self.last)) as f64 / seconds;
             let bytes = |part| ByteSize(rate(part) as u64);
             self.line.set_message(format!(
@@ -102,19 +112,19 @@ impl<'a, W: Write> Report<'a, W> {
                 bytes(|counters| counters.sent_bytes),
                 rate(|counters| counters.refused),
                 counters.connections,
-                server.shard().arena().free_buffers(),
+                totals.free_buffers,
             ));
             self.last = counters;
         }
         Ok(())
     }
 
-    pub(super) fn ended<T: Served>(&mut self, server: &LogServer<T>) -> Result<()> {
+    pub(super) fn ended<N: Serialize>(&mut self, totals: &Totals<N>) -> Result<()> {
         if self.json {
-            return self.write(&Line::End(Totals::of(server)));
+            return self.write(&Line::End(Sums::of(totals)));
         }
         self.line.finish_and_clear();
-        let counters = server.service().counters();
+        let counters = totals.service;
         writeln!(
             self.out,
             "ended     {} records of {} appended, {} read, {} requests refused",
@@ -136,7 +146,7 @@ impl<'a, W: Write> Report<'a, W> {
 impl<N: Serialize + Display> Started<'_, N> {
     fn line(&self) -> Line<'_, N> {
         let geometry = &self.info.geometry;
-        let recovery = self.shard.recovery();
+        let several = self.shards.len() > 1;
         Line::Start {
             store: self.info.path.to_str().unwrap_or_default(),
             kind: self.info.kind.to_string(),
@@ -146,40 +156,65 @@ impl<N: Serialize + Display> Started<'_, N> {
             buffers: geometry.buffers,
             buffer_bytes: geometry.buffer_bytes,
             log_entries: geometry.log_entries,
-            records: recovery.records,
-            payload_bytes: recovery.payload_bytes,
-            epoch: self.shard.epoch(),
+            records: self.records(),
+            payload_bytes: self.payload_bytes(),
+            epoch: self.epoch(),
+            shards: several.then_some(self.shards.len()),
+            cores: self.cpus.iter().copied().collect(),
             network: self.network,
         }
     }
 
+    fn records(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.recovery.records).sum()
+    }
+
+    fn payload_bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.recovery.payload_bytes).sum()
+    }
+
+    fn epoch(&self) -> u32 {
+        self.shards.iter().map(|shard| shard.epoch).max().unwrap_or(0)
+    }
+
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let recovery = self.shard.recovery();
-        let (head, next, epoch) = (self.shard.head_seq(), self.shard.next_seq(), self.shard.epoch());
+        let (records, payload, epoch) = (self.records(), ByteSize(self.payload_bytes()), self.epoch());
         writeln!(out, "store     {}", self.info)?;
-        match recovery.records {
-            0 => writeln!(out, "records   none; the next is number {next}, epoch {epoch}")?,
-            records => writeln!(
+        match (self.shards, records) {
+            ([ShardStart { next, .. }], 0) => {
+                writeln!(out, "records   none; the next is number {next}, epoch {epoch}")?;
+            }
+            ([ShardStart { head, next, .. }], _) => writeln!(
                 out,
-                "records   {records} of {} recovered, numbers {head} to before {next}, epoch {epoch}",
-                ByteSize(recovery.payload_bytes),
+                "records   {records} of {payload} recovered, numbers {head} to before {next}, epoch {epoch}"
+            )?,
+            (shards, _) => writeln!(
+                out,
+                "records   {records} of {payload} recovered in {} shards, epoch {epoch}",
+                shards.len()
             )?,
         }
-        if let Some(torn) = &recovery.torn {
-            writeln!(
-                out,
-                "          behind them, an append that was cut short and never acknowledged: {torn}"
-            )?;
+        for ShardStart { index, recovery, .. } in self.shards {
+            if let Some(torn) = &recovery.torn {
+                let place = if self.shards.len() > 1 { format!(" in shard {index}") } else { String::new() };
+                writeln!(
+                    out,
+                    "          behind them{place}, an append that was cut short and never acknowledged: {torn}"
+                )?;
+            }
+        }
+        if let Some(cpus) = self.cpus.iter().copied().collect::<Option<Vec<usize>>>() {
+            let cpus: Vec<String> = cpus.iter().map(usize::to_string).collect();
+            writeln!(out, "cores     CPU {}", cpus.join(", "))?;
         }
         writeln!(out, "{}; Ctrl-C ends", self.network)?;
         out.flush()
     }
 }
 
-impl<N> Totals<N> {
-    fn of<T: Served<Totals = N>>(server: &LogServer<T>) -> Self {
-        let service = server.service().counters();
-        let shard = server.shard().counters();
+impl<'a, N> Sums<'a, N> {
+    fn of(totals: &'a Totals<N>) -> Self {
+        let service = totals.service;
         Self {
             connections: service.connections,
             requests: service.requests,
@@ -189,11 +224,12 @@ impl<N> Totals<N> {
             sent_bytes: service.sent_bytes,
             refused: service.refused,
             aborted: service.aborted,
-            free_buffers: server.shard().arena().free_buffers(),
-            fences: shard.fences,
-            flushed_lines: shard.flushed_lines,
-            copied_bytes: shard.copied_bytes,
-            network: server.transport().totals(),
+            free_buffers: totals.free_buffers,
+            fences: totals.fences,
+            flushed_lines: totals.flushed_lines,
+            copied_bytes: totals.copied_bytes,
+            crossed_read_bytes: service.crossed_bytes,
+            network: &totals.network,
         }
     }
 }

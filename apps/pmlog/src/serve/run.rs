@@ -1,42 +1,51 @@
 //! The loop between a store and a network.
 
-use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 use smoltcp::time::Duration;
 
 use super::clock::Clock;
-use super::report::Report;
 use super::{LogServer, Served};
+use crate::service::Hall;
 
 /// How long clients are given at the end to take what is owed to them.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// Between two lines of rates.
-const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// How long a core that others send by waits at the end for their last frames.
+const LAST_FRAMES: Duration = Duration::from_millis(100);
+/// Between two looks of others at what the core has done.
+const TOTALS_EVERY: Duration = Duration::from_millis(200);
 /// Idle time after which the log's end is noted in the store, so that later losses show as what they are.
 const CHECKPOINT_AFTER: Duration = Duration::from_secs(1);
 
-/// Bursts until `stop`; in between, whatever rest the transport takes.
-pub(super) fn run<T: Served, W: Write>(
-    server: &mut LogServer<T>,
-    clock: &Clock,
-    stop: &AtomicBool,
-    report: &mut Report<'_, W>,
-) -> Result<()> {
+/// What is around one core's loop.
+pub(super) struct Surroundings<'a, T: Served> {
+    pub(super) clock: &'a Clock,
+    pub(super) stop: &'a AtomicBool,
+    /// Where the store has several shards.
+    pub(super) hall: Option<&'a Hall>,
+    pub(super) core: usize,
+    /// Notes what the core has done, for others.
+    pub(super) put: &'a dyn Fn(&LogServer<T>),
+}
+
+/// Bursts until it is time to stop; in between, what other cores want, and whatever rest the transport takes.
+pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_, T>) -> Result<()> {
+    let Surroundings { clock, stop, .. } = *around;
     let mut idle_since = clock.now();
-    let mut reported = clock.now();
+    let mut noted_totals = clock.now();
     let mut is_noted = true;
     while !stop.load(Ordering::Relaxed) {
         let now = clock.now();
         let step = server.step(now)?;
         let (transport, service, shard) = server.parts();
         service.tick(now, transport, shard);
-        if now - reported >= REPORT_EVERY {
-            report.rates(server, now - reported)?;
-            reported = now;
+        let has_attended = service.attend(transport, shard);
+        if now - noted_totals >= TOTALS_EVERY {
+            (around.put)(server);
+            noted_totals = now;
         }
-        if !step.is_idle() {
+        if !step.is_idle() || has_attended {
             is_noted &= !step.committed;
             idle_since = now;
         }
@@ -46,29 +55,62 @@ pub(super) fn run<T: Served, W: Write>(
             shard.checkpoint()?;
             is_noted = true;
         }
-        let (transport, ..) = server.parts();
-        transport.rest(now, idle)?;
+        around.rest(server, idle)?;
     }
     Ok(())
 }
 
 /// Answers what was asked, says goodbye, and leaves the store in order.
-pub(super) fn end<T: Served>(server: &mut LogServer<T>, clock: &Clock) -> Result<()> {
+pub(super) fn end<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_, T>) -> Result<()> {
+    let Surroundings { clock, hall, .. } = *around;
     let (transport, service, shard) = server.parts();
     service.close(transport, shard);
     let end = clock.now() + FAREWELL;
-    while server.service().counters().connections > 0 && clock.now() < end {
-        let now = clock.now();
-        server.step(now)?;
-        let (transport, ..) = server.parts();
-        transport.rest(now, Duration::ZERO)?;
+    let connections = |server: &LogServer<T>| {
+        let own = server.service().counters().connections;
+        hall.map_or(own, |hall| hall.connections().max(own))
+    };
+    // Other cores may need this one until they have none either: to read its shards, or to send by its queue.
+    while connections(server) > 0 && clock.now() < end {
+        around.work(server)?;
     }
     let (transport, service, _) = server.parts();
     service.abort(transport);
     server.step(clock.now())?;
+    if let Some(hall) = hall {
+        hall.leave(around.core);
+        let end = clock.now() + LAST_FRAMES;
+        while !hall.is_left() && clock.now() < end {
+            around.work(server)?;
+        }
+        server.step(clock.now())?;
+    }
     if let Some(why) = server.service().failure() {
         bail!("the store failed while serving ({why}); acknowledged records are safe, check the medium");
     }
     let (_, _, shard) = server.parts();
     shard.checkpoint().context("the store's end could not be noted; acknowledged records are safe")
+}
+
+impl<T: Served> Surroundings<'_, T> {
+    /// One turn at the end.
+    fn work(&self, server: &mut LogServer<T>) -> Result<()> {
+        server.step(self.clock.now())?;
+        let (transport, service, shard) = server.parts();
+        service.attend(transport, shard);
+        self.rest(server, Duration::ZERO)
+    }
+
+    /// Lets the CPU go, unless there is something for this core that does not come by the network.
+    fn rest(&self, server: &mut LogServer<T>, idle: Duration) -> Result<()> {
+        if self.hall.is_some_and(|hall| !hall.may_sleep(self.core)) {
+            return Ok(());
+        }
+        let (transport, ..) = server.parts();
+        let rested = transport.rest(self.clock.now(), idle);
+        if let Some(hall) = self.hall {
+            hall.is_awake(self.core);
+        }
+        Ok(rested?)
+    }
 }

@@ -1,15 +1,20 @@
 //! The store of a server.
 
-use anyhow::{Result, anyhow};
+use std::num::NonZeroU16;
+
+use anyhow::{Result, anyhow, ensure};
 use pmem::{OpenError, Options, Region, RegionInfo, ShardSeed};
 
 use crate::cli::ServeArgs;
+use crate::service::MAX_SHARDS;
 
-/// Opens or makes the store that was asked for. Nothing of an existing one is changed yet.
-pub(super) fn open(args: &ServeArgs) -> Result<(RegionInfo, ShardSeed)> {
+/// Opens or makes the store that was asked for, with a shard for each core at least. Nothing of an existing one is
+/// changed yet.
+pub(super) fn open(args: &ServeArgs, cores: NonZeroU16) -> Result<(RegionInfo, Vec<ShardSeed>)> {
     let options = Options {
         size: args.pm_size.map(|size| size.as_u64()),
-        shards: Some(1),
+        shards: args.shards,
+        shards_if_new: Some(cores.get().into()),
         max_record_bytes: u32::try_from(args.max_record.as_u64()).unwrap_or(u32::MAX),
         volatile: args.volatile,
         force: args.force,
@@ -20,7 +25,19 @@ pub(super) fn open(args: &ServeArgs) -> Result<(RegionInfo, ShardSeed)> {
         None => error.into(),
     })?;
     let info = region.info().clone();
-    Ok((info, region.into_seeds().swap_remove(0)))
+    let shards = info.geometry.shards;
+    ensure!(
+        shards >= cores.get().into(),
+        "{} has {shards} shard(s), and each of {cores} cores needs one: serve with fewer --cores, or have the store \
+         made again with --force, which destroys the records in it",
+        args.pm.display()
+    );
+    ensure!(
+        shards as usize <= MAX_SHARDS,
+        "{} has {shards} shards, and at most {MAX_SHARDS} can be served",
+        args.pm.display()
+    );
+    Ok((info, region.into_seeds()))
 }
 
 /// The option that grants what the store's error asks for.
@@ -31,7 +48,7 @@ fn option_for(error: &OpenError) -> Option<&'static str> {
         OpenError::NotAStore { .. } | OpenError::Version { .. } | OpenError::Damaged { .. } => {
             Some("--force")
         }
-        OpenError::Mismatch { .. } => Some("--pm-size, --force"),
+        OpenError::Mismatch { .. } => Some("--pm-size, --shards, --force"),
         _ => None,
     }
 }

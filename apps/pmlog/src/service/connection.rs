@@ -8,6 +8,7 @@ use stack::net::{ConnId, Net};
 
 use super::{
     Common,
+    peers::Reading,
     render::Manner,
     reply::{Content, Progress, Reply},
 };
@@ -180,6 +181,20 @@ impl Connection {
                 reply.content = Content::Refused(Refusal::CommitFailed);
                 common.counters.refused += 1;
             }
+        }
+        self.run(common, net, shard);
+    }
+
+    /// Another core has answered: the reply that waits for it goes on.
+    pub(super) fn answered<N: Net>(
+        &mut self,
+        reading: Reading,
+        common: &mut Common,
+        net: &mut N,
+        shard: &mut Shard,
+    ) {
+        if let Some(reply) = self.replies.front_mut() {
+            reply.take(reading, common);
         }
         self.run(common, net, shard);
     }

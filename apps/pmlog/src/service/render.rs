@@ -2,15 +2,20 @@
 
 use std::io::Write as _;
 
+use arrayvec::ArrayVec;
 use pmem::{Receipt, RecordInfo, Shard, Trimmed};
 use serde::Serialize;
 
+use super::hall::{Hall, ShardState};
 use crate::http::{Ask, Head, Refusal, Route, Status};
 
 /// Bytes of one piece of a listing. It is sent whole or not at all, so it stays well below a send queue.
 const LIST_PIECE_BYTES: usize = 1024;
-/// No entry of a listing is longer: three numbers of at most 20 digits, a checksum, their keys, a comma.
+/// No entry of a listing is longer: two numbers of at most 20 digits and two of 10, a checksum, their keys, a comma.
 const LIST_ENTRY_BYTES: usize = 128;
+
+/// Shards that one reply about the store has room for.
+pub const MAX_SHARDS: usize = 32;
 
 /// How a reply is dressed for the client that gets it.
 #[derive(Clone, Copy, Debug)]
@@ -63,35 +68,54 @@ pub(super) struct Health<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
     domain: &'a str,
-    head: u64,
-    next: u64,
+    /// Of the only shard.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    head: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<u64>,
     records: u64,
-    free_buffers: usize,
-    buffers: usize,
+    free_buffers: u64,
+    buffers: u64,
     appended_records: u64,
     payload_bytes: u64,
     copied_bytes: u64,
     flushed_lines: u64,
     fences: u64,
+    /// Where there are several.
+    #[serde(skip_serializing_if = "ArrayVec::is_empty")]
+    shards: ArrayVec<ShardState, MAX_SHARDS>,
 }
 
 impl<'a> Health<'a> {
     pub(super) fn of(domain: &'a str, failed: Option<&'a str>, shard: &Shard) -> Self {
-        let counters = shard.counters();
+        let state = ShardState::of(shard);
+        Self { head: Some(state.head), next: Some(state.next), ..Self::new(domain, failed, &state) }
+    }
+
+    /// Of all shards, whichever cores they belong to.
+    pub(super) fn of_all(domain: &'a str, hall: &'a Hall) -> Self {
+        let shards: ArrayVec<_, MAX_SHARDS> = hall.states().take(MAX_SHARDS).collect();
+        let mut sum = ShardState::default();
+        shards.iter().for_each(|state| sum.add(*state));
+        Self { shards, ..Self::new(domain, hall.failure(), &sum) }
+    }
+
+    fn new(domain: &'a str, failed: Option<&'a str>, state: &ShardState) -> Self {
         Self {
             status: if failed.is_some() { "failed" } else { "ok" },
             reason: failed,
             domain,
-            head: shard.head_seq(),
-            next: shard.next_seq(),
-            records: shard.recovery().records + counters.appended_records - counters.trimmed_records,
-            free_buffers: shard.arena().free_buffers(),
-            buffers: shard.arena().buffers(),
-            appended_records: counters.appended_records,
-            payload_bytes: counters.payload_bytes,
-            copied_bytes: counters.copied_bytes,
-            flushed_lines: counters.flushed_lines,
-            fences: counters.fences,
+            head: None,
+            next: None,
+            records: state.records,
+            free_buffers: state.free_buffers,
+            buffers: state.buffers,
+            appended_records: state.appended_records,
+            payload_bytes: state.payload_bytes,
+            copied_bytes: state.copied_bytes,
+            flushed_lines: state.flushed_lines,
+            fences: state.fences,
+            shards: ArrayVec::new(),
         }
     }
 }
@@ -116,16 +140,20 @@ pub(super) struct ListPiece<'a> {
 }
 
 impl Rendered {
-    pub(super) fn appended(&mut self, receipt: &Receipt, manner: Manner) -> &[u8] {
+    pub(super) fn appended(&mut self, receipt: &Receipt, shard: Option<u32>, manner: Manner) -> &[u8] {
         let Receipt { seq, len, crc32c, .. } = receipt;
         self.json(Status::OK, manner, None, |body| {
-            writeln!(body, r#"{{"seq":{seq},"length":{len},"crc32c":"{crc32c:08x}"}}"#)
+            open_object(body, shard)?;
+            writeln!(body, r#""seq":{seq},"length":{len},"crc32c":"{crc32c:08x}"}}"#)
         })
     }
 
-    pub(super) fn trimmed(&mut self, trimmed: &Trimmed, manner: Manner) -> &[u8] {
+    pub(super) fn trimmed(&mut self, trimmed: &Trimmed, shard: Option<u32>, manner: Manner) -> &[u8] {
         let Trimmed { head, records, .. } = trimmed;
-        self.json(Status::OK, manner, None, |body| writeln!(body, r#"{{"head":{head},"trimmed":{records}}}"#))
+        self.json(Status::OK, manner, None, |body| {
+            open_object(body, shard)?;
+            writeln!(body, r#""head":{head},"trimmed":{records}}}"#)
+        })
     }
 
     pub(super) fn refused(&mut self, refusal: &Refusal, manner: Manner) -> &[u8] {
@@ -174,36 +202,56 @@ impl Rendered {
         is_first: bool,
         manner: Manner,
     ) -> ListPiece<'_> {
-        self.text.clear();
         self.body.clear();
         let (mut count, mut next, mut is_end) = (0, from, false);
         let body = &mut self.body;
         while body.len() + LIST_ENTRY_BYTES <= LIST_PIECE_BYTES {
-            let Some(RecordInfo { seq, epoch, len, crc32c, entries, .. }) = records.next() else {
+            let Some(info) = records.next() else {
                 is_end = true;
                 break;
             };
-            body.extend_from_slice(if is_first && count == 0 { b"[" } else { b",\n " });
-            written(write!(
-                body,
-                r#"{{"seq":{seq},"epoch":{epoch},"length":{len},"crc32c":"{crc32c:08x}"}}"#
-            ));
-            (count, next) = (count + 1, seq + entries);
+            entry(body, &info, None, is_first && count == 0);
+            (count, next) = (count + 1, info.seq + info.entries);
         }
         if is_end {
             body.extend_from_slice(if is_first && count == 0 { b"[]\n" } else { b"]\n" });
         }
+        ListPiece { text: self.list_framing(is_end, manner), records: count, next, is_end }
+    }
+
+    /// Records of one shard of several; the end of the list is [`list_end`](Self::list_end). They fit into a piece.
+    pub(super) fn list_records(
+        &mut self,
+        records: &[RecordInfo],
+        shard: u32,
+        is_first: bool,
+        manner: Manner,
+    ) -> &[u8] {
+        self.body.clear();
+        for (place, info) in records.iter().enumerate() {
+            entry(&mut self.body, info, Some(shard), is_first && place == 0);
+        }
+        self.list_framing(false, manner)
+    }
+
+    /// The end of a list; `is_empty` if nothing came before.
+    pub(super) fn list_end(&mut self, is_empty: bool, manner: Manner) -> &[u8] {
+        self.body.clear();
+        self.body.extend_from_slice(if is_empty { b"[]\n" } else { b"]\n" });
+        self.list_framing(true, manner)
+    }
+
+    /// Puts a piece of a list, which is not empty, into a chunk where those are understood.
+    fn list_framing(&mut self, is_end: bool, manner: Manner) -> &[u8] {
+        self.text.clear();
         if manner.is_http11 {
             written(write!(self.text, "{:x}\r\n", self.body.len()));
             self.text.append(&mut self.body);
-            self.text.extend_from_slice(b"\r\n");
-            if is_end {
-                self.text.extend_from_slice(b"0\r\n\r\n");
-            }
+            self.text.extend_from_slice(if is_end { b"\r\n0\r\n\r\n" } else { b"\r\n" });
         } else {
             self.text.append(&mut self.body);
         }
-        ListPiece { text: &self.text, records: count, next, is_end }
+        &self.text
     }
 
     fn json(
@@ -231,6 +279,22 @@ impl Rendered {
         }
         &self.text
     }
+}
+
+/// Begins an object that may be of one shard of several.
+fn open_object(body: &mut Vec<u8>, shard: Option<u32>) -> std::io::Result<()> {
+    match shard {
+        Some(shard) => write!(body, r#"{{"shard":{shard},"#),
+        None => body.write_all(b"{"),
+    }
+}
+
+/// An entry of a listing.
+fn entry(body: &mut Vec<u8>, info: &RecordInfo, shard: Option<u32>, is_first: bool) {
+    let RecordInfo { seq, epoch, len, crc32c, .. } = info;
+    body.extend_from_slice(if is_first { b"[" } else { b",\n " });
+    written(open_object(body, shard));
+    written(write!(body, r#""seq":{seq},"epoch":{epoch},"length":{len},"crc32c":"{crc32c:08x}"}}"#));
 }
 
 /// Writing into memory does not fail.

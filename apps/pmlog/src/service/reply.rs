@@ -5,10 +5,12 @@ use stack::net::{ConnId, Net, SendError};
 
 use super::{
     Common,
+    foreign::{Fetch, Merged, RemoteTrim},
+    peers::{Peers, Reading, Whose},
     render::{Health, Manner},
     stream::{Listing, Sending},
 };
-use crate::http::{Ask, Refusal};
+use crate::http::{Ask, RecordName, Refusal, Start};
 
 /// One reply that is owed, in the order of the requests.
 #[derive(Debug)]
@@ -30,14 +32,20 @@ pub(super) enum Content {
     Refused(Refusal),
     /// To be looked at once all earlier replies are out, so that it sees what they did.
     Asked(Ask),
-    /// The store was trimmed.
-    Trimmed(Trimmed),
+    /// The store was trimmed, or one shard of several.
+    Trimmed(Trimmed, Option<u32>),
     /// How the store is, at the time of sending.
     Health,
     /// A record on its way.
     Record(Sending),
     /// A listing on its way.
     Listing(Listing),
+    /// A record of another core's on its way.
+    Fetch(Fetch),
+    /// A listing of several shards on its way.
+    Merged(Merged),
+    /// Another core is trimming its shard.
+    RemoteTrim(RemoteTrim),
 }
 
 /// How far sending a reply came.
@@ -68,10 +76,42 @@ impl Reply {
     /// Whether later requests may be read and acted on before this reply is out. They may not when this one
     /// has yet to look at the store.
     pub(super) fn lets_pass(&self) -> bool {
-        !matches!(
-            self.content,
-            Content::Asked(_) | Content::Health | Content::Record(_) | Content::Listing(_)
-        )
+        match self.content {
+            Content::Continue
+            | Content::Waiting(_)
+            | Content::Appended(_)
+            | Content::Refused(_)
+            | Content::Trimmed(..) => true,
+            Content::Asked(_)
+            | Content::Health
+            | Content::Record(_)
+            | Content::Listing(_)
+            | Content::Fetch(_)
+            | Content::Merged(_)
+            | Content::RemoteTrim(_) => false,
+        }
+    }
+
+    /// Takes the answer of another core to what this reply has asked. If it has not asked, what came goes back.
+    pub(super) fn take(&mut self, reading: Reading, common: &mut Common) {
+        let refusal = match (reading, &mut self.content) {
+            (Reading::Part { len_bytes, bytes, lease }, Content::Fetch(fetch)) => {
+                common.counters.read_records += u64::from(len_bytes.is_some());
+                return fetch.take(len_bytes, bytes, lease);
+            }
+            (Reading::Listed(page), Content::Merged(merged)) => return merged.take(page),
+            (Reading::Trimmed(trimmed), Content::RemoteTrim(trim)) => {
+                self.content = Content::Trimmed(trimmed, Some(trim.shard()));
+                return;
+            }
+            (Reading::NoRecord { head, next }, Content::Fetch(fetch)) => {
+                Refusal::NoRecord { seq: fetch.seq(), head, next }
+            }
+            (Reading::TrimFailed, Content::RemoteTrim(_)) => Refusal::TrimFailed,
+            _ => return,
+        };
+        common.counters.refused += 1;
+        self.content = Content::Refused(refusal);
     }
 
     /// Turns an append that `durable` covers into its receipt.
@@ -99,10 +139,11 @@ impl Reply {
         shard: &mut Shard,
         durable: Option<&Durable>,
     ) -> (Progress, u64) {
-        let mut out = Out { net, conn, sent_bytes: 0 };
+        let mut out = Out { net, conn, sent_bytes: 0, copied_bytes: 0 };
         let progress = self.send_to(&mut out, common, shard, durable).err().unwrap_or(Progress::Whole);
-        let sent_bytes = out.sent_bytes;
+        let (sent_bytes, copied_bytes) = (out.sent_bytes, out.copied_bytes);
         common.counters.sent_bytes += sent_bytes;
+        common.counters.crossed_bytes += copied_bytes;
         (progress, sent_bytes)
     }
 
@@ -116,25 +157,41 @@ impl Reply {
         if let Content::Asked(ask) = self.content {
             self.content = answer(ask, common, shard);
         }
-        let rendered = &mut common.rendered;
+        let Common { rendered, peers, .. } = common;
+        let own_shard = peers.as_ref().map(Peers::own_shard);
         match &mut self.content {
             Content::Continue => out.text(b"HTTP/1.1 100 Continue\r\n\r\n"),
             Content::Waiting(_) => Err(Progress::Blocked),
             Content::Appended(receipt) => {
-                let text = rendered.appended(receipt, self.manner);
+                let text = rendered.appended(receipt, own_shard, self.manner);
                 match durable {
                     Some(durable) => out.proven(durable, text),
                     None => out.text(text),
                 }
             }
             Content::Refused(refusal) => out.text(rendered.refused(refusal, self.manner)),
-            Content::Trimmed(trimmed) => out.text(rendered.trimmed(trimmed, self.manner)),
+            Content::Trimmed(trimmed, of) => out.text(rendered.trimmed(trimmed, *of, self.manner)),
             Content::Health => {
-                let health = Health::of(&common.domain, common.failed.as_deref(), shard);
+                let health = match peers {
+                    Some(peers) => Health::of_all(&common.domain, &peers.hall),
+                    None => Health::of(&common.domain, common.failed.as_deref(), shard),
+                };
                 out.text(rendered.health(&health, self.manner))
             }
             Content::Record(sending) => sending.send(out, rendered, self.manner),
             Content::Listing(listing) => listing.send(out, rendered, shard, self.manner),
+            Content::Fetch(fetch) => match peers {
+                Some(peers) => fetch.send(out, rendered, peers, self.manner),
+                None => Err(Progress::Broken),
+            },
+            Content::Merged(merged) => match peers {
+                Some(peers) => merged.send(out, rendered, peers, shard, self.manner),
+                None => Err(Progress::Broken),
+            },
+            Content::RemoteTrim(trim) => match peers {
+                Some(peers) => Err(trim.ask(out, peers)),
+                None => Err(Progress::Broken),
+            },
             // `answer` gives anything but this.
             Content::Asked(_) => Ok(()),
         }
@@ -143,28 +200,94 @@ impl Reply {
 
 /// Looks at the store, or trims it, when all earlier replies are out.
 fn answer(ask: Ask, common: &mut Common, shard: &mut Shard) -> Content {
-    let refused = match ask {
-        Ask::Health => return Content::Health,
-        Ask::List { from, limit } => {
-            return Content::Listing(Listing::new(from.unwrap_or_else(|| shard.head_seq()), limit));
-        }
-        Ask::Record(seq) => match shard.record(seq) {
-            Some(record) => {
-                common.counters.read_records += 1;
-                return Content::Record(Sending::new(record));
+    answered(ask, common, shard).unwrap_or_else(|refusal| {
+        common.counters.refused += 1;
+        Content::Refused(refusal)
+    })
+}
+
+fn answered(ask: Ask, common: &mut Common, shard: &mut Shard) -> Result<Content, Refusal> {
+    match ask {
+        Ask::Health => Ok(Content::Health),
+        Ask::List { shard: only, from, limit } => listing(common, only, from, limit, shard),
+        Ask::Record(name) => {
+            let (index, seq) = find(common, name)?;
+            if let Some(core) = whose(common, index) {
+                return Ok(Content::Fetch(Fetch::new(core, index, seq)));
             }
-            None => Refusal::NoRecord { seq, head: shard.head_seq(), next: shard.next_seq() },
-        },
-        Ask::Trim { before } => match shard.trim(before) {
-            Ok(trimmed) => return Content::Trimmed(trimmed),
-            Err(error) => {
+            let shard = own(common, index, shard);
+            let (head, next) = (shard.head_seq(), shard.next_seq());
+            let record = shard.record(seq).ok_or(Refusal::NoRecord { seq, head, next })?;
+            common.counters.read_records += 1;
+            Ok(Content::Record(Sending::new(record)))
+        }
+        Ask::Trim { before } => {
+            let (index, seq) = find(common, before)?;
+            if let Some(core) = whose(common, index) {
+                return Ok(Content::RemoteTrim(RemoteTrim::new(core, index, seq)));
+            }
+            let trimmed = own(common, index, shard).trim(seq).map_err(|error| {
                 common.fail(&error.to_string());
                 Refusal::TrimFailed
+            })?;
+            if let Some(peers) = &common.peers {
+                peers.publish(shard);
             }
-        },
-    };
-    common.counters.refused += 1;
-    Content::Refused(refused)
+            Ok(Content::Trimmed(trimmed, common.peers.as_ref().map(|_| index)))
+        }
+    }
+}
+
+fn listing(
+    common: &Common,
+    only: Option<u32>,
+    from: Option<Start>,
+    limit: u64,
+    shard: &Shard,
+) -> Result<Content, Refusal> {
+    let shards = common.peers.as_ref().map_or(1, |peers| peers.hall.shards());
+    let named = only.or(match from {
+        Some(Start::Place(place)) => Some(place.shard),
+        _ => None,
+    });
+    if let Some(shard) = named.filter(|&shard| shard >= shards) {
+        return Err(Refusal::NoShard { shard, shards });
+    }
+    match (&common.peers, only, from) {
+        (None, _, None) => Ok(Content::Listing(Listing::new(shard.head_seq(), limit))),
+        (None, _, Some(Start::Seq(seq))) => Ok(Content::Listing(Listing::new(seq, limit))),
+        (Some(_), Some(_), None | Some(Start::Seq(_))) | (Some(_), None, None | Some(Start::Place(_))) => {
+            Ok(Content::Merged(Merged::new(only, from, limit)))
+        }
+        (None, _, Some(Start::Place(_)))
+        | (Some(_), None, Some(Start::Seq(_)))
+        | (Some(_), Some(_), Some(Start::Place(_))) => Err(Refusal::NoPlace { shards }),
+    }
+}
+
+/// The shard and the number that a name means.
+fn find(common: &Common, name: RecordName) -> Result<(u32, u64), Refusal> {
+    match (&common.peers, name.shard) {
+        (Some(peers), _) => peers.find(name),
+        (None, None | Some(0)) => Ok((0, name.seq)),
+        (None, Some(shard)) => Err(Refusal::NoShard { shard, shards: 1 }),
+    }
+}
+
+/// The other core that a shard belongs to, if it does.
+fn whose(common: &Common, shard: u32) -> Option<usize> {
+    match common.peers.as_ref()?.whose(shard) {
+        Whose::Own => None,
+        Whose::OfCore(core) => Some(core),
+    }
+}
+
+/// A shard of this core's.
+fn own<'a>(common: &'a mut Common, index: u32, main: &'a mut Shard) -> &'a mut Shard {
+    match &mut common.peers {
+        Some(peers) => peers.shard(index, main),
+        None => main,
+    }
 }
 
 /// One connection's way out.
@@ -172,12 +295,27 @@ pub(super) struct Out<'a, N> {
     net: &'a mut N,
     conn: ConnId,
     sent_bytes: u64,
+    /// Of them, those that another core has copied.
+    copied_bytes: u64,
+}
+
+impl<N> Out<'_, N> {
+    pub(super) fn conn(&self) -> ConnId {
+        self.conn
+    }
 }
 
 impl<N: Net> Out<'_, N> {
     pub(super) fn text(&mut self, bytes: &[u8]) -> Result<(), Progress> {
         self.net.send(self.conn, bytes)?;
         self.sent_bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Part of a record that another core has copied.
+    pub(super) fn copied(&mut self, bytes: &[u8]) -> Result<(), Progress> {
+        self.text(bytes)?;
+        self.copied_bytes += bytes.len() as u64;
         Ok(())
     }
 

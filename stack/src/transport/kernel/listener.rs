@@ -31,9 +31,27 @@ impl Listener {
     /// # Errors
     /// [`KernelError::Listen`].
     pub fn bind(address: SocketAddr, stacks: Stacks, backlog: u16) -> Result<Self, KernelError> {
+        Self::bind_as(address, stacks, backlog, false)
+    }
+
+    /// As [`bind`](Self::bind), but other listeners of this user's may share the address: the kernel gives each
+    /// connection to one of them, by a hash of addresses and ports (socket(7), `SO_REUSEPORT`).
+    ///
+    /// # Errors
+    /// [`KernelError::Listen`].
+    pub fn bind_shared(address: SocketAddr, stacks: Stacks, backlog: u16) -> Result<Self, KernelError> {
+        Self::bind_as(address, stacks, backlog, true)
+    }
+
+    fn bind_as(
+        address: SocketAddr,
+        stacks: Stacks,
+        backlog: u16,
+        is_shared: bool,
+    ) -> Result<Self, KernelError> {
         let v6_only = stacks == Stacks::V6Only || address.ip() != Ipv6Addr::UNSPECIFIED;
         let bind = || {
-            let socket = listening_socket(address, v6_only, backlog)?;
+            let socket = listening_socket(address, v6_only, backlog, is_shared)?;
             let address = net::getsockname(&socket).and_then(SocketAddr::try_from)?;
             Ok(Self { socket, address })
         };
@@ -52,10 +70,18 @@ impl AsFd for Listener {
     }
 }
 
-fn listening_socket(address: SocketAddr, v6_only: bool, backlog: u16) -> rustix::io::Result<OwnedFd> {
+fn listening_socket(
+    address: SocketAddr,
+    v6_only: bool,
+    backlog: u16,
+    is_shared: bool,
+) -> rustix::io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
+    if is_shared {
+        sockopt::set_socket_reuseport(&socket, true)?;
+    }
     if address.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, v6_only)?;
     }

@@ -8,12 +8,14 @@
 //! each payload byte once, from there into the named buffer. Nor does the receive window follow the arena: the
 //! kernel's own buffers fill first, and then the peer is stalled. Sends of many named bytes are not copied, if the
 //! kernel can (Linux 6.1), the pages may be pinned (`ulimit -l`), and the peer acknowledges in time; else they are,
-//! and both are counted. Linux 6.0 is the oldest that carries it.
+//! and both are counted. One copy the kernel does not tell of: where the interface cannot gather a frame from several
+//! places (`ethtool -k`: scatter-gather), or the peer is on the same machine. Linux 6.0 is the oldest that carries it.
 
 mod config;
 mod connection;
 mod listener;
 mod ring;
+mod waker;
 #[cfg(feature = "baselines")]
 pub mod zerocopy;
 
@@ -28,6 +30,7 @@ use smoltcp::time::{Duration, Instant};
 
 pub use config::{KernelConfig, KernelCounters, KernelError};
 pub use listener::{Listener, Stacks};
+pub use waker::Waker;
 
 use crate::net::{CloseReason, ConnId, Event, Net, SendError, SendSpace, Slot, Transport};
 use connection::Connection;
@@ -149,6 +152,14 @@ impl KernelTransport {
             return Ok(());
         }
         self.ring.wait(limit.into()).map_err(KernelError::Enter)
+    }
+
+    /// What ends a [`wait`](Self::wait) from another thread.
+    ///
+    /// # Errors
+    /// [`KernelError::Enter`]: the process has no descriptor left for it.
+    pub fn waker(&mut self) -> Result<Waker, KernelError> {
+        Waker::new(&mut self.ring).map_err(KernelError::Enter)
     }
 
     /// What went through the ring.

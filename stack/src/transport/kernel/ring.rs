@@ -10,6 +10,7 @@ mod setup;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
@@ -31,6 +32,7 @@ const ACCEPT: u64 = 1 << 56;
 const RECEIVE: u64 = 2 << 56;
 const SEND: u64 = 3 << 56;
 const CANCEL: u64 = 4 << 56;
+const WAKE: u64 = 5 << 56;
 const KIND: u64 = 0xff << 56;
 
 /// What has happened.
@@ -57,6 +59,8 @@ pub(super) struct Ring {
     sends_zero_copy: bool,
     /// The kernel has worked since the last completion was taken, and has nothing to say that is not here.
     is_fresh: bool,
+    /// What other threads end a wait by.
+    event: Option<Arc<OwnedFd>>,
     pub(super) counters: Counters,
 }
 
@@ -86,6 +90,7 @@ impl Ring {
             free_sends: (0..sends as u32).rev().collect(),
             sends_zero_copy,
             is_fresh: false,
+            event: None,
             counters: Counters::default(),
         })
     }
@@ -121,6 +126,13 @@ impl Ring {
     pub(super) fn receive(&mut self, socket: &impl AsFd, token: u32) -> io::Result<()> {
         let entry = opcode::RecvMulti::new(Fd(socket.as_fd().as_raw_fd()), GROUP).build();
         self.push(entry.user_data(RECEIVE | u64::from(token)))
+    }
+
+    /// Has waits end whenever `event` is written to. It stays open for as long as the ring.
+    pub(super) fn wake_by(&mut self, event: Arc<OwnedFd>) -> io::Result<()> {
+        let entry = opcode::PollAdd::new(Fd(event.as_raw_fd()), libc::POLLIN as u32).multi(true).build();
+        self.event = Some(event);
+        self.push(entry.user_data(WAKE))
     }
 
     /// Ends the receiving and sending of a socket; their completions still come.
@@ -241,6 +253,11 @@ impl Ring {
                 SEND => {
                     if let Some(completion) = self.sent(token, outcome, flags)? {
                         return Ok(Some(completion));
+                    }
+                }
+                WAKE if !more => {
+                    if let Some(event) = self.event.take() {
+                        self.wake_by(event)?;
                     }
                 }
                 _ => {}

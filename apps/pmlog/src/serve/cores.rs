@@ -1,0 +1,310 @@
+//! The threads of a server: one for each core, with a shard, a transport and a service of its own, and this one,
+//! which reports.
+
+use std::ops::AddAssign;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use pmem::{Recovery, RegionInfo, Shard, ShardSeed};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use stack::server::Server;
+use stack::transport::dpdk::DpdkError;
+
+use super::clock::Clock;
+use super::report::{Report, Started};
+use super::run::{self, Surroundings};
+use super::{Access, LogServer, Served};
+use crate::cli::ServeArgs;
+use crate::service::{Counters, Hall, LogService, ServiceConfig};
+
+/// Between two lines of rates.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+
+/// What all cores are told.
+pub(super) struct Setting<'a> {
+    pub(super) args: &'a ServeArgs,
+    pub(super) info: &'a RegionInfo,
+    pub(super) clock: &'a Clock,
+    pub(super) stop: &'a AtomicBool,
+    /// The CPUs to run on; none for wherever the system likes.
+    pub(super) cpus: &'a [Option<usize>],
+}
+
+/// How a server went.
+pub(super) struct Ended {
+    /// Whether it served at all.
+    pub(super) has_served: bool,
+    pub(super) result: Result<()>,
+}
+
+/// A shard as it was found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ShardStart {
+    pub(super) index: u32,
+    pub(super) head: u64,
+    pub(super) next: u64,
+    pub(super) epoch: u32,
+    pub(super) recovery: Recovery,
+}
+
+/// What one core has done, or all.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Totals<N> {
+    pub(super) service: Counters,
+    pub(super) free_buffers: usize,
+    pub(super) fences: u64,
+    pub(super) flushed_lines: u64,
+    pub(super) copied_bytes: u64,
+    pub(super) network: N,
+}
+
+/// What a core that is ready tells: its shards, and what the network turned out to be.
+struct Ready<F> {
+    shards: Vec<ShardStart>,
+    found: F,
+}
+
+/// One core's thread, before it serves.
+struct Core<'a, A: Access> {
+    index: usize,
+    access: &'a A,
+    seat: A::Seat,
+    seeds: Vec<ShardSeed>,
+    hall: Option<Arc<Hall>>,
+    setting: &'a Setting<'a>,
+    /// Whether all cores are ready, and shall serve.
+    go: &'a OnceLock<bool>,
+    totals: &'a Mutex<Vec<Totals<<A::Transport as Served>::Totals>>>,
+}
+
+/// Serves with a core for each seat until a signal says stop, and reports.
+pub(super) fn serve<A: Access>(
+    access: &A,
+    seats: Vec<A::Seat>,
+    seeds: Vec<ShardSeed>,
+    setting: &Setting<'_>,
+    report: &mut Report<'_, impl std::io::Write>,
+) -> Ended {
+    let (cores, shards) = (seats.len(), seeds.len());
+    let hall = (shards > 1).then(|| Hall::new(shards as u32, cores as u32));
+    let totals = Mutex::new(vec![Totals::default(); cores]);
+    let go = OnceLock::new();
+    let mut seeds: Vec<_> = seeds.into_iter().map(Some).collect();
+    thread::scope(|scope| {
+        let (sender, receiver) = channel();
+        let threads = seats.into_iter().enumerate().map(|(index, seat)| {
+            let seeds = seeds.iter_mut().skip(index).step_by(cores).filter_map(Option::take).collect();
+            let (hall, sender) = (hall.clone(), sender.clone());
+            let core = Core { index, access, seat, seeds, hall, setting, go: &go, totals: &totals };
+            thread::Builder::new().name(format!("core {index}")).spawn_scoped(scope, move || {
+                let result = core.run(&sender);
+                // The others are of no use without this one.
+                if result.is_err() {
+                    setting.stop.store(true, Ordering::Relaxed);
+                }
+                result
+            })
+        });
+        let threads: Vec<_> = threads.collect();
+        drop(sender);
+        let all_there = threads.iter().all(Result::is_ok);
+        let mut reported = begin(&receiver, setting, report, cores).and_then(|ready| {
+            anyhow::ensure!(all_there, "threads cannot be started; raise the limit on processes (ulimit -u)");
+            Ok(ready)
+        });
+        let has_served = matches!(reported, Ok(true));
+        // Set here and nowhere else.
+        let _ = go.set(has_served);
+        if has_served {
+            reported = follow(&receiver, report, &totals).map(|()| true);
+        }
+        if reported.is_err() {
+            setting.stop.store(true, Ordering::Relaxed);
+        }
+        let results: Vec<Result<()>> = threads
+            .into_iter()
+            .map(|thread| match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(error) => Err(error.into()),
+            })
+            .collect();
+        let result = first_error(results).and(reported).and_then(|_| match has_served {
+            true => report.ended(&sum(&totals)),
+            false => Ok(()),
+        });
+        Ended { has_served, result }
+    })
+}
+
+/// Waits until all cores are ready and says so; false if one is not, which then has said why.
+fn begin<F: serde::Serialize + std::fmt::Display>(
+    receiver: &Receiver<Option<Ready<F>>>,
+    setting: &Setting<'_>,
+    report: &mut Report<'_, impl std::io::Write>,
+    cores: usize,
+) -> Result<bool> {
+    let mut all = Vec::new();
+    for _ in 0..cores {
+        match receiver.recv() {
+            Ok(Some(ready)) => all.push(ready),
+            Ok(None) | Err(_) => return Ok(false),
+        }
+    }
+    let mut shards: Vec<_> = all.iter().flat_map(|ready| ready.shards.iter().copied()).collect();
+    shards.sort_unstable_by_key(|shard| shard.index);
+    let network = &all.swap_remove(0).found;
+    report.started(&Started { info: setting.info, shards: &shards, cpus: setting.cpus, network })?;
+    Ok(true)
+}
+
+/// Reports until all cores have ended.
+fn follow<F, N: Clone + Default + AddAssign + serde::Serialize>(
+    receiver: &Receiver<Option<Ready<F>>>,
+    report: &mut Report<'_, impl std::io::Write>,
+    totals: &Mutex<Vec<Totals<N>>>,
+) -> Result<()> {
+    loop {
+        match receiver.recv_timeout(REPORT_EVERY) {
+            Err(RecvTimeoutError::Timeout) => report.rates(&sum(totals), REPORT_EVERY)?,
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Ok(_) => {}
+        }
+    }
+}
+
+fn sum<N: Clone + Default + AddAssign>(totals: &Mutex<Vec<Totals<N>>>) -> Totals<N> {
+    let mut sum = Totals::default();
+    for core in &*totals.lock().unwrap_or_else(PoisonError::into_inner) {
+        sum += core.clone();
+    }
+    sum
+}
+
+/// Of several errors the one that is not only about another core.
+fn first_error(results: Vec<Result<()>>) -> Result<()> {
+    let mut errors: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+    let is_own =
+        |error: &anyhow::Error| !matches!(error.downcast_ref::<DpdkError>(), Some(DpdkError::Abandoned));
+    let place = errors.iter().position(is_own).unwrap_or(0);
+    if errors.is_empty() { Ok(()) } else { Err(errors.swap_remove(place)) }
+}
+
+/// Says that a core is not ready, unless it has said that it is.
+struct Announcement<'a, F>(Option<&'a Sender<Option<Ready<F>>>>);
+
+impl<F> Announcement<'_, F> {
+    fn ready(mut self, ready: Ready<F>) {
+        if let Some(sender) = self.0.take() {
+            // Who does not listen any more does not wait either.
+            let _ = sender.send(Some(ready));
+        }
+    }
+}
+
+impl<F> Drop for Announcement<'_, F> {
+    fn drop(&mut self) {
+        if let Some(sender) = self.0.take() {
+            let _ = sender.send(None);
+        }
+    }
+}
+
+impl<A: Access> Core<'_, A> {
+    fn run(self, sender: &Sender<Option<Ready<A::Found>>>) -> Result<()> {
+        let Self { index, access, seat, seeds, hall, setting, go, totals } = self;
+        let announcement = Announcement(Some(sender));
+        let Setting { args, clock, .. } = *setting;
+        if let Some(cpu) = setting.cpus[index] {
+            pin(cpu)?;
+        }
+        let _presence = access.enter()?;
+        let mut shards = Vec::new();
+        for seed in seeds {
+            let number = seed.index();
+            shards.push((number, seed.open()?));
+        }
+        anyhow::ensure!(!shards.is_empty(), "a core has no shard");
+        let starts = shards.iter().map(|(number, shard)| ShardStart::of(*number, shard)).collect();
+        let (_, shard) = shards.remove(0);
+        let mut transport = access.start(seat, args, &shard, clock)?;
+        if let (Some(hall), Some(waker)) = (&hall, transport.waker()?) {
+            hall.wake_by(index, waker);
+        }
+        announcement.ready(Ready { shards: starts, found: access.found(&transport) });
+        if !*go.wait() {
+            return Ok(());
+        }
+        let config = ServiceConfig {
+            max_record_bytes: args.max_record.as_u64(),
+            max_connections: args.max_connections.get(),
+            domain: setting.info.domain.to_string(),
+            ..ServiceConfig::default()
+        };
+        let service = match &hall {
+            Some(hall) => LogService::among(config, hall.clone(), index, shards, clock.now()),
+            None => LogService::new(config, clock.now()),
+        };
+        let mut server = Server::new(transport, service, shard);
+        let put = |server: &LogServer<A::Transport>| {
+            totals.lock().unwrap_or_else(PoisonError::into_inner)[index] = Totals::of(server);
+        };
+        let around =
+            Surroundings { clock, stop: setting.stop, hall: hall.as_deref(), core: index, put: &put };
+        let served = run::run(&mut server, &around);
+        // However it went, the others are to end as well, and replies that are owed go out.
+        setting.stop.store(true, Ordering::Relaxed);
+        let ended = run::end(&mut server, &around);
+        put(&server);
+        served.and(ended)
+    }
+}
+
+impl ShardStart {
+    fn of(index: u32, shard: &Shard) -> Self {
+        let (head, next, epoch) = (shard.head_seq(), shard.next_seq(), shard.epoch());
+        Self { index, head, next, epoch, recovery: *shard.recovery() }
+    }
+}
+
+impl<N> Totals<N> {
+    fn of<T: Served<Totals = N>>(server: &LogServer<T>) -> Self {
+        let archive = server.service().archive().iter().map(|(_, shard)| shard);
+        let shards = || std::iter::once(server.shard()).chain(archive.clone());
+        Self {
+            service: server.service().counters(),
+            free_buffers: shards().map(|shard| shard.arena().free_buffers()).sum(),
+            fences: shards().map(|shard| shard.counters().fences).sum(),
+            flushed_lines: shards().map(|shard| shard.counters().flushed_lines).sum(),
+            copied_bytes: shards().map(|shard| shard.counters().copied_bytes).sum(),
+            network: server.transport().totals(),
+        }
+    }
+}
+
+impl<N: AddAssign> AddAssign for Totals<N> {
+    fn add_assign(&mut self, other: Self) {
+        self.service += other.service;
+        self.free_buffers += other.free_buffers;
+        self.fences += other.fences;
+        self.flushed_lines += other.flushed_lines;
+        self.copied_bytes += other.copied_bytes;
+        self.network += other.network;
+    }
+}
+
+/// Keeps the calling thread on one CPU.
+fn pin(cpu: usize) -> Result<()> {
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(anyhow!("CPU {cpu} is beyond the {} that Linux numbers; see lscpu", CpuSet::MAX_CPU));
+    }
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set).with_context(|| {
+        format!("CPU {cpu} is not one that this process may run on; see lscpu and taskset -p")
+    })
+}

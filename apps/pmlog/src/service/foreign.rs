@@ -1,0 +1,287 @@
+//! Replies that take other cores: records and trims of their shards, and listings of all shards together.
+//!
+//! A reply asks one question at a time and waits for the answer. What is read from another core's shard is copied
+//! there, in parts, into memory taken at the start; the record's own core holds it until all is copied.
+
+use pmem::Shard;
+use stack::net::Net;
+
+use super::hall::{PAGE_RECORDS, Page, PageWish, Wish};
+use super::peers::{Borrowed, Held, Peers, Whose};
+use super::render::{Manner, Rendered};
+use super::reply::{Out, Progress};
+use crate::http::{Place, Start};
+
+/// Bytes given to the network at a time: well below a send queue.
+const PIECE_BYTES: usize = 2048;
+
+/// A record of another core's.
+#[derive(Debug)]
+pub(super) struct Fetch {
+    core: usize,
+    shard: u32,
+    seq: u64,
+    stage: FetchStage,
+    /// The record's length, until the status line and fields are out.
+    head: Option<u64>,
+    /// Bytes that are not sent yet.
+    left: u64,
+}
+
+enum FetchStage {
+    /// The first part is to be asked for.
+    Begin,
+    /// The next part is to be asked for.
+    Next(Held),
+    /// An answer is to come.
+    Asked,
+    /// A part is here, and sent in part.
+    Part { bytes: Borrowed, sent: usize, lease: Option<Held> },
+}
+
+impl Fetch {
+    pub(super) fn new(core: usize, shard: u32, seq: u64) -> Self {
+        Self { core, shard, seq, stage: FetchStage::Begin, head: None, left: 0 }
+    }
+
+    /// The number asked for.
+    pub(super) fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// A part has come.
+    pub(super) fn take(&mut self, len_bytes: Option<u64>, bytes: Borrowed, lease: Option<Held>) {
+        if let Some(len_bytes) = len_bytes {
+            (self.head, self.left) = (Some(len_bytes), len_bytes);
+        }
+        self.stage = FetchStage::Part { bytes, sent: 0, lease };
+    }
+
+    pub(super) fn send<N: Net>(
+        &mut self,
+        out: &mut Out<'_, N>,
+        rendered: &mut Rendered,
+        peers: &mut Peers,
+        manner: Manner,
+    ) -> Result<(), Progress> {
+        if let FetchStage::Part { bytes, sent, lease } = &mut self.stage {
+            if let Some(len_bytes) = self.head {
+                out.text(rendered.record_head(len_bytes, manner))?;
+                self.head = None;
+            }
+            if manner.is_head() {
+                return Ok(());
+            }
+            while let Some(piece) = bytes.bytes()[*sent..].chunks(PIECE_BYTES).next() {
+                out.copied(piece)?;
+                *sent += piece.len();
+                self.left = self.left.saturating_sub(piece.len() as u64);
+            }
+            self.stage = match lease.take() {
+                // The part goes back before the next one is asked for.
+                Some(lease) => FetchStage::Next(lease),
+                None if self.left == 0 => return Ok(()),
+                None => return Err(Progress::Broken),
+            };
+        }
+        self.ask(out, peers);
+        Err(Progress::Blocked)
+    }
+
+    /// Asks for what comes next, unless that has been done.
+    fn ask<N>(&mut self, out: &Out<'_, N>, peers: &mut Peers) {
+        let Self { core, shard, seq, .. } = *self;
+        match std::mem::replace(&mut self.stage, FetchStage::Asked) {
+            FetchStage::Begin => {
+                if !peers.ask(core, out.conn(), |chunk| Wish::Open { shard, seq, chunk }) {
+                    self.stage = FetchStage::Begin;
+                }
+            }
+            FetchStage::Next(held) => {
+                let lease = held.id();
+                if peers.ask(core, out.conn(), |chunk| Wish::More { lease, chunk }) {
+                    held.travels();
+                } else {
+                    self.stage = FetchStage::Next(held);
+                }
+            }
+            stage => self.stage = stage,
+        }
+    }
+}
+
+/// A trim of another core's shard.
+#[derive(Debug)]
+pub(super) struct RemoteTrim {
+    core: usize,
+    shard: u32,
+    before: u64,
+    is_asked: bool,
+}
+
+impl RemoteTrim {
+    pub(super) fn new(core: usize, shard: u32, before: u64) -> Self {
+        Self { core, shard, before, is_asked: false }
+    }
+
+    pub(super) fn shard(&self) -> u32 {
+        self.shard
+    }
+
+    /// Asks, unless that has been done.
+    pub(super) fn ask<N>(&mut self, out: &Out<'_, N>, peers: &mut Peers) -> Progress {
+        let Self { core, shard, before, .. } = *self;
+        self.is_asked = self.is_asked || peers.ask_briefly(core, out.conn(), Wish::Trim { shard, before });
+        Progress::Blocked
+    }
+}
+
+/// A listing of the records of all shards, or of one, in the order of epoch, shard and number. The store may change
+/// between two pieces: a record that is trimmed before its turn is left out, and so is one that comes after it.
+#[derive(Debug)]
+pub(super) struct Merged {
+    /// One shard only, in the order of numbers.
+    only: Option<u32>,
+    at: Place,
+    /// Of the shards that were asked for this epoch, the next epoch that one of them has.
+    next_epoch: Option<u32>,
+    /// Whether all shards were asked, from the first on.
+    is_whole: bool,
+    left: u64,
+    has_head: bool,
+    is_first: bool,
+    stage: MergedStage,
+}
+
+#[derive(Debug)]
+enum MergedStage {
+    /// The next records are to be looked up.
+    Look,
+    /// An answer is to come.
+    Asked,
+    Page(Box<Page>),
+    /// There are no more.
+    End,
+}
+
+impl Merged {
+    pub(super) fn new(only: Option<u32>, start: Option<Start>, left: u64) -> Self {
+        let first = Place { epoch: 0, shard: only.unwrap_or(0), seq: 0 };
+        let at = match start {
+            Some(Start::Place(place)) => place,
+            Some(Start::Seq(seq)) => Place { seq, ..first },
+            None => first,
+        };
+        Self {
+            only,
+            at,
+            next_epoch: None,
+            is_whole: at.shard == 0,
+            left,
+            has_head: false,
+            is_first: true,
+            stage: if left == 0 { MergedStage::End } else { MergedStage::Look },
+        }
+    }
+
+    /// An answer has come.
+    pub(super) fn take(&mut self, page: Box<Page>) {
+        self.stage = MergedStage::Page(page);
+    }
+
+    pub(super) fn send<N: Net>(
+        &mut self,
+        out: &mut Out<'_, N>,
+        rendered: &mut Rendered,
+        peers: &mut Peers,
+        main: &mut Shard,
+        manner: Manner,
+    ) -> Result<(), Progress> {
+        if !self.has_head {
+            out.text(rendered.list_head(manner))?;
+            self.has_head = true;
+        }
+        if manner.is_head() {
+            return Ok(());
+        }
+        loop {
+            match &self.stage {
+                MergedStage::Asked => return Err(Progress::Blocked),
+                MergedStage::Look => self.look(out, peers, main)?,
+                MergedStage::End => {
+                    let end = rendered.list_end(self.is_first, manner);
+                    return out.text(end);
+                }
+                MergedStage::Page(page) => {
+                    if !page.records.is_empty() {
+                        out.text(rendered.list_records(&page.records, self.at.shard, self.is_first, manner))?;
+                        self.is_first = false;
+                    }
+                    self.go_on(peers.hall.shards());
+                }
+            }
+        }
+    }
+
+    fn look<N>(&mut self, out: &Out<'_, N>, peers: &mut Peers, main: &mut Shard) -> Result<(), Progress> {
+        let Place { epoch, shard, seq } = self.at;
+        let limit = usize::try_from(self.left).unwrap_or(PAGE_RECORDS).min(PAGE_RECORDS);
+        let epoch = if self.only.is_none() { Some(epoch) } else { None };
+        let wish = PageWish { shard, epoch, from: seq, limit };
+        match peers.whose(shard) {
+            Whose::Own => self.take(Box::new(peers.list(&wish, main))),
+            Whose::OfCore(core) => {
+                if peers.ask_briefly(core, out.conn(), Wish::List(wish)) {
+                    self.stage = MergedStage::Asked;
+                }
+                return Err(Progress::Blocked);
+            }
+        }
+        Ok(())
+    }
+
+    /// A page is out: what comes next.
+    fn go_on(&mut self, shards: u32) {
+        let MergedStage::Page(page) = &self.stage else { return };
+        self.left = self.left.saturating_sub(page.records.len() as u64);
+        if let Some(last) = page.records.last()
+            && page.records.len() == PAGE_RECORDS
+        {
+            self.at.seq = last.seq + last.entries;
+            self.stage = if self.left == 0 { MergedStage::End } else { MergedStage::Look };
+            return;
+        }
+        self.next_epoch = self.next_epoch.into_iter().chain(page.next_epoch).min();
+        self.stage = if self.left == 0 || self.only.is_some() || !self.next_shard(shards) {
+            MergedStage::End
+        } else {
+            MergedStage::Look
+        };
+    }
+
+    /// Goes on to the next shard of this epoch, or the first of the next epoch; false if there is none.
+    fn next_shard(&mut self, shards: u32) -> bool {
+        let Place { epoch, shard, .. } = self.at;
+        if shard + 1 < shards {
+            self.at = Place { epoch, shard: shard + 1, seq: 0 };
+            return true;
+        }
+        // Shards before the one that the listing began with may have records of any later epoch.
+        let next = if self.is_whole { self.next_epoch } else { epoch.checked_add(1) };
+        (self.next_epoch, self.is_whole) = (None, true);
+        let Some(epoch) = next else { return false };
+        self.at = Place { epoch, shard: 0, seq: 0 };
+        true
+    }
+}
+
+impl std::fmt::Debug for FetchStage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Begin => "Begin",
+            Self::Next(_) => "Next",
+            Self::Asked => "Asked",
+            Self::Part { .. } => "Part",
+        })
+    }
+}

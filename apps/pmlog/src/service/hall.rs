@@ -1,0 +1,360 @@
+//! What the cores of one server have between them: questions about each other's shards and the answers, and a board
+//! for each shard that says how it is.
+//!
+//! A shard belongs to one core, which alone reads and writes it. All queues are bounded. A core has at most
+//! [`MAX_ASKED`] questions open, so that there is always room for the answers to them.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+
+use arrayvec::ArrayVec;
+use crossbeam_queue::ArrayQueue;
+use pmem::{RecordInfo, Shard, Trimmed};
+use serde::Serialize;
+use stack::net::ConnId;
+
+/// Questions of one core that may be open at a time.
+pub(super) const MAX_ASKED: usize = 256;
+/// Bytes of a record that go from core to core at a time.
+pub(super) const CHUNK_BYTES: usize = 16 * 1024;
+/// Records that one answer lists: as many as a piece of a listing holds.
+pub(super) const PAGE_RECORDS: usize = 8;
+
+/// Wakes a core that sleeps.
+pub type Waker = Box<dyn Fn() + Send + Sync>;
+
+/// The desks of all cores, and the boards of all shards.
+pub struct Hall {
+    desks: Box<[Desk]>,
+    boards: Box<[Board]>,
+}
+
+/// What others leave for one core.
+struct Desk {
+    questions: ArrayQueue<Question>,
+    answers: ArrayQueue<Answer>,
+    connections: AtomicU64,
+    has_left: AtomicBool,
+    /// What the medium said when it failed.
+    failure: OnceLock<String>,
+    is_asleep: AtomicBool,
+    waker: OnceLock<Waker>,
+}
+
+/// A question about a shard.
+pub(super) struct Question {
+    /// The core that asks.
+    pub(super) core: usize,
+    /// The connection that waits for the answer.
+    pub(super) conn: ConnId,
+    pub(super) wish: Wish,
+}
+
+/// What is asked.
+pub(super) enum Wish {
+    /// The beginning of a record.
+    Open { shard: u32, seq: u64, chunk: Chunk },
+    /// What follows in a record.
+    More { lease: LeaseId, chunk: Chunk },
+    /// Nothing more of a record; there is no answer.
+    Close { lease: LeaseId },
+    /// What the records of a shard are.
+    List(PageWish),
+    /// To forget the records below a number.
+    Trim { shard: u32, before: u64 },
+}
+
+/// Records of one shard.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PageWish {
+    pub(super) shard: u32,
+    /// Of this epoch; of any, if none is given.
+    pub(super) epoch: Option<u32>,
+    pub(super) from: u64,
+    pub(super) limit: usize,
+}
+
+/// The answer to a question.
+pub(super) struct Answer {
+    /// The core that answers.
+    pub(super) core: usize,
+    pub(super) conn: ConnId,
+    pub(super) outcome: Outcome,
+}
+
+/// What is answered.
+pub(super) enum Outcome {
+    /// A record's length, and the first of it; a lease if there is more.
+    Opened {
+        len_bytes: u64,
+        chunk: Chunk,
+        lease: Option<LeaseId>,
+    },
+    /// More of a record; a lease if that is not all.
+    More {
+        chunk: Chunk,
+        lease: Option<LeaseId>,
+    },
+    /// No such record; those that there are have numbers from `head` to before `next`.
+    NoRecord {
+        chunk: Chunk,
+        head: u64,
+        next: u64,
+    },
+    Listed(Box<Page>),
+    Trimmed(Trimmed),
+    TrimFailed,
+}
+
+/// Records of one shard, oldest first.
+#[derive(Clone, Debug)]
+pub(super) struct Page {
+    pub(super) records: ArrayVec<RecordInfo, PAGE_RECORDS>,
+    /// If one epoch was asked for, and its records are at an end: the next epoch that the shard has records of.
+    pub(super) next_epoch: Option<u32>,
+}
+
+/// Part of a record, on its way between cores.
+pub(super) struct Chunk {
+    pub(super) bytes: Box<[u8]>,
+    pub(super) len: usize,
+}
+
+/// Names a record that its core holds ready for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LeaseId {
+    pub(super) index: u32,
+    pub(super) generation: u32,
+}
+
+impl Hall {
+    /// A hall for `cores` cores with `shards` shards: shard number s belongs to core s modulo `cores`.
+    pub fn new(shards: u32, cores: u32) -> Arc<Self> {
+        let desk = || Desk {
+            questions: ArrayQueue::new(MAX_ASKED * cores as usize),
+            answers: ArrayQueue::new(MAX_ASKED),
+            connections: AtomicU64::new(0),
+            has_left: AtomicBool::new(false),
+            failure: OnceLock::new(),
+            is_asleep: AtomicBool::new(false),
+            waker: OnceLock::new(),
+        };
+        Arc::new(Self {
+            desks: (0..cores).map(|_| desk()).collect(),
+            boards: (0..shards).map(|_| Board::default()).collect(),
+        })
+    }
+
+    /// How many cores there are.
+    pub fn cores(&self) -> usize {
+        self.desks.len()
+    }
+
+    /// How many shards there are.
+    pub fn shards(&self) -> u32 {
+        self.boards.len() as u32
+    }
+
+    /// The core that a shard belongs to.
+    pub fn core_of(&self, shard: u32) -> usize {
+        shard as usize % self.desks.len()
+    }
+
+    /// Connections that are open, of all cores.
+    pub fn connections(&self) -> u64 {
+        self.desks.iter().map(|desk| desk.connections.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Notes that a core has said goodbye to all its connections.
+    pub fn leave(&self, core: usize) {
+        self.desks[core].has_left.store(true, Ordering::Release);
+    }
+
+    /// Whether all cores have.
+    pub fn is_left(&self) -> bool {
+        self.desks.iter().all(|desk| desk.has_left.load(Ordering::Acquire))
+    }
+
+    /// Says how a core that sleeps is woken. Without that it looks at its desk often enough.
+    pub fn wake_by(&self, core: usize, waker: Waker) {
+        // A core has one waker for good.
+        let _ = self.desks[core].waker.set(waker);
+    }
+
+    /// Notes that a core goes to sleep; false if it must not, since there is something on its desk.
+    pub fn may_sleep(&self, core: usize) -> bool {
+        let desk = &self.desks[core];
+        desk.is_asleep.store(true, Ordering::Relaxed);
+        // Whoever adds something looks at the note afterwards: one of the two sees what the other did.
+        fence(Ordering::SeqCst);
+        let is_clear = desk.questions.is_empty() && desk.answers.is_empty();
+        if !is_clear {
+            desk.is_asleep.store(false, Ordering::Relaxed);
+        }
+        is_clear
+    }
+
+    /// Notes that a core is awake.
+    pub fn is_awake(&self, core: usize) {
+        self.desks[core].is_asleep.store(false, Ordering::Relaxed);
+    }
+
+    /// Asks a core; gives the question back if its desk is full.
+    pub(super) fn ask(&self, core: usize, question: Question) -> Result<(), Question> {
+        self.desks[core].questions.push(question)?;
+        self.desks[core].wake();
+        Ok(())
+    }
+
+    /// Answers a core.
+    pub(super) fn answer(&self, core: usize, answer: Answer) {
+        let is_room = self.desks[core].answers.push(answer).is_ok();
+        debug_assert!(is_room, "there is room for an answer to each question");
+        self.desks[core].wake();
+    }
+
+    pub(super) fn next_question(&self, core: usize) -> Option<Question> {
+        self.desks[core].questions.pop()
+    }
+
+    pub(super) fn next_answer(&self, core: usize) -> Option<Answer> {
+        self.desks[core].answers.pop()
+    }
+
+    /// Says how many connections a core has.
+    pub(super) fn publish_connections(&self, core: usize, connections: u64) {
+        self.desks[core].connections.store(connections, Ordering::Relaxed);
+    }
+
+    /// Says how shards are.
+    pub(super) fn publish<'a>(&self, shards: impl Iterator<Item = (u32, &'a Shard)>) {
+        for (index, shard) in shards {
+            self.boards[index as usize].store(&ShardState::of(shard));
+        }
+    }
+
+    /// Says that a core's medium has failed. The first reason stays.
+    pub(super) fn publish_failure(&self, core: usize, why: &str) {
+        self.desks[core].failure.get_or_init(|| why.to_owned());
+    }
+
+    /// Why a medium has failed, of whichever core that was.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.desks.iter().find_map(|desk| desk.failure.get()).map(String::as_str)
+    }
+
+    /// How each shard was when its core last said so: before any reply that depends on it.
+    pub(super) fn states(&self) -> impl Iterator<Item = ShardState> {
+        self.boards.iter().map(Board::load)
+    }
+}
+
+impl Desk {
+    fn wake(&self) {
+        fence(Ordering::SeqCst);
+        if self.is_asleep.load(Ordering::Relaxed)
+            && self.is_asleep.swap(false, Ordering::Relaxed)
+            && let Some(waker) = self.waker.get()
+        {
+            waker();
+        }
+    }
+}
+
+impl Chunk {
+    pub(super) fn new() -> Self {
+        Self { bytes: vec![0; CHUNK_BYTES].into(), len: 0 }
+    }
+}
+
+impl fmt::Debug for Hall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hall").field("cores", &self.cores()).field("shards", &self.shards()).finish()
+    }
+}
+
+/// How a shard is.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct ShardState {
+    pub(super) head: u64,
+    pub(super) next: u64,
+    pub(super) records: u64,
+    pub(super) free_buffers: u64,
+    #[serde(skip)]
+    pub(super) buffers: u64,
+    #[serde(skip)]
+    pub(super) appended_records: u64,
+    #[serde(skip)]
+    pub(super) payload_bytes: u64,
+    #[serde(skip)]
+    pub(super) copied_bytes: u64,
+    #[serde(skip)]
+    pub(super) flushed_lines: u64,
+    #[serde(skip)]
+    pub(super) fences: u64,
+}
+
+/// A shard's state in lines of its own, for all cores to read.
+#[derive(Default)]
+#[repr(align(128))]
+struct Board([AtomicU64; 10]);
+
+impl ShardState {
+    pub(super) fn of(shard: &Shard) -> Self {
+        let counters = shard.counters();
+        Self {
+            head: shard.head_seq(),
+            next: shard.next_seq(),
+            records: shard.recovery().records + counters.appended_records - counters.trimmed_records,
+            free_buffers: shard.arena().free_buffers() as u64,
+            buffers: shard.arena().buffers() as u64,
+            appended_records: counters.appended_records,
+            payload_bytes: counters.payload_bytes,
+            copied_bytes: counters.copied_bytes,
+            flushed_lines: counters.flushed_lines,
+            fences: counters.fences,
+        }
+    }
+
+    fn fields(&mut self) -> [&mut u64; 10] {
+        [
+            &mut self.head,
+            &mut self.next,
+            &mut self.records,
+            &mut self.free_buffers,
+            &mut self.buffers,
+            &mut self.appended_records,
+            &mut self.payload_bytes,
+            &mut self.copied_bytes,
+            &mut self.flushed_lines,
+            &mut self.fences,
+        ]
+    }
+
+    /// Adds another shard's; numbers of records stay those of the first.
+    pub(super) fn add(&mut self, mut other: Self) {
+        let (head, next) = (self.head, self.next);
+        for (own, others) in self.fields().into_iter().zip(other.fields()) {
+            *own += *others;
+        }
+        (self.head, self.next) = (head, next);
+    }
+}
+
+impl Board {
+    fn store(&self, state: &ShardState) {
+        let mut state = *state;
+        for (cell, value) in self.0.iter().zip(state.fields()) {
+            cell.store(*value, Ordering::Relaxed);
+        }
+    }
+
+    fn load(&self) -> ShardState {
+        let mut state = ShardState::default();
+        for (cell, value) in self.0.iter().zip(state.fields()) {
+            *value = cell.load(Ordering::Relaxed);
+        }
+        state
+    }
+}

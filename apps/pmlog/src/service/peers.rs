@@ -1,0 +1,396 @@
+//! One core's part in a server of several shards: what it asks of other cores, and what it does for them.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::mem;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use pmem::{Piece, Record, Shard};
+use stack::net::ConnId;
+
+use super::hall::{
+    Answer, Chunk, Hall, LeaseId, MAX_ASKED, Outcome, PAGE_RECORDS, Page, PageWish, Question, Wish,
+};
+use crate::http::{RecordName, Refusal};
+
+/// Parts of records that may be on their way to a core at a time.
+const CHUNKS: usize = 64;
+/// Questions answered between two bursts.
+const QUESTIONS: usize = 64;
+
+/// What a core of several, or of a store with several shards, has.
+pub(super) struct Peers {
+    pub(super) hall: Arc<Hall>,
+    core: usize,
+    /// The core's further shards, which take no new records.
+    archive: Vec<(u32, Shard)>,
+    chunks: Rc<RefCell<Vec<Chunk>>>,
+    /// Leases whose connections have ended.
+    given_up: Rc<RefCell<Vec<(usize, LeaseId)>>>,
+    open_questions: usize,
+    leases: Leases,
+    /// Connections that could not ask, and will try again.
+    stalled: Vec<ConnId>,
+}
+
+/// Where a shard is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    Own,
+    OfCore(usize),
+}
+
+impl Peers {
+    /// For core number `core`; `archive` are its shards but for the first. No core has more than `connections`
+    /// connections.
+    pub(super) fn new(hall: Arc<Hall>, core: usize, archive: Vec<(u32, Shard)>, connections: usize) -> Self {
+        let leases = (hall.cores() - 1) * connections;
+        Self {
+            chunks: Rc::new(RefCell::new((0..CHUNKS).map(|_| Chunk::new()).collect())),
+            given_up: Rc::new(RefCell::new(Vec::with_capacity(connections))),
+            open_questions: 0,
+            leases: Leases { places: Vec::with_capacity(leases), free: Vec::with_capacity(leases) },
+            stalled: Vec::with_capacity(connections),
+            hall,
+            core,
+            archive,
+        }
+    }
+
+    /// Which shard appends go to.
+    pub(super) fn own_shard(&self) -> u32 {
+        self.core as u32
+    }
+
+    pub(super) fn whose(&self, shard: u32) -> Whose {
+        let core = self.hall.core_of(shard);
+        if core == self.core { Whose::Own } else { Whose::OfCore(core) }
+    }
+
+    /// The shard and the number that a name means.
+    pub(super) fn find(&self, name: RecordName) -> Result<(u32, u64), Refusal> {
+        let shards = self.hall.shards();
+        match name.shard {
+            Some(shard) if shard < shards => Ok((shard, name.seq)),
+            Some(shard) => Err(Refusal::NoShard { shard, shards }),
+            None => Err(Refusal::NoShardNamed { shards, seq: name.seq }),
+        }
+    }
+
+    /// A shard of this core's.
+    pub(super) fn shard<'a>(&'a mut self, shard: u32, main: &'a mut Shard) -> &'a mut Shard {
+        match self.archive.iter_mut().find(|(index, _)| *index == shard) {
+            Some((_, archived)) => archived,
+            None => main,
+        }
+    }
+
+    /// Says how this core's shards are.
+    pub(super) fn publish(&self, main: &Shard) {
+        let archive = self.archive.iter().map(|(index, shard)| (*index, shard));
+        self.hall.publish(std::iter::once((self.own_shard(), main)).chain(archive));
+    }
+
+    pub(super) fn publish_connections(&self, connections: u64) {
+        self.hall.publish_connections(self.core, connections);
+    }
+
+    pub(super) fn publish_failure(&self, why: &str) {
+        self.hall.publish_failure(self.core, why);
+    }
+
+    /// Asks another core, for a connection that then waits. False if that is not possible just now: the connection
+    /// will be run again.
+    pub(super) fn ask(&mut self, core: usize, conn: ConnId, wish: impl FnOnce(Chunk) -> Wish) -> bool {
+        let chunk = if self.open_questions < MAX_ASKED { self.chunks.borrow_mut().pop() } else { None };
+        let Some(chunk) = chunk else {
+            self.stalled.push(conn);
+            return false;
+        };
+        self.send(core, conn, wish(chunk))
+    }
+
+    /// As [`ask`](Self::ask), for what needs no room for bytes.
+    pub(super) fn ask_briefly(&mut self, core: usize, conn: ConnId, wish: Wish) -> bool {
+        if self.open_questions == MAX_ASKED {
+            self.stalled.push(conn);
+            return false;
+        }
+        self.send(core, conn, wish)
+    }
+
+    fn send(&mut self, core: usize, conn: ConnId, wish: Wish) -> bool {
+        match self.hall.ask(core, Question { core: self.core, conn, wish }) {
+            Ok(()) => {
+                self.open_questions += 1;
+                true
+            }
+            Err(Question { wish, .. }) => {
+                if let Wish::Open { chunk, .. } | Wish::More { chunk, .. } = wish {
+                    self.chunks.borrow_mut().push(chunk);
+                }
+                self.stalled.push(conn);
+                false
+            }
+        }
+    }
+
+    /// The connections that could not ask before.
+    pub(super) fn take_stalled(&mut self, into: &mut Vec<ConnId>) {
+        mem::swap(&mut self.stalled, into);
+    }
+
+    /// Gives leases back that nobody needs any more.
+    pub(super) fn close_leases(&mut self) {
+        let mut given_up = self.given_up.borrow_mut();
+        while let Some((core, lease)) = given_up.pop() {
+            // A lease has no connection any more; there is no answer to be told.
+            let conn = ConnId { index: u32::MAX, generation: 0 };
+            let question = Question { core: self.core, conn, wish: Wish::Close { lease } };
+            if self.hall.ask(core, question).is_err() {
+                given_up.push((core, lease));
+                return;
+            }
+        }
+    }
+
+    /// The next answer, its parts wrapped so that they find back if nobody takes them.
+    pub(super) fn next_answer(&mut self) -> Option<(ConnId, Reading)> {
+        let Answer { core, conn, outcome } = self.hall.next_answer(self.core)?;
+        self.open_questions -= 1;
+        let part = |len_bytes, chunk, lease: Option<LeaseId>| Reading::Part {
+            len_bytes,
+            bytes: Borrowed { chunk: Some(chunk), home: self.chunks.clone() },
+            lease: lease.map(|lease| Held { core, lease, is_here: true, given_up: self.given_up.clone() }),
+        };
+        let reading = match outcome {
+            Outcome::Opened { len_bytes, chunk, lease } => part(Some(len_bytes), chunk, lease),
+            Outcome::More { chunk, lease } => part(None, chunk, lease),
+            Outcome::NoRecord { chunk, head, next } => {
+                self.chunks.borrow_mut().push(chunk);
+                Reading::NoRecord { head, next }
+            }
+            Outcome::Listed(page) => Reading::Listed(page),
+            Outcome::Trimmed(trimmed) => Reading::Trimmed(trimmed),
+            Outcome::TrimFailed => Reading::TrimFailed,
+        };
+        Some((conn, reading))
+    }
+
+    /// Answers others; true if there was anything to do. `failed` is told what the medium says if it fails.
+    pub(super) fn answer_others(&mut self, main: &mut Shard, mut failed: impl FnMut(&str)) -> bool {
+        let hall = self.hall.clone();
+        let mut count = 0;
+        while count < QUESTIONS
+            && let Some(Question { core, conn, wish }) = hall.next_question(self.core)
+        {
+            count += 1;
+            let outcome = match wish {
+                Wish::Open { shard, seq, chunk } => self.open(shard, seq, chunk, main),
+                Wish::More { lease, mut chunk } => {
+                    let lease = self.leases.read(lease, &mut chunk);
+                    Outcome::More { chunk, lease }
+                }
+                Wish::Close { lease } => {
+                    self.leases.end(lease);
+                    continue;
+                }
+                Wish::List(wish) => Outcome::Listed(Box::new(self.list(&wish, main))),
+                Wish::Trim { shard, before } => match self.shard(shard, main).trim(before) {
+                    Ok(trimmed) => {
+                        self.publish(main);
+                        Outcome::Trimmed(trimmed)
+                    }
+                    Err(error) => {
+                        failed(&error.to_string());
+                        Outcome::TrimFailed
+                    }
+                },
+            };
+            hall.answer(core, Answer { core: self.core, conn, outcome });
+        }
+        count > 0
+    }
+
+    fn open(&mut self, shard: u32, seq: u64, mut chunk: Chunk, main: &mut Shard) -> Outcome {
+        let shard = self.shard(shard, main);
+        let Some(record) = shard.record(seq) else {
+            chunk.len = 0;
+            return Outcome::NoRecord { chunk, head: shard.head_seq(), next: shard.next_seq() };
+        };
+        let len_bytes = record.len();
+        let lease = self.leases.begin(record, &mut chunk);
+        Outcome::Opened { len_bytes, chunk, lease }
+    }
+
+    /// Records of one of this core's shards.
+    pub(super) fn list(&mut self, wish: &PageWish, main: &mut Shard) -> Page {
+        let PageWish { shard, epoch, from, limit } = *wish;
+        let shard = &*self.shard(shard, main);
+        let from = epoch.map_or(from, |epoch| from.max(shard.first_of_epoch(epoch)));
+        let limit = limit.min(PAGE_RECORDS);
+        let is_wanted = |found: u32| epoch.is_none_or(|epoch| found == epoch);
+        let records = shard.records(from).take_while(|info| is_wanted(info.epoch)).take(limit).collect();
+        let later = epoch.and_then(|epoch| epoch.checked_add(1));
+        let next_epoch = later.and_then(|epoch| shard.records(shard.first_of_epoch(epoch)).next());
+        Page { records, next_epoch: next_epoch.map(|info| info.epoch) }
+    }
+
+    /// How this core's further shards are.
+    pub(super) fn archive(&self) -> &[(u32, Shard)] {
+        &self.archive
+    }
+}
+
+/// An answer.
+pub(super) enum Reading {
+    /// Part of a record, at first with its length; a lease if there is more.
+    Part {
+        len_bytes: Option<u64>,
+        bytes: Borrowed,
+        lease: Option<Held>,
+    },
+    NoRecord {
+        head: u64,
+        next: u64,
+    },
+    Listed(Box<Page>),
+    Trimmed(pmem::Trimmed),
+    TrimFailed,
+}
+
+/// Part of a record; its room goes back to where it is kept.
+pub(super) struct Borrowed {
+    chunk: Option<Chunk>,
+    home: Rc<RefCell<Vec<Chunk>>>,
+}
+
+impl Borrowed {
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.chunk.as_ref().map_or(&[], |chunk| &chunk.bytes[..chunk.len])
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        self.home.borrow_mut().extend(self.chunk.take());
+    }
+}
+
+/// A lease of another core's; it is given back when this is dropped.
+pub(super) struct Held {
+    core: usize,
+    lease: LeaseId,
+    is_here: bool,
+    given_up: Rc<RefCell<Vec<(usize, LeaseId)>>>,
+}
+
+impl Held {
+    /// The lease, to ask for more.
+    pub(super) fn id(&self) -> LeaseId {
+        self.lease
+    }
+
+    /// The lease is on its way in a question: the answer brings it again.
+    pub(super) fn travels(mut self) {
+        self.is_here = false;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.is_here {
+            self.given_up.borrow_mut().push((self.core, self.lease));
+        }
+    }
+}
+
+/// Records that other cores are reading: at most one for each of their connections.
+struct Leases {
+    places: Vec<Lease>,
+    free: Vec<u32>,
+}
+
+struct Lease {
+    generation: u32,
+    /// What is not copied yet.
+    pieces: Option<Pieces>,
+}
+
+struct Pieces {
+    rest: Box<dyn Iterator<Item = Piece>>,
+    /// The piece that is copied in part, and how much of it is.
+    current: Option<(Piece, usize)>,
+}
+
+impl Leases {
+    /// Copies the first of a record; a lease if there is more.
+    fn begin(&mut self, record: Record, chunk: &mut Chunk) -> Option<LeaseId> {
+        let mut pieces = Pieces { rest: Box::new(record.into_pieces()), current: None };
+        if !pieces.fill(chunk) {
+            return None;
+        }
+        let index = self.free.pop().unwrap_or(self.places.len() as u32);
+        if index as usize == self.places.len() {
+            self.places.push(Lease { generation: 0, pieces: None });
+        }
+        let place = &mut self.places[index as usize];
+        place.pieces = Some(pieces);
+        Some(LeaseId { index, generation: place.generation })
+    }
+
+    /// Copies more of a record; the lease again if that is not all.
+    fn read(&mut self, lease: LeaseId, chunk: &mut Chunk) -> Option<LeaseId> {
+        chunk.len = 0;
+        let place = self.places.get_mut(lease.index as usize)?;
+        let pieces = place.pieces.as_mut().filter(|_| place.generation == lease.generation)?;
+        if pieces.fill(chunk) {
+            return Some(lease);
+        }
+        self.end(lease);
+        None
+    }
+
+    fn end(&mut self, lease: LeaseId) {
+        let Some(place) = self.places.get_mut(lease.index as usize) else { return };
+        if place.generation == lease.generation && place.pieces.take().is_some() {
+            place.generation = place.generation.wrapping_add(1);
+            self.free.push(lease.index);
+        }
+    }
+}
+
+impl Pieces {
+    /// Copies as much as fits; true if there is more.
+    fn fill(&mut self, chunk: &mut Chunk) -> bool {
+        chunk.len = 0;
+        loop {
+            if self.current.is_none() {
+                self.current = self.rest.next().map(|piece| (piece, 0));
+            }
+            let Some((piece, at)) = &mut self.current else { return false };
+            let left = &piece.bytes()[*at..];
+            let room = &mut chunk.bytes[chunk.len..];
+            if room.is_empty() {
+                return true;
+            }
+            let count = left.len().min(room.len());
+            room[..count].copy_from_slice(&left[..count]);
+            chunk.len += count;
+            *at += count;
+            if count == left.len() {
+                self.current = None;
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peers")
+            .field("core", &self.core)
+            .field("open_questions", &self.open_questions)
+            .finish_non_exhaustive()
+    }
+}
