@@ -44,6 +44,8 @@ pub struct Client<T> {
 /// What is known of a connection, at its place in the stack's table.
 struct Place {
     request: Option<Request>,
+    /// Whether the connection was given up, for a reason that was counted.
+    is_lost: bool,
     reply: Reply,
 }
 
@@ -85,7 +87,9 @@ impl<T: Transport + OverEndpoint> Client<T> {
             clock,
             request,
             connections,
-            places: (0..connections).map(|_| Place { request: None, reply: Reply::new() }).collect(),
+            places: (0..connections)
+                .map(|_| Place { request: None, is_lost: false, reply: Reply::new() })
+                .collect(),
             idle: VecDeque::with_capacity(connections),
             known_head: KnownHead::default(),
             opened: 0,
@@ -266,9 +270,7 @@ impl<T: Transport + OverEndpoint> Client<T> {
                     self.idle.push_back(conn);
                 }
                 Err(error) => {
-                    self.counts.errors.note(error);
-                    place.request = None;
-                    self.transport.abort(conn);
+                    self.lose(conn, |errors| errors.note(error));
                 }
             }
         }
@@ -282,10 +284,15 @@ impl<T: Transport + OverEndpoint> Client<T> {
         }
     }
 
-    /// Gives a connection up.
+    /// Gives a connection up, and counts why, once.
     fn lose(&mut self, conn: ConnId, count: impl FnOnce(&mut Errors)) {
+        let place = &mut self.places[conn.index as usize];
+        if place.is_lost {
+            return;
+        }
+        place.is_lost = true;
+        place.request = None;
         count(&mut self.counts.errors);
-        self.places[conn.index as usize].request = None;
         self.idle.retain(|idle| *idle != conn);
         self.transport.abort(conn);
     }

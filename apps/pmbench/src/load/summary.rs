@@ -139,7 +139,7 @@ impl Summary {
     /// There was an error, or no reply at all.
     pub fn check(&self) -> Result<()> {
         if self.errors.total() > 0 {
-            bail!("{} of {} requests failed: {}", self.errors.total(), self.requests, self.errors);
+            bail!("{} errors beside {} good replies: {}", self.errors.total(), self.requests, self.errors);
         }
         ensure!(
             self.requests > 0,
