@@ -8,6 +8,7 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use smoltcp::wire::{EthernetAddress, Ipv4Cidr, Ipv6Cidr};
 
+use crate::http::RecordName;
 use crate::service::MAX_SHARDS;
 
 const SERVE_EXAMPLES: &str = "\
@@ -15,6 +16,9 @@ Examples:
   A store in a file, the network over a veth pair (as root, or in a network namespace):
     pmlog serve --pm /var/lib/pmlog.pm --pm-size 1GiB \\
         --dev net_af_packet0,iface=veth1 --ip 10.0.0.2/24
+  Two cores, on CPUs 0 and 1, each with a queue of the device and a shard of the store:
+    pmlog serve --pm /var/lib/pmlog.pm --pm-size 1GiB --cores 0,1 \\
+        --dev net_af_packet0,iface=veth1,qpairs=2 --ip 10.0.0.2/24
   A network card bound to vfio-pci, and device-DAX memory:
     pmlog serve --pm /dev/dax0.0 --dev 0000:03:00.0 --ip 10.0.0.2/24 --gateway 10.0.0.1 -- -l 1
   Linux' own TCP, which copies what arrives into the store, on all addresses of this host:
@@ -251,9 +255,10 @@ pub struct DumpArgs {
     /// One JSON object a line instead of a table.
     #[arg(long)]
     pub json: bool,
-    /// This record only: its bytes, or with --json what it is.
+    /// This record only: its bytes, or with --json what it is. In a store of several shards it is named S-N, its
+    /// number behind that of its shard.
     #[arg(long, value_name = "N")]
-    pub record: Option<u64>,
+    pub record: Option<RecordName>,
 }
 
 /// Which store to check.
@@ -352,6 +357,35 @@ mod tests {
         assert_eq!(args.eal, ["-l", "1", "--no-huge"]);
         let args = serve_dpdk(&["--transport", "dpdk"]).expect("good arguments");
         assert_eq!((args.header_split, args.port), (HeaderSplit::Off, 80));
+    }
+
+    #[test]
+    fn cpus_are_named_as_taskset_names_them() {
+        let cpus = |text| serve(&[&DPDK, &["--cores", text]]).map(|args| args.cpus());
+        let some = |numbers: &[usize]| numbers.iter().copied().map(Some).collect::<Vec<_>>();
+        for (text, numbers) in
+            [("0", &[0][..]), ("1,0", &[1, 0]), ("0-3", &[0, 1, 2, 3]), ("8,2-3", &[8, 2, 3])]
+        {
+            assert_eq!(cpus(text).expect("a good list"), some(numbers), "{text}");
+        }
+        assert_eq!(serve(&[&DPDK]).expect("good arguments").cpus(), [None]);
+        for text in ["", ",", "0,", "a", "3-1", "0,0", "0-2,1", "-1", "+1", "1-", "65536", "0-32"] {
+            assert_eq!(cpus(text).expect_err("a bad list").exit_code(), 2, "{text}");
+        }
+    }
+
+    #[test]
+    fn there_are_as_many_shards_as_cores_or_more() {
+        let contradiction = |more: &[&str]| serve(&[&DPDK, more]).expect("good arguments").contradiction();
+        assert_eq!(contradiction(&["--cores", "0,1", "--shards", "2"]), None);
+        assert_eq!(contradiction(&["--cores", "0,1", "--shards", "5"]), None);
+        assert_eq!(contradiction(&["--cores", "0-5"]), None);
+        assert_eq!(contradiction(&["--shards", "1"]), None);
+        let said = contradiction(&["--cores", "0-2", "--shards", "2"]).expect("too few shards");
+        assert!(said.contains("--shards 2") && said.contains("3 cores"), "{said}");
+        for shards in ["0", "33"] {
+            assert_eq!(serve(&[&DPDK, &["--shards", shards]]).expect_err("out of range").exit_code(), 2);
+        }
     }
 
     #[test]

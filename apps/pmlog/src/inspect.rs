@@ -8,6 +8,7 @@ use pmem::{PieceName, ShardReport, Snapshot, SnapshotEvent, SnapshotRecord};
 use serde::Serialize;
 
 use crate::cli::{DumpArgs, VerifyArgs};
+use crate::http::RecordName;
 
 /// Damage that one JSON report lists in words; all of it is counted.
 const MAX_LISTED: usize = 1000;
@@ -19,20 +20,32 @@ const MAX_LISTED: usize = 1000;
 pub fn dump(args: &DumpArgs, out: &mut impl Write, complaints: &mut impl Write) -> Result<()> {
     let snapshot = Snapshot::open(&args.pm)?;
     complain_of_losses(&snapshot, complaints)?;
+    let shards = snapshot.geometry().shards;
+    if let Some(RecordName { shard: None, seq }) = args.record.filter(|_| shards > 1) {
+        bail!("{} has {shards} shards: name a record SHARD-NUMBER, such as 0-{seq}", args.pm.display());
+    }
     let mut listing = Listing { snapshot: &snapshot, args, out, found: false, table_begun: false };
     let mut corruptions = 0;
+    // Each shard is read in the order of its own numbers; those of one shard need not be kept to be put in order.
+    let mut all = Vec::new();
     scan(&snapshot, |event| match event {
-        SnapshotEvent::Record(record) => listing.show(&record),
+        SnapshotEvent::Record(record) if shards == 1 => listing.show(&record),
+        SnapshotEvent::Record(record) => {
+            all.extend(Some(record).filter(|record| listing.is_wanted(record)));
+            Ok(())
+        }
         SnapshotEvent::Corrupt(corruption) => {
             corruptions += 1;
             writeln!(complaints, "pmlog: {corruption}")
         }
     })?;
+    all.sort_by_key(|record| (record.info.epoch, record.shard, record.info.seq));
+    all.iter().try_for_each(|record| listing.show(record)).context("the output ended early")?;
     let found = listing.found;
     out.flush()?;
     match args.record {
         Some(_) if found => Ok(()),
-        Some(seq) => bail!("{} holds no readable record {seq}", args.pm.display()),
+        Some(name) => bail!("{} holds no readable record {name}", args.pm.display()),
         None if corruptions > 0 => bail!("{} is damaged in {corruptions} places", args.pm.display()),
         None => Ok(()),
     }
@@ -131,14 +144,17 @@ struct ExtentLine {
 }
 
 impl<W: Write> Listing<'_, W> {
+    fn is_wanted(&self, record: &SnapshotRecord) -> bool {
+        self.args.record.is_none_or(|RecordName { shard, seq }| {
+            seq == record.info.seq && shard.unwrap_or(0) == record.shard
+        })
+    }
+
     fn show(&mut self, record: &SnapshotRecord) -> io::Result<()> {
-        if self.args.record.is_some_and(|wanted| wanted != record.info.seq) {
+        if !self.is_wanted(record) {
             return Ok(());
         }
-        // Shards number their records each on its own; the first one's answers.
-        if self.args.record.is_some() && std::mem::replace(&mut self.found, true) {
-            return Ok(());
-        }
+        self.found = true;
         if self.args.json {
             let line = self.line(record);
             serde_json::to_writer(&mut *self.out, &line)?;
@@ -151,7 +167,9 @@ impl<W: Write> Listing<'_, W> {
             writeln!(self.out, "{:>12} {:>6} {:>12}  crc32c    where", "record", "epoch", "bytes")?;
         }
         let info = &record.info;
-        write!(self.out, "{:>12} {:>6} {:>12}  {:08x}  ", info.seq, info.epoch, info.len, info.crc32c)?;
+        let shard = (self.snapshot.geometry().shards > 1).then_some(record.shard);
+        let name = RecordName { shard, seq: info.seq }.to_string();
+        write!(self.out, "{name:>12} {:>6} {:>12}  {:08x}  ", info.epoch, info.len, info.crc32c)?;
         match record.pieces.as_slice() {
             [] => writeln!(self.out, "in its log entry"),
             [piece] => writeln!(self.out, "buffer {} at {}", piece.buffer, piece.offset),

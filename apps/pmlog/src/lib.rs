@@ -8,6 +8,11 @@
 //! | `DELETE /records?before=N` | `{"head":N,"trimmed":M}`: the records below N are gone |
 //! | `GET /health` | how the store is |
 //!
+//! A store that is served by several cores has a shard for each, which numbers its records on its own. There a record
+//! is named `S-N`: replies and listings have `"shard":S` beside `"seq":N`. A listing has all shards' records, in the
+//! order of epoch, shard and number, and `from=E-S-N` goes on at a place in that order; `shard=S&from=N` lists one
+//! shard. `before=S-N` trims one shard.
+//!
 //! A request that is not done is answered with its status and `{"error":"why, in one line"}`. Record numbers
 //! rise but are not dense: a number is the record's place in the log.
 //!

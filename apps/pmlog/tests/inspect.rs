@@ -208,3 +208,43 @@ fn wrong_usage_ends_with_2() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
     }
 }
+
+#[test]
+fn the_records_of_several_shards_are_dumped_by_epoch_shard_and_number() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("store.pm");
+    for _ in 0..2 {
+        let options =
+            Options { size: Some(4 << 20), shards_if_new: Some(2), volatile: true, ..Options::default() };
+        let region = Region::open(&path, &options).expect("a store");
+        for (index, seed) in region.into_seeds().into_iter().enumerate() {
+            let mut lab = Lab::over(seed.open().expect("it opens"), ServiceConfig::default());
+            let conn = lab.connect();
+            let epoch = lab.shard.epoch();
+            lab.append(conn, format!("shard {index}, epoch {epoch}").as_bytes());
+            lab.shard.checkpoint().expect("the end is noted");
+        }
+    }
+    let output = pmlog(&["dump", "--json"], &path);
+    assert!(output.status.success());
+    let number = |line: &serde_json::Value, key: &str| line[key].as_u64().expect("a number");
+    let places: Vec<_> = json_lines(&output)
+        .iter()
+        .map(|line| (number(line, "epoch"), number(line, "shard"), number(line, "seq")))
+        .collect();
+    assert_eq!(places, [(1, 0, 1), (1, 1, 1), (2, 0, 2), (2, 1, 2)]);
+    let table = text(&pmlog(&["dump"], &path).stdout);
+    let names: Vec<_> = table.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(names, ["0-1", "1-1", "0-2", "1-2"]);
+    assert_eq!(text(&pmlog(&["dump", "--record", "1-2"], &path).stdout), "shard 1, epoch 2");
+    for (record, said) in [("2", "0-2"), ("1-3", "1-3"), ("2-1", "2-1")] {
+        let refused = pmlog(&["dump", "--record", record], &path);
+        assert!(
+            refused.status.code() == Some(1) && text(&refused.stderr).contains(said),
+            "{record}: {refused:?}"
+        );
+    }
+    assert_eq!(pmlog(&["dump", "--record", "x"], &path).status.code(), Some(2));
+    let verified = pmlog(&["verify"], &path);
+    assert!(verified.status.success() && text(&verified.stdout).contains("sound: 4 records"), "{verified:?}");
+}

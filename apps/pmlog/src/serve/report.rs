@@ -188,6 +188,7 @@ impl<N: Serialize + Display> Started<'_, N> {
                 out,
                 "records   {records} of {payload} recovered, numbers {head} to before {next}, epoch {epoch}"
             )?,
+            (shards, 0) => writeln!(out, "records   none in {} shards, epoch {epoch}", shards.len())?,
             (shards, _) => writeln!(
                 out,
                 "records   {records} of {payload} recovered in {} shards, epoch {epoch}",
