@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use dpdk::{Eal, ExternalArea, Offloads, Pool, Port, PortConfig, PortId, PortInfo, RxQueue, TxQueue};
@@ -14,6 +15,10 @@ use crate::cli::{Cli, MAX_BURST, Mode, PoolKind, SegmentLengths, Topology};
 use crate::packet::Template;
 use crate::stream::{Counters, Route, Stream};
 use crate::worker::{Run, Worker, WorkerConfig};
+
+/// How long links are given to come up, and how often they are looked at.
+const LINK_WAIT: Duration = Duration::from_secs(3);
+const LINK_POLL: Duration = Duration::from_millis(5);
 
 /// Ports and cores that are ready to forward.
 pub struct Forwarder {
@@ -91,6 +96,7 @@ impl Forwarder {
                 cache: cli.mbcache,
                 in_flight: (u32::from(cli.txd.get()) + MAX_BURST as u32) * share.len() as u32,
                 store,
+                ports: ids.clone(),
                 when_full: cli.log_full,
                 capture: capture.as_ref().map(CaptureFile::tap),
             };
@@ -117,7 +123,23 @@ impl Forwarder {
         for (number, (id, info)) in ids.into_iter().zip(&infos).enumerate() {
             forwarder.start_port(cli, number, id, info)?;
         }
+        forwarder.wait_for_links()?;
         Ok(forwarder)
+    }
+
+    /// Gives the links time to come up: what is sent before that is lost.
+    fn wait_for_links(&self) -> Result<()> {
+        let end = Instant::now() + LINK_WAIT;
+        for port in &self.ports {
+            while !port.port.link()?.up {
+                if Instant::now() >= end {
+                    tracing::warn!(port = port.port.info().name, "the link is down");
+                    break;
+                }
+                std::thread::sleep(LINK_POLL);
+            }
+        }
+        Ok(())
     }
 
     fn start_port(&mut self, cli: &Cli, number: usize, id: PortId, info: &PortInfo) -> Result<()> {

@@ -101,7 +101,7 @@ impl Counters {
 
 impl Stream {
     /// Receives into an empty batch; returns how many packets it has.
-    #[inline]
+    #[inline(always)]
     pub fn receive<T: Tap>(&mut self, burst: &mut Burst, hands: &mut Hands<T>) -> usize {
         let count = self.rx.burst_up_to(burst, hands.limit);
         if count > 0 {
@@ -112,7 +112,7 @@ impl Stream {
     }
 
     /// Sends the packets. What the device does not take is dropped.
-    #[inline]
+    #[inline(always)]
     pub fn send(&mut self, burst: &mut Burst) {
         let count = burst.len();
         let sent = self.tx.burst(burst);

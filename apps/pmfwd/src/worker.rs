@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use dpdk::{Eal, ExternalArea, ExternalPool, ExternalPoolConfig, Pool, PoolConfig};
+use dpdk::{Eal, ExternalArea, ExternalPool, ExternalPoolConfig, Pool, PoolConfig, PortId};
 use pmem::{Shard, ShardSeed};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
@@ -31,6 +31,8 @@ pub struct WorkerConfig {
     pub in_flight: u32,
     /// Its part of the store, and the memory that devices know it by; none for packets in DRAM.
     pub store: Option<(ShardSeed, ExternalArea)>,
+    /// The ports that packets come from and go to.
+    pub ports: Vec<PortId>,
     /// What mode log does when the store is full.
     pub when_full: WhenFull,
     /// Where frames that pass are written.
@@ -162,6 +164,9 @@ impl Core {
             Some((seed, area)) => {
                 let shard = seed.open()?;
                 let pool = named_pool(eal, &name, &shard, area, config.mbufs, cache)?;
+                if pool.go_without_flag(&config.ports)? {
+                    tracing::debug!("no driver here needs the flag for external memory");
+                }
                 let dram = (*pool).clone();
                 let logger = Logger::new(eal, &name, shard, pool, area, config.in_flight, config.when_full)?;
                 (dram, Some(logger))

@@ -94,10 +94,11 @@ impl<const N: usize> Batch<N> {
     /// Takes over mbufs that DPDK wrote to [`spare_pointers`](Self::spare_pointers).
     ///
     /// # Safety
-    /// `count` is at most [`room`](Self::room), and as many owned mbufs were written there.
-    pub(crate) unsafe fn extend_to(&mut self, count: usize) {
+    /// `len` is at most the capacity, and as many owned mbufs are there.
+    #[inline]
+    pub(crate) unsafe fn set_len(&mut self, len: usize) {
         // SAFETY: the elements up to the new length are initialised, says the caller.
-        unsafe { self.0.set_len(self.0.len() + count) }
+        unsafe { self.0.set_len(len) }
     }
 
     /// Forgets the first mbufs, which are DPDK's now.

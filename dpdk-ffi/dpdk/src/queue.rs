@@ -44,16 +44,17 @@ impl RxQueue {
     }
 
     /// As [`burst`](Self::burst), at most `limit`.
-    #[inline]
+    #[inline(always)]
     pub fn burst_up_to<const N: usize>(&mut self, batch: &mut Batch<N>, limit: usize) -> usize {
         const { assert!(N <= u16::MAX as usize, "DPDK counts the packets of a burst in 16 bits") };
-        let room = batch.room().min(limit) as u16;
+        let before = batch.len();
+        let room = (N - before).min(limit) as u16;
         // SAFETY: the port runs for as long as this queue lives, this is the queue's only handle, and there is
         // room for as many pointers.
         let count =
             usize::from(unsafe { fast_path::receive(self.id, self.index, batch.spare_pointers(), room) });
-        // SAFETY: DPDK wrote `count` packets, which are ours now.
-        unsafe { batch.extend_to(count) }
+        // SAFETY: DPDK wrote `count` packets behind those that there were, which are ours now.
+        unsafe { batch.set_len(before + count) }
         if self.pool.loses_flags() {
             self.mark_external(batch, count);
         }

@@ -21,43 +21,57 @@ fn loopback(eal: Eal, pool: &Pool) -> (Port, RxQueue, TxQueue) {
 
 #[test]
 fn swapped_buffers_hold_the_frames_and_none_is_lost() {
-    isolated("swapped_buffers_hold_the_frames_and_none_is_lost", || {
-        const MBUFS: usize = 511;
-        const SPARES: usize = 100;
-        let folder = tempfile::tempdir().unwrap();
-        let eal = support::eal();
-        let (pool, mut spares) = support::file_pool(eal, &folder.path().join("pm"), MBUFS, SPARES);
-        let (_port, mut rx, mut tx) = loopback(eal, &pool);
-        let mut batch = MbufBatch::new();
-        let (mut sent, mut received) = (0_u64, 0_u64);
-        while received < 60_000 {
-            assert!(pool.alloc_bulk(&mut batch, 32), "mbufs were lost after {received} packets");
-            for packet in &mut batch {
-                let frame = numbered_frame(sent, 60 + (sent % 1400) as usize);
-                packet.append(frame.len()).unwrap().copy_from_slice(&frame);
-                sent += 1;
-            }
-            send_all(&mut tx, &mut batch);
-            receive(&mut rx, &mut batch);
-            for packet in &mut batch {
-                let (offset, len) = (packet.data_offset(), packet.len());
-                let address = packet.buffer_address();
-                let spare = spares.remove(received as usize % spares.len());
-                let buffer = pool.swap(packet, spare).unwrap();
-                assert_eq!(buffer.as_ptr(), address);
-                assert_eq!(buffer[offset..offset + len], numbered_frame(received, len));
-                assert!(packet.is_empty() && packet.buffer_address() != address);
-                spares.push(buffer);
-                received += 1;
-            }
-            batch.clear();
+    isolated("swapped_buffers_hold_the_frames_and_none_is_lost", || swap_many(true));
+}
+
+#[test]
+fn buffers_are_swapped_without_the_flag_where_drivers_do_not_need_it() {
+    isolated("buffers_are_swapped_without_the_flag_where_drivers_do_not_need_it", || swap_many(false));
+}
+
+fn swap_many(has_flag: bool) {
+    const MBUFS: usize = 511;
+    const SPARES: usize = 100;
+    let folder = tempfile::tempdir().unwrap();
+    let eal = support::eal();
+    let (pool, mut spares) = support::file_pool(eal, &folder.path().join("pm"), MBUFS, SPARES);
+    if !has_flag {
+        let ring = eal.attach("net_ring0").unwrap();
+        let vhost =
+            eal.attach(&format!("net_vhost0,iface={}", folder.path().join("vhost").display())).unwrap();
+        assert!(!pool.go_without_flag(&[ring, vhost]).unwrap(), "nothing is known of vhost");
+        assert!(pool.go_without_flag(&[ring]).unwrap());
+    }
+    let (_port, mut rx, mut tx) = loopback(eal, &pool);
+    let mut batch = MbufBatch::new();
+    let (mut sent, mut received) = (0_u64, 0_u64);
+    while received < 60_000 {
+        assert!(pool.alloc_bulk(&mut batch, 32), "mbufs were lost after {received} packets");
+        for packet in &mut batch {
+            let frame = numbered_frame(sent, 60 + (sent % 1400) as usize);
+            packet.append(frame.len()).unwrap().copy_from_slice(&frame);
+            sent += 1;
         }
-        assert_eq!((received, pool.available()), (sent, MBUFS));
-        let mut places: HashSet<usize> = spares.iter().map(|buffer| buffer.as_ptr() as usize).collect();
-        let all: Vec<_> = std::iter::from_fn(|| pool.alloc()).collect();
-        places.extend(all.iter().map(|packet| packet.buffer_address() as usize));
-        assert_eq!((all.len(), places.len()), (MBUFS, MBUFS + SPARES), "each buffer is in one place");
-    });
+        send_all(&mut tx, &mut batch);
+        receive(&mut rx, &mut batch);
+        for packet in &mut batch {
+            let (offset, len) = (packet.data_offset(), packet.len());
+            let address = packet.buffer_address();
+            let spare = spares.remove(received as usize % spares.len());
+            let buffer = pool.swap(packet, spare).unwrap();
+            assert_eq!(buffer.as_ptr(), address);
+            assert_eq!(buffer[offset..offset + len], numbered_frame(received, len));
+            assert!(packet.is_empty() && packet.buffer_address() != address);
+            spares.push(buffer);
+            received += 1;
+        }
+        batch.clear();
+    }
+    assert_eq!((received, pool.available()), (sent, MBUFS));
+    let mut places: HashSet<usize> = spares.iter().map(|buffer| buffer.as_ptr() as usize).collect();
+    let all: Vec<_> = std::iter::from_fn(|| pool.alloc()).collect();
+    places.extend(all.iter().map(|packet| packet.buffer_address() as usize));
+    assert_eq!((all.len(), places.len()), (MBUFS, MBUFS + SPARES), "each buffer is in one place");
 }
 
 #[test]
