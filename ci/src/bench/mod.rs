@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measurements, as a table and as JSON.
 
 mod compare;
+mod fwd;
 mod micro;
 
 use std::process::Command;
@@ -28,6 +29,8 @@ enum Suite {
     },
     /// Every way of serving durable appends, side by side: a table, and a report in target/bench/compare.
     Compare(compare::Options),
+    /// pmfwd beside dpdk-testpmd, on the same virtual devices: packets by second of CPU time.
+    Fwd(fwd::Options),
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -35,6 +38,7 @@ pub fn run(options: &Options) -> Result<()> {
     match &options.suite {
         Suite::Micro { filter } => micro::run(filter.as_deref()),
         Suite::Compare(options) => compare::run(options),
+        Suite::Fwd(options) => fwd::run(options),
     }
 }
 
