@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lab::{Lab, noise};
+use lab::{Lab, PmlogOptions, noise};
 
-use crate::{Over, cable, connect, health_of, options, over_each_transport, wait_until};
+use crate::{Over, cable, connect, health_of, options, over_each_transport, two_cpus, wait_until};
 
 over_each_transport! {
     acknowledged_records_survive_a_kill,
+    acknowledged_records_of_two_cores_survive_a_kill,
 }
 
 const CLIENTS: u64 = 6;
@@ -24,7 +25,15 @@ fn body(seed: u64) -> Vec<u8> {
 
 fn acknowledged_records_survive_a_kill(lab: &Lab, over: Over) -> Result<()> {
     cable(lab, over)?;
-    let options = options(lab, over, "256MiB")?;
+    survive(&options(lab, over, "256MiB")?)
+}
+
+fn acknowledged_records_of_two_cores_survive_a_kill(lab: &Lab, over: Over) -> Result<()> {
+    cable(lab, over)?;
+    survive(&options(lab, over, "256MiB")?.option("--cores", &two_cpus()?))
+}
+
+fn survive(options: &PmlogOptions) -> Result<()> {
     let acknowledged = Mutex::new(BTreeMap::new());
     let seeds = AtomicU64::new(0);
     for round in 1..=4 {
@@ -41,9 +50,9 @@ fn acknowledged_records_survive_a_kill(lab: &Lab, over: Over) -> Result<()> {
                     loop {
                         let seed = seeds.fetch_add(1, Ordering::Relaxed);
                         let Ok(reply) = connection.append(&body(seed)) else { return };
-                        let seq = reply.seq().expect("a good append");
-                        let twice = acknowledged.lock().expect("no client panics").insert(seq, seed);
-                        assert!(twice.is_none(), "record {seq} was acknowledged twice");
+                        let name = reply.record().expect("a good append");
+                        let twice = acknowledged.lock().expect("no client panics").insert(name, seed);
+                        assert!(twice.is_none(), "record of seed {seed} has another's name");
                     }
                 });
             }
@@ -60,10 +69,10 @@ fn acknowledged_records_survive_a_kill(lab: &Lab, over: Over) -> Result<()> {
         let most = known + round as u64 * CLIENTS;
         ensure!((known..=most).contains(&records), "{records} records, {known} acknowledged");
         let mut connection = connect()?;
-        for (seq, seed) in acknowledged.iter() {
-            let reply = connection.get(&format!("/records/{seq}"))?;
-            ensure!(reply.status == 200, "round {round}: record {seq} is lost: status {}", reply.status);
-            ensure!(reply.body == body(*seed), "round {round}: record {seq} differs");
+        for (name, seed) in acknowledged.iter() {
+            let reply = connection.get(&format!("/records/{name}"))?;
+            ensure!(reply.status == 200, "round {round}: record {name} is lost: status {}", reply.status);
+            ensure!(reply.body == body(*seed), "round {round}: record {name} differs");
         }
         if round % 2 == 0 {
             ensure!(server.interrupt()?.success(), "no clean end");

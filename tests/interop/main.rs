@@ -1,6 +1,7 @@
 //! `pmlog` against the Linux kernel's TCP and real clients, each test in a network of its own.
 
 mod arguments;
+mod cores;
 mod crash;
 mod full;
 mod http;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Connection, Curl, Lab, Pmlog, PmlogOptions, wire};
+use rustix::thread::CpuSet;
 
 /// Whose TCP the server uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,15 @@ fn options(lab: &Lab, over: Over, size: &str) -> Result<PmlogOptions> {
         Over::Dpdk => options,
         Over::Kernel => options.kernel(&lab.path("server.net")),
     })
+}
+
+/// Two CPUs that this test may run on, as `--cores` takes them.
+fn two_cpus() -> Result<String> {
+    let allowed = rustix::thread::sched_getaffinity(None)?;
+    let cpus: Vec<String> =
+        (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).take(2).map(|cpu| cpu.to_string()).collect();
+    ensure!(cpus.len() == 2, "this test needs two CPUs, and may run on {} only", cpus.join(", "));
+    Ok(cpus.join(","))
 }
 
 fn connect() -> Result<Connection> {

@@ -40,6 +40,19 @@ impl Reply {
         ensure!(self.status == 200, "status {}: {}", self.status, String::from_utf8_lossy(&self.body));
         self.json()?["seq"].as_u64().context("no seq in the reply")
     }
+
+    /// The name of the record that a 200 to an append tells of: its number, behind that of its shard where a store
+    /// has several.
+    ///
+    /// # Errors
+    /// It is not such a reply.
+    pub fn record(&self) -> Result<String> {
+        let seq = self.seq()?;
+        Ok(match self.json()?["shard"].as_u64() {
+            Some(shard) => format!("{shard}-{seq}"),
+            None => seq.to_string(),
+        })
+    }
 }
 
 /// One connection to a server.
