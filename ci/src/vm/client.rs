@@ -43,8 +43,33 @@ impl Tag {
 pub struct Acknowledged {
     /// Its sequence number.
     pub seq: u64,
+    /// Its shard, where there are several.
+    pub shard: Option<u64>,
     /// What it holds.
     pub tag: Tag,
+}
+
+impl Acknowledged {
+    /// Appends the body and waits until it is acknowledged.
+    fn append(connection: &mut Connection, tag: Tag) -> Result<Self> {
+        connection.send_append(&tag.body())?;
+        Self::await_append(connection, tag)
+    }
+
+    /// Waits until an append that was sent is acknowledged.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn await_append(connection: &mut Connection, tag: Tag) -> Result<Self> {
+        let reply = connection.reply()?;
+        let seq = reply.seq().with_context(|| format!("an append of {} bytes", tag.len))?;
+        Ok(Self { seq, shard: reply.json()?["shard"].as_u64(), tag })
+    }
+
+    /// What the server calls it.
+    fn name(&self) -> String {
+        self.shard.map_or(String::new(), |shard| format!("{shard}-")) + &self.seq.to_string()
+    }
 }
 
 /// Where pmlog listens in the guest.
@@ -82,9 +107,7 @@ pub fn append_each(lengths: impl IntoIterator<Item = usize>, seed: u64) -> Resul
     let mut acknowledged = Vec::new();
     for (at, len) in lengths.into_iter().enumerate() {
         let tag = Tag { seed: seed.wrapping_add(at as u64), len };
-        let seq =
-            connection.append(&tag.body())?.seq().with_context(|| format!("an append of {len} bytes"))?;
-        acknowledged.push(Acknowledged { seq, tag });
+        acknowledged.push(Acknowledged::append(&mut connection, tag)?);
     }
     Ok(acknowledged)
 }
@@ -96,13 +119,13 @@ pub fn append_each(lengths: impl IntoIterator<Item = usize>, seed: u64) -> Resul
 pub fn fetch_each(records: &[Acknowledged]) -> Result<()> {
     let mut connection = Connection::open(server())?;
     for record in records {
-        let reply = connection.get(&format!("/records/{}", record.seq))?;
-        ensure!(reply.status == 200, "record {} is gone: status {}", record.seq, reply.status);
+        let name = record.name();
+        let reply = connection.get(&format!("/records/{name}"))?;
+        ensure!(reply.status == 200, "record {name} is gone: status {}", reply.status);
         let expected = record.tag.body();
         ensure!(
             reply.body == expected,
-            "record {}: {} bytes came back that are not the {} sent",
-            record.seq,
+            "record {name}: {} bytes came back that are not the {} sent",
             reply.body.len(),
             expected.len()
         );
@@ -159,8 +182,8 @@ fn work(seed: u64, count: &AtomicUsize, stop: &AtomicBool) -> Vec<Acknowledged> 
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
         let tag = Tag { seed: seed.wrapping_add(number), len: LENGTHS[number as usize % LENGTHS.len()] };
-        let Ok(seq) = connection.append(&tag.body()).and_then(|reply| reply.seq()) else { break };
-        acknowledged.push(Acknowledged { seq, tag });
+        let Ok(record) = Acknowledged::append(&mut connection, tag) else { break };
+        acknowledged.push(record);
         count.fetch_add(1, Ordering::Relaxed);
         number += 1;
     }

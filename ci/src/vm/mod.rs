@@ -20,7 +20,7 @@ use indicatif::ProgressBar;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use self::image::{Image, PACKAGES};
-use self::qemu::{Machine, Medium, Nic, TAP};
+use self::qemu::{Machine, Medium, Nic};
 use self::scenarios::{SCENARIOS, Scenario, Stage};
 use crate::setup::{self, Verbosity};
 use crate::steps::{Step, programs, workspace};
@@ -162,7 +162,6 @@ pub struct Inside {
 /// The network between host and guest cannot be made, or the guest's prompt ended badly.
 pub fn run_inside(inside: &Inside) -> Result<bool> {
     lab::Lab::enter(&inside.folder)?;
-    connect()?;
     let image = Image { vmlinux: inside.vmlinux.clone(), initrd: inside.initrd.clone() };
     if inside.shell {
         let stage = Stage::new("shell", &inside.folder, &image, 0, 0, &|_| {})?;
@@ -200,12 +199,4 @@ fn play(scenario: &Scenario, inside: &Inside, image: &Image) -> bool {
         ),
     }
     outcome.is_ok()
-}
-
-/// The host's end of the wire: a TAP interface with the kernel's address on it.
-fn connect() -> Result<()> {
-    lab::run("ip", ["tuntap", "add", "dev", TAP, "mode", "tap"])?;
-    lab::run("ip", ["address", "add", &format!("{}/24", lab::wire::KERNEL_V4), "dev", TAP])?;
-    lab::run("ip", ["link", "set", TAP, "up"])?;
-    Ok(())
 }

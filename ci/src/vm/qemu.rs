@@ -28,6 +28,8 @@ pub enum Nic {
     E1000e,
     /// Virtio behind the virtual IOMMU, and with modern registers only: legacy ones cannot be behind it.
     Virtio,
+    /// The same with two queues, over which it spreads TCP's connections by a hash of addresses and ports (RSS).
+    VirtioTwoQueues,
     /// VMware's paravirtual NIC.
     Vmxnet3,
 }
@@ -37,8 +39,31 @@ impl Nic {
         match self {
             Self::E1000e => "e1000e",
             Self::Virtio => "virtio-net-pci,disable-legacy=on,iommu_platform=on,ats=on",
+            // A vector for each of four rings, for the control ring, and for changes of configuration.
+            Self::VirtioTwoQueues => {
+                "virtio-net-pci,disable-legacy=on,iommu_platform=on,ats=on,mq=on,rss=on,vectors=6"
+            }
             Self::Vmxnet3 => "vmxnet3",
         }
+    }
+
+    /// What a TAP interface must be made with, and what QEMU must be told of it, for this NIC to be at its other end.
+    fn wire(self) -> (&'static [&'static str], &'static str) {
+        match self {
+            Self::VirtioTwoQueues => (&["multi_queue"], ",vhost=off,queues=2"),
+            _ => (&[], ""),
+        }
+    }
+
+    /// The host's end of the wire: a new TAP interface with the kernel's address on it.
+    fn connect(self) -> Result<()> {
+        // The last machine's; there is none before the first.
+        let _ = lab::run("ip", ["link", "delete", TAP]);
+        let add = ["tuntap", "add", "dev", TAP, "mode", "tap"];
+        lab::run("ip", add.iter().chain(self.wire().0))?;
+        lab::run("ip", ["address", "add", &format!("{}/24", lab::wire::KERNEL_V4), "dev", TAP])?;
+        lab::run("ip", ["link", "set", TAP, "up"])?;
+        Ok(())
     }
 }
 
@@ -102,7 +127,8 @@ impl Machine {
                 Medium::VirtioPmem => "virtio-pmem-pci,memdev=pm0,addr=03.0",
             },
         ]);
-        qemu.arg("-netdev").arg(format!("tap,id=n0,ifname={TAP},script=no,downscript=no,vnet_hdr=off"));
+        qemu.arg("-netdev")
+            .arg(format!("tap,id=n0,ifname={TAP},script=no,downscript=no,vnet_hdr=off{}", self.nic.wire().1));
         qemu.arg("-device").arg(format!("{},netdev=n0,addr=02.0,mac=52:54:00:00:00:02", self.nic.device()));
         let iommu = if self.iommu { "intel_iommu=on" } else { "intel_iommu=off" };
         qemu.arg("-kernel").arg(&image.vmlinux).arg("-initrd").arg(&image.initrd);
@@ -115,6 +141,7 @@ impl Machine {
     /// # Errors
     /// QEMU did not start, or ended with a failure.
     pub fn shell(&self, image: &Image) -> Result<()> {
+        self.nic.connect()?;
         let status = self.command(image, "paste.shell").args(["-serial", "mon:stdio"]).status()?;
         ensure!(status.success(), "QEMU ended with {status}");
         Ok(())
@@ -125,6 +152,7 @@ impl Machine {
     /// # Errors
     /// QEMU did not start, or the guest was not ready by `deadline`; the end of `log` is in the message.
     pub fn boot(&self, image: &Image, log: &Path, deadline: Instant) -> Result<Guest> {
+        self.nic.connect()?;
         // A socket's name must be short, which the build folder's need not be.
         let sockets = tempfile::tempdir().context("cannot create a folder for QEMU's socket")?;
         let socket = sockets.path().join("control");

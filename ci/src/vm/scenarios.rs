@@ -1,6 +1,7 @@
 //! The scenarios: what must hold on hardware, one function each.
 
 mod kernel;
+mod queues;
 
 use std::collections::HashSet;
 use std::fs;
@@ -46,6 +47,12 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "the same on vmxnet3",
         in_ci: false,
         run: |stage| dma_into_dax(stage, Nic::Vmxnet3),
+    },
+    Scenario {
+        name: "two-queues",
+        what: "two cores on the two queues of a virtio-net that hashes (RSS), each with a shard and DMA into it",
+        in_ci: false,
+        run: queues::two,
     },
     Scenario {
         name: "power-cut",
@@ -174,6 +181,12 @@ fn set_up(guest: &mut Guest) -> Result<()> {
 
 fn dma_faults(guest: &mut Guest) -> Result<u64> {
     guest.run("dma_faults")?.text.trim().parse().context("the guest cannot count its DMA faults")
+}
+
+/// What pmlog, started with --json, said at its end: all that went through it.
+fn ended(guest: &mut Guest) -> Result<serde_json::Value> {
+    let line = guest.must("tail -n 1 /tmp/pmlog.out")?;
+    serde_json::from_str(&line).with_context(|| format!("pmlog's last line is no JSON: {line}"))
 }
 
 /// Lengths from nothing to more than a window holds; a KiB often, since that is what logs are made of.

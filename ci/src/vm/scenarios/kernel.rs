@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use lab::Connection;
 
-use super::{START_LIMIT, Stage, cut_under_load, dma_faults, lengths, recognisable};
+use super::{START_LIMIT, Stage, cut_under_load, dma_faults, ended, lengths, recognisable};
 use crate::vm::client::{append_each, fetch_each, server, wait_for_server};
 use crate::vm::evidence::find_all;
 use crate::vm::qemu::{Guest, Nic};
@@ -34,8 +34,7 @@ pub(super) fn transport(stage: &Stage<'_>) -> Result<String> {
         "nothing was flushed to device-DAX: {after}"
     );
     guest.must("stop")?;
-    let ended = guest.must("tail -n 1 /tmp/pmlog.out")?;
-    let ended: serde_json::Value = serde_json::from_str(&ended).context("pmlog's last line is no JSON")?;
+    let ended = ended(&mut guest)?;
     let total =
         |name: &str| ended[name].as_u64().with_context(|| format!("pmlog's end tells no {name}: {ended}"));
     let longest = records.iter().map(|record| record.tag.len).max().unwrap_or_default() as u64;
