@@ -12,12 +12,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use pmem::{Recovery, RegionInfo, Shard, ShardSeed};
 use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
 use stack::server::Server;
 use stack::transport::dpdk::DpdkError;
 
 use super::clock::Clock;
 use super::report::{Report, Started};
-use super::run::{self, Surroundings};
+use super::run::{self, Spent, Surroundings};
 use super::{Access, LogServer, Served};
 use crate::cli::ServeArgs;
 use crate::service::{Counters, Hall, LogService, ServiceConfig};
@@ -60,6 +61,9 @@ pub(super) struct Totals<N> {
     pub(super) fences: u64,
     pub(super) flushed_lines: u64,
     pub(super) copied_bytes: u64,
+    /// CPU time of the cores' threads, and the part of it in turns of their loops that found something to do.
+    pub(super) cpu: Duration,
+    pub(super) busy_cpu: Duration,
     pub(super) network: N,
 }
 
@@ -250,8 +254,8 @@ impl<A: Access> Core<'_, A> {
             None => LogService::new(config, clock.now()),
         };
         let mut server = Server::new(transport, service, shard);
-        let put = |server: &LogServer<A::Transport>| {
-            totals.lock().unwrap_or_else(PoisonError::into_inner)[index] = Totals::of(server);
+        let put = |server: &LogServer<A::Transport>, spent: Spent| {
+            totals.lock().unwrap_or_else(PoisonError::into_inner)[index] = Totals::of(server, spent);
         };
         let around =
             Surroundings { clock, stop: setting.stop, hall: hall.as_deref(), core: index, put: &put };
@@ -259,7 +263,7 @@ impl<A: Access> Core<'_, A> {
         // However it went, the others are to end as well, and replies that are owed go out.
         setting.stop.store(true, Ordering::Relaxed);
         let ended = run::end(&mut server, &around);
-        put(&server);
+        put(&server, *served.as_ref().unwrap_or(&Spent::default()));
         served.and(ended)
     }
 }
@@ -272,7 +276,11 @@ impl ShardStart {
 }
 
 impl<N> Totals<N> {
-    fn of<T: Served<Totals = N>>(server: &LogServer<T>) -> Self {
+    /// Called in the core's own thread.
+    fn of<T: Served<Totals = N>>(server: &LogServer<T>, spent: Spent) -> Self {
+        let cpu = Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default();
+        // Where others have had the CPU in between, they had it in busy turns and in others alike.
+        let share = spent.busy.total_micros() as f64 / spent.polling.total_micros().max(1) as f64;
         let archive = server.service().archive().iter().map(|(_, shard)| shard);
         let shards = || std::iter::once(server.shard()).chain(archive.clone());
         Self {
@@ -281,6 +289,8 @@ impl<N> Totals<N> {
             fences: shards().map(|shard| shard.counters().fences).sum(),
             flushed_lines: shards().map(|shard| shard.counters().flushed_lines).sum(),
             copied_bytes: shards().map(|shard| shard.counters().copied_bytes).sum(),
+            cpu,
+            busy_cpu: cpu.mul_f64(share.min(1.0)),
             network: server.transport().totals(),
         }
     }
@@ -293,6 +303,8 @@ impl<N: AddAssign> AddAssign for Totals<N> {
         self.fences += other.fences;
         self.flushed_lines += other.flushed_lines;
         self.copied_bytes += other.copied_bytes;
+        self.cpu += other.cpu;
+        self.busy_cpu += other.busy_cpu;
         self.network += other.network;
     }
 }

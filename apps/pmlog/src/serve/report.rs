@@ -75,6 +75,9 @@ struct Sums<'a, N> {
     fences: u64,
     flushed_lines: u64,
     copied_bytes: u64,
+    /// CPU time of the cores, and of it what was not spent on looking in vain for something to do.
+    cpu_us: u64,
+    busy_cpu_us: u64,
     /// Copied from core to core, to be read.
     crossed_read_bytes: u64,
     #[serde(flatten)]
@@ -229,6 +232,8 @@ impl<'a, N> Sums<'a, N> {
             fences: totals.fences,
             flushed_lines: totals.flushed_lines,
             copied_bytes: totals.copied_bytes,
+            cpu_us: totals.cpu.as_micros() as u64,
+            busy_cpu_us: totals.busy_cpu.as_micros() as u64,
             crossed_read_bytes: service.crossed_bytes,
             network: &totals.network,
         }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail};
-use smoltcp::time::Duration;
+use smoltcp::time::{Duration, Instant};
 
 use super::clock::Clock;
 use super::{LogServer, Served};
@@ -25,13 +25,23 @@ pub(super) struct Surroundings<'a, T: Served> {
     /// Where the store has several shards.
     pub(super) hall: Option<&'a Hall>,
     pub(super) core: usize,
-    /// Notes what the core has done, for others.
-    pub(super) put: &'a dyn Fn(&LogServer<T>),
+    /// Notes what the core has done, and the time it took, for others.
+    pub(super) put: &'a dyn Fn(&LogServer<T>, Spent),
+}
+
+/// The time that a core's loop took, rests left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Spent {
+    /// In turns that found something to do.
+    pub(super) busy: Duration,
+    /// In all turns.
+    pub(super) polling: Duration,
 }
 
 /// Bursts until it is time to stop; in between, what other cores want, and whatever rest the transport takes.
-pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_, T>) -> Result<()> {
+pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_, T>) -> Result<Spent> {
     let Surroundings { clock, stop, .. } = *around;
+    let mut spent = Spent::default();
     let mut idle_since = clock.now();
     let mut noted_totals = clock.now();
     let mut is_noted = true;
@@ -42,10 +52,11 @@ pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_
         service.tick(now, transport, shard);
         let has_attended = service.attend(transport, shard);
         if now - noted_totals >= TOTALS_EVERY {
-            (around.put)(server);
+            (around.put)(server, spent);
             noted_totals = now;
         }
-        if !step.is_idle() || has_attended {
+        let is_busy = !step.is_idle() || has_attended;
+        if is_busy {
             is_noted &= !step.committed;
             idle_since = now;
         }
@@ -55,9 +66,15 @@ pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_
             shard.checkpoint()?;
             is_noted = true;
         }
-        around.rest(server, idle)?;
+        let after = clock.now();
+        // Times are cut to microseconds, at both ends alike: over many turns that evens out.
+        spent.polling += after - now;
+        if is_busy {
+            spent.busy += after - now;
+        }
+        around.rest(server, after, idle)?;
     }
-    Ok(())
+    Ok(spent)
 }
 
 /// Answers what was asked, says goodbye, and leaves the store in order.
@@ -98,16 +115,16 @@ impl<T: Served> Surroundings<'_, T> {
         server.step(self.clock.now())?;
         let (transport, service, shard) = server.parts();
         service.attend(transport, shard);
-        self.rest(server, Duration::ZERO)
+        self.rest(server, self.clock.now(), Duration::ZERO)
     }
 
     /// Lets the CPU go, unless there is something for this core that does not come by the network.
-    fn rest(&self, server: &mut LogServer<T>, idle: Duration) -> Result<()> {
+    fn rest(&self, server: &mut LogServer<T>, now: Instant, idle: Duration) -> Result<()> {
         if self.hall.is_some_and(|hall| !hall.may_sleep(self.core)) {
             return Ok(());
         }
         let (transport, ..) = server.parts();
-        let rested = transport.rest(self.clock.now(), idle);
+        let rested = transport.rest(now, idle);
         if let Some(hall) = self.hall {
             hall.is_awake(self.core);
         }
