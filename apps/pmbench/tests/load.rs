@@ -122,6 +122,22 @@ fn connections_that_the_server_ends_are_failures() {
 }
 
 #[test]
+fn a_request_that_is_never_answered_is_a_failure() {
+    isolated(|_| {
+        wire::veth()?;
+        serve(|number| {
+            if number == 5 {
+                thread::park();
+            }
+            Some(GOOD)
+        })?;
+        let silent = complaint(&["--connections", "3", "--seconds", "0.2"])?;
+        ensure!(silent.contains("3 without a reply"), "{silent}");
+        Ok(())
+    });
+}
+
+#[test]
 fn in_an_open_loop_a_stall_counts_for_every_request_that_it_held_up() {
     /// The server answers nothing for so long, once for each connection.
     const STALL: Duration = Duration::from_millis(400);

@@ -17,7 +17,7 @@ const QUICK: [&str; 10] = [
     "--rounds",
     "1",
     "--seconds",
-    "0.5",
+    "0.8",
     "--warmup",
     "0.1",
 ];
@@ -28,7 +28,7 @@ const FULL: [&str; 10] = [
     "--connections",
     "1,10,50,100",
     "--rounds",
-    "4",
+    "5",
     "--seconds",
     "1",
     "--warmup",
@@ -39,7 +39,7 @@ const FULL: [&str; 10] = [
 #[command(after_help = "\
 Examples:
   sudo -E cargo xtask bench compare --quick     the loads that the targets speak of, once: 3 minutes
-  sudo -E cargo xtask bench compare             all loads, four times: 25 minutes
+  sudo -E cargo xtask bench compare             all loads, five times: 25 minutes
 Leave the machine alone meanwhile; it needs two CPUs that nothing else uses.")]
 pub struct Options {
     /// Few loads, one round, short cells.

@@ -20,8 +20,6 @@ use super::summary::{Errors, Summary, latencies};
 
 /// Handshakes that are under way at a time: fewer than any listener's backlog.
 const MAX_OPENING: usize = 32;
-/// A reply that takes longer will not come.
-const STALLED_NS: u64 = 1_000_000_000;
 
 /// Connections over one transport, each with at most one request on its way.
 pub struct Client<T> {
@@ -36,24 +34,19 @@ pub struct Client<T> {
     known_head: KnownHead,
     opened: usize,
     open: usize,
-    closing: bool,
+    is_counting: bool,
+    is_closing: bool,
     refused: Option<CloseReason>,
     counts: Counts,
 }
 
 /// What is known of a connection, at its place in the stack's table.
 struct Place {
-    request: Option<Request>,
+    /// When the request that is on its way was due, by the clock.
+    request: Option<u64>,
     /// Whether the connection was given up, for a reason that was counted.
     is_lost: bool,
     reply: Reply,
-}
-
-/// A request that is on its way; times are the clock's.
-#[derive(Clone, Copy)]
-struct Request {
-    due_ns: u64,
-    sent_ns: u64,
 }
 
 /// What is counted from [`Client::reset`] on.
@@ -94,7 +87,8 @@ impl<T: Transport + OverEndpoint> Client<T> {
             known_head: KnownHead::default(),
             opened: 0,
             open: 0,
-            closing: false,
+            is_counting: true,
+            is_closing: false,
             refused: None,
             counts: Counts::new(0),
         }
@@ -146,11 +140,30 @@ impl<T: Transport + OverEndpoint> Client<T> {
             self.step(now_ns, Some((&mut pace, begin_ns)))?;
             now_ns = self.clock.now_ns();
         }
-        let waiting = self.places.iter().filter_map(|place| place.request);
-        let stalled = waiting.filter(|request| now_ns - request.sent_ns > STALLED_NS).count();
-        self.counts.errors.stalled = stalled as u64;
         self.counts.ran_ns += now_ns - begin_ns;
         Ok(())
+    }
+
+    /// Waits for the replies that are owed, without counting them; those that do not come within `limit` are errors.
+    ///
+    /// # Errors
+    /// The user has asked for the end, or the device failed.
+    pub fn settle(&mut self, limit: Duration, stop: &AtomicBool) -> Result<()> {
+        self.is_counting = false;
+        let limit_ns = self.clock.now_ns() + limit.as_nanos() as u64;
+        let mut now_ns = self.clock.now_ns();
+        while self.owed() > 0 && now_ns < limit_ns {
+            check_stop(stop)?;
+            self.step(now_ns, None)?;
+            now_ns = self.clock.now_ns();
+        }
+        self.counts.errors.unanswered = self.owed() as u64;
+        Ok(())
+    }
+
+    /// Requests without a reply.
+    fn owed(&self) -> usize {
+        self.places.iter().filter(|place| place.request.is_some()).count()
     }
 
     /// Forgets what was counted so far.
@@ -173,7 +186,7 @@ impl<T: Transport + OverEndpoint> Client<T> {
     /// # Errors
     /// The device failed.
     pub fn close(mut self, limit: Duration) -> Result<()> {
-        self.closing = true;
+        self.is_closing = true;
         let mut live: Vec<ConnId> = self.idle.drain(..).collect();
         live.sort();
         for conn in &live {
@@ -212,12 +225,12 @@ impl<T: Transport + OverEndpoint> Client<T> {
                 let now_ns = self.clock.now_ns();
                 let Some(due_ns) = pace.take_due(now_ns - begin_ns) else { break };
                 self.idle.pop_front();
-                self.send(conn, Request { due_ns: begin_ns + due_ns, sent_ns: now_ns });
+                self.send(conn, begin_ns + due_ns);
                 started += 1;
             }
         }
         let sent = self.transport.transmit(time(now_ns))?;
-        if received + events + started + sent > 0 {
+        if self.is_counting && received + events + started + sent > 0 {
             self.counts.busy_ns += self.clock.now_ns() - now_ns;
         }
         Ok(())
@@ -234,7 +247,7 @@ impl<T: Transport + OverEndpoint> Client<T> {
             // A request fits whenever the one before it was answered.
             Event::Writable { .. } => {}
             Event::PeerFinished { conn } => {
-                if !self.closing {
+                if !self.is_closing {
                     self.lose(conn, |errors| errors.closed += 1);
                 }
             }
@@ -244,7 +257,7 @@ impl<T: Transport + OverEndpoint> Client<T> {
                 } else {
                     self.open -= 1;
                 }
-                if !self.closing {
+                if !self.is_closing {
                     self.lose(conn, |errors| errors.closed += 1);
                 }
             }
@@ -255,8 +268,8 @@ impl<T: Transport + OverEndpoint> Client<T> {
     fn receive(&mut self, conn: ConnId) {
         while let Some(slot) = self.transport.recv(conn) {
             let place = &mut self.places[conn.index as usize];
-            let Some(request) = place.request else {
-                if !self.closing {
+            let Some(due_ns) = place.request else {
+                if !self.is_closing {
                     self.lose(conn, |errors| errors.malformed += 1);
                 }
                 continue;
@@ -265,8 +278,10 @@ impl<T: Transport + OverEndpoint> Client<T> {
                 Ok(false) => {}
                 Ok(true) => {
                     place.request = None;
-                    self.counts.requests += 1;
-                    self.counts.latencies_ns.saturating_record(self.clock.now_ns() - request.due_ns);
+                    if self.is_counting {
+                        self.counts.requests += 1;
+                        self.counts.latencies_ns.saturating_record(self.clock.now_ns() - due_ns);
+                    }
                     self.idle.push_back(conn);
                 }
                 Err(error) => {
@@ -276,10 +291,10 @@ impl<T: Transport + OverEndpoint> Client<T> {
         }
     }
 
-    fn send(&mut self, conn: ConnId, request: Request) {
+    fn send(&mut self, conn: ConnId, due_ns: u64) {
         let sent = self.request.iter().try_for_each(|piece| self.transport.send_extent(conn, piece.clone()));
         match sent {
-            Ok(()) => self.places[conn.index as usize].request = Some(request),
+            Ok(()) => self.places[conn.index as usize].request = Some(due_ns),
             Err(_) => self.lose(conn, |errors| errors.unsent += 1),
         }
     }

@@ -26,8 +26,13 @@ use crate::load::frames::Frames;
 use crate::load::pace::Pace;
 pub use crate::load::summary::{LoadEvent, Summary};
 
-/// How long connections have to open, and to close again.
+/// How long connections have to open.
 const HANDSHAKES: Duration = Duration::from_secs(15);
+
+/// How long a server may take for the last replies: for a slow disk, one fdatasync for each connection.
+const OWED: Duration = Duration::from_secs(10);
+/// How long connections have to close.
+const FAREWELL: Duration = Duration::from_millis(300);
 
 /// Loads the server as `args` say, and writes the result to `out`.
 ///
@@ -60,9 +65,10 @@ fn send_requests(args: &LoadArgs, stop: &AtomicBool, out: &mut impl Write) -> Re
     client.reset();
     measuring(args, out)?;
     client.run(args.seconds(), pace(), stop)?;
-    let summary = client.summary();
     measured(args, out)?;
-    client.close(Duration::from_millis(300))?;
+    client.settle(OWED, stop)?;
+    let summary = client.summary();
+    client.close(FAREWELL)?;
     Ok(summary)
 }
 

@@ -70,14 +70,14 @@ pub struct Errors {
     pub closed: u64,
     /// Requests for which the stack had no room.
     pub unsent: u64,
-    /// Requests that had waited for a reply for more than a second when the time was over.
-    pub stalled: u64,
+    /// Requests that had no reply long after the time was over.
+    pub unanswered: u64,
 }
 
 impl Errors {
     /// How many there were.
     pub fn total(&self) -> u64 {
-        self.status + self.malformed + self.closed + self.unsent + self.stalled
+        self.status + self.malformed + self.closed + self.unsent + self.unanswered
     }
 
     pub(super) fn note(&mut self, error: BadReply) {
@@ -93,12 +93,12 @@ impl Errors {
 
 impl fmt::Display for Errors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { status, last_status, malformed, closed, unsent, stalled } = self;
+        let Self { status, last_status, malformed, closed, unsent, unanswered } = self;
         let last = last_status.map(|status| format!(" (the last was {status})")).unwrap_or_default();
         write!(
             f,
             "{status} with another status than 200{last}, {malformed} malformed, {closed} connections closed, \
-             {unsent} not sent, {stalled} without a reply"
+             {unsent} not sent, {unanswered} without a reply"
         )
     }
 }
