@@ -122,6 +122,20 @@ fn connections_that_the_server_ends_are_failures() {
 }
 
 #[test]
+fn a_measurement_has_a_reply_in_it() {
+    isolated(|_| {
+        wire::veth()?;
+        serve(|_| {
+            thread::sleep(Duration::from_millis(300));
+            Some(GOOD)
+        })?;
+        let found = summary(&["--connections", "1", "--seconds", "0"])?;
+        ensure!(number(&found, "requests")? >= 1.0 && number(&found, "seconds")? > 0.2, "{found}");
+        Ok(())
+    });
+}
+
+#[test]
 fn a_request_that_is_never_answered_is_a_failure() {
     isolated(|_| {
         wire::veth()?;

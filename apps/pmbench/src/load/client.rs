@@ -12,11 +12,11 @@ use smoltcp::time::Instant;
 use stack::net::{CloseReason, ConnId, Event, Transport};
 use stack::transport::OverEndpoint;
 
-use super::check_stop;
 use super::device::Clock;
 use super::pace::Pace;
 use super::reply::{KnownHead, Reply};
 use super::summary::{Errors, Summary, latencies};
+use super::{FIRST_REPLY, check_stop};
 
 /// Handshakes that are under way at a time: fewer than any listener's backlog.
 const MAX_OPENING: usize = 32;
@@ -127,7 +127,7 @@ impl<T: Transport + OverEndpoint> Client<T> {
         Ok(())
     }
 
-    /// Sends requests at `pace` for some time.
+    /// Sends requests at `pace` for some time, and if there was no reply by then, until there is one.
     ///
     /// # Errors
     /// The user has asked for the end, or the device failed.
@@ -135,7 +135,8 @@ impl<T: Transport + OverEndpoint> Client<T> {
         let begin_ns = self.clock.now_ns();
         let end_ns = begin_ns + duration.as_nanos() as u64;
         let mut now_ns = begin_ns;
-        while now_ns < end_ns {
+        let patience_ns = end_ns + FIRST_REPLY.as_nanos() as u64;
+        while now_ns < end_ns || (self.counts.requests == 0 && now_ns < patience_ns) {
             check_stop(stop)?;
             self.step(now_ns, Some((&mut pace, begin_ns)))?;
             now_ns = self.clock.now_ns();

@@ -12,6 +12,7 @@ use smoltcp::wire::{
     UdpPacket, UdpRepr,
 };
 
+use super::FIRST_REPLY;
 use super::cli::LoadArgs;
 use super::device::{Clock, Device};
 use super::summary::{Errors, Summary, latencies};
@@ -91,7 +92,7 @@ impl Frames {
         })
     }
 
-    /// Keeps the requests on their way for some time.
+    /// Keeps the requests on their way for some time, and if there was no reply by then, until there is one.
     pub fn run(&mut self, duration: Duration, stop: &AtomicBool) {
         let begin_ns = self.clock.now_ns();
         let end_ns = begin_ns + duration.as_nanos() as u64;
@@ -102,7 +103,10 @@ impl Frames {
                 self.send(index);
             }
         }
-        while now_ns < end_ns && !stop.load(Ordering::Relaxed) {
+        let patience_ns = end_ns + FIRST_REPLY.as_nanos() as u64;
+        let is_over =
+            |answered: u64, now_ns: u64| now_ns >= end_ns && (answered > 0 || now_ns >= patience_ns);
+        while !is_over(self.answered, now_ns) && !stop.load(Ordering::Relaxed) {
             let worked = self.step();
             if now_ns - looked_ns > LOST_NS {
                 self.send_lost(now_ns);

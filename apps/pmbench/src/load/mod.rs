@@ -29,6 +29,8 @@ pub use crate::load::summary::{LoadEvent, Summary};
 /// How long connections have to open.
 const HANDSHAKES: Duration = Duration::from_secs(15);
 
+/// How much longer than the time of a measurement a server may take for the first reply of it.
+const FIRST_REPLY: Duration = Duration::from_secs(5);
 /// How long a server may take for the last replies: for a slow disk, one fdatasync for each connection.
 const OWED: Duration = Duration::from_secs(10);
 /// How long connections have to close.

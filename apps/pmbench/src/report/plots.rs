@@ -70,7 +70,7 @@ struct Chart {
 enum Data {
     /// Lines over two logarithmic axes, one for each mode.
     Lines(Vec<(Mode, Vec<(f64, f64)>)>),
-    /// A bar for each server.
+    /// A bar for each server, the lowest first.
     Bars(Vec<(Server, f64)>),
 }
 
@@ -143,7 +143,7 @@ fn charts(results: &Results) -> Vec<Chart> {
         plot: plot("cpu", format!("Server CPU per request: {load}")),
         x: "ns of the server's core per request",
         y: "",
-        data: Data::Bars(servers(results).into_iter().filter_map(cpu).collect()),
+        data: Data::Bars(servers(results).into_iter().rev().filter_map(cpu).collect()),
     });
     charts.retain(|chart| match &chart.data {
         Data::Lines(lines) => lines.iter().any(|(_, points)| points.len() > 1),
@@ -206,8 +206,8 @@ fn paint_lines<B: DrawingBackend>(
         .configure_mesh()
         .x_desc(chart.x)
         .y_desc(chart.y)
-        .x_label_formatter(&|value| number(*value))
-        .y_label_formatter(&|value| number(*value))
+        .x_label_formatter(&|value| round_number(*value))
+        .y_label_formatter(&|value| round_number(*value))
         .label_style((FAMILY, 14))
         .light_line_style(WHITE)
         .draw()?;
@@ -265,6 +265,13 @@ fn paint_bars<B: DrawingBackend>(
     Ok(())
 }
 
+/// A number on a logarithmic axis, if it is one of those that leave each other room there.
+fn round_number(value: f64) -> String {
+    let leading = value / 10f64.powf(value.log10().floor());
+    let is_round = [1.0, 2.0, 5.0, 10.0].iter().any(|digit| (leading - digit).abs() < 1e-6);
+    if is_round { number(value) } else { String::new() }
+}
+
 /// A range around values, with some room for a logarithmic axis.
 fn around(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
     let (min, max) = values.fold((f64::MAX, f64::MIN), |(min, max), value| (min.min(value), max.max(value)));
@@ -283,5 +290,22 @@ fn color(mode: Mode) -> RGBColor {
         Mode::Paste => RGBColor(210, 30, 40),
         Mode::PasteEcho => RGBColor(245, 150, 150),
         Mode::Limit => RGBColor(60, 170, 170),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_of_a_logarithmic_axis_leave_each_other_room() {
+        for (value, label) in
+            [(0.1, "0.10"), (1.0, "1.00"), (20.0, "20.0"), (50_000.0, "50,000"), (1e6, "1,000,000")]
+        {
+            assert_eq!(round_number(value), label);
+        }
+        for value in [3.0, 40.0, 90_000.0] {
+            assert_eq!(round_number(value), "");
+        }
     }
 }

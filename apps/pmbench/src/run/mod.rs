@@ -72,8 +72,9 @@ fn start_inside(args: &RunArgs) -> Result<()> {
     };
     command.args(std::env::args_os().skip(1)).arg("--inside").arg(directory.path());
     let status = command.status().context("cannot start the comparison in namespaces of its own")?;
-    // What was wrong is said already.
     if !status.success() {
+        // What was wrong is said already; ending here leaves nothing to be dropped.
+        drop(directory);
         std::process::exit(1);
     }
     Ok(())
