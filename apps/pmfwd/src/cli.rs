@@ -79,6 +79,9 @@ pub struct Cli {
     /// Mbufs that a core keeps at hand, at most 512.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=512))]
     pub mbcache: u32,
+    /// Do not wait for links to come up.
+    #[arg(long)]
+    pub disable_link_check: bool,
     /// Send a burst from each port first.
     #[arg(long)]
     pub tx_first: bool,

@@ -68,34 +68,44 @@ impl Logger {
     }
 
     /// Appends a frame. None if the store is full: the frame must not go on.
-    fn append(&mut self, packet: Mbuf, counters: &Counters) -> Result<Option<(Pending, Extent)>> {
-        let Some(frame) = self.claim(packet, counters) else { return Ok(None) };
-        let mut draft = self.shard.draft();
-        let appended = self.shard.push(&mut draft, frame.clone()).and_then(|()| self.shard.append(draft));
-        match appended {
-            Ok(pending) => Ok(Some((pending, frame))),
-            Err(AppendError::Full(_)) => {
-                if self.when_full == WhenFull::Trim {
-                    self.trim()?;
-                }
-                Ok(None)
+    fn append(&mut self, mut packet: Mbuf, counters: &Counters) -> Result<Option<(Pending, Extent)>> {
+        if self.shard.arena().free_buffers() == 0 && self.when_full == WhenFull::Trim {
+            self.trim()?;
+        }
+        let Some(frame) = self.claim(&mut packet, counters) else { return Ok(None) };
+        let pending = match self.try_append(&frame)? {
+            None if self.when_full == WhenFull::Trim => {
+                self.trim()?;
+                self.try_append(&frame)?
             }
+            pending => pending,
+        };
+        Ok(pending.map(|pending| (pending, frame)))
+    }
+
+    /// Appends what lies in a named buffer. None if the store is full.
+    fn try_append(&mut self, frame: &Extent) -> Result<Option<Pending>> {
+        let mut draft = self.shard.draft();
+        let pushed = self.shard.push(&mut draft, frame.clone());
+        match pushed.and_then(|()| self.shard.append(draft)) {
+            Ok(pending) => Ok(Some(pending)),
+            Err(AppendError::Full(_)) => Ok(None),
             Err(error) => Err(error).context("a frame cannot be logged"),
         }
     }
 
     /// The frame in a buffer that is out of the device's hands.
-    fn claim(&mut self, mut packet: Mbuf, counters: &Counters) -> Option<Extent> {
+    fn claim(&mut self, packet: &mut Mbuf, counters: &Counters) -> Option<Extent> {
         let spare = spare(self.shard.arena(), self.area, &mut self.scattered)?;
         let (at, len) = (packet.data_offset(), packet.len());
-        match self.pool.swap(&mut packet, spare) {
+        match self.pool.swap(packet, spare) {
             Ok(bytes) => {
                 let buffer = self.shard.arena().take_back(bytes).ok()?;
                 buffer.into_extent(u16::try_from(at).ok()?, u16::try_from(len).ok()?)
             }
             Err(NotSwapped { spare, .. }) => {
                 let mut buffer = self.shard.arena().take_back(spare).ok()?;
-                let len = gather(&packet, &mut buffer)?;
+                let len = gather(packet, &mut buffer)?;
                 counters.copied_bytes.add(len);
                 buffer.into_extent(0, u16::try_from(len).ok()?)
             }
