@@ -197,3 +197,15 @@ fn limit_sends_frames_back() {
         Ok(())
     });
 }
+
+#[test]
+fn a_mode_that_cannot_run_says_why() {
+    isolated(|lab| {
+        let Err(error) = Bench::start(lab, Mode::Kcm, &[]) else {
+            anyhow::bail!("kcm runs: test it like the others")
+        };
+        let text = error.to_string();
+        ensure!(text.contains("Skipped") && text.contains("AF_KCM"), "{text}");
+        Ok(())
+    });
+}
