@@ -1,30 +1,27 @@
 //! A small comparison from end to end: servers, clients, links, and what is written about them.
 
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// A comparison of a few modes, as short as it gets.
 fn compare(out: &Path, more: &[&str]) -> Output {
+    lab::output_within(command(out, "1", more).stdin(Stdio::null()), Duration::from_secs(120))
+        .expect("it ends")
+}
+
+fn command(out: &Path, rounds: &str, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pmbench"));
-    command.args([
-        "run",
-        "--sizes",
-        "1024",
-        "--connections",
-        "2",
-        "--persist-delay-us",
-        "0",
-        "--rounds",
-        "1",
-    ]);
-    command.args(["--seconds", "0.3", "--warmup", "0", "--out"]).arg(out).args(more);
+    command.args(["run", "--sizes", "1024", "--connections", "2", "--persist-delay-us", "0"]);
+    command.args(["--rounds", rounds, "--seconds", "0.3", "--warmup", "0", "--out"]).arg(out).args(more);
     if !rustix::process::geteuid().is_root() {
         command.arg("--unsteered");
     }
-    lab::output_within(&mut command, Duration::from_secs(120)).expect("it ends")
+    command
 }
 
 fn text(output: &Output) -> String {
@@ -118,4 +115,30 @@ fn what_cannot_be_compared_is_refused_at_once() {
     }
     let usage = compare(folder.path(), &["--server-core", "none"]);
     assert_eq!(usage.status.code(), Some(2));
+}
+
+#[test]
+fn an_interrupted_comparison_ends_at_once_and_leaves_nothing() {
+    let folder = lab::scratch_directory("bench-").expect("a folder");
+    let out = folder.path().join("out");
+    let mut command = command(&out, "1000", &["--modes", "paste", "--links", "memif", "--no-wrk"]);
+    // Where it makes the folder that it works in.
+    command.env("CARGO_TARGET_DIR", folder.path());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("it starts");
+    let mut errors = BufReader::new(child.stderr.take().expect("piped"));
+    let mut line = String::new();
+    while !line.contains("round 1 ") {
+        line.clear();
+        assert_ne!(errors.read_line(&mut line).expect("lines"), 0, "it ended before the first cell");
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).expect("it runs");
+    let mut rest = String::new();
+    // All that it started holds the other end, too.
+    errors.read_to_string(&mut rest).expect("the end of what it says");
+    assert_eq!(child.wait().expect("it ends").code(), Some(1), "{rest}");
+    assert!(rest.contains("interrupted"), "{rest}");
+    let left = std::fs::read_dir(folder.path().join("scratch")).expect("the folder for folders").count();
+    assert_eq!(left, 0, "{rest}");
+    assert!(!out.join("results.json").exists());
 }

@@ -71,7 +71,20 @@ fn start_inside(args: &RunArgs) -> Result<()> {
         lab::inside_as_root(&program)?
     };
     command.args(std::env::args_os().skip(1)).arg("--inside").arg(directory.path());
-    let status = command.status().context("cannot start the comparison in namespaces of its own")?;
+    let stop = stop_signal()?;
+    let mut child = command.spawn().context("cannot start the comparison in namespaces of its own")?;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if stop.load(Ordering::Relaxed) {
+            // All that it started ends with it.
+            child.kill()?;
+            child.wait()?;
+            bail!("interrupted; nothing was written");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
     if !status.success() {
         // What was wrong is said already; ending here leaves nothing to be dropped.
         drop(directory);
@@ -81,10 +94,7 @@ fn start_inside(args: &RunArgs) -> Result<()> {
 }
 
 fn run_inside(args: &RunArgs, directory: &Path, out: &mut impl Write) -> Result<()> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
-    }
+    let stop = stop_signal()?;
     // What this process does must not count as the server's.
     crate::cpu::pin(args.client_core)?;
     let cores = Cores { server: args.server_core, client: args.client_core, steered: !args.unsteered };
@@ -107,6 +117,15 @@ fn run_inside(args: &RunArgs, directory: &Path, out: &mut impl Write) -> Result<
         [] => Ok(()),
         failures => bail!("{} cells failed; the first says: {}", failures.len(), failures[0].why),
     }
+}
+
+/// Set by SIGINT and SIGTERM.
+fn stop_signal() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stop)).context("signals cannot be handled")?;
+    }
+    Ok(stop)
 }
 
 fn measure_all(args: &RunArgs, world: &World, stop: &AtomicBool, results: &mut Results) -> Result<()> {
