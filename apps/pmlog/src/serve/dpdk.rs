@@ -37,7 +37,7 @@ pub(super) struct Device<'a> {
 
 impl<'a> Device<'a> {
     pub(super) fn find(options: &'a DpdkArgs) -> Result<Self> {
-        let eal = Eal::init(eal_arguments(&options.dev, &options.eal))?;
+        let eal = Eal::init(dpdk::arguments_for(&[&options.dev], &options.eal))?;
         let id = eal.attach(&options.dev)?;
         let mac = options.mac.map_or(id.info()?.mac, |mac| mac.0);
         ensure!(mac != [0; 6], "{} has no Ethernet address of its own; give it one with --mac", options.dev);
@@ -295,46 +295,4 @@ fn claim_addresses(transport: &mut DpdkTransport, is_first: bool, clock: &Clock)
         }
     }
     Ok(())
-}
-
-/// EAL's arguments: the user's, and unless those speak of devices, one that keeps EAL away from all PCI devices
-/// but the one that is wanted. It would otherwise try every NIC that it has a driver for.
-fn eal_arguments(device: &str, user: &[String]) -> Vec<String> {
-    let about_devices = ["-a", "--allow", "-b", "--block", "--no-pci"];
-    let mut arguments = user.to_vec();
-    if user.iter().any(|argument| about_devices.iter().any(|option| argument.starts_with(option))) {
-        return arguments;
-    }
-    let name = device.strip_prefix("pci:").unwrap_or(device);
-    let is_pci_address =
-        |name: &str| name.contains(':') && name.bytes().all(|b| b.is_ascii_hexdigit() || b":.".contains(&b));
-    if name.split(',').next().is_some_and(is_pci_address) {
-        arguments.extend(["-a".to_owned(), name.to_owned()]);
-    } else if device.trim_start_matches("vdev:").starts_with("net_") {
-        arguments.push("--no-pci".to_owned());
-    }
-    arguments
-}
-
-#[cfg(test)]
-mod tests {
-    use super::eal_arguments;
-
-    #[test]
-    fn eal_is_kept_away_from_other_devices() {
-        let with = |device: &str, user: &[&str]| {
-            let user: Vec<String> = user.iter().map(|argument| (*argument).to_owned()).collect();
-            eal_arguments(device, &user).join(" ")
-        };
-        assert_eq!(with("net_tap0,iface=tap0", &["-l", "1"]), "-l 1 --no-pci");
-        assert_eq!(with("vdev:net_memif0", &[]), "--no-pci");
-        assert_eq!(with("0000:03:00.0", &["-l", "1"]), "-l 1 -a 0000:03:00.0");
-        assert_eq!(with("pci:03:00.0,q=1", &[]), "-a 03:00.0,q=1");
-        assert_eq!(with("03:00.0", &["-a", "04:00.0"]), "-a 04:00.0");
-        assert_eq!(
-            with("net_bonding0,slave=0000:03:00.0", &["--allow=0000:03:00.0"]),
-            "--allow=0000:03:00.0"
-        );
-        assert_eq!(with("mlx5_core.sf.4", &[]), "");
-    }
 }
