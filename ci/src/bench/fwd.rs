@@ -25,7 +25,7 @@ use crate::steps::{Profile, Step, programs_in};
 const TESTPMD: &str = "dpdk-testpmd";
 const PACKAGES: [(&str, &str); 1] = [("dpdk-dev", "dpdk-testpmd, beside which pmfwd is measured")];
 /// What EAL gets on top of the CPUs. Memory without hugepages is what every machine has.
-const EAL: [&str; 7] =
+pub(super) const EAL: [&str; 7] =
     ["--no-huge", "-m", "512", "--no-shconf", "--no-pci", "--iova-mode=va", "--no-telemetry"];
 /// What both programs get, in testpmd's words.
 const COMMON: [&str; 6] =
@@ -231,7 +231,7 @@ impl Bench {
 }
 
 /// Makes a veth pair that no protocol of the kernel's speaks on, and becomes the program.
-const VETH: &str = "\
+pub(super) const VETH: &str = "\
     ip link add veth0 arp off type veth peer name veth1 arp off; \
     for side in veth0 veth1; do \
         if [ -d /proc/sys/net/ipv6 ]; then echo 1 > /proc/sys/net/ipv6/conf/$side/disable_ipv6; fi; \

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measurements, as a table and as JSON.
 
 mod compare;
+mod cores;
 mod fwd;
 mod micro;
 
@@ -29,6 +30,8 @@ enum Suite {
     },
     /// Every way of serving durable appends, side by side: a table, and a report in target/bench/compare.
     Compare(compare::Options),
+    /// pmlog with one core and with two: requests by second, and CPU time by request.
+    Cores(cores::Options),
     /// pmfwd beside dpdk-testpmd, on the same virtual devices: packets by second of CPU time.
     Fwd(fwd::Options),
 }
@@ -38,6 +41,7 @@ pub fn run(options: &Options) -> Result<()> {
     match &options.suite {
         Suite::Micro { filter } => micro::run(filter.as_deref()),
         Suite::Compare(options) => compare::run(options),
+        Suite::Cores(options) => cores::run(options),
         Suite::Fwd(options) => fwd::run(options),
     }
 }
