@@ -47,7 +47,7 @@ pub use arena::{Arena, Buffer, BufferId, DEFAULT_BUFFER_BYTES, Extent};
 pub use draft::{Draft, PACK_BYTES};
 pub use entry::{EntryFault, INLINE_BYTES};
 pub use error::{AppendError, CommitError, Full, TrimError};
-pub use medium::{Domain, FlushInstruction, LINE_BYTES, LineModel, Medium};
+pub use medium::{Domain, FlushInstruction, LINE_BYTES, LineModel, Medium, Spent};
 pub use record::{Piece, Record, RecordInfo, Records};
 pub use recovery::{Recovery, ShardSeed};
 pub use region::{Kind, MEMORY, OpenError, Options, Region, RegionInfo};

@@ -6,12 +6,15 @@
 mod line_model;
 mod mapped;
 mod slowed;
+mod timed;
 
 use std::{fmt, io, ptr::NonNull, sync::Arc};
 
 pub use line_model::LineModel;
 pub(crate) use mapped::{Mapped, Mapping, best_flush_instruction};
 pub(crate) use slowed::Slowed;
+pub use timed::Spent;
+pub(crate) use timed::Timed;
 
 /// Bytes in a cache line: the unit of a flush.
 pub const LINE_BYTES: usize = 64;
@@ -59,6 +62,11 @@ pub unsafe trait Medium: Send + Sync {
 
     /// A handle for another thread: same memory, but flushes and fences of its own.
     fn fork(self: Arc<Self>) -> Arc<dyn Medium>;
+
+    /// What persisting through this handle has cost; zeros for a medium that does not measure it.
+    fn spent(&self) -> Spent {
+        Spent::default()
+    }
 }
 
 /// How far a store must travel before it is durable, and so what a flush and a fence are.

@@ -19,7 +19,7 @@ pub(crate) use map::ReadOnly;
 use crate::{
     entry::crc_seed,
     header::{HEADER_BYTES, HEADERS_BYTES, Header, HeaderCell},
-    medium::{Domain, Medium, Slowed},
+    medium::{Domain, Medium, Slowed, Timed},
     recovery::ShardSeed,
     scan::Corruption,
     shard::{Limits, Shard},
@@ -48,6 +48,8 @@ pub struct Options {
     pub max_record_bytes: u32,
     /// A busy wait behind each fence; none by default. Models slower media, as PASTE's evaluation does.
     pub persist_delay: Duration,
+    /// Times each flush and each fence, for [`Shard::spent`](crate::Shard::spent).
+    pub timed: bool,
     /// Allows memory that does not survive: tmpfs and hugetlbfs files. The name [`MEMORY`] needs no permission.
     pub volatile: bool,
     /// Formats a new store over whatever is there.
@@ -65,6 +67,7 @@ impl Default for Options {
             reserve: None,
             max_record_bytes: 16 << 20,
             persist_delay: Duration::ZERO,
+            timed: false,
             volatile: false,
             force: false,
         }
@@ -383,6 +386,7 @@ impl Region {
         let limits = Limits { max_record_bytes: options.max_record_bytes.into(), reserve: reserve as usize };
         let info = RegionInfo { path, kind, domain, platform, uuid: store.uuid, geometry, is_new, repaired };
         let medium = Slowed::over(medium, options.persist_delay);
+        let medium = if options.timed { Timed::over(medium) } else { medium };
         Ok(Self { medium, claim: Arc::new(claim), info, limits })
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     entry::{Body, ENTRY_BYTES, ENTRY_EXTENTS, Entry, EntryFault, ExtentName, INLINE_BYTES},
     error::{AppendError, CommitError, Full, TrimError},
     header::{Header, HeaderCell},
-    medium::Domain,
+    medium::{Domain, Spent},
     recovery::Recovery,
     ring::Ring,
 };
@@ -235,6 +235,12 @@ impl Shard {
             pm_bytes: buffers + (self.next - self.head) * ENTRY_BYTES as u64,
             ..self.counters
         }
+    }
+
+    /// The time that flushes and fences have taken; zeros unless the region was opened to be
+    /// [`timed`](crate::Options::timed).
+    pub fn spent(&self) -> Spent {
+        self.arena.medium().spent()
     }
 
     /// An empty record.

@@ -15,6 +15,7 @@ mod limit;
 mod listen;
 mod neighbor;
 pub mod net;
+pub mod profile;
 pub mod server;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use pmem::{Durable, Extent, Shard};
 use smoltcp::time::Instant;
 
+use crate::profile::{Laps, Stage};
+
 /// Names a connection for as long as it lives; a later connection in the same place has another generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId {
@@ -165,6 +167,17 @@ pub trait Transport: Net {
     /// The device or kernel failed for good.
     fn receive(&mut self, now: Instant) -> Result<usize, Self::Error>;
 
+    /// As [`receive`](Self::receive), and says after each stage that it is over: after all of it, unless the transport
+    /// knows better.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    fn receive_in_laps<L: Laps>(&mut self, now: Instant, laps: &mut L) -> Result<usize, Self::Error> {
+        let received = self.receive(now);
+        laps.lap(Stage::Rx);
+        received
+    }
+
     /// The next event, oldest first.
     fn next_event(&mut self) -> Option<Event>;
 
@@ -173,6 +186,16 @@ pub trait Transport: Net {
     /// # Errors
     /// The device or kernel failed for good.
     fn transmit(&mut self, now: Instant) -> Result<usize, Self::Error>;
+
+    /// As [`transmit`](Self::transmit), and says after each stage that it is over.
+    ///
+    /// # Errors
+    /// As [`transmit`](Self::transmit).
+    fn transmit_in_laps<L: Laps>(&mut self, now: Instant, laps: &mut L) -> Result<usize, Self::Error> {
+        let sent = self.transmit(now);
+        laps.lap(Stage::Tx);
+        sent
+    }
 
     /// When [`transmit`](Self::transmit) next has something to do though nothing arrives.
     fn next_deadline(&self) -> Option<Instant>;
@@ -188,4 +211,9 @@ pub trait Service {
 
     /// The burst's commit failed: nothing of it may be acknowledged. `why` is what the medium said.
     fn commit_failed<N: Net>(&mut self, why: &str, net: &mut N, shard: &mut Shard);
+
+    /// Requests since the start, for figures per request; 0 from an application that does not count them.
+    fn requests(&self) -> u64 {
+        0
+    }
 }

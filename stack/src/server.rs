@@ -7,6 +7,7 @@ use pmem::Shard;
 use smoltcp::time::Instant;
 
 use crate::net::{Service, Transport};
+use crate::profile::{Laps, NoLaps, Profile, Profiler, Stage};
 
 /// One transport, one application and one shard of the store, run by one core.
 #[derive(Debug)]
@@ -14,6 +15,8 @@ pub struct Server<T, S> {
     transport: T,
     service: S,
     shard: Shard,
+    /// Where time is measured.
+    profiler: Option<Box<Profiler>>,
 }
 
 /// What one step did; all zero when there was nothing to do.
@@ -39,7 +42,7 @@ impl Step {
 impl<T: Transport, S: Service> Server<T, S> {
     /// Puts the three together.
     pub fn new(transport: T, service: S, shard: Shard) -> Self {
-        Self { transport, service, shard }
+        Self { transport, service, shard, profiler: None }
     }
 
     /// Runs one burst at time `now`.
@@ -47,8 +50,38 @@ impl<T: Transport, S: Service> Server<T, S> {
     /// # Errors
     /// The transport failed for good. A failed commit is the application's to report
     /// ([`Service::commit_failed`]); the step itself goes on.
+    #[inline]
     pub fn step(&mut self, now: Instant) -> Result<Step, T::Error> {
-        let mut step = Step { received: self.transport.receive(now)?, ..Step::default() };
+        match self.profiler.take() {
+            None => self.burst(now, &mut NoLaps),
+            Some(profiler) => self.profiled_step(now, profiler),
+        }
+    }
+
+    /// Measures from now on where the time goes. Flushes and fences show apart if the shard's region was opened to be
+    /// [`timed`](pmem::Options::timed), and otherwise as the application's time.
+    pub fn profile(&mut self) {
+        self.profiler = Some(Box::new(Profiler::start()));
+    }
+
+    /// Where the time went since [`profile`](Self::profile); none without it.
+    pub fn profiled(&self) -> Option<&Profile> {
+        self.profiler.as_deref().map(Profiler::profile)
+    }
+
+    #[cold]
+    fn profiled_step(&mut self, now: Instant, mut profiler: Box<Profiler>) -> Result<Step, T::Error> {
+        profiler.begin(self.shard.spent(), self.service.requests());
+        let step = self.burst(now, profiler.watch());
+        if let Ok(step) = &step {
+            profiler.end(step, self.shard.spent(), self.service.requests());
+        }
+        self.profiler = Some(profiler);
+        step
+    }
+
+    fn burst<L: Laps>(&mut self, now: Instant, laps: &mut L) -> Result<Step, T::Error> {
+        let mut step = Step { received: self.transport.receive_in_laps(now, laps)?, ..Step::default() };
         while let Some(event) = self.transport.next_event() {
             self.service.event(event, &mut self.transport, &mut self.shard);
             step.events += 1;
@@ -64,7 +97,8 @@ impl<T: Transport, S: Service> Server<T, S> {
                 }
             }
         }
-        step.sent = self.transport.transmit(now)?;
+        laps.lap(Stage::App);
+        step.sent = self.transport.transmit_in_laps(now, laps)?;
         Ok(step)
     }
 

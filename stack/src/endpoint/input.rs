@@ -6,7 +6,7 @@ use smoltcp::time::Instant;
 
 use super::{AddressConflict, Endpoint, Reply};
 use crate::flow::Place;
-use crate::frame::{Flags, Parsed, RxFrame, Segment, parse};
+use crate::frame::{self, Flags, Parsed, RxFrame, Segment};
 use crate::icmp::{self, Complaint, IcmpError};
 use crate::iface::{self, Discovery};
 use crate::limit::Rate;
@@ -43,11 +43,30 @@ impl Endpoint {
     /// Takes a frame in, for one core of several. With `is_last` no other core has a connection that a segment could
     /// belong to, so that one without a connection is refused, as always with [`receive`](Self::receive).
     pub fn receive_among<F: RxFrame>(&mut self, now: Instant, frame: &mut F, is_last: bool) -> Share {
+        let parsed = self.parse(frame);
+        self.accept(now, &parsed, frame, is_last)
+    }
+
+    /// What a frame is, without taking it in.
+    #[inline]
+    pub(crate) fn parse<F: RxFrame>(&self, frame: &F) -> Parsed {
+        frame::parse(frame.bytes(), frame.apart().len(), &self.local, frame.checksum())
+    }
+
+    /// Takes in a frame that was [parsed](Self::parse).
+    #[inline]
+    pub(crate) fn accept<F: RxFrame>(
+        &mut self,
+        now: Instant,
+        parsed: &Parsed,
+        frame: &mut F,
+        is_last: bool,
+    ) -> Share {
         self.now = self.now.max(now);
         self.counters.frames_in += 1;
         let drops = &mut self.counters.drops;
-        match parse(frame.bytes(), frame.apart().len(), &self.local, frame.checksum()) {
-            Parsed::Tcp(segment) => return self.segment(&segment, frame, is_last),
+        match parsed {
+            Parsed::Tcp(segment) => return self.segment(segment, frame, is_last),
             Parsed::Other if !frame.apart().is_empty() => drops.malformed += 1,
             Parsed::Other => return self.other(frame.bytes()),
             Parsed::Malformed => drops.malformed += 1,

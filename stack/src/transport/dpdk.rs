@@ -35,6 +35,7 @@ use smoltcp::time::Instant;
 
 use super::OverEndpoint;
 use crate::net::{Event, Transport};
+use crate::profile::{Laps, NoLaps, Stage};
 use crate::steer::Steering;
 use crate::{Config, ConfigError, Endpoint, Share};
 use exchange::{NEWS, STRAYS, Stray};
@@ -195,7 +196,7 @@ impl DpdkTransport {
     }
 
     /// Takes in a burst from the device.
-    fn receive_burst(&mut self, now: Instant) -> usize {
+    fn receive_burst<L: Laps>(&mut self, now: Instant, laps: &mut L) -> usize {
         let Some(rx) = &mut self.rx else { return 0 };
         let count = rx.burst(&mut self.received);
         self.buffers.counters.received += count as u64;
@@ -214,12 +215,13 @@ impl DpdkTransport {
             }
             std::mem::swap(&mut self.received, &mut self.own);
         }
-        self.take_received(now, Origin::Device);
+        laps.lap(Stage::Rx);
+        self.take_received(now, Origin::Device, laps);
         count
     }
 
     /// Takes in what other cores have for this one.
-    fn receive_from_cores(&mut self, now: Instant) -> usize {
+    fn receive_from_cores<L: Laps>(&mut self, now: Instant, laps: &mut L) -> usize {
         let exchange = self.sender.exchange.clone();
         if exchange.cores() == 1 {
             return 0;
@@ -227,14 +229,15 @@ impl DpdkTransport {
         exchange.take_segments(self.core, &mut self.received);
         let mut count = self.received.len();
         self.buffers.counters.crossed += count as u64;
-        self.take_received(now, Origin::Core { asked: 0 });
+        laps.lap(Stage::Rx);
+        self.take_received(now, Origin::Core { asked: 0 }, laps);
         for _ in 0..STRAYS {
             let Some(Stray { mbuf, asked }) = exchange.take_stray(self.core) else { break };
             count += 1;
             self.buffers.counters.crossed += 1;
             // There is room: the batch is empty.
             let _ = self.received.push(mbuf);
-            self.take_received(now, Origin::Core { asked });
+            self.take_received(now, Origin::Core { asked }, laps);
         }
         for _ in 0..NEWS {
             let Some(mbuf) = exchange.take_news(self.core) else { break };
@@ -245,7 +248,7 @@ impl DpdkTransport {
     }
 
     /// Gives the stack the frames that were received.
-    fn take_received(&mut self, now: Instant, origin: Origin) {
+    fn take_received<L: Laps>(&mut self, now: Instant, origin: Origin, laps: &mut L) {
         let cores = self.sender.exchange.cores();
         let asked = if let Origin::Core { asked } = origin { asked } else { 0 };
         let is_last = usize::from(asked) + 1 >= cores;
@@ -254,7 +257,9 @@ impl DpdkTransport {
                 self.buffers.counters.misplaced += 1;
                 continue;
             };
-            match self.endpoint.receive_among(now, &mut frame, is_last) {
+            let parsed = self.endpoint.parse(&frame);
+            laps.lap(Stage::Parse);
+            match self.endpoint.accept(now, &parsed, &mut frame, is_last) {
                 Share::Nothing => {}
                 Share::News => {
                     let others = (0..cores).filter(|core| *core != self.core);
@@ -273,8 +278,10 @@ impl DpdkTransport {
                     self.buffers.counters.crossing_lost += u64::from(!is_given);
                 }
             }
+            laps.lap(Stage::Tcp);
         }
         self.received.clear();
+        laps.lap(Stage::Rx);
     }
 }
 
@@ -292,7 +299,11 @@ impl Transport for DpdkTransport {
     type Error = Infallible;
 
     fn receive(&mut self, now: Instant) -> Result<usize, Infallible> {
-        Ok(self.receive_burst(now) + self.receive_from_cores(now))
+        self.receive_in_laps(now, &mut NoLaps)
+    }
+
+    fn receive_in_laps<L: Laps>(&mut self, now: Instant, laps: &mut L) -> Result<usize, Infallible> {
+        Ok(self.receive_burst(now, laps) + self.receive_from_cores(now, laps))
     }
 
     fn next_event(&mut self) -> Option<Event> {
@@ -300,15 +311,22 @@ impl Transport for DpdkTransport {
     }
 
     fn transmit(&mut self, now: Instant) -> Result<usize, Infallible> {
+        self.transmit_in_laps(now, &mut NoLaps)
+    }
+
+    fn transmit_in_laps<L: Laps>(&mut self, now: Instant, laps: &mut L) -> Result<usize, Infallible> {
         self.sender.settle();
         let before = self.sender.departed;
         self.sender.flush();
+        laps.lap(Stage::Tx);
         self.endpoint.transmit(now, &mut self.sender);
+        laps.lap(Stage::Emit);
         self.sender.flush();
         let sent = (self.sender.departed - before) as usize + self.sender.flush_others();
         if sent == 0 {
             self.sender.reclaim();
         }
+        laps.lap(Stage::Tx);
         Ok(sent)
     }
 

@@ -13,6 +13,8 @@
 
 mod config;
 mod connection;
+#[cfg(feature = "baselines")]
+pub mod kcm;
 mod listener;
 mod ring;
 mod waker;

@@ -1,0 +1,109 @@
+//! A medium that measures what persisting costs.
+
+use std::{
+    io,
+    ptr::NonNull,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use quanta::Clock;
+
+use super::{Domain, Medium};
+
+/// The time that a medium's handle has spent, and how often it read a clock to know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Sending lines on their way.
+    pub flush_ns: u64,
+    /// Waiting for fences.
+    pub fence_ns: u64,
+    /// Readings of the clock.
+    pub readings: u64,
+}
+
+/// Another medium, whose flushes and fences are timed.
+pub(crate) struct Timed {
+    medium: Arc<dyn Medium>,
+    clock: Clock,
+    /// One thread writes these: no order is needed.
+    flush_ticks: AtomicU64,
+    fence_ticks: AtomicU64,
+    readings: AtomicU64,
+}
+
+impl Timed {
+    pub(crate) fn over(medium: Arc<dyn Medium>) -> Arc<dyn Medium> {
+        let zero = || AtomicU64::new(0);
+        Arc::new(Self {
+            medium,
+            clock: Clock::new(),
+            flush_ticks: zero(),
+            fence_ticks: zero(),
+            readings: zero(),
+        })
+    }
+
+    /// Adds the time since `begin` to `ticks`.
+    fn note(&self, ticks: &AtomicU64, begin: u64) {
+        let add = |to: &AtomicU64, what| to.store(to.load(Ordering::Relaxed) + what, Ordering::Relaxed);
+        add(ticks, self.clock.raw().saturating_sub(begin));
+        add(&self.readings, 2);
+    }
+}
+
+// SAFETY: all memory is the other medium's, which lives as long as this one, and whose contract is the same.
+unsafe impl Medium for Timed {
+    fn base(&self) -> NonNull<u8> {
+        self.medium.base()
+    }
+
+    fn len(&self) -> usize {
+        self.medium.len()
+    }
+
+    unsafe fn store(&self, offset: usize, bytes: &[u8]) {
+        // SAFETY: the caller's promise.
+        unsafe { self.medium.store(offset, bytes) }
+    }
+
+    unsafe fn dma(&self, offset: usize, bytes: &[u8]) {
+        // SAFETY: the caller's promise.
+        unsafe { self.medium.dma(offset, bytes) }
+    }
+
+    fn flush(&self, offset: usize, len: usize) {
+        let begin = self.clock.raw();
+        self.medium.flush(offset, len);
+        self.note(&self.flush_ticks, begin);
+    }
+
+    fn fence(&self) -> io::Result<()> {
+        let begin = self.clock.raw();
+        let fenced = self.medium.fence();
+        // SFENCE does not keep the time stamp counter from being read early; LFENCE, behind it, does.
+        // SAFETY: every x86_64 CPU has SSE2, which is all that the instruction needs.
+        unsafe { std::arch::x86_64::_mm_lfence() };
+        self.note(&self.fence_ticks, begin);
+        fenced
+    }
+
+    fn domain(&self) -> Domain {
+        self.medium.domain()
+    }
+
+    fn fork(self: Arc<Self>) -> Arc<dyn Medium> {
+        Self::over(self.medium.clone().fork())
+    }
+
+    fn spent(&self) -> Spent {
+        let ns = |ticks: &AtomicU64| self.clock.delta_as_nanos(0, ticks.load(Ordering::Relaxed));
+        Spent {
+            flush_ns: ns(&self.flush_ticks),
+            fence_ns: ns(&self.fence_ticks),
+            readings: self.readings.load(Ordering::Relaxed),
+        }
+    }
+}
