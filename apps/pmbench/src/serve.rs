@@ -20,7 +20,6 @@ pub use cli::ServeArgs;
 pub use reply::REPLY_BYTES;
 
 use anyhow::Result;
-use rustix::net::{AddressFamily, SocketType};
 
 use crate::protocol::{Mode, Ready, ServerEvent};
 use control::{Control, tell};
@@ -32,27 +31,18 @@ use control::{Control, tell};
 pub fn serve(args: &ServeArgs) -> Result<()> {
     let control = Control::start(args.core)?;
     let served = match args.mode {
-        Mode::StatusQuo | Mode::StatusQuoFsync | Mode::MsgZerocopy => sockets::serve(args, &control),
+        Mode::StatusQuo | Mode::StatusQuoFsync | Mode::MsgZerocopy | Mode::Kcm => {
+            sockets::serve(args, &control)
+        }
         Mode::DpdkCopy => copy::serve(args, &control),
         Mode::KernelPaste => slots::serve_kernel(args, &control),
         Mode::Paste | Mode::PasteEcho => slots::serve(args, &control),
         Mode::Limit => limit::serve(args, &control),
-        Mode::Kcm => Err(Skipped(why_no_kcm().to_owned()).into()),
     };
     match served.map_err(anyhow::Error::downcast) {
         Err(Ok(Skipped(reason))) => tell(&ServerEvent::Skipped { reason }),
         Err(Err(error)) => Err(error),
         Ok(()) => Ok(()),
-    }
-}
-
-/// Why there is no server over the kernel connection multiplexor.
-fn why_no_kcm() -> &'static str {
-    /// `AF_KCM` of linux/socket.h.
-    const AF_KCM: AddressFamily = AddressFamily::from_raw(41);
-    match rustix::net::socket(AF_KCM, SocketType::SEQPACKET, None) {
-        Err(_) => "this kernel has no AF_KCM (CONFIG_AF_KCM)",
-        Ok(_) => "the kernel has AF_KCM, but pmbench has no server for it",
     }
 }
 

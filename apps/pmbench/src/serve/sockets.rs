@@ -21,10 +21,11 @@ use rustix::net::{self, SocketFlags};
 use super::control::{Control, tell};
 use super::ledger::Meter;
 use super::requests::Stream;
-use super::{ServeArgs, ready, reply};
+use super::{ServeArgs, Skipped, ready, reply};
 use crate::protocol::{Mode, ServerEvent, Wish};
 use keep::{Keep, Log, Records};
-use link::{Link, Plain, ZeroCopy};
+use link::{Link, Multiplexed, Plain, ZeroCopy};
+use stack::transport::kernel::kcm::KcmSocket;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -41,6 +42,12 @@ pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
     match args.mode {
         Mode::StatusQuoFsync => serve_with::<Plain, _>(args, control, Records::open(args)?),
         Mode::MsgZerocopy => serve_with::<ZeroCopy, _>(args, control, Log::open(args)?),
+        Mode::Kcm => {
+            if !KcmSocket::is_supported() {
+                return Err(Skipped("this kernel has no AF_KCM (CONFIG_AF_KCM)".to_owned()).into());
+            }
+            serve_with::<Multiplexed, _>(args, control, Log::open(args)?)
+        }
         _ => serve_with::<Plain, _>(args, control, Log::open(args)?),
     }
 }
@@ -147,7 +154,11 @@ impl<L: Link, K: Keep> Server<L, K> {
             let place = &mut self.places[index as usize];
             match L::new(socket) {
                 Ok(link) => {
-                    epoll::add(&self.epoll, link.socket(), token(index, place.generation), EventFlags::IN)?;
+                    let token = token(index, place.generation);
+                    epoll::add(&self.epoll, link.socket(), token, EventFlags::IN)?;
+                    if let Some(connection) = link.connection() {
+                        epoll::add(&self.epoll, connection, token, EventFlags::empty())?;
+                    }
                     place.link = Some(link);
                 }
                 Err(error) => {
@@ -194,7 +205,10 @@ impl<L: Link> Place<L> {
     fn serve(&mut self, flags: EventFlags, keep: &mut impl Keep) -> rustix::io::Result<Waits> {
         let Some(link) = &mut self.link else { return Ok(Waits::Ended) };
         if flags.contains(EventFlags::ERR) {
-            link.error()?;
+            match link.error() {
+                Err(Errno::PIPE) => return Ok(Waits::Ended),
+                outcome => outcome?,
+            }
         }
         if flags.intersects(EventFlags::IN | EventFlags::HUP) && !self.is_blocked && !self.is_ending {
             match link.receive(self.stream.room()) {

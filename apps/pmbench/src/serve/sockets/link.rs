@@ -1,9 +1,11 @@
 //! How bytes get from and to a kernel socket.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use rustix::io::Result;
 use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
+use stack::transport::kernel::kcm::{KcmSocket, RequestFramer};
 use stack::transport::kernel::zerocopy::ZeroCopySocket;
 
 /// A connection.
@@ -23,7 +25,13 @@ pub(super) trait Link: Sized {
     /// Sends a part of `bytes`, which may change when this returns.
     fn send(&mut self, bytes: &[u8]) -> Result<usize>;
 
-    /// Epoll saw an error on the socket.
+    /// What epoll watches for errors alone.
+    fn connection(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Epoll saw an error on the socket. [`Errno::PIPE`](rustix::io::Errno::PIPE) says that the peer has ended the
+    /// connection.
     fn error(&mut self) -> Result<()> {
         Ok(())
     }
@@ -79,5 +87,40 @@ impl Link for ZeroCopy {
 
     fn error(&mut self) -> Result<()> {
         self.0.complete()
+    }
+}
+
+/// A TCP socket behind a multiplexor, out of which whole requests come.
+pub(super) struct Multiplexed(KcmSocket);
+
+impl Link for Multiplexed {
+    const NOTES: &'static [&'static str] =
+        &["a multiplexor for each connection", "one request on its way for each connection: no pipelining"];
+
+    fn new(socket: OwnedFd) -> Result<Self> {
+        static FRAMER: OnceLock<Result<RequestFramer>> = OnceLock::new();
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        let framer = FRAMER.get_or_init(RequestFramer::load).as_ref().map_err(|error| *error)?;
+        KcmSocket::attach(socket, framer).map(Self)
+    }
+
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn receive(&mut self, into: &mut [u8]) -> Result<usize> {
+        self.0.receive(into)
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<usize> {
+        self.0.send(bytes)
+    }
+
+    fn connection(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.connection())
+    }
+
+    fn error(&mut self) -> Result<()> {
+        self.0.check()
     }
 }
