@@ -31,14 +31,14 @@ mount_ext4() {
     mkfs.ext4 -q -F -b 4096 /dev/pmem0 && mount -t ext4 "$@" /dev/pmem0 /mnt
 }
 
-# background COMMAND: a server in the background; its output is in /tmp/pmlog.out, its exit code in /tmp/pmlog.status.
+# background COMMAND: a server in the background; its output is in /tmp/server.out, its exit code in /tmp/server.status.
 background() {
-    rm -f /tmp/pmlog.status
+    rm -f /tmp/server.status
     {
-        "$@" >/tmp/pmlog.out 2>&1 &
-        echo $! >/tmp/pmlog.pid
+        "$@" >/tmp/server.out 2>&1 &
+        echo $! >/tmp/server.pid
         wait $!
-        echo $? >/tmp/pmlog.status
+        echo $? >/tmp/server.status
     } >/dev/null 2>&1 &
 }
 
@@ -57,6 +57,15 @@ serve_kernel() {
     background pmlog serve --pm "$pm" --transport kernel --listen 10.0.0.2:80 "$@"
 }
 
+# serve_bench MODE PM: a server of pmbench's in the background, on the kernel's TCP; what it is to be told goes to /tmp/server.in.
+serve_bench() {
+    kernel_address
+    rm -f /tmp/server.in
+    mkfifo /tmp/server.in
+    # Open for writing too, the pipe does not end with whoever writes into it.
+    background sh -c 'exec pmbench serve --mode "$0" --pm "$1" --listen 10.0.0.2:80 <>/tmp/server.in' "$1" "$2"
+}
+
 # The kernel's driver has the NIC, and the kernel its address.
 kernel_address() {
     ip address add 10.0.0.2/24 dev eth0
@@ -71,14 +80,14 @@ serve_socket() {
     NIC=net_af_packet0,iface=eth0 serve "$@"
 }
 
-# stop: ends pmlog as Ctrl-C does and gives back its exit code.
+# stop: ends the server as Ctrl-C does and gives back its exit code.
 stop() {
-    kill -INT "$(cat /tmp/pmlog.pid)"
+    kill -INT "$(cat /tmp/server.pid)"
     for _ in $(seq 100); do
-        [ -e /tmp/pmlog.status ] && return "$(cat /tmp/pmlog.status)"
+        [ -e /tmp/server.status ] && return "$(cat /tmp/server.status)"
         sleep 0.1
     done
-    echo "pmlog did not end within 10 s"
+    echo "the server did not end within 10 s"
     return 124
 }
 

@@ -72,7 +72,7 @@ impl Acknowledged {
     }
 }
 
-/// Where pmlog listens in the guest.
+/// Where the guest's server listens.
 pub fn server() -> SocketAddr {
     SocketAddr::new(IpAddr::V4(lab::wire::SERVER_V4), 80)
 }
@@ -90,9 +90,9 @@ pub fn wait_for_server(guest: &mut Guest, limit: Duration) -> Result<serde_json:
             Ok(reply) => bail!("/health answers with status {}", reply.status),
             Err(_) => {}
         }
-        let state = guest.run("cat /tmp/pmlog.status 2>/dev/null || echo running")?;
+        let state = guest.run("cat /tmp/server.status 2>/dev/null || echo running")?;
         if state.text.trim() != "running" || Instant::now() > end {
-            let said = guest.run("cat /tmp/pmlog.out")?.text;
+            let said = guest.run("cat /tmp/server.out")?.text;
             bail!("pmlog does not answer (exit code: {}); it said:\n{said}", state.text.trim());
         }
     }

@@ -21,9 +21,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use self::image::{Image, PACKAGES};
 use self::qemu::{Machine, Medium, Nic};
-use self::scenarios::{SCENARIOS, Scenario, Stage};
+use self::scenarios::{KCM, SCENARIOS, Scenario, Stage};
 use crate::setup::{self, Verbosity};
-use crate::steps::{Step, programs, workspace};
+use crate::steps::{self, Step, workspace};
 
 /// How often the power is cut where nothing else is said: in CI, and with --all.
 const FEW_CUTS: u32 = 3;
@@ -80,7 +80,12 @@ pub fn run(options: &Options) -> Result<bool> {
         setup::run(Verbosity::WhenInstalling)?;
         setup::provide(&PACKAGES, Verbosity::WhenInstalling)?;
     }
-    let image = prepare()?;
+    let is_chosen = |scenario: &&Scenario| match options.names.as_slice() {
+        [] => options.all || scenario.in_ci,
+        names => names.iter().any(|name| name == scenario.name),
+    };
+    let chosen: Vec<_> = SCENARIOS.iter().filter(is_chosen).collect();
+    let image = prepare(options.shell || chosen.iter().any(|scenario| scenario.name == KCM))?;
     let folder = lab::target_directory().join("vm/runs");
     let mut inside = lab::inside(&std::env::current_exe()?)?;
     inside.arg("vm-inside").arg("--vmlinux").arg(&image.vmlinux).arg("--initrd").arg(&image.initrd);
@@ -95,11 +100,7 @@ pub fn run(options: &Options) -> Result<bool> {
             "--seed",
             &options.seed.unwrap_or_else(any_seed).to_string(),
         ]);
-        let chosen = SCENARIOS.iter().filter(|scenario| match options.names.as_slice() {
-            [] => options.all || scenario.in_ci,
-            names => names.iter().any(|name| name == scenario.name),
-        });
-        inside.args(chosen.map(|scenario| scenario.name));
+        inside.args(chosen.iter().map(|scenario| scenario.name));
     }
     // A Ctrl-C at the machine's prompt is the guest's; elsewhere it ends the namespaces with all that runs in them.
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -122,9 +123,13 @@ pub fn run(options: &Options) -> Result<bool> {
     }
 }
 
-/// Builds pmlog, pmtool and the guest with both in it.
-fn prepare() -> Result<Image> {
-    let programs = programs(["pmlog", "pmtool"])?;
+/// Builds pmlog, pmtool and the guest with both in it; `with_bench`, with pmbench too, whose building takes as long
+/// again.
+fn prepare(with_bench: bool) -> Result<Image> {
+    let mut programs = steps::programs(["pmlog", "pmtool"])?.to_vec();
+    if with_bench {
+        programs.extend(steps::programs(["pmbench"])?);
+    }
 
     let step = Step::start("guest");
     let image = image::build(&lab::target_directory().join("vm"), &workspace().join("ci/vm"), &programs)?;

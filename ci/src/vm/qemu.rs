@@ -132,7 +132,7 @@ impl Machine {
         qemu.arg("-device").arg(format!("{},netdev=n0,addr=02.0,mac=52:54:00:00:00:02", self.nic.device()));
         let iommu = if self.iommu { "intel_iommu=on" } else { "intel_iommu=off" };
         qemu.arg("-kernel").arg(&image.vmlinux).arg("-initrd").arg(&image.initrd);
-        qemu.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet {iommu} {arguments}"));
+        qemu.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet no_timer_check {iommu} {arguments}"));
         qemu
     }
 

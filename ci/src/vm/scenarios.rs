@@ -28,6 +28,9 @@ pub struct Scenario {
     pub run: fn(&Stage<'_>) -> Result<String>,
 }
 
+/// The one scenario that takes pmbench.
+pub const KCM: &str = "kcm";
+
 /// All of them, in the order in which they run.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -65,6 +68,12 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "pmlog on the kernel's TCP and NIC driver, received into device-DAX by io_uring; the plug is pulled",
         in_ci: false,
         run: kernel::transport,
+    },
+    Scenario {
+        name: KCM,
+        what: "pmbench on the kernel connection multiplexor, which cuts requests out of TCP's streams",
+        in_ci: false,
+        run: kernel::multiplexor,
     },
     Scenario {
         name: "fsdax-vfio",
@@ -183,9 +192,27 @@ fn dma_faults(guest: &mut Guest) -> Result<u64> {
     guest.run("dma_faults")?.text.trim().parse().context("the guest cannot count its DMA faults")
 }
 
+/// Waits until the server has written a line with these words, and returns it.
+fn wait_for_line(guest: &mut Guest, words: &str) -> Result<String> {
+    let end = Instant::now() + START_LIMIT;
+    loop {
+        let found = guest.run(&format!("grep -F '{words}' /tmp/server.out"))?;
+        if found.succeeded() {
+            return Ok(found.text);
+        }
+        let has_ended = guest.run("cat /tmp/server.status")?.succeeded();
+        ensure!(
+            !has_ended && Instant::now() < end,
+            "the server did not say {words}, but:\n{}",
+            guest.run("cat /tmp/server.out")?.text
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 /// What pmlog, started with --json, said at its end: all that went through it.
 fn ended(guest: &mut Guest) -> Result<serde_json::Value> {
-    let line = guest.must("tail -n 1 /tmp/pmlog.out")?;
+    let line = guest.must("tail -n 1 /tmp/server.out")?;
     serde_json::from_str(&line).with_context(|| format!("pmlog's last line is no JSON: {line}"))
 }
 
@@ -335,15 +362,7 @@ fn file_on_fsdax(guest: &mut Guest) -> Result<String> {
     guest.must("fsdax")?;
     guest.must("hugepages")?;
     guest.must("NIC=net_null0 serve /mnt/store --pm-size 128MiB --mac 02:00:00:00:00:02")?;
-    let end = Instant::now() + START_LIMIT;
-    while !guest.run("grep -q ^serving /tmp/pmlog.out")?.succeeded() {
-        ensure!(
-            Instant::now() < end,
-            "pmlog did not make a store:\n{}",
-            guest.run("cat /tmp/pmlog.out")?.text
-        );
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    wait_for_line(guest, "serving ")?;
     guest.must("stop")?;
     guest.must("sha256sum /mnt/store")
 }
@@ -378,7 +397,7 @@ fn fsdax_by_physical_address(stage: &Stage<'_>) -> Result<String> {
     let records = append_each(lengths(), stage.chance(0))?;
     fetch_each(&records)?;
     guest.must("stop")?;
-    let said = guest.must("cat /tmp/pmlog.out")?;
+    let said = guest.must("cat /tmp/server.out")?;
     for words in ["truncate", "move"] {
         ensure!(said.contains(words), "no warning about '{words}':\n{said}");
     }
@@ -447,14 +466,15 @@ fn without_dma_map(stage: &Stage<'_>) -> Result<String> {
     let mut guest = stage.boot(&machine)?;
     set_up(&mut guest)?;
     guest.must("serve /dev/dax0.0 --no-dma-map")?;
+    wait_for_line(&mut guest, "serving ")?;
     // Either nothing arrives, or what arrives is not what was sent: both must be noticed.
     let outcome = wait_for_server(&mut guest, Duration::from_secs(15)).and_then(|_| {
         let records = append_each(lengths(), stage.chance(0))?;
         fetch_each(&records)?;
         find_all(&machine.file, &recognisable(&records))
     });
-    let running = guest.run("cat /tmp/pmlog.status")?;
-    ensure!(!running.succeeded(), "pmlog ended by itself:\n{}", guest.run("cat /tmp/pmlog.out")?.text);
+    let running = guest.run("cat /tmp/server.status")?;
+    ensure!(!running.succeeded(), "pmlog ended by itself:\n{}", guest.run("cat /tmp/server.out")?.text);
     let faults = dma_faults(&mut guest)?;
     guest.power_off()?;
     ensure!(outcome.is_err(), "without a DMA map every payload byte arrived: the check shows nothing");

@@ -1,15 +1,20 @@
 //! Servers on the guest's own TCP, with the guest's own driver of the NIC: what the stack here is compared with.
 
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use lab::Connection;
 
-use super::{START_LIMIT, Stage, cut_under_load, dma_faults, ended, lengths, recognisable};
-use crate::vm::client::{append_each, fetch_each, server, wait_for_server};
+use super::{START_LIMIT, Stage, cut_under_load, dma_faults, ended, lengths, recognisable, wait_for_line};
+use crate::vm::client::{Acknowledged, Load, Tag, append_each, fetch_each, server, wait_for_server};
 use crate::vm::evidence::find_all;
 use crate::vm::qemu::{Guest, Nic};
 
 /// How often this scenario cuts the power.
 const CUTS: u32 = 1;
+/// Appends of several connections at a time.
+const LOADED_APPENDS: usize = 300;
 
 /// pmlog with `--transport kernel`: io_uring receives into buffers that are device-DAX memory, and long replies are
 /// sent out of it.
@@ -57,4 +62,76 @@ pub(super) fn transport(stage: &Stage<'_>) -> Result<String> {
 fn serve(guest: &mut Guest) -> Result<String> {
     guest.must("devdax")?;
     guest.must("serve_kernel /dev/dax0.0 --json")
+}
+
+/// pmbench with `--mode kcm`: the kernel cuts requests out of the streams, as a BPF program tells it where they end.
+pub(super) fn multiplexor(stage: &Stage<'_>) -> Result<String> {
+    let machine = stage.machine(Nic::E1000e)?;
+    let mut guest = stage.boot(&machine)?;
+    guest.must("devdax")?;
+    // A whole system's kernel loads it when it is first asked for.
+    guest.must("modprobe kcm")?;
+    guest.must("serve_bench kcm /dev/dax0.0")?;
+    wait_for_line(&mut guest, r#""event":"ready""#)?;
+
+    (stage.tell)("appending");
+    let mut records = append_each(bench_lengths(), stage.chance(0))?;
+    let load = Load::start(8, stage.chance(1));
+    while load.acknowledged() < LOADED_APPENDS {
+        ensure!(Instant::now() < guest.deadline(), "only {} appends were acknowledged", load.acknowledged());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    records.extend(load.finish()?);
+    records.extend(cut_anywhere(stage.chance(2))?);
+    let numbers: BTreeSet<_> = records.iter().map(|record| record.seq).collect();
+    ensure!(numbers.len() == records.len(), "two of {} records have one number", records.len());
+
+    guest.must("echo mark 1 >/tmp/server.in")?;
+    let mark: serde_json::Value = serde_json::from_str(&wait_for_line(&mut guest, r#""event":"mark""#)?)?;
+    let total = |name: &str| mark[name].as_u64().with_context(|| format!("the mark tells no {name}: {mark}"));
+    let sent: usize = records.iter().map(|record| record.tag.len).sum();
+    ensure!(total("requests")? == records.len() as u64, "{} requests were sent: {mark}", records.len());
+    ensure!(total("payload_bytes")? == sent as u64, "{sent} bytes were sent: {mark}");
+    ensure!(total("errors")? == 0 && total("flushed_lines")? > 0, "a bad account: {mark}");
+    let messages = messages_cut(&mut guest)?;
+    ensure!(messages == records.len() as u64, "the kernel cut {messages} requests out, of {}", records.len());
+    guest.must("stop")?;
+    guest.must("pmlog verify --pm /dev/dax0.0")?;
+    guest.power_off()?;
+    (stage.tell)("searching the medium");
+    let bytes = find_all(&machine.file, &recognisable(&records))?;
+    Ok(format!(
+        "{} requests cut out by the kernel and kept, {bytes} payload bytes found in /dev/dax0.0",
+        records.len()
+    ))
+}
+
+/// How many messages the kernel's multiplexors have handed out.
+fn messages_cut(guest: &mut Guest) -> Result<u64> {
+    let table = guest.must("cat /proc/net/kcm_stats")?;
+    // "MUX RX-Msgs ...", and below it the numbers, which have no name before them.
+    let mut lines = table.lines();
+    let is_as_known = lines.next().is_some_and(|line| line.split_whitespace().take(2).eq(["MUX", "RX-Msgs"]));
+    let count = lines.next().and_then(|line| line.split_whitespace().next()?.parse().ok());
+    count.filter(|_| is_as_known).with_context(|| format!("the multiplexor's table is another one:\n{table}"))
+}
+
+/// Lengths up to what pmbench takes.
+fn bench_lengths() -> impl Iterator<Item = usize> {
+    [1, 100].into_iter().chain(std::iter::repeat_n(1024, 100)).chain([5000, 20_000, 60_000])
+}
+
+/// Requests whose heads and bodies are cut into many segments, one after the other over one connection.
+fn cut_anywhere(seed: u64) -> Result<Vec<Acknowledged>> {
+    const PIECE_BYTES: usize = 33;
+    let mut connection = Connection::open(server())?;
+    let append = |at: u64| {
+        let tag = Tag { seed: seed.wrapping_add(at), len: 64 + 97 * at as usize };
+        let head = format!("POST /append HTTP/1.1\r\nHost: lab\r\ncontent-length: {}\r\n\r\n", tag.len);
+        for piece in [head.into_bytes(), tag.body()].concat().chunks(PIECE_BYTES) {
+            connection.send(piece)?;
+        }
+        Acknowledged::await_append(&mut connection, tag)
+    };
+    (0..20).map(append).collect()
 }
