@@ -471,3 +471,25 @@ fn shards_that_are_opened_together_have_one_epoch() {
         }
     }
 }
+
+#[test]
+fn a_timed_region_knows_what_persisting_has_cost_and_others_do_not() {
+    let delay_ns = 50_000;
+    let persist_delay = std::time::Duration::from_nanos(delay_ns);
+    for timed in [false, true] {
+        let options = Options { timed, persist_delay, ..new(1 << 20) };
+        let mut shard = open(Path::new(MEMORY), &options).unwrap().into_shard().unwrap();
+        let before = shard.spent();
+        store(&mut shard, &payload(1, 10_000), 1448);
+        let after = shard.spent();
+        if timed {
+            let fence_ns = after.fence_ns - before.fence_ns;
+            // A clock that is calibrated anew at each start is not exact.
+            assert!(fence_ns >= delay_ns * 9 / 10, "{fence_ns} ns");
+            assert!(after.flush_ns > before.flush_ns, "{before:?} {after:?}");
+            assert!(after.readings > before.readings, "{before:?} {after:?}");
+        } else {
+            assert_eq!((before, after), Default::default());
+        }
+    }
+}

@@ -90,6 +90,9 @@ pub struct ServeArgs {
     /// Report as JSON lines instead of text.
     #[arg(long)]
     pub json: bool,
+    /// Measure how long each stage of a burst takes; a table of it comes at the end and at each SIGUSR1.
+    #[arg(long)]
+    pub profile: bool,
     /// How the server is reached.
     #[command(flatten)]
     pub network: Network,
@@ -173,6 +176,15 @@ pub struct DpdkArgs {
     /// the report at the start says whether; untried on hardware so far.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = HeaderSplit::Off)]
     pub header_split: HeaderSplit,
+    /// What a core does when nothing arrives.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = IdleMode::Nap)]
+    pub idle: IdleMode,
+    /// How long a core polls in vain before it naps.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub idle_after_us: u32,
+    /// How long a nap is: the longer, the less CPU time, and the more the receive queue must hold.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub idle_nap_us: u32,
     /// Do not give the store to the device by the IOMMU: for the test that shows what happens then.
     #[arg(long, hide = true)]
     pub no_dma_map: bool,
@@ -234,6 +246,15 @@ impl Args for Network {
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
         NetworkArgs::augment_args_for_update(command)
     }
+}
+
+/// What a core does when nothing arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IdleMode {
+    /// Sleeps for --idle-nap-us between looks at the port.
+    Nap,
+    /// Polls on: the shortest answer times, and all of a CPU.
+    Spin,
 }
 
 /// Whether headers and payload lie apart.
@@ -360,6 +381,19 @@ mod tests {
     }
 
     #[test]
+    fn idle_cores_nap_unless_they_are_told_otherwise() {
+        let idle =
+            |more: &[&str]| serve_dpdk(more).map(|args| (args.idle, args.idle_after_us, args.idle_nap_us));
+        assert_eq!(idle(&[]).expect("good arguments"), (IdleMode::Nap, 1000, 100));
+        assert_eq!(idle(&["--idle", "spin"]).expect("good arguments").0, IdleMode::Spin);
+        let more = ["--idle", "nap", "--idle-after-us", "0", "--idle-nap-us", "50"];
+        assert_eq!(idle(&more).expect("good arguments"), (IdleMode::Nap, 0, 50));
+        for more in [["--idle", "never"], ["--idle-after-us", "1000001"], ["--idle-nap-us", "0"]] {
+            assert_eq!(idle(&more).expect_err("bad arguments").exit_code(), 2, "{more:?}");
+        }
+    }
+
+    #[test]
     fn cpus_are_named_as_taskset_names_them() {
         let cpus = |text| serve(&[&DPDK, &["--cores", text]]).map(|args| args.cpus());
         let some = |numbers: &[usize]| numbers.iter().copied().map(Some).collect::<Vec<_>>();
@@ -417,7 +451,7 @@ mod tests {
 
     #[test]
     fn options_of_another_transport_are_usage_errors_that_say_what_to_do() {
-        let mixed: [(&[&[&str]], &str); 13] = [
+        let mixed: [(&[&[&str]], &str); 14] = [
             (&[], "--dev"),
             (&[&["--transport", "dpdk"]], "--dev"),
             (&[&DPDK[..2]], "--ip"),
@@ -429,6 +463,7 @@ mod tests {
             (&[&KERNEL, &DPDK], "--listen"),
             (&[&KERNEL, &["--port", "8080"]], "--dev"),
             (&[&KERNEL, &["--header-split", "auto"]], "--dev"),
+            (&[&KERNEL, &["--idle", "spin"]], "--dev"),
             (&[&KERNEL, &["--", "-l", "1"]], "--dev"),
             (&[&["--transport", "carrier-pigeon"]], "kernel"),
         ];

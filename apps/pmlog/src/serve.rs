@@ -80,6 +80,9 @@ trait Access: Sync {
         clock: &Clock,
     ) -> Result<Self::Transport>;
 
+    /// What its user wants of the transport's rests.
+    fn rests(&self) -> <Self::Transport as Served>::Rest;
+
     /// What there turned out to be.
     fn found(&self, transport: &Self::Transport) -> Self::Found;
 }
@@ -92,9 +95,12 @@ trait Served: Transport {
     /// What went through it since the start.
     fn totals(&self) -> Self::Totals;
 
-    /// Lets the CPU go, as far as that suits a transport which has had nothing to do for `idle` until `now`. Called
-    /// between any two bursts; not for longer than a signal may wait.
-    fn rest(&mut self, now: Instant, idle: Duration) -> Result<(), Self::Error>;
+    /// What its user wants of its rests.
+    type Rest: Sync;
+
+    /// Lets the CPU go, as far as that suits a transport which has had nothing to do for `idle` until `now`, and its
+    /// user. Called between any two bursts; not for longer than a signal may wait.
+    fn rest(&mut self, wanted: &Self::Rest, now: Instant, idle: Duration) -> Result<(), Self::Error>;
 
     /// What ends a rest, from another thread; none if no rest is long.
     fn waker(&mut self) -> Result<Option<Waker>, Self::Error> {

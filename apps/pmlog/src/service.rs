@@ -245,6 +245,10 @@ impl LogService {
 }
 
 impl Service for LogService {
+    fn requests(&self) -> u64 {
+        self.common.counters.requests
+    }
+
     fn event<N: Net>(&mut self, event: Event, net: &mut N, shard: &mut Shard) {
         let conn = match event {
             Event::Opened { conn, .. } => {

@@ -83,9 +83,13 @@ unsafe impl Medium for Timed {
     fn fence(&self) -> io::Result<()> {
         let begin = self.clock.raw();
         let fenced = self.medium.fence();
-        // SFENCE does not keep the time stamp counter from being read early; LFENCE, behind it, does.
-        // SAFETY: every x86_64 CPU has SSE2, which is all that the instruction needs.
-        unsafe { std::arch::x86_64::_mm_lfence() };
+        // Behind SFENCE the CPU runs on while lines are on their way, and what comes next would be charged for them:
+        // MFENCE waits for them, and LFENCE keeps the counter from being read before that.
+        // SAFETY: every x86_64 CPU has SSE2, which is all that the instructions need.
+        unsafe {
+            std::arch::x86_64::_mm_mfence();
+            std::arch::x86_64::_mm_lfence();
+        }
         self.note(&self.fence_ticks, begin);
         fenced
     }

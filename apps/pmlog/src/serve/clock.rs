@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use smoltcp::time::Instant;
 
 /// Set by SIGINT and SIGTERM; a second signal ends the process at once.
@@ -15,6 +15,17 @@ pub(super) fn stop_signal() -> io::Result<Arc<AtomicBool>> {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     Ok(stop)
+}
+
+/// A flag for each core, all set by SIGUSR1.
+pub(super) fn profile_signals(cores: usize) -> io::Result<Vec<Arc<AtomicBool>>> {
+    (0..cores)
+        .map(|_| {
+            let asked = Arc::new(AtomicBool::new(false));
+            signal_hook::flag::register(SIGUSR1, Arc::clone(&asked))?;
+            Ok(asked)
+        })
+        .collect()
 }
 
 /// The time since the start: never set back, as the wall clock may be.

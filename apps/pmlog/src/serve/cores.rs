@@ -7,16 +7,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use pmem::{Recovery, RegionInfo, Shard, ShardSeed};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
+use stack::profile::Profile;
 use stack::server::Server;
 use stack::transport::dpdk::DpdkError;
 
-use super::clock::Clock;
+use super::clock::{Clock, profile_signals};
 use super::report::{Report, Started};
 use super::run::{self, Spent, Surroundings};
 use super::{Access, LogServer, Served};
@@ -67,6 +68,14 @@ pub(super) struct Totals<N> {
     pub(super) network: N,
 }
 
+/// What a core tells the thread that reports.
+enum News<F> {
+    /// It is ready, or will never be.
+    Ready(Option<Ready<F>>),
+    /// Where its time has gone so far.
+    Profile { core: usize, profile: Box<Profile>, is_last: bool },
+}
+
 /// What a core that is ready tells: its shards, and what the network turned out to be.
 struct Ready<F> {
     shards: Vec<ShardStart>,
@@ -84,6 +93,8 @@ struct Core<'a, A: Access> {
     /// Whether all cores are ready, and shall serve.
     go: &'a OnceLock<bool>,
     totals: &'a Mutex<Vec<Totals<<A::Transport as Served>::Totals>>>,
+    /// Set when somebody wants to see the profile; none without one.
+    profile_asked: Option<Arc<AtomicBool>>,
 }
 
 /// Serves with a core for each seat until a signal says stop, and reports.
@@ -95,6 +106,13 @@ pub(super) fn serve<A: Access>(
     report: &mut Report<'_, impl std::io::Write>,
 ) -> Ended {
     let (cores, shards) = (seats.len(), seeds.len());
+    let profile_asked = match setting.args.profile.then(|| profile_signals(cores)).transpose() {
+        Ok(flags) => flags.unwrap_or_default(),
+        Err(error) => {
+            let error = anyhow!(error).context("SIGUSR1 cannot be handled");
+            return Ended { has_served: false, result: Err(error) };
+        }
+    };
     let hall = (shards > 1).then(|| Hall::new(shards as u32, cores as u32));
     let totals = Mutex::new(vec![Totals::default(); cores]);
     let go = OnceLock::new();
@@ -104,7 +122,9 @@ pub(super) fn serve<A: Access>(
         let threads = seats.into_iter().enumerate().map(|(index, seat)| {
             let seeds = seeds.iter_mut().skip(index).step_by(cores).filter_map(Option::take).collect();
             let (hall, sender) = (hall.clone(), sender.clone());
-            let core = Core { index, access, seat, seeds, hall, setting, go: &go, totals: &totals };
+            let profile_asked = profile_asked.get(index).cloned();
+            let core =
+                Core { index, access, seat, seeds, hall, setting, go: &go, totals: &totals, profile_asked };
             thread::Builder::new().name(format!("core {index}")).spawn_scoped(scope, move || {
                 let result = core.run(&sender);
                 // The others are of no use without this one.
@@ -122,10 +142,11 @@ pub(super) fn serve<A: Access>(
             Ok(ready)
         });
         let has_served = matches!(reported, Ok(true));
+        let mut profiles = vec![None; cores];
         // Set here and nowhere else.
         let _ = go.set(has_served);
         if has_served {
-            reported = follow(&receiver, report, &totals).map(|()| true);
+            reported = follow(&receiver, report, &totals, &mut profiles).map(|()| true);
         }
         if reported.is_err() {
             setting.stop.store(true, Ordering::Relaxed);
@@ -138,7 +159,7 @@ pub(super) fn serve<A: Access>(
             })
             .collect();
         let result = first_error(results).and(reported).and_then(|_| match has_served {
-            true => report.ended(&sum(&totals)),
+            true => report.ended(&sum(&totals)).and_then(|()| report.profiles(&mut profiles)),
             false => Ok(()),
         });
         Ended { has_served, result }
@@ -147,7 +168,7 @@ pub(super) fn serve<A: Access>(
 
 /// Waits until all cores are ready and says so; false if one is not, which then has said why.
 fn begin<F: serde::Serialize + std::fmt::Display>(
-    receiver: &Receiver<Option<Ready<F>>>,
+    receiver: &Receiver<News<F>>,
     setting: &Setting<'_>,
     report: &mut Report<'_, impl std::io::Write>,
     cores: usize,
@@ -155,8 +176,9 @@ fn begin<F: serde::Serialize + std::fmt::Display>(
     let mut all = Vec::new();
     for _ in 0..cores {
         match receiver.recv() {
-            Ok(Some(ready)) => all.push(ready),
-            Ok(None) | Err(_) => return Ok(false),
+            Ok(News::Ready(Some(ready))) => all.push(ready),
+            // Nobody has a profile before all are ready.
+            Ok(_) | Err(_) => return Ok(false),
         }
     }
     let mut shards: Vec<_> = all.iter().flat_map(|ready| ready.shards.iter().copied()).collect();
@@ -166,17 +188,28 @@ fn begin<F: serde::Serialize + std::fmt::Display>(
     Ok(true)
 }
 
-/// Reports until all cores have ended.
+/// Reports until all cores have ended. What is left in `profiles` then are their last ones.
 fn follow<F, N: Clone + Default + AddAssign + serde::Serialize>(
-    receiver: &Receiver<Option<Ready<F>>>,
+    receiver: &Receiver<News<F>>,
     report: &mut Report<'_, impl std::io::Write>,
     totals: &Mutex<Vec<Totals<N>>>,
+    profiles: &mut [Option<Box<Profile>>],
 ) -> Result<()> {
+    let mut reported = Instant::now();
     loop {
-        match receiver.recv_timeout(REPORT_EVERY) {
-            Err(RecvTimeoutError::Timeout) => report.rates(&sum(totals), REPORT_EVERY)?,
+        match receiver.recv_timeout(REPORT_EVERY.saturating_sub(reported.elapsed())) {
+            Err(RecvTimeoutError::Timeout) => {
+                report.rates(&sum(totals), reported.elapsed())?;
+                reported = Instant::now();
+            }
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
-            Ok(_) => {}
+            Ok(News::Ready(_)) => {}
+            Ok(News::Profile { core, profile, is_last }) => {
+                profiles[core] = Some(profile);
+                if !is_last && profiles.iter().all(Option::is_some) {
+                    report.profiles(profiles)?;
+                }
+            }
         }
     }
 }
@@ -199,13 +232,13 @@ fn first_error(results: Vec<Result<()>>) -> Result<()> {
 }
 
 /// Says that a core is not ready, unless it has said that it is.
-struct Announcement<'a, F>(Option<&'a Sender<Option<Ready<F>>>>);
+struct Announcement<'a, F>(Option<&'a Sender<News<F>>>);
 
 impl<F> Announcement<'_, F> {
     fn ready(mut self, ready: Ready<F>) {
         if let Some(sender) = self.0.take() {
             // Who does not listen any more does not wait either.
-            let _ = sender.send(Some(ready));
+            let _ = sender.send(News::Ready(Some(ready)));
         }
     }
 }
@@ -213,14 +246,14 @@ impl<F> Announcement<'_, F> {
 impl<F> Drop for Announcement<'_, F> {
     fn drop(&mut self) {
         if let Some(sender) = self.0.take() {
-            let _ = sender.send(None);
+            let _ = sender.send(News::Ready(None));
         }
     }
 }
 
 impl<A: Access> Core<'_, A> {
-    fn run(self, sender: &Sender<Option<Ready<A::Found>>>) -> Result<()> {
-        let Self { index, access, seat, seeds, hall, setting, go, totals } = self;
+    fn run(self, sender: &Sender<News<A::Found>>) -> Result<()> {
+        let Self { index, access, seat, seeds, hall, setting, go, totals, profile_asked } = self;
         let announcement = Announcement(Some(sender));
         let Setting { args, clock, .. } = *setting;
         if let Some(cpu) = setting.cpus[index] {
@@ -254,16 +287,36 @@ impl<A: Access> Core<'_, A> {
             None => LogService::new(config, clock.now()),
         };
         let mut server = Server::new(transport, service, shard);
+        if args.profile {
+            server.profile();
+        }
+        let tell_profile = |server: &LogServer<A::Transport>, is_last| {
+            if let Some(profile) = server.profiled() {
+                // Who does not listen any more has an error of his own to tell.
+                let _ =
+                    sender.send(News::Profile { core: index, profile: Box::new(profile.clone()), is_last });
+            }
+        };
         let put = |server: &LogServer<A::Transport>, spent: Spent| {
             totals.lock().unwrap_or_else(PoisonError::into_inner)[index] = Totals::of(server, spent);
+            if profile_asked.as_ref().is_some_and(|asked| asked.swap(false, Ordering::Relaxed)) {
+                tell_profile(server, false);
+            }
         };
-        let around =
-            Surroundings { clock, stop: setting.stop, hall: hall.as_deref(), core: index, put: &put };
+        let around = Surroundings {
+            clock,
+            stop: setting.stop,
+            rests: access.rests(),
+            hall: hall.as_deref(),
+            core: index,
+            put: &put,
+        };
         let served = run::run(&mut server, &around);
         // However it went, the others are to end as well, and replies that are owed go out.
         setting.stop.store(true, Ordering::Relaxed);
         let ended = run::end(&mut server, &around);
         put(&server, *served.as_ref().unwrap_or(&Spent::default()));
+        tell_profile(&server, true);
         served.and(ended)
     }
 }

@@ -18,14 +18,19 @@ use stack::{AddressConflict, Config};
 
 use super::clock::Clock;
 use super::{Access, BACKLOG, Served, receive_buffers_for};
-use crate::cli::{DpdkArgs, HeaderSplit, ServeArgs};
+use crate::cli::{DpdkArgs, HeaderSplit, IdleMode, ServeArgs};
 
-/// How long the loop spins without work before it lets the CPU go between looks at the port.
-const SPIN: Duration = Duration::from_millis(1);
-/// How long it then sleeps: short enough for a receive ring not to run over at two million frames a second.
-const NAP: Duration = Duration::from_micros(100);
 /// How long other hosts have to say that an address is theirs: three probes, and a moment for the answer.
 const PROBING: Duration = Duration::from_millis(300);
+
+/// How the loop rests when the port is idle.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Rests {
+    /// Never.
+    Never,
+    /// In naps, after a while without work.
+    Naps { after: Duration, nap: Duration },
+}
 
 /// The device that was asked for, not started yet.
 pub(super) struct Device<'a> {
@@ -115,6 +120,15 @@ impl Access for Device<'_> {
         Ok(transport)
     }
 
+    fn rests(&self) -> Rests {
+        let DpdkArgs { idle, idle_after_us, idle_nap_us, .. } = self.options;
+        let duration = |us: &u32| Duration::from_micros((*us).into());
+        match idle {
+            IdleMode::Spin => Rests::Never,
+            IdleMode::Nap => Rests::Naps { after: duration(idle_after_us), nap: duration(idle_nap_us) },
+        }
+    }
+
     fn found(&self, transport: &DpdkTransport) -> Found {
         Found::new(self.options, transport)
     }
@@ -122,6 +136,7 @@ impl Access for Device<'_> {
 
 impl Served for DpdkTransport {
     type Totals = Totals;
+    type Rest = Rests;
 
     fn totals(&self) -> Totals {
         let port = self.counters();
@@ -138,10 +153,12 @@ impl Served for DpdkTransport {
     }
 
     /// Naps after a while without work.
-    fn rest(&mut self, now: Instant, idle: Duration) -> Result<(), Self::Error> {
-        if idle >= SPIN {
-            let due = self.next_deadline().map_or(NAP, |due| due.max(now) - now);
-            std::thread::sleep(due.min(NAP).into());
+    fn rest(&mut self, wanted: &Rests, now: Instant, idle: Duration) -> Result<(), Self::Error> {
+        if let Rests::Naps { after, nap } = *wanted
+            && idle >= after
+        {
+            let due = self.next_deadline().map_or(nap, |due| due.max(now) - now);
+            std::thread::sleep(due.min(nap).into());
         }
         Ok(())
     }

@@ -101,6 +101,8 @@ impl Access for Sockets {
         Ok(transport)
     }
 
+    fn rests(&self) {}
+
     fn found(&self, transport: &KernelTransport) -> Found {
         Found {
             transport: "kernel",
@@ -113,6 +115,7 @@ impl Access for Sockets {
 
 impl Served for KernelTransport {
     type Totals = Totals;
+    type Rest = ();
 
     fn totals(&self) -> Totals {
         let counters = self.counters();
@@ -129,7 +132,7 @@ impl Served for KernelTransport {
     }
 
     /// Sleeps until something happens.
-    fn rest(&mut self, now: Instant, _idle: Duration) -> Result<(), Self::Error> {
+    fn rest(&mut self, (): &(), now: Instant, _idle: Duration) -> Result<(), Self::Error> {
         let due = self.next_deadline().map_or(SLEEP, |due| due.max(now) - now);
         self.wait(due.min(SLEEP))
     }

@@ -9,6 +9,7 @@ use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pmem::RegionInfo;
 use serde::Serialize;
+use stack::profile::{Profile, Summary};
 
 use super::cores::{ShardStart, Totals};
 use crate::service::Counters;
@@ -58,6 +59,13 @@ enum Line<'a, N> {
     },
     Rates(Sums<'a, N>),
     End(Sums<'a, N>),
+    Profile {
+        /// One for each core.
+        cores: Vec<Summary>,
+        /// All cores together.
+        #[serde(flatten)]
+        all: Summary,
+    },
 }
 
 /// All since the start, but for connections and free buffers, which are as of now.
@@ -136,6 +144,29 @@ impl<'a, W: Write> Report<'a, W> {
             counters.read_records,
             counters.refused
         )?;
+        Ok(self.out.flush()?)
+    }
+
+    /// Where the time went, by core and in all; takes the profiles out. Writes nothing where there are none.
+    pub(super) fn profiles(&mut self, profiles: &mut [Option<Box<Profile>>]) -> Result<()> {
+        let cores: Vec<Profile> =
+            profiles.iter_mut().filter_map(Option::take).map(|profile| *profile).collect();
+        if cores.is_empty() {
+            return Ok(());
+        }
+        let mut all = Profile::default();
+        cores.iter().for_each(|core| all.merge(core));
+        let (cores, all) = (cores.iter().map(Profile::summary).collect::<Vec<_>>(), all.summary());
+        if self.json {
+            let line: Line<'_, ()> = Line::Profile { cores, all };
+            return self.write(&line);
+        }
+        if cores.len() > 1 {
+            for (core, summary) in cores.iter().enumerate() {
+                writeln!(self.out, "profile   of core {core}\n{summary}")?;
+            }
+        }
+        writeln!(self.out, "profile   of all bursts\n{all}")?;
         Ok(self.out.flush()?)
     }
 

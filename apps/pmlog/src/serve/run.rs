@@ -22,6 +22,8 @@ const CHECKPOINT_AFTER: Duration = Duration::from_secs(1);
 pub(super) struct Surroundings<'a, T: Served> {
     pub(super) clock: &'a Clock,
     pub(super) stop: &'a AtomicBool,
+    /// How to rest.
+    pub(super) rests: T::Rest,
     /// Where the store has several shards.
     pub(super) hall: Option<&'a Hall>,
     pub(super) core: usize,
@@ -124,7 +126,7 @@ impl<T: Served> Surroundings<'_, T> {
             return Ok(());
         }
         let (transport, ..) = server.parts();
-        let rested = transport.rest(now, idle);
+        let rested = transport.rest(&self.rests, now, idle);
         if let Some(hall) = self.hall {
             hall.is_awake(self.core);
         }

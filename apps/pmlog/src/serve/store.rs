@@ -18,6 +18,7 @@ pub(super) fn open(args: &ServeArgs, cores: NonZeroU16) -> Result<(RegionInfo, V
         max_record_bytes: u32::try_from(args.max_record.as_u64()).unwrap_or(u32::MAX),
         volatile: args.volatile,
         force: args.force,
+        timed: args.profile,
         ..Options::default()
     };
     let region = Region::open(&args.pm, &options).map_err(|error| match option_for(&error) {
