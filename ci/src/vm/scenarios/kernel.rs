@@ -1,9 +1,10 @@
 //! Servers on the guest's own TCP, with the guest's own driver of the NIC: what the stack here is compared with.
 
 use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read as _};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lab::Connection;
 
 use super::{START_LIMIT, Stage, cut_under_load, dma_faults, ended, lengths, recognisable, wait_for_line};
@@ -95,13 +96,23 @@ pub(super) fn multiplexor(stage: &Stage<'_>) -> Result<String> {
     ensure!(total("errors")? == 0 && total("flushed_lines")? > 0, "a bad account: {mark}");
     let messages = messages_cut(&mut guest)?;
     ensure!(messages == records.len() as u64, "the kernel cut {messages} requests out, of {}", records.len());
+
+    (stage.tell)("sending what cannot be cut out");
+    let refused = refused_by_framer()?;
+    records.extend(served_after_visitors(stage.chance(3))?);
+    guest.must("echo mark 2 >/tmp/server.in")?;
+    let mark: serde_json::Value =
+        serde_json::from_str(&wait_for_line(&mut guest, r#""event":"mark","id":2"#)?)?;
+    ensure!(mark["requests"].as_u64() == Some(records.len() as u64), "of {} requests: {mark}", records.len());
+    ensure!(mark["errors"].as_u64() == Some(refused), "of {refused} bad requests: {mark}");
     guest.must("stop")?;
     guest.must("pmlog verify --pm /dev/dax0.0")?;
     guest.power_off()?;
     (stage.tell)("searching the medium");
     let bytes = find_all(&machine.file, &recognisable(&records))?;
     Ok(format!(
-        "{} requests cut out by the kernel and kept, {bytes} payload bytes found in /dev/dax0.0",
+        "{} requests cut out by the kernel and kept, {bytes} payload bytes found in /dev/dax0.0; {refused} connections \
+         ended that sent others",
         records.len()
     ))
 }
@@ -127,11 +138,49 @@ fn cut_anywhere(seed: u64) -> Result<Vec<Acknowledged>> {
     let mut connection = Connection::open(server())?;
     let append = |at: u64| {
         let tag = Tag { seed: seed.wrapping_add(at), len: 64 + 97 * at as usize };
-        let head = format!("POST /append HTTP/1.1\r\nHost: lab\r\ncontent-length: {}\r\n\r\n", tag.len);
+        // The first field is about something else.
+        let fields = format!("X-Content-Length: 1\r\ncontent-length: {}\r\nHost: lab\r\n", tag.len);
+        let head = format!("POST /append HTTP/1.1\r\n{fields}\r\n");
         for piece in [head.into_bytes(), tag.body()].concat().chunks(PIECE_BYTES) {
             connection.send(piece)?;
         }
         Acknowledged::await_append(&mut connection, tag)
     };
     (0..20).map(append).collect()
+}
+
+/// Sends what the kernel cannot cut out, each over a connection of its own, and waits for its end. Returns how many.
+fn refused_by_framer() -> Result<u64> {
+    let request = |fields: &str| format!("POST /append HTTP/1.1\r\nHost: lab\r\n{fields}\r\n");
+    let whole = request("Content-Length: 3\r\n") + "abc";
+    let refused = [
+        // A next request before the reply.
+        whole.repeat(2),
+        request("Content-Length: 3\r\nContent-Length: 3\r\n") + "abc",
+        request("Content-Length: three\r\n") + "abc",
+        request("Content-Length: 70000\r\n"),
+        request(&format!("A: {}\r\n", "b".repeat(1100))),
+    ];
+    for text in &refused {
+        let mut connection = Connection::open(server())?;
+        connection.send(text.as_bytes())?;
+        let beginning = || text.chars().take(100).collect::<String>();
+        match connection.stream().read(&mut [0; 64]) {
+            Ok(0) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            Ok(_) => bail!("an answer to {:?}", beginning()),
+            Err(error) => return Err(error).with_context(|| format!("no end after {:?}", beginning())),
+        }
+    }
+    Ok(refused.len() as u64)
+}
+
+/// Leaves again at once, more often than the server has places; then appends.
+fn served_after_visitors(seed: u64) -> Result<Vec<Acknowledged>> {
+    const VISITORS: u32 = 1100;
+    for number in 0..VISITORS {
+        let visitor = Connection::open(server()).with_context(|| format!("visitor {number}"))?;
+        drop(visitor);
+    }
+    append_each([1024], seed)
 }
