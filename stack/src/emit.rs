@@ -8,6 +8,7 @@ use smoltcp::wire::{
     TcpSeqNumber, checksum,
 };
 
+use crate::checksum::Sum;
 use crate::config::ETHERNET_HEADER_BYTES;
 use crate::flow::FlowKey;
 use crate::frame::{Flags, TxChecksum};
@@ -128,32 +129,13 @@ impl Layout {
                 l4_bytes: self.payload_at - self.l4_at,
             };
         }
-        let mut sum = Sum { words: pseudo.into(), odd: false };
+        let mut sum = Sum::from(pseudo);
         sum.add(segment);
         for piece in pieces {
             sum.add(piece.bytes());
         }
         TcpPacket::new_unchecked(segment).set_checksum(!sum.folded());
         TxChecksum::Done
-    }
-}
-
-/// A checksum over pieces (RFC 1071).
-struct Sum {
-    words: u32,
-    /// Whether the next byte is the second one of a word.
-    odd: bool,
-}
-
-impl Sum {
-    fn add(&mut self, bytes: &[u8]) {
-        let sum = checksum::data(bytes);
-        self.words += u32::from(if self.odd { sum.swap_bytes() } else { sum });
-        self.odd ^= bytes.len() % 2 == 1;
-    }
-
-    fn folded(&self) -> u16 {
-        checksum::combine(&[(self.words >> 16) as u16, self.words as u16])
     }
 }
 
@@ -233,7 +215,7 @@ mod tests {
         let layout = header.begin(&mut frame);
         let left = layout.complete(&mut frame, &[], true);
         assert_eq!(left, TxChecksum::Tcp { ipv6: false, l2_bytes: 14, l3_bytes: 20, l4_bytes: 32 });
-        let mut sum = Sum { words: 0, odd: false };
+        let mut sum = Sum::from(0);
         sum.add(&frame[34..]);
         TcpPacket::new_unchecked(&mut frame[34..]).set_checksum(!sum.folded());
         let local = Local { mac: header.mac, addresses: vec!["10.0.0.2/24".parse().unwrap()] };

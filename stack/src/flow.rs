@@ -39,7 +39,8 @@ impl FlowKey {
     }
 
     pub(crate) fn is_v4(&self) -> bool {
-        self.local.to_ipv4_mapped().is_some()
+        // Asked several times a segment; the address in parts would be taken together each time.
+        u128::from(self.local) >> 32 == 0xffff
     }
 
     /// The four parts in a fixed order, for keyed hashes.

@@ -8,6 +8,7 @@ use smoltcp::wire::{
     IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket,
 };
 
+use crate::checksum::is_right;
 use crate::config::ETHERNET_HEADER_BYTES;
 use crate::flow::{FlowKey, mapped};
 use crate::tcp::options::Options;
@@ -231,7 +232,7 @@ pub(crate) fn parse(frame: &[u8], apart: usize, local: &Local, checksum: RxCheck
     }
     match checksum {
         RxChecksum::Good => {}
-        RxChecksum::Unknown if apart == 0 && tcp.verify_checksum(&source.into(), &destination.into()) => {}
+        RxChecksum::Unknown if apart == 0 && is_right(source, destination, packet) => {}
         RxChecksum::Unknown | RxChecksum::Bad => return Parsed::BadChecksum,
     }
     if tcp.src_port() == 0 || tcp.dst_port() == 0 {

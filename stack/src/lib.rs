@@ -3,6 +3,7 @@
 //! The core is an [`Endpoint`]: frames and the time come in, frames and events go out. It reads no clock,
 //! owns no device and starts no thread. Applications see it through [`net::Net`].
 
+mod checksum;
 pub mod config;
 pub mod counters;
 mod emit;

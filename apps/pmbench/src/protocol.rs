@@ -91,7 +91,8 @@ pub struct Mark {
     pub id: u64,
     /// The moment, in nanoseconds of a clock that only goes forward.
     pub time_ns: u64,
-    /// Time in steps of the polling loop that found something to do; none for servers that sleep in the kernel.
+    /// Time in steps of the polling loop that found something to do, or that the kernel interrupted; none for servers
+    /// that sleep in the kernel.
     pub busy_ns: Option<u64>,
     /// Requests answered; with [`Mode::Limit`], frames sent back.
     pub requests: u64,

@@ -72,6 +72,9 @@ impl<const N: usize> Batch<N> {
     /// Frees all mbufs in one call.
     pub fn clear(&mut self) {
         let len = self.0.len();
+        if len == 0 {
+            return;
+        }
         // SAFETY: the first `len` elements are owned mbufs in DPDK's pointer form; none is used after the call.
         unsafe {
             self.0.set_len(0);

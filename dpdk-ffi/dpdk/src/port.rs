@@ -73,6 +73,11 @@ fn buffers_per_descriptor(driver: &str) -> usize {
     }
 }
 
+/// Drivers whose receive burst copies frames into the buffers itself, where hardware would use DMA.
+fn copies_by_cpu(driver: &str) -> bool {
+    matches!(driver, "net_memif" | "net_af_packet" | "net_tap" | "net_pcap" | "net_vhost")
+}
+
 /// What a device is and can do.
 #[derive(Clone, Debug)]
 pub struct PortInfo {
@@ -90,6 +95,8 @@ pub struct PortInfo {
     pub max_tx_queues: u16,
     /// How many buffers the driver holds for each receive descriptor.
     pub buffers_per_descriptor: usize,
+    /// Whether the core that receives copies frames into the buffers, for want of hardware that would.
+    pub copies_by_cpu: bool,
     /// Smallest and largest MTU in bytes.
     pub mtu_range: (u16, u16),
     /// Most segments in a sent frame; None if the driver sets no limit.
@@ -180,6 +187,7 @@ impl PortId {
         Ok(PortInfo {
             name: self.name(),
             buffers_per_descriptor: buffers_per_descriptor(&driver),
+            copies_by_cpu: copies_by_cpu(&driver),
             offloads,
             header_split: SplitCapabilities::of(self, &raw, offloads).split_point(),
             spread: SpreadCapabilities {

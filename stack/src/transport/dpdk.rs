@@ -222,10 +222,10 @@ impl DpdkTransport {
 
     /// Takes in what other cores have for this one.
     fn receive_from_cores<L: Laps>(&mut self, now: Instant, laps: &mut L) -> usize {
-        let exchange = self.sender.exchange.clone();
-        if exchange.cores() == 1 {
+        if self.sender.exchange.cores() == 1 {
             return 0;
         }
+        let exchange = self.sender.exchange.clone();
         exchange.take_segments(self.core, &mut self.received);
         let mut count = self.received.len();
         self.buffers.counters.crossed += count as u64;

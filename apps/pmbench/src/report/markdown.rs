@@ -15,10 +15,10 @@ use crate::run::QUIET;
 const COMPARABLE: &str = "\
 - **Requests per CPU second, and CPU per request**, across all modes and both links. For kernel sockets it is all that
   the server's core did not idle (user, system, interrupts, softirqs, of /proc/stat, in steps of 10 ms a window). For
-  polling loops it is the time in steps that found something to do, by the time stamp counter, and on veth the core's
-  softirqs as well, which feed the packet socket. Softirqs that interrupt a busy step are counted twice, up to the time
-  that there was, to the polling loops' disadvantage. Polls that find nothing are not counted: such a loop takes its
-  whole core at any load, and that is the price of its latency.
+  polling loops it is the time, by the time stamp counter, in steps that found something to do and in those that took
+  longer than 1 us all the same: the kernel has interrupted them, on veth with the softirqs that feed the packet
+  socket. Polls that find nothing are not counted: such a loop takes its whole core at any load, and that is the price
+  of its latency.
 - **Requests per second and latency on veth**: the same link, the same client, one core for the server. Receive
   packet steering has the server's core do the kernel's receive work in all modes, and each cell is refused whose
   packets went elsewhere. Where the client was busy nearly all of the time, it and not the server was the limit: the

@@ -87,7 +87,7 @@ fn confirm_mode(args: &RunArgs, world: &World, mode: Mode, load: Load) -> Result
         mode,
         load,
         requests_per_s: requests_per_s(&output)?,
-        server_cpu_ns_per_request: window.cpu_ns(Link::Veth, window.mark.requests),
+        server_cpu_ns_per_request: window.cpu_ns(window.mark.requests),
     })
 }
 

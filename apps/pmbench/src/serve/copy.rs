@@ -129,6 +129,8 @@ impl Server {
                 self.serve()?;
                 self.transmit(now);
                 meter.worked(begun);
+            } else {
+                meter.idled(begun);
             }
         }
     }

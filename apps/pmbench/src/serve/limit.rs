@@ -33,6 +33,7 @@ pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
         }
         let begun = meter.raw();
         if rx.burst(&mut batch) == 0 {
+            meter.idled(begun);
             continue;
         }
         batch.retain(|mbuf| match me.send_back(mbuf.bytes_mut()) {

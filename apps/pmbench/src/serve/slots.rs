@@ -71,7 +71,9 @@ fn run<T: Transport>(
         if step.committed {
             service.ledger.make_room(shard)?;
         }
-        if !step.is_idle() {
+        if step.is_idle() {
+            meter.idled(begun);
+        } else {
             meter.worked(begun);
         }
         // A pipelining client's appends may wait for the next commit.

@@ -102,6 +102,9 @@ fn origin_form(target: &str) -> Option<&str> {
 }
 
 fn no_query(query: &str) -> Result<(), Refusal> {
+    if query.is_empty() {
+        return Ok(());
+    }
     values::<0>(query, []).map(|_| ())
 }
 

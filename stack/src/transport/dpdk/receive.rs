@@ -1,6 +1,6 @@
 //! Received frames: in one segment, or headers and payload apart.
 
-use dpdk::{Checksum, ExternalArea, ExternalPool, Mbuf, NotSwapped};
+use dpdk::{Checksum, ExternalArea, ExternalPool, Mbuf, NotSwapped, prefetch_for_writing};
 use pmem::{Arena, Buffer};
 
 use super::DpdkCounters;
@@ -14,6 +14,8 @@ pub(super) struct Buffers {
     pub(super) pool: Option<ExternalPool>,
     pub(super) arena: Arena,
     pub(super) area: ExternalArea,
+    /// Whether spares are fetched into the cache, as this CPU will copy frames into them.
+    pub(super) warms_spares: bool,
     /// Free buffers that the device does not see in one piece; out of circulation for good.
     pub(super) scattered: Vec<&'static mut [u8]>,
     /// Room to put a frame's pieces together that the stack does not take as they lie.
@@ -90,11 +92,17 @@ impl RxFrame for Frame<'_> {
     }
 
     fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
-        let Buffers { pool, arena, area, scattered, counters, .. } = &mut *self.buffers;
+        let Buffers { pool, arena, area, warms_spares, scattered, counters, .. } = &mut *self.buffers;
         let Some(spare) = spare(arena, *area, scattered) else {
             counters.no_spare += 1;
             return None;
         };
+        if *warms_spares {
+            // The pool gives out first what it got last. The next frame is likely as long as this one.
+            let from = self.mbuf.data_offset().min(spare.len());
+            let to = (from + self.mbuf.len()).min(spare.len());
+            prefetch_for_writing(&spare[from..to]);
+        }
         let head = self.mbuf.bytes().len();
         let pool = pool.as_ref().filter(|_| self.origin == Origin::Device);
         let swapped = match (self.layout, pool) {
