@@ -21,11 +21,10 @@ use rustix::net::{self, SocketFlags};
 use super::control::{Control, tell};
 use super::ledger::Meter;
 use super::requests::Stream;
-use super::{ServeArgs, Skipped, ready, reply};
+use super::{ServeArgs, ready, reply};
 use crate::protocol::{Mode, ServerEvent, Wish};
 use keep::{Keep, Log, Records};
 use link::{Link, Multiplexed, Plain, ZeroCopy};
-use stack::transport::kernel::kcm::KcmSocket;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -40,29 +39,28 @@ const WAKE: u64 = u64::MAX - 1;
 /// Serves until told to stop.
 pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
     match args.mode {
-        Mode::StatusQuoFsync => serve_with::<Plain, _>(args, control, Records::open(args)?),
-        Mode::MsgZerocopy => serve_with::<ZeroCopy, _>(args, control, Log::open(args)?),
-        Mode::Kcm => {
-            if !KcmSocket::is_supported() {
-                return Err(Skipped("this kernel has no AF_KCM (CONFIG_AF_KCM)".to_owned()).into());
-            }
-            serve_with::<Multiplexed, _>(args, control, Log::open(args)?)
-        }
-        _ => serve_with::<Plain, _>(args, control, Log::open(args)?),
+        Mode::StatusQuoFsync => serve_with::<Plain, Records>(args, control),
+        Mode::MsgZerocopy => serve_with::<ZeroCopy, Log>(args, control),
+        Mode::Kcm => serve_with::<Multiplexed, Log>(args, control),
+        _ => serve_with::<Plain, Log>(args, control),
     }
 }
 
-fn serve_with<L: Link, K: Keep>(args: &ServeArgs, control: &Control, keep: K) -> Result<()> {
+fn serve_with<L: Link, K: Keep>(args: &ServeArgs, control: &Control) -> Result<()> {
+    // First, so that a mode that cannot run leaves no store behind.
+    let shared = L::prepare(args)?;
+    let keep = K::open(args)?;
     let mut notes = vec!["epoll, level-triggered, 512 events a call", "TCP_NODELAY", "no SO_BUSY_POLL"];
     notes.extend_from_slice(K::NOTES);
     notes.extend_from_slice(L::NOTES);
-    let mut server = Server::<L, K>::listen(args, control, keep)?;
+    let mut server = Server::<L, K>::listen(args, control, shared, keep)?;
     tell(&ready(args, Some(server.keep.domain()), &notes))?;
     server.run(control)?;
     server.keep.close()
 }
 
-struct Server<L, K> {
+struct Server<L: Link, K> {
+    shared: L::Shared,
     epoll: OwnedFd,
     listener: TcpListener,
     places: Vec<Place<L>>,
@@ -86,7 +84,7 @@ struct Place<L> {
 }
 
 impl<L: Link, K: Keep> Server<L, K> {
-    fn listen(args: &ServeArgs, control: &Control, keep: K) -> Result<Self> {
+    fn listen(args: &ServeArgs, control: &Control, shared: L::Shared, keep: K) -> Result<Self> {
         let listener = listener(args.listen)
             .with_context(|| format!("cannot listen on {}; choose another with --listen", args.listen))?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
@@ -102,6 +100,7 @@ impl<L: Link, K: Keep> Server<L, K> {
             is_ending: false,
         };
         Ok(Self {
+            shared,
             epoll,
             listener,
             places: (0..connections).map(place).collect(),
@@ -152,12 +151,12 @@ impl<L: Link, K: Keep> Server<L, K> {
                 continue;
             };
             let place = &mut self.places[index as usize];
-            match L::new(socket) {
+            match L::new(socket, &self.shared) {
                 Ok(link) => {
                     let token = token(index, place.generation);
                     epoll::add(&self.epoll, link.socket(), token, EventFlags::IN)?;
                     if let Some(connection) = link.connection() {
-                        epoll::add(&self.epoll, connection, token, EventFlags::empty())?;
+                        epoll::add(&self.epoll, connection, token, EventFlags::RDHUP)?;
                     }
                     place.link = Some(link);
                 }
@@ -204,13 +203,15 @@ impl<L: Link> Place<L> {
     /// Reads once, keeps what is whole, and answers.
     fn serve(&mut self, flags: EventFlags, keep: &mut impl Keep) -> rustix::io::Result<Waits> {
         let Some(link) = &mut self.link else { return Ok(Waits::Ended) };
+        let mut peer_is_done = flags.contains(EventFlags::RDHUP);
         if flags.contains(EventFlags::ERR) {
             match link.error() {
-                Err(Errno::PIPE) => return Ok(Waits::Ended),
+                Err(Errno::PIPE) => peer_is_done = true,
                 outcome => outcome?,
             }
         }
-        if flags.intersects(EventFlags::IN | EventFlags::HUP) && !self.is_blocked && !self.is_ending {
+        let may_read = peer_is_done || flags.intersects(EventFlags::IN | EventFlags::HUP);
+        if may_read && !self.is_blocked && !self.is_ending {
             match link.receive(self.stream.room()) {
                 Ok(0) => return Ok(Waits::Ended),
                 Ok(count) => self.stream.received(count),
@@ -223,7 +224,8 @@ impl<L: Link> Place<L> {
                 self.is_ending = true;
             }
         }
-        self.flush()
+        let waits = self.flush()?;
+        Ok(if peer_is_done { Waits::Ended } else { waits })
     }
 
     /// Sends what is owed, as far as the kernel takes it.

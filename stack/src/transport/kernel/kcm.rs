@@ -3,13 +3,12 @@
 
 #![allow(unsafe_code)]
 
+mod framer;
+
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use rustix::io::{Errno, Result};
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, sockopt};
-
-/// Longest head of a request. Much more would be too much for the kernel's verifier to walk through.
-pub const MAX_HEAD_BYTES: usize = 1024;
 
 /// linux/socket.h
 const AF_KCM: AddressFamily = AddressFamily::from_raw(41);
@@ -21,20 +20,19 @@ const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
 
 /// The program that finds the ends of requests, loaded into the kernel.
 ///
-/// It reads a request's head byte by byte up to the blank line, and takes the number behind `-Length:` for the
-/// length of what follows. It begins at the first byte of a packet, since the kernel does not tell BPF where in a
-/// packet a message begins: a client must not send a request before it has the reply to the one before.
+/// A request's head has 1024 bytes at most, and `Content-Length` once, or not at all if there is no body. A client
+/// must not send a request before it has the reply to the one before. Whoever does otherwise loses the connection.
 #[derive(Debug)]
 pub struct RequestFramer {
     program: OwnedFd,
 }
 
 impl RequestFramer {
-    /// Loads it.
+    /// Loads it, for requests with bodies of up to `max_body_bytes`.
     ///
     /// # Errors
-    /// What bpf(2) says: mostly that it takes CAP_BPF.
-    pub fn load() -> Result<Self> {
+    /// What bpf(2) says: [`Errno::PERM`] without CAP_BPF.
+    pub fn load(max_body_bytes: u32) -> Result<Self> {
         #[repr(C)]
         struct Attributes {
             kind: u32,
@@ -47,7 +45,7 @@ impl RequestFramer {
             version: u32,
             flags: u32,
         }
-        let code = program();
+        let code = framer::program(max_body_bytes);
         let attributes = Attributes {
             kind: BPF_PROG_TYPE_SOCKET_FILTER,
             instructions: code.len() as u32,
@@ -124,10 +122,11 @@ impl KcmSocket {
         self.connection.as_fd()
     }
 
-    /// Why the connection ended, as far as it has: [`Errno::PIPE`] if the peer is done.
+    /// Looks whether the connection is at its end.
     ///
     /// # Errors
-    /// That.
+    /// Why it is: [`Errno::PIPE`] if the peer is done, [`Errno::PROTO`], [`Errno::BADMSG`] or [`Errno::MSGSIZE`] if
+    /// it has sent what the framer does not take.
     pub fn check(&self) -> Result<()> {
         sockopt::socket_error(&self.connection)?
     }
@@ -145,128 +144,4 @@ fn multiplexor() -> Result<OwnedFd> {
 
 fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
-}
-
-/// The framer in the kernel's machine language (Documentation/bpf/standardization/instruction-set.rst). It returns
-/// the length of the request at the start of the packets, or 0 if that is not there yet: loads beyond their end
-/// return so by themselves.
-fn program() -> Vec<u64> {
-    /// Registers: the result, two for use in between, the packets, how many bytes are read, the last eight of them,
-    /// and the length of the body.
-    const RESULT: u8 = 0;
-    const A: u8 = 1;
-    const B: u8 = 2;
-    const PACKETS: u8 = 6;
-    const READ: u8 = 7;
-    const LAST: u8 = 8;
-    const BODY: u8 = 9;
-    /// Operations.
-    const MOVE: u8 = 0xbf;
-    const MOVE_32: u8 = 0xbc;
-    const SET: u8 = 0xb7;
-    const ADD: u8 = 0x07;
-    const ADD_REGISTER: u8 = 0x0f;
-    const SUBTRACT: u8 = 0x17;
-    const MULTIPLY: u8 = 0x27;
-    const SHIFT_LEFT: u8 = 0x67;
-    const OR_REGISTER: u8 = 0x4f;
-    const LOAD_BYTE: u8 = 0x50;
-    const LOAD_WIDE: u8 = 0x18;
-    const JUMP: u8 = 0x05;
-    const IF_EQUAL: u8 = 0x15;
-    const IF_EQUAL_REGISTER: u8 = 0x1d;
-    const IF_GREATER: u8 = 0x25;
-    const IF_NOT_LESS: u8 = 0x35;
-    const IF_LESS: u8 = 0xa5;
-    const EXIT: u8 = 0x95;
-    /// Places that are jumped to.
-    const NAMES: i16 = 4;
-    const LOST: i16 = 18;
-    const NUMBER: i16 = 20;
-    const NEXT_DIGIT: i16 = 29;
-    const REST: i16 = 31;
-    const END: i16 = 39;
-
-    const BLANK_LINE: i32 = i32::from_be_bytes(*b"\r\n\r\n");
-    const MAX: i32 = MAX_HEAD_BYTES as i32;
-
-    let mut code: Vec<u64> = Vec::new();
-    {
-        let encode = |op: u8, to: u8, from: u8, offset: i16, value: i32| {
-            let value = u64::from(value.cast_unsigned());
-            u64::from(op)
-                | u64::from(to | from << 4) << 8
-                | u64::from(offset.cast_unsigned()) << 16
-                | value << 32
-        };
-        let wide = |to: u8, bytes: &[u8; 8]| {
-            let value = u64::from_be_bytes(*bytes);
-            [encode(LOAD_WIDE, to, 0, 0, value as u32 as i32), value >> 32 << 32]
-        };
-        let jump = |code: &mut Vec<u64>, op: u8, left: u8, right: u8, value: i32, target: i16| {
-            let offset = target - code.len() as i16 - 1;
-            code.push(encode(op, left, right, offset, value));
-        };
-        // The next byte is in RESULT, and at the end of LAST.
-        let read = [
-            encode(LOAD_BYTE, 0, READ, 0, 0),
-            encode(ADD, READ, 0, 0, 1),
-            encode(SHIFT_LEFT, LAST, 0, 0, 8),
-            encode(OR_REGISTER, LAST, RESULT, 0, 0),
-        ];
-
-        code.push(encode(MOVE, PACKETS, A, 0, 0));
-        code.extend([READ, LAST, BODY].map(|register| encode(SET, register, 0, 0, 0)));
-
-        debug_assert_eq!(code.len(), NAMES as usize);
-        code.extend(read);
-        code.push(encode(MOVE_32, A, LAST, 0, 0));
-        jump(&mut code, IF_EQUAL, A, 0, BLANK_LINE, END);
-        // Letters in lower case, whatever they were.
-        code.extend(wide(B, &[0x20; 8]));
-        code.push(encode(MOVE, A, LAST, 0, 0));
-        code.push(encode(OR_REGISTER, A, B, 0, 0));
-        code.extend(wide(B, b"-length:"));
-        jump(&mut code, IF_EQUAL_REGISTER, A, B, 0, NUMBER);
-        jump(&mut code, IF_LESS, READ, 0, MAX, NAMES);
-
-        debug_assert_eq!(code.len(), LOST as usize);
-        code.push(encode(SET, RESULT, 0, 0, -libc::EMSGSIZE));
-        code.push(encode(EXIT, 0, 0, 0, 0));
-
-        debug_assert_eq!(code.len(), NUMBER as usize);
-        code.extend(read);
-        jump(&mut code, IF_EQUAL, RESULT, 0, i32::from(b' '), NEXT_DIGIT);
-        code.push(encode(SUBTRACT, RESULT, 0, 0, i32::from(b'0')));
-        jump(&mut code, IF_GREATER, RESULT, 0, 9, REST);
-        code.push(encode(MULTIPLY, BODY, 0, 0, 10));
-        code.push(encode(ADD_REGISTER, BODY, RESULT, 0, 0));
-        debug_assert_eq!(code.len(), NEXT_DIGIT as usize);
-        jump(&mut code, IF_LESS, READ, 0, MAX, NUMBER);
-        jump(&mut code, JUMP, 0, 0, 0, LOST);
-
-        debug_assert_eq!(code.len(), REST as usize);
-        code.push(encode(MOVE_32, A, LAST, 0, 0));
-        jump(&mut code, IF_EQUAL, A, 0, BLANK_LINE, END);
-        jump(&mut code, IF_NOT_LESS, READ, 0, MAX, LOST);
-        code.extend(read);
-        jump(&mut code, JUMP, 0, 0, 0, REST);
-
-        debug_assert_eq!(code.len(), END as usize);
-        code.push(encode(MOVE, RESULT, READ, 0, 0));
-        code.push(encode(ADD_REGISTER, RESULT, BODY, 0, 0));
-        code.push(encode(EXIT, 0, 0, 0, 0));
-    }
-    code
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_are_where_jumps_lead() {
-        // It checks itself as it is put together.
-        assert_eq!(program().len(), 42);
-    }
 }

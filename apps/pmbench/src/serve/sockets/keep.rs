@@ -14,9 +14,12 @@ use crate::serve::ledger::{self, Ledger, Meter};
 use crate::serve::requests::refusal;
 
 /// A place for records.
-pub(super) trait Keep {
+pub(super) trait Keep: Sized {
     /// What a reader of its figures should know.
     const NOTES: &'static [&'static str];
+
+    /// Opens it, or makes it.
+    fn open(args: &ServeArgs) -> Result<Self>;
 
     /// What makes a record durable.
     fn domain(&self) -> String;
@@ -41,15 +44,13 @@ pub(super) struct Log {
     ledger: Ledger,
 }
 
-impl Log {
-    pub(super) fn open(args: &ServeArgs) -> Result<Self> {
+impl Keep for Log {
+    const NOTES: &'static [&'static str] = &["one commit for each request"];
+
+    fn open(args: &ServeArgs) -> Result<Self> {
         let (info, seed) = ledger::open(args)?;
         Ok(Self { info, shard: seed.open()?, ledger: Ledger::default() })
     }
-}
-
-impl Keep for Log {
-    const NOTES: &'static [&'static str] = &["one commit for each request"];
 
     fn domain(&self) -> String {
         self.info.domain.to_string()
@@ -92,26 +93,6 @@ pub(super) struct Records {
 
 impl Records {
     /// Makes the file. It is written once as a whole, so that no later fdatasync has to write its extents, too.
-    pub(super) fn open(args: &ServeArgs) -> Result<Self> {
-        let (path, len_bytes) = (&args.pm, args.pm_size.as_u64());
-        let longest = HEADER_BYTES as u64 + args.max_record.as_u64();
-        ensure!(len_bytes >= longest, "a file of {len_bytes} bytes is shorter than a record; see --pm-size");
-        let failed = || format!("cannot make the file {}; see --pm and --pm-size", path.display());
-        let mut file =
-            File::options().read(true).write(true).create_new(true).open(path).with_context(failed)?;
-        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), len_bytes), &mut file)
-            .with_context(failed)?;
-        file.sync_all().with_context(failed)?;
-        Ok(Self {
-            file,
-            len_bytes,
-            at: 0,
-            next: 1,
-            persist_delay: Duration::from_micros(args.persist_delay_us),
-            ledger: Ledger::default(),
-        })
-    }
-
     fn write(&mut self, header: &[u8; HEADER_BYTES], body: &[u8]) -> std::io::Result<()> {
         let len = HEADER_BYTES + body.len();
         let written = rustix::io::pwritev(&self.file, &[IoSlice::new(header), IoSlice::new(body)], self.at)?;
@@ -130,6 +111,26 @@ impl Records {
 impl Keep for Records {
     const NOTES: &'static [&'static str] =
         &["one fdatasync for each request", "the file was written once before"];
+
+    fn open(args: &ServeArgs) -> Result<Self> {
+        let (path, len_bytes) = (&args.pm, args.pm_size.as_u64());
+        let longest = HEADER_BYTES as u64 + args.max_record.as_u64();
+        ensure!(len_bytes >= longest, "a file of {len_bytes} bytes is shorter than a record; see --pm-size");
+        let failed = || format!("cannot make the file {}; see --pm and --pm-size", path.display());
+        let mut file =
+            File::options().read(true).write(true).create_new(true).open(path).with_context(failed)?;
+        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), len_bytes), &mut file)
+            .with_context(failed)?;
+        file.sync_all().with_context(failed)?;
+        Ok(Self {
+            file,
+            len_bytes,
+            at: 0,
+            next: 1,
+            persist_delay: Duration::from_micros(args.persist_delay_us),
+            ledger: Ledger::default(),
+        })
+    }
 
     fn domain(&self) -> String {
         "fdatasync".to_owned()

@@ -1,20 +1,31 @@
 //! How bytes get from and to a kernel socket.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
 
+use anyhow::Context as _;
 use rustix::io::Result;
 use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 use stack::transport::kernel::kcm::{KcmSocket, RequestFramer};
 use stack::transport::kernel::zerocopy::ZeroCopySocket;
+
+use crate::serve::{ServeArgs, Skipped};
 
 /// A connection.
 pub(super) trait Link: Sized {
     /// What a reader of its figures should know.
     const NOTES: &'static [&'static str] = &[];
 
+    /// What all connections need.
+    type Shared;
+
+    /// Gets ready for connections.
+    ///
+    /// # Errors
+    /// [`Skipped`] if this machine cannot do it; what is missing.
+    fn prepare(args: &ServeArgs) -> anyhow::Result<Self::Shared>;
+
     /// Sets an accepted socket up.
-    fn new(socket: OwnedFd) -> Result<Self>;
+    fn new(socket: OwnedFd, shared: &Self::Shared) -> Result<Self>;
 
     /// What epoll watches.
     fn socket(&self) -> BorrowedFd<'_>;
@@ -25,13 +36,12 @@ pub(super) trait Link: Sized {
     /// Sends a part of `bytes`, which may change when this returns.
     fn send(&mut self, bytes: &[u8]) -> Result<usize>;
 
-    /// What epoll watches for errors alone.
+    /// What epoll watches for the connection's end alone.
     fn connection(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    /// Epoll saw an error on the socket. [`Errno::PIPE`](rustix::io::Errno::PIPE) says that the peer has ended the
-    /// connection.
+    /// Epoll saw an error. [`Errno::PIPE`](rustix::io::Errno::PIPE) says that the peer is done.
     fn error(&mut self) -> Result<()> {
         Ok(())
     }
@@ -41,7 +51,13 @@ pub(super) trait Link: Sized {
 pub(super) struct Plain(OwnedFd);
 
 impl Link for Plain {
-    fn new(socket: OwnedFd) -> Result<Self> {
+    type Shared = ();
+
+    fn prepare(_: &ServeArgs) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn new(socket: OwnedFd, (): &()) -> Result<Self> {
         sockopt::set_tcp_nodelay(&socket, true)?;
         Ok(Self(socket))
     }
@@ -68,7 +84,13 @@ impl Link for ZeroCopy {
         "to a packet socket on the same machine the kernel copies after all",
     ];
 
-    fn new(socket: OwnedFd) -> Result<Self> {
+    type Shared = ();
+
+    fn prepare(_: &ServeArgs) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn new(socket: OwnedFd, (): &()) -> Result<Self> {
         sockopt::set_tcp_nodelay(&socket, true)?;
         ZeroCopySocket::new(socket).map(Self)
     }
@@ -94,13 +116,24 @@ impl Link for ZeroCopy {
 pub(super) struct Multiplexed(KcmSocket);
 
 impl Link for Multiplexed {
-    const NOTES: &'static [&'static str] =
-        &["a multiplexor for each connection", "one request on its way for each connection: no pipelining"];
+    const NOTES: &'static [&'static str] = &[
+        "a multiplexor for each connection",
+        "no pipelining: a request that comes before the last reply ends the connection",
+    ];
 
-    fn new(socket: OwnedFd) -> Result<Self> {
-        static FRAMER: OnceLock<Result<RequestFramer>> = OnceLock::new();
+    type Shared = RequestFramer;
+
+    fn prepare(args: &ServeArgs) -> anyhow::Result<RequestFramer> {
+        if !KcmSocket::is_supported() {
+            return Err(Skipped("this kernel has no AF_KCM (CONFIG_AF_KCM)".to_owned()).into());
+        }
+        RequestFramer::load(args.max_record.as_u64() as u32).context(
+            "cannot load the BPF program that finds the ends of requests; run as root, or with CAP_BPF and CAP_NET_ADMIN",
+        )
+    }
+
+    fn new(socket: OwnedFd, framer: &RequestFramer) -> Result<Self> {
         sockopt::set_tcp_nodelay(&socket, true)?;
-        let framer = FRAMER.get_or_init(RequestFramer::load).as_ref().map_err(|error| *error)?;
         KcmSocket::attach(socket, framer).map(Self)
     }
 
