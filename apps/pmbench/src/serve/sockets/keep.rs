@@ -92,7 +92,6 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// Makes the file. It is written once as a whole, so that no later fdatasync has to write its extents, too.
     fn write(&mut self, header: &[u8; HEADER_BYTES], body: &[u8]) -> std::io::Result<()> {
         let len = HEADER_BYTES + body.len();
         let written = rustix::io::pwritev(&self.file, &[IoSlice::new(header), IoSlice::new(body)], self.at)?;
@@ -112,6 +111,7 @@ impl Keep for Records {
     const NOTES: &'static [&'static str] =
         &["one fdatasync for each request", "the file was written once before"];
 
+    /// Makes the file. It is written once as a whole, so that no later fdatasync has to write its extents, too.
     fn open(args: &ServeArgs) -> Result<Self> {
         let (path, len_bytes) = (&args.pm, args.pm_size.as_u64());
         let longest = HEADER_BYTES as u64 + args.max_record.as_u64();
