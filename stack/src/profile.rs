@@ -107,7 +107,7 @@ pub struct Profile {
     /// Turns that found nothing.
     empty_polls: Times,
     frames: u64,
-    /// What measuring took: calls that read the counter, each of so many picoseconds, and recordings.
+    /// What measuring bursts took: readings of the counter, each of so many picoseconds, and recordings.
     readings: u64,
     reading_ps: u64,
     recording_ns: u64,
@@ -236,9 +236,9 @@ impl Profiler {
         ns[Stage::Fence as usize] = fence_ns;
         if step.is_idle() {
             profile.empty_polls.record(ns.iter().sum());
-        } else {
-            profile.record(&ns, step.received as u64, requests - self.requests);
+            return;
         }
+        profile.record(&ns, step.received as u64, requests - self.requests);
         profile.readings += watch.readings + spent.readings - self.spent.readings;
         profile.recording_ns += watch.ns(watch.clock.raw().saturating_sub(begun));
     }

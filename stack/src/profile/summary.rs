@@ -19,9 +19,9 @@ pub struct Summary {
     pub empty_polls: BurstTimes,
     /// Frames taken in.
     pub frames: u64,
-    /// What measuring took, of the times above.
+    /// What measuring took, of the bursts' time.
     pub readings_ns: u64,
-    /// What keeping the results took, beside the times above.
+    /// What keeping the bursts' results took, beside that.
     pub recording_ns: u64,
 }
 
@@ -132,14 +132,14 @@ impl fmt::Display for Summary {
             self.frames,
             per_burst(self.frames),
         )?;
-        let BurstTimes { count, mean_ns, p50_ns, p99_ns, total_ns, .. } = self.empty_polls;
+        let BurstTimes { count, mean_ns, p50_ns, p99_ns, .. } = self.empty_polls;
         writeln!(out, "{count} empty polls of {mean_ns:.0} ns: half {p50_ns}, 99 % {p99_ns} or less")?;
-        let measured = (self.bursts.total_ns + total_ns).max(1) as f64;
+        let bursts_ns = self.bursts.total_ns.max(1) as f64;
         write!(
             out,
-            "measuring took {:.1} % of the times above, and keeping the results {:.1} % beside them",
-            100.0 * self.readings_ns as f64 / measured,
-            100.0 * self.recording_ns as f64 / measured,
+            "measuring took {:.1} % of the bursts' time, and keeping the results {:.1} % beside it",
+            100.0 * self.readings_ns as f64 / bursts_ns,
+            100.0 * self.recording_ns as f64 / bursts_ns,
         )
     }
 }

@@ -31,6 +31,8 @@ fn time_goes_to_the_stage_that_it_was_spent_in_and_persisting_comes_out_of_the_a
     assert_eq!((total(Stage::Rx), total(Stage::Parse), total(Stage::Tcp)), (0, 0, 0), "{summary}");
     let all: u64 = Stage::ALL.map(total).iter().sum();
     assert_eq!((summary.bursts.count, summary.bursts.total_ns), (1, all), "{summary}");
+    let watched = profiler.watch.ns(profiler.watch.ticks.iter().sum());
+    assert!(all.abs_diff(watched) <= Stage::ALL.len() as u64, "{watched} ns became {all}");
     assert_eq!((summary.requests.count, summary.requests.total_ns), (2, all), "{summary}");
     assert_eq!((summary.frames, summary.empty_polls.count), (3, 0), "{summary}");
     assert_eq!(profiler.profile().readings, 3 + 4);
