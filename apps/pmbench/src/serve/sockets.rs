@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context as _, Result};
 use pmlog::http::Refusal;
+use pmlog::serve::allow_descriptors;
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -28,6 +29,8 @@ use link::{Link, Multiplexed, Plain, ZeroCopy};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
+/// Descriptors of this process that are no client's.
+const OWN_DESCRIPTORS: u64 = 64;
 /// Events taken by one system call.
 const EVENTS: usize = 512;
 /// How long a signal may go unseen.
@@ -85,12 +88,13 @@ struct Place<L> {
 
 impl<L: Link, K: Keep> Server<L, K> {
     fn listen(args: &ServeArgs, control: &Control, shared: L::Shared, keep: K) -> Result<Self> {
+        let connections = args.max_connections.get();
+        allow_descriptors(u64::from(connections) * L::DESCRIPTORS, OWN_DESCRIPTORS)?;
         let listener = listener(args.listen)
             .with_context(|| format!("cannot listen on {}; choose another with --listen", args.listen))?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
         epoll::add(&epoll, control.wake(), EventData::new_u64(WAKE), EventFlags::IN)?;
-        let connections = args.max_connections.get();
         let place = |_| Place {
             link: None,
             generation: 0,

@@ -208,9 +208,12 @@ fn listen(address: SocketAddr, stacks: Stacks) -> Result<Listener, KernelError> 
     }
 }
 
-/// Lets this process have a descriptor for each client. The usual soft limit is there for programs with select,
+/// Lets this process have `clients` descriptors for its clients and `others` besides. The usual soft limit is there for programs with select,
 /// which this is none of.
-fn allow_descriptors(clients: u64, others: u64) -> Result<()> {
+///
+/// # Errors
+/// The hard limit is too low.
+pub fn allow_descriptors(clients: u64, others: u64) -> Result<()> {
     let needed = clients + others;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current.is_none_or(|current| current >= needed) {

@@ -15,6 +15,9 @@ pub(super) trait Link: Sized {
     /// What a reader of its figures should know.
     const NOTES: &'static [&'static str] = &[];
 
+    /// Descriptors of one.
+    const DESCRIPTORS: u64 = 1;
+
     /// What all connections need.
     type Shared;
 
@@ -120,6 +123,8 @@ impl Link for Multiplexed {
         "a multiplexor for each connection",
         "no pipelining: a request that comes before the last reply ends the connection",
     ];
+
+    const DESCRIPTORS: u64 = 2;
 
     type Shared = RequestFramer;
 
