@@ -222,7 +222,7 @@ pub fn allow_descriptors(clients: u64, others: u64) -> Result<()> {
     let most = maximum.unwrap_or(u64::MAX);
     ensure!(
         most >= needed,
-        "{clients} clients at a time take {needed} descriptors, and this process may have {most}; lower \
+        "so many clients at a time take {needed} descriptors, and this process may have {most}; lower \
          --max-connections, or raise the hard limit (ulimit -Hn)"
     );
     setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum })
