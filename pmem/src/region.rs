@@ -50,6 +50,10 @@ pub struct Options {
     pub persist_delay: Duration,
     /// Times each flush and each fence, for [`Shard::spent`](crate::Shard::spent).
     pub timed: bool,
+    /// Has all pages of memory that does not survive in place from the start, so that no page fault interrupts a
+    /// burst; opening then takes a time that grows with the length. Pages of DAX are mapped in large pieces, and
+    /// those of a regular file fault again after each commit anyway.
+    pub populate: bool,
     /// Allows memory that does not survive: tmpfs and hugetlbfs files. The name [`MEMORY`] needs no permission.
     pub volatile: bool,
     /// Formats a new store over whatever is there.
@@ -68,6 +72,7 @@ impl Default for Options {
             max_record_bytes: 16 << 20,
             persist_delay: Duration::ZERO,
             timed: false,
+            populate: false,
             volatile: false,
             force: false,
         }

@@ -493,3 +493,25 @@ fn a_timed_region_knows_what_persisting_has_cost_and_others_do_not() {
         }
     }
 }
+
+/// Page faults of this thread so far that needed no disk: the tenth field of its stat (proc(5)).
+fn page_faults() -> u64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("procfs");
+    let fields = stat.rsplit_once(')').expect("a name in brackets").1;
+    fields.split_whitespace().nth(7).expect("more fields").parse().expect("a number")
+}
+
+#[test]
+fn a_populated_store_faults_no_page_in_later() {
+    let directory = tempfile::Builder::new().tempdir_in("/dev/shm").expect("a tmpfs");
+    let options = Options { size: Some(16 << 20), volatile: true, populate: true, ..Options::default() };
+    let shard = Region::open(directory.path().join("store"), &options).unwrap().into_shard().unwrap();
+    let arena = shard.arena();
+    let (before, pages) = (page_faults(), arena.len_bytes() as u64 / 4096);
+    let mut buffers: Vec<_> = std::iter::from_fn(|| arena.take()).collect();
+    for buffer in &mut buffers {
+        assert!(buffer.arrive(0, &[1; 64]));
+    }
+    let faults = page_faults() - before;
+    assert!(buffers.len() > 1000 && faults < pages / 10, "{faults} page faults for {pages} pages");
+}

@@ -382,6 +382,7 @@ fn open_store(
     let options = Options {
         size: cli.pm_size.map(|size| size.as_u64()),
         shards: Some(cores as u32),
+        populate: true,
         volatile: cli.volatile,
         force: cli.force,
         ..Options::default()

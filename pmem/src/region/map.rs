@@ -153,7 +153,9 @@ fn memory(options: &Options) -> Result<Place, OpenError> {
     let bytes = options.size.ok_or(OpenError::NoSize { path: path.clone() })?;
     let len = mapped_len(bytes)?;
     let map = memmap2::MmapOptions::new().len(len.max(1)).map_anon().map_err(io_error("mapping", &path))?;
-    let medium = mapped(MmapRaw::from(map), None, Domain::Volatile(best_flush_instruction()));
+    let map = MmapRaw::from(map);
+    populate(&map, options);
+    let medium = mapped(map, None, Domain::Volatile(best_flush_instruction()));
     Ok(Place { path, kind: Kind::Memory, platform: None, medium, size: options.size })
 }
 
@@ -215,6 +217,7 @@ fn regular(
     let len = mapped_len(len)?;
     if volatile.is_some() {
         let map = memmap2::MmapOptions::new().len(len).map_raw(&*file).map_err(io_error("mapping", &path))?;
+        populate(&map, options);
         let medium = mapped(map, Some(file), Domain::Volatile(best_flush_instruction()));
         return Ok(Place { path, kind: Kind::VolatileFile, platform: None, medium, size });
     }
@@ -422,6 +425,15 @@ impl Drop for Span {
 /// A length that can be mapped.
 fn mapped_len(bytes: u64) -> Result<usize, OpenError> {
     usize::try_from(bytes).map_err(|_| OpenError::Geometry(format!("{bytes} bytes are too many")))
+}
+
+/// Faults all pages in, if that is wanted. A kernel that cannot (before Linux 5.14) faults them in one by one later.
+fn populate(map: &MmapRaw, options: &Options) {
+    if options.populate
+        && let Err(error) = map.advise(memmap2::Advice::PopulateWrite)
+    {
+        tracing::debug!("pages are faulted in as they are used: {error}");
+    }
 }
 
 fn mapped(map: MmapRaw, file: Option<Locked>, domain: Domain) -> Arc<Mapped> {

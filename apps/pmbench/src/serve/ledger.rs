@@ -133,6 +133,7 @@ pub(super) fn open(args: &ServeArgs) -> Result<(RegionInfo, ShardSeed)> {
         shards: Some(1),
         max_record_bytes: args.max_record.as_u64() as u32,
         persist_delay: Duration::from_micros(args.persist_delay_us),
+        populate: true,
         volatile: true,
         ..Options::default()
     };

@@ -19,6 +19,7 @@ pub(super) fn open(args: &ServeArgs, cores: NonZeroU16) -> Result<(RegionInfo, V
         volatile: args.volatile,
         force: args.force,
         timed: args.profile,
+        populate: true,
         ..Options::default()
     };
     let region = Region::open(&args.pm, &options).map_err(|error| match option_for(&error) {
