@@ -496,7 +496,7 @@ fn a_timed_region_knows_what_persisting_has_cost_and_others_do_not() {
 
 /// Page faults of this thread so far that needed no disk: the tenth field of its stat (proc(5)).
 fn page_faults() -> u64 {
-    let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("procfs");
+    let stat = fs::read_to_string("/proc/thread-self/stat").expect("procfs");
     let fields = stat.rsplit_once(')').expect("a name in brackets").1;
     fields.split_whitespace().nth(7).expect("more fields").parse().expect("a number")
 }
