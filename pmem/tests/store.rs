@@ -515,3 +515,24 @@ fn a_populated_store_faults_no_page_in_later() {
     let faults = page_faults() - before;
     assert!(buffers.len() > 1000 && faults < pages / 10, "{faults} page faults for {pages} pages");
 }
+
+/// A file system without DAX refuses MAP_SYNC when the kernel has already unmapped what lay at the address.
+#[test]
+fn stores_in_files_are_opened_side_by_side() {
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let dir = disk();
+                for round in 0..100 {
+                    let path = dir.path().join("store");
+                    let mut shard = open(&path, &new(1 << 20)).unwrap().into_shard().unwrap();
+                    let sent = payload(round, 3000);
+                    let pending = append(&mut shard, &sent, 1000).unwrap();
+                    assert!(shard.commit().unwrap().confirm(pending).is_ok());
+                    drop(shard);
+                    fs::remove_file(&path).unwrap();
+                }
+            });
+        }
+    });
+}

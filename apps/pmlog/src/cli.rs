@@ -197,7 +197,7 @@ pub struct DpdkArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of --transport kernel")]
 pub struct KernelArgs {
-    /// An address of this host and a TCP port, such as 10.0.0.2:8080, 0.0.0.0:8080 (all of IPv4), or [::]:8080
+    /// An address of this host and a TCP port, such as `10.0.0.2:8080`, `0.0.0.0:8080` (all of IPv4), or `[::]:8080`
     /// (all of IPv6 and IPv4). May be given several times.
     #[arg(long, value_name = "ADDRESS:PORT", required = false)]
     pub listen: Vec<SocketAddr>,

@@ -390,19 +390,26 @@ impl Span {
     /// that is not possible, but only together with `MAP_SHARED_VALIDATE`: else it is ignored (mmap(2)).
     fn map_sync(file: &File, len: usize, align: usize) -> Result<Self, Errno> {
         let reserved_len = len.checked_add(align).ok_or(Errno::NOMEM)?;
+        let flags = MapFlags::SHARED_VALIDATE | MapFlags::SYNC;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // Asked for in a place of its own first: a file system may refuse only when the kernel has already taken away
+        // what lay at a fixed address, and another thread may have something there by the time it is unmapped.
+        let probe_len = len.min(align);
+        // SAFETY: no address is asked for, and what is mapped there is unmapped at once, by its own name.
+        unsafe {
+            let probe = mmap(ptr::null_mut(), probe_len, access, flags, file.as_fd(), 0)?;
+            munmap(probe, probe_len)?;
+        }
         // SAFETY: no address is asked for, so that nothing mapped is touched.
         let reserved =
             unsafe { mmap_anonymous(ptr::null_mut(), reserved_len, ProtFlags::empty(), MapFlags::PRIVATE) }?;
         let reserved = NonNull::new(reserved.cast::<u8>()).ok_or(Errno::NOMEM)?;
         let base = reserved.as_ptr().map_addr(|address| address.next_multiple_of(align));
         let base = NonNull::new(base).ok_or(Errno::NOMEM)?;
-        let span = Self { reserved, reserved_len, base, len };
-        let flags = MapFlags::SHARED_VALIDATE | MapFlags::SYNC | MapFlags::FIXED;
+        // Should this fail all the same, the reserved addresses stay reserved: whose they are by then is not known.
         // SAFETY: the range lies inside what was just reserved and is used by nobody.
-        unsafe {
-            mmap(base.as_ptr().cast(), len, ProtFlags::READ | ProtFlags::WRITE, flags, file.as_fd(), 0)
-        }?;
-        Ok(span)
+        unsafe { mmap(base.as_ptr().cast(), len, access, flags | MapFlags::FIXED, file.as_fd(), 0) }?;
+        Ok(Self { reserved, reserved_len, base, len })
     }
 
     fn into_medium(self, file: Locked, domain: Domain) -> Arc<Mapped> {

@@ -89,7 +89,7 @@ struct Place<L> {
 impl<L: Link, K: Keep> Server<L, K> {
     fn listen(args: &ServeArgs, control: &Control, shared: L::Shared, keep: K) -> Result<Self> {
         let connections = args.max_connections.get();
-        allow_descriptors(u64::from(connections) * L::DESCRIPTORS, OWN_DESCRIPTORS)?;
+        allow_descriptors(u64::from(connections), L::DESCRIPTORS, OWN_DESCRIPTORS)?;
         let listener = listener(args.listen)
             .with_context(|| format!("cannot listen on {}; choose another with --listen", args.listen))?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;

@@ -39,7 +39,7 @@ impl Sockets {
         let listeners = (options.listen.len() * cores) as u64;
         // Each core has a ring, and something to be woken by.
         let others = OWN_DESCRIPTORS + listeners + 2 * cores as u64;
-        allow_descriptors(u64::from(args.max_connections.get()) * cores as u64, others)?;
+        allow_descriptors(u64::from(args.max_connections.get()) * cores as u64, 1, others)?;
         let is_v4_elsewhere = |port| options.listen.iter().any(|a| a.is_ipv4() && a.port() == port);
         let listeners = (0..cores).map(|_| Vec::new()).collect();
         let mut sockets = Self { listeners, is_dual: false };
@@ -208,13 +208,13 @@ fn listen(address: SocketAddr, stacks: Stacks) -> Result<Listener, KernelError> 
     }
 }
 
-/// Lets this process have `clients` descriptors for its clients and `others` besides. The usual soft limit is there for programs with select,
-/// which this is none of.
+/// Lets this process have `each` descriptors for each of `clients` clients, and `others` besides. The usual soft limit
+/// is there for programs with select, which this is none of.
 ///
 /// # Errors
 /// The hard limit is too low.
-pub fn allow_descriptors(clients: u64, others: u64) -> Result<()> {
-    let needed = clients + others;
+pub fn allow_descriptors(clients: u64, each: u64, others: u64) -> Result<()> {
+    let needed = clients * each + others;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current.is_none_or(|current| current >= needed) {
         return Ok(());
@@ -222,7 +222,7 @@ pub fn allow_descriptors(clients: u64, others: u64) -> Result<()> {
     let most = maximum.unwrap_or(u64::MAX);
     ensure!(
         most >= needed,
-        "so many clients at a time take {needed} descriptors, and this process may have {most}; lower \
+        "{clients} clients at a time take {needed} descriptors, and this process may have {most}; lower \
          --max-connections, or raise the hard limit (ulimit -Hn)"
     );
     setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum })
