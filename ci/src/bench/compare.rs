@@ -39,7 +39,7 @@ const FULL: [&str; 10] = [
 #[command(after_help = "\
 Examples:
   sudo -E cargo xtask bench compare --quick     the loads that the targets speak of, once: 3 minutes
-  sudo -E cargo xtask bench compare             all loads, five times: 25 minutes
+  sudo -E cargo xtask bench compare             all loads, five times
 Leave the machine alone meanwhile; it needs two CPUs that nothing else uses.")]
 pub struct Options {
     /// Few loads, one round, short cells.

@@ -12,7 +12,7 @@ use crate::results::Link;
 
 const EXAMPLES: &str = "\
 Examples:
-  Everything, as the report in docs/bench was made (25 minutes):
+  Everything, five times:
     pmbench run --out compare
   Two modes, one load (20 seconds):
     pmbench run --modes status-quo,paste --sizes 1024 --connections 50 --rounds 3 --out compare
