@@ -21,6 +21,22 @@ impl Buffer {
 }
 
 impl Arena {
+    /// Lends a free buffer that `suits` the device; none if there is none. Free buffers that do not are put `aside`,
+    /// as they would be the first to turn up again.
+    pub fn lend_one(
+        &self,
+        suits: impl Fn(&[u8]) -> bool,
+        aside: &mut Vec<&'static mut [u8]>,
+    ) -> Option<&'static mut [u8]> {
+        loop {
+            let buffer = self.take()?.lend().ok()?;
+            if suits(buffer) {
+                return Some(buffer);
+            }
+            aside.push(buffer);
+        }
+    }
+
     /// Takes back a whole buffer that [`Buffer::lend`] lent.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! Every store, flush, fence and DMA arrival of this crate goes through [`Medium`], so that
 //! [`LineModel`](crate::LineModel) can stand in for real persistent memory in crash tests.
 
+mod around;
 mod line_model;
 mod mapped;
 mod slowed;
@@ -10,6 +11,7 @@ mod timed;
 
 use std::{fmt, io, ptr::NonNull, sync::Arc};
 
+pub(crate) use around::Around;
 pub use line_model::LineModel;
 pub(crate) use mapped::{Mapped, Mapping, best_flush_instruction};
 pub(crate) use slowed::Slowed;

@@ -19,7 +19,7 @@ pub(crate) use map::ReadOnly;
 use crate::{
     entry::crc_seed,
     header::{HEADER_BYTES, HEADERS_BYTES, Header, HeaderCell},
-    medium::{Domain, Medium, Slowed, Timed},
+    medium::{Around as _, Domain, Medium, Slowed, Timed},
     recovery::ShardSeed,
     scan::Corruption,
     shard::{Limits, Shard},
@@ -390,8 +390,9 @@ impl Region {
         let reserve = options.reserve.unwrap_or((geometry.buffers / 8).max(64)).min(geometry.buffers / 2);
         let limits = Limits { max_record_bytes: options.max_record_bytes.into(), reserve: reserve as usize };
         let info = RegionInfo { path, kind, domain, platform, uuid: store.uuid, geometry, is_new, repaired };
-        let medium = Slowed::over(medium, options.persist_delay);
-        let medium = if options.timed { Timed::over(medium) } else { medium };
+        let delay = options.persist_delay;
+        let medium = if delay.is_zero() { medium } else { Slowed(delay).over(medium) };
+        let medium = if options.timed { Timed::new().over(medium) } else { medium };
         Ok(Self { medium, claim: Arc::new(claim), info, limits })
     }
 }

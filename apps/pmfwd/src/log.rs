@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use arrayvec::ArrayVec;
 use dpdk::{Completions, Eal, ExternalArea, ExternalPool, Mbuf, NotSwapped, Pool, PoolConfig};
-use pmem::{AppendError, Arena, Buffer, Extent, Pending, Shard};
+use pmem::{AppendError, Buffer, Extent, Pending, Shard};
 
 use crate::capture::Tap;
 use crate::cli::{MAX_BURST, WhenFull};
@@ -96,7 +96,8 @@ impl Logger {
 
     /// The frame in a buffer that is out of the device's hands.
     fn claim(&mut self, packet: &mut Mbuf, counters: &Counters) -> Option<Extent> {
-        let spare = spare(self.shard.arena(), self.area, &mut self.scattered)?;
+        let arena = self.shard.arena();
+        let spare = arena.lend_one(|buffer| self.area.is_contiguous(buffer), &mut self.scattered)?;
         let (at, len) = (packet.data_offset(), packet.len());
         match self.pool.swap(packet, spare) {
             Ok(bytes) => {
@@ -191,19 +192,4 @@ fn gather(packet: &Mbuf, buffer: &mut Buffer) -> Option<usize> {
         len += segment.len();
     }
     Some(len)
-}
-
-/// A free buffer that devices see in one piece. Others that turn up are put aside.
-pub fn spare(
-    arena: &Arena,
-    area: ExternalArea,
-    scattered: &mut Vec<&'static mut [u8]>,
-) -> Option<&'static mut [u8]> {
-    loop {
-        let buffer = arena.take()?.lend().ok()?;
-        if area.is_contiguous(buffer) {
-            return Some(buffer);
-        }
-        scattered.push(buffer);
-    }
 }

@@ -13,7 +13,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use crate::capture::{Capture, NoTap, Tap};
 use crate::cli::{Mode, WhenFull};
 use crate::engine::{Engine, Flowgen, Icmpecho, Io, Mac, Macswap, Rxonly, Txonly};
-use crate::log::{Logger, spare};
+use crate::log::Logger;
 use crate::packet::Template;
 use crate::stream::{Hands, Stream};
 
@@ -258,7 +258,10 @@ fn named_pool(
         arena.buffers()
     );
     let mut scattered = Vec::with_capacity(area.contiguous_pieces());
-    let lent: Vec<_> = std::iter::from_fn(|| spare(arena, area, &mut scattered)).take(needed).collect();
+    let lent: Vec<_> =
+        std::iter::from_fn(|| arena.lend_one(|buffer| area.is_contiguous(buffer), &mut scattered))
+            .take(needed)
+            .collect();
     ensure!(lent.len() == needed, "of {free} free buffers devices see only {} in one piece", lent.len());
     Ok(ExternalPool::new(
         eal,

@@ -1,17 +1,13 @@
-//! A medium that measures what persisting costs.
+//! What persisting costs, measured.
 
 use std::{
     io,
-    ptr::NonNull,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use quanta::Clock;
 
-use super::{Domain, Medium};
+use super::{Medium, around::Around};
 
 /// The time that a medium's handle has spent, and how often it read a clock to know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,9 +20,8 @@ pub struct Spent {
     pub readings: u64,
 }
 
-/// Another medium, whose flushes and fences are timed.
+/// A clock around flushes and fences.
 pub(crate) struct Timed {
-    medium: Arc<dyn Medium>,
     clock: Clock,
     /// One thread writes these: no order is needed.
     flush_ticks: AtomicU64,
@@ -35,15 +30,9 @@ pub(crate) struct Timed {
 }
 
 impl Timed {
-    pub(crate) fn over(medium: Arc<dyn Medium>) -> Arc<dyn Medium> {
+    pub(crate) fn new() -> Self {
         let zero = || AtomicU64::new(0);
-        Arc::new(Self {
-            medium,
-            clock: Clock::new(),
-            flush_ticks: zero(),
-            fence_ticks: zero(),
-            readings: zero(),
-        })
+        Self { clock: Clock::new(), flush_ticks: zero(), fence_ticks: zero(), readings: zero() }
     }
 
     /// Adds the time since `begin` to `ticks`.
@@ -54,35 +43,16 @@ impl Timed {
     }
 }
 
-// SAFETY: all memory is the other medium's, which lives as long as this one, and whose contract is the same.
-unsafe impl Medium for Timed {
-    fn base(&self) -> NonNull<u8> {
-        self.medium.base()
-    }
-
-    fn len(&self) -> usize {
-        self.medium.len()
-    }
-
-    unsafe fn store(&self, offset: usize, bytes: &[u8]) {
-        // SAFETY: the caller's promise.
-        unsafe { self.medium.store(offset, bytes) }
-    }
-
-    unsafe fn dma(&self, offset: usize, bytes: &[u8]) {
-        // SAFETY: the caller's promise.
-        unsafe { self.medium.dma(offset, bytes) }
-    }
-
-    fn flush(&self, offset: usize, len: usize) {
+impl Around for Timed {
+    fn flush(&self, medium: &dyn Medium, offset: usize, len: usize) {
         let begin = self.clock.raw();
-        self.medium.flush(offset, len);
+        medium.flush(offset, len);
         self.note(&self.flush_ticks, begin);
     }
 
-    fn fence(&self) -> io::Result<()> {
+    fn fence(&self, medium: &dyn Medium) -> io::Result<()> {
         let begin = self.clock.raw();
-        let fenced = self.medium.fence();
+        let fenced = medium.fence();
         // Behind SFENCE the CPU runs on while lines are on their way, and what comes next would be charged for them:
         // MFENCE waits for them, and LFENCE keeps the counter from being read before that.
         // SAFETY: every x86_64 CPU has SSE2, which is all that the instructions need.
@@ -94,15 +64,11 @@ unsafe impl Medium for Timed {
         fenced
     }
 
-    fn domain(&self) -> Domain {
-        self.medium.domain()
+    fn fork(&self) -> Self {
+        Self::new()
     }
 
-    fn fork(self: Arc<Self>) -> Arc<dyn Medium> {
-        Self::over(self.medium.clone().fork())
-    }
-
-    fn spent(&self) -> Spent {
+    fn spent(&self, _: &dyn Medium) -> Spent {
         let ns = |ticks: &AtomicU64| self.clock.delta_as_nanos(0, ticks.load(Ordering::Relaxed));
         Spent {
             flush_ns: ns(&self.flush_ticks),

@@ -25,7 +25,7 @@ use smoltcp::wire::{
 use super::control::{Control, tell};
 use super::device::Device;
 use super::ledger::{self, Ledger, Meter};
-use super::requests::{Stream, locate, refusal};
+use super::requests::{Stream, locate};
 use super::{ServeArgs, ready, reply};
 use crate::protocol::{ServerEvent, Wish};
 use frames::Frames;
@@ -272,7 +272,7 @@ impl Place {
         ledger: &mut Ledger,
     ) -> Result<(), Refusal> {
         let mut append = |body: &[u8], copies: u64| {
-            let appended = shard.append_copy(body).map_err(|error| refusal(&error))?;
+            let appended = shard.append_copy(body).map_err(Refusal::from)?;
             ledger.copied_bytes += copies * body.len() as u64;
             pending.push((index, appended, body.len() as u64));
             Ok(())

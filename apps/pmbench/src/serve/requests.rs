@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use pmem::AppendError;
 use pmlog::http::{Framing, Head, MAX_HEAD_BYTES, Refusal, Route};
 
 /// The bytes of one connection that are received and not answered, one behind the other.
@@ -103,16 +102,6 @@ pub(super) fn accept(head: &Head, max: u64) -> Result<usize, Refusal> {
         (Route::Append, Framing::Length(_)) => Err(Refusal::TooLarge { max }),
         (Route::Append, _) => Err(Refusal::LengthRequired),
         (Route::Ask(_), _) => Err(Refusal::NoResource),
-    }
-}
-
-/// How a client is told that its record was not appended.
-pub(super) fn refusal(error: &AppendError) -> Refusal {
-    match error {
-        AppendError::Full { .. } => Refusal::StoreFull,
-        AppendError::TooLong { max, .. } => Refusal::TooLarge { max: *max },
-        AppendError::Poisoned { .. } => Refusal::StoreFailed,
-        AppendError::Foreign => Refusal::Foreign,
     }
 }
 

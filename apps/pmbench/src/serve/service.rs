@@ -8,7 +8,7 @@ use stack::net::{ConnId, Event, Net, SendError, Service};
 
 use super::ledger::Ledger;
 use super::reply;
-use super::requests::{accept, refusal};
+use super::requests::accept;
 
 /// Requests of one connection that may be unanswered at a time; a client that sends more waits.
 const MAX_PIPELINE: usize = 32;
@@ -77,12 +77,12 @@ impl AppendService {
                 Ok(Some(Item::Data(extent))) => {
                     place.body_bytes += extent.len() as u64;
                     match &mut place.body {
-                        Some(draft) => shard.push(draft, extent).map_err(|error| refusal(&error)),
+                        Some(draft) => shard.push(draft, extent).map_err(Refusal::from),
                         None => Ok(()),
                     }
                 }
                 Ok(Some(Item::End)) => match place.body.take() {
-                    Some(draft) => shard.append(draft).map_err(|error| refusal(&error)).map(|pending| {
+                    Some(draft) => shard.append(draft).map_err(Refusal::from).map(|pending| {
                         if place.pending.is_empty() {
                             self.awaiting.push(conn);
                         }

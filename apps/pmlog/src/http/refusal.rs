@@ -1,5 +1,7 @@
 //! Why a request is refused, in one line, and with which status.
 
+use pmem::AppendError;
+
 /// A status line's number and phrase (RFC 9110, section 15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -122,6 +124,18 @@ pub enum Refusal {
     /// No room for the record.
     #[error("the store is full; trim old records with DELETE /records?before=N")]
     StoreFull,
+}
+
+/// How a client is told that its record was not appended.
+impl From<AppendError> for Refusal {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::Full { .. } => Self::StoreFull,
+            AppendError::TooLong { max, .. } => Self::TooLarge { max },
+            AppendError::Poisoned { .. } => Self::StoreFailed,
+            AppendError::Foreign => Self::Foreign,
+        }
+    }
 }
 
 impl Refusal {

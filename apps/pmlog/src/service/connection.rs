@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use pmem::{AppendError, Draft, Durable, Extent, Shard};
+use pmem::{Draft, Durable, Extent, Shard};
 use smoltcp::time::{Duration, Instant};
 use stack::net::{ConnId, Net};
 
@@ -309,7 +309,7 @@ impl Connection {
         let outcome = if *bytes > common.max_record_bytes {
             Err(Refusal::TooLarge { max: common.max_record_bytes })
         } else {
-            shard.push(draft, extent).map_err(|error| refusal(&error, common.max_record_bytes))
+            shard.push(draft, extent).map_err(Refusal::from)
         };
         if let Err(refusal) = outcome {
             let manner = if self.can_skip_body() { manner } else { manner.closing() };
@@ -328,7 +328,7 @@ impl Connection {
                     common.awaiting.extend(self.id);
                 }
             }
-            Err(error) => self.refuse(refusal(&error, common.max_record_bytes), manner, common),
+            Err(error) => self.refuse(error.into(), manner, common),
         }
     }
 
@@ -433,14 +433,5 @@ impl Connection {
         if phase != self.pace.phase {
             self.pace = Pace { phase, since: now, bytes: 0 };
         }
-    }
-}
-
-fn refusal(error: &AppendError, max: u64) -> Refusal {
-    match error {
-        AppendError::Full { .. } => Refusal::StoreFull,
-        AppendError::TooLong { .. } => Refusal::TooLarge { max },
-        AppendError::Poisoned { .. } => Refusal::StoreFailed,
-        AppendError::Foreign => Refusal::Foreign,
     }
 }

@@ -93,7 +93,7 @@ impl RxFrame for Frame<'_> {
 
     fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
         let Buffers { pool, arena, area, warms_spares, scattered, counters, .. } = &mut *self.buffers;
-        let Some(spare) = spare(arena, *area, scattered) else {
+        let Some(spare) = arena.lend_one(|buffer| area.is_contiguous(buffer), scattered) else {
             counters.no_spare += 1;
             return None;
         };
@@ -136,21 +136,6 @@ impl Frame<'_> {
             Origin::Core { .. } => self.buffers.counters.crossed_bytes += len as u64,
         }
         arrived.then_some((buffer, 0))
-    }
-}
-
-/// A free buffer that the device sees in one piece. Others that turn up are put aside.
-pub(super) fn spare(
-    arena: &Arena,
-    area: ExternalArea,
-    scattered: &mut Vec<&'static mut [u8]>,
-) -> Option<&'static mut [u8]> {
-    loop {
-        let buffer = arena.take()?.lend().ok()?;
-        if area.is_contiguous(buffer) {
-            return Some(buffer);
-        }
-        scattered.push(buffer);
     }
 }
 

@@ -12,7 +12,7 @@ use pmem::Arena;
 use smoltcp::time::Instant;
 
 use super::exchange::{Exchange, NEWS, STRAYS};
-use super::receive::{Buffers, spare};
+use super::receive::Buffers;
 use super::send::{Exit, Sender};
 use super::{DpdkConfig, DpdkCounters, DpdkError, DpdkTransport};
 use crate::steer::Steering;
@@ -216,7 +216,7 @@ impl DpdkSeat {
         if free <= needed {
             return Err(DpdkError::Arena { needed, free, buffers: total });
         }
-        let spares = std::iter::from_fn(|| spare(arena, *area, scattered));
+        let spares = std::iter::from_fn(|| arena.lend_one(|buffer| area.is_contiguous(buffer), scattered));
         let lent: Vec<_> = spares.take(needed).collect();
         if lent.len() < needed {
             return Err(DpdkError::Arena { needed, free: lent.len(), buffers: total });

@@ -11,7 +11,6 @@ use pmlog::http::Refusal;
 use crate::protocol::Mark;
 use crate::serve::ServeArgs;
 use crate::serve::ledger::{self, Ledger, Meter};
-use crate::serve::requests::refusal;
 
 /// A place for records.
 pub(super) trait Keep: Sized {
@@ -57,7 +56,7 @@ impl Keep for Log {
     }
 
     fn keep(&mut self, body: &[u8]) -> Result<u64, Refusal> {
-        let pending = self.shard.append_copy(body).map_err(|error| refusal(&error))?;
+        let pending = self.shard.append_copy(body).map_err(Refusal::from)?;
         let durable = self.shard.commit().map_err(|_| Refusal::CommitFailed)?;
         self.ledger.make_room(&mut self.shard).map_err(|_| Refusal::TrimFailed)?;
         let receipt = durable.confirm(pending).map_err(|_| Refusal::CommitFailed)?;

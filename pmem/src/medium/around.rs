@@ -1,0 +1,75 @@
+//! A medium around another one, which does more than the other at a flush or a fence.
+
+use std::{io, ptr::NonNull, sync::Arc};
+
+use super::{Domain, Medium, Spent};
+
+/// What is done at a flush and at a fence.
+pub(crate) trait Around: Send + Sync + Sized + 'static {
+    /// Flushes a range of `medium`.
+    fn flush(&self, medium: &dyn Medium, offset: usize, len: usize) {
+        medium.flush(offset, len);
+    }
+
+    /// Fences `medium`.
+    fn fence(&self, medium: &dyn Medium) -> io::Result<()>;
+
+    /// The same for another thread's handle.
+    fn fork(&self) -> Self;
+
+    /// What persisting has cost.
+    fn spent(&self, medium: &dyn Medium) -> Spent {
+        medium.spent()
+    }
+
+    /// Puts this around a medium.
+    fn over(self, medium: Arc<dyn Medium>) -> Arc<dyn Medium> {
+        Arc::new(Wrapped { medium, around: self })
+    }
+}
+
+struct Wrapped<A> {
+    medium: Arc<dyn Medium>,
+    around: A,
+}
+
+// SAFETY: all memory is the other medium's, which lives as long as this one, and whose contract is the same.
+unsafe impl<A: Around> Medium for Wrapped<A> {
+    fn base(&self) -> NonNull<u8> {
+        self.medium.base()
+    }
+
+    fn len(&self) -> usize {
+        self.medium.len()
+    }
+
+    unsafe fn store(&self, offset: usize, bytes: &[u8]) {
+        // SAFETY: the caller's promise.
+        unsafe { self.medium.store(offset, bytes) }
+    }
+
+    unsafe fn dma(&self, offset: usize, bytes: &[u8]) {
+        // SAFETY: the caller's promise.
+        unsafe { self.medium.dma(offset, bytes) }
+    }
+
+    fn flush(&self, offset: usize, len: usize) {
+        self.around.flush(&*self.medium, offset, len);
+    }
+
+    fn fence(&self) -> io::Result<()> {
+        self.around.fence(&*self.medium)
+    }
+
+    fn domain(&self) -> Domain {
+        self.medium.domain()
+    }
+
+    fn fork(self: Arc<Self>) -> Arc<dyn Medium> {
+        self.around.fork().over(self.medium.clone().fork())
+    }
+
+    fn spent(&self) -> Spent {
+        self.around.spent(&*self.medium)
+    }
+}
