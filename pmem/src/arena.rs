@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::{entry::ExtentName, medium::Medium, region::Claim, superblock::Geometry};
+use crate::{crc, entry::ExtentName, medium::Medium, region::Claim, superblock::Geometry};
 
 /// DPDK's `RTE_MBUF_DEFAULT_BUF_SIZE`: 128 bytes of headroom and 2048 of packet.
 pub const DEFAULT_BUFFER_BYTES: u16 = 2176;
@@ -218,7 +218,7 @@ impl Arena {
         // SAFETY: the piece lies inside the arena, and its bytes are written through `take`n buffers only,
         // none of which lives while a log is being recovered.
         let bytes = unsafe { slice::from_raw_parts(address, name.len.into()) };
-        Some(crc32c::crc32c_append(crc, bytes))
+        Some(crc::crc32c_append(crc, bytes))
     }
 
     /// Puts exactly the buffers without references on the free list.

@@ -2,6 +2,7 @@
 
 use crate::{
     arena::{Arena, Buffer, Extent},
+    crc,
     entry::ENTRY_EXTENTS,
     error::{AppendError, Full},
     medium::LINE_BYTES,
@@ -221,7 +222,7 @@ impl Draft {
 
     /// Adds a piece to checksum and flush.
     fn seal(&mut self, arena: &Arena, extent: Extent) {
-        self.crc = crc32c::crc32c_append(self.crc, extent.bytes());
+        self.crc = crc::crc32c_append(self.crc, extent.bytes());
         self.flush(arena, &extent);
         self.pinned += usize::from(attach(&mut self.extents, extent));
         let group = (self.extents.len() - 1) / ENTRY_EXTENTS;

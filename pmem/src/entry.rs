@@ -5,7 +5,7 @@ use zerocopy::{
     little_endian::{U16, U32, U64},
 };
 
-use crate::arena::BufferId;
+use crate::{arena::BufferId, crc};
 
 /// Length of an entry: one cache line.
 pub(crate) const ENTRY_BYTES: usize = 64;
@@ -158,14 +158,14 @@ impl Entry {
             payload_crc: self.payload_crc.into(),
             body,
         };
-        raw.crc = crc32c::crc32c_append(seed, &raw.as_bytes()[4..]).into();
+        raw.crc = crc::crc32c_append(seed, &raw.as_bytes()[4..]).into();
         zerocopy::transmute!(raw)
     }
 
     /// Reads what [`encode`](Self::encode) wrote, and trusts none of it.
     pub(crate) fn decode(bytes: &[u8; ENTRY_BYTES], seed: u32) -> Result<Self, EntryFault> {
         let raw = Raw::ref_from_bytes(bytes).expect("the lengths are equal, and no field needs alignment");
-        if raw.crc.get() != crc32c::crc32c_append(seed, &bytes[4..]) {
+        if raw.crc.get() != crc::crc32c_append(seed, &bytes[4..]) {
             return Err(if bytes == &[0; ENTRY_BYTES] {
                 EntryFault::Unwritten
             } else {
@@ -245,5 +245,5 @@ impl Body {
 
 /// What the checksums of a shard's log begin with: entries of another store or shard never match.
 pub(crate) fn crc_seed(store: uuid::Uuid, shard: u32) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(store.as_bytes()), &shard.to_le_bytes())
+    crc::crc32c_append(crc::crc32c(store.as_bytes()), &shard.to_le_bytes())
 }

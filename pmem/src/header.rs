@@ -9,7 +9,7 @@ use zerocopy::{
     little_endian::{U32, U64},
 };
 
-use crate::medium::Medium;
+use crate::{crc, medium::Medium};
 
 /// Length of one copy.
 pub(crate) const HEADER_BYTES: usize = 256;
@@ -62,7 +62,7 @@ impl Header {
             durable_seq: self.durable_seq.into(),
             reserved: [0; 216],
         };
-        raw.crc = crc32c::crc32c_append(seed, &raw.as_bytes()[4..]).into();
+        raw.crc = crc::crc32c_append(seed, &raw.as_bytes()[4..]).into();
         zerocopy::transmute!(raw)
     }
 
@@ -77,7 +77,7 @@ impl Header {
             durable_seq: raw.durable_seq.get(),
         };
         let next = header.durable_seq.checked_add(1)?;
-        let sound = raw.crc.get() == crc32c::crc32c_append(seed, &bytes[4..])
+        let sound = raw.crc.get() == crc::crc32c_append(seed, &bytes[4..])
             && (1..=next).contains(&header.head)
             && (1..=next).contains(&header.first_seq)
             && next < MAX_SEQ

@@ -28,6 +28,7 @@
 #![allow(unsafe_code)]
 
 mod arena;
+mod crc;
 mod device;
 mod draft;
 mod entry;
@@ -44,6 +45,7 @@ mod snapshot;
 mod superblock;
 
 pub use arena::{Arena, Buffer, BufferId, DEFAULT_BUFFER_BYTES, Extent};
+pub use crc::{crc32c, crc32c_append};
 pub use draft::{Draft, PACK_BYTES};
 pub use entry::{EntryFault, INLINE_BYTES};
 pub use error::{AppendError, CommitError, Full, TrimError};

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use crate::{
+    crc,
     entry::{ENTRY_BYTES, Entry, EntryFault, ExtentName},
     header::Header,
     record::RecordInfo,
@@ -234,7 +235,7 @@ impl<S: Source> Walk<'_, S> {
 
     /// The record's checksum up to the end of `entry`, if it is the one that the entry holds.
     fn checksum(&mut self, entry: &Entry, so_far: u32) -> Result<u32, EntryFault> {
-        let mut crc = entry.inline().map_or(so_far, crc32c::crc32c);
+        let mut crc = entry.inline().map_or(so_far, crc::crc32c);
         for &name in entry.extents() {
             let end = u32::from(name.offset) + u32::from(name.len);
             if name.buffer.0 >= self.plan.buffers || end > u32::from(self.plan.buffer_bytes) {

@@ -11,6 +11,7 @@ use std::{
 
 use crate::{
     arena::{Arena, Extent},
+    crc,
     draft::{Draft, Memory, Pack, lines, take_beyond},
     entry::{Body, ENTRY_BYTES, ENTRY_EXTENTS, Entry, EntryFault, ExtentName, INLINE_BYTES},
     error::{AppendError, CommitError, Full, TrimError},
@@ -427,7 +428,7 @@ impl Shard {
             len += piece.len();
         }
         draft.work.copied_bytes += len as u64;
-        let crc = crc32c::crc32c(&bytes[..len]);
+        let crc = crc::crc32c(&bytes[..len]);
         self.write_entry(0, crc, true, true, Body::Inline { bytes, len: len as u8 });
         crc
     }
@@ -449,7 +450,7 @@ impl Shard {
         let from = copy.medium_offset();
         self.pack_dirty = if self.pack_dirty.is_empty() { from } else { self.pack_dirty.start }..from + len;
         draft.work.copied_bytes += len as u64;
-        draft.crcs.push(crc32c::crc32c(copy.bytes()));
+        draft.crcs.push(crc::crc32c(copy.bytes()));
         draft.extents.push(copy);
         Ok(())
     }

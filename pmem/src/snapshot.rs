@@ -9,6 +9,7 @@ use std::{
 use uuid::Uuid;
 
 use crate::{
+    crc,
     entry::{ENTRY_BYTES, Entry, EntryFault, ExtentName, crc_seed},
     header::{HEADERS_BYTES, Header},
     record::RecordInfo,
@@ -274,7 +275,7 @@ impl Source for Log<'_> {
         while left > 0 {
             let part = &mut bytes[..left.min(4096)];
             self.source.read(at, part)?;
-            crc = crc32c::crc32c_append(crc, part);
+            crc = crc::crc32c_append(crc, part);
             at += part.len() as u64;
             left -= part.len();
         }

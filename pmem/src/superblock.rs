@@ -9,7 +9,7 @@ use zerocopy::{
 };
 
 use crate::{
-    arena::DEFAULT_BUFFER_BYTES, draft::PACK_BYTES, entry::ENTRY_BYTES, header::HEADERS_BYTES,
+    arena::DEFAULT_BUFFER_BYTES, crc, draft::PACK_BYTES, entry::ENTRY_BYTES, header::HEADERS_BYTES,
     medium::LINE_BYTES,
 };
 
@@ -238,7 +238,7 @@ impl Superblock {
             arena_stride: geometry.arena_stride.into(),
             rest: [0; 160],
         };
-        raw.crc = crc32c::crc32c(raw.as_bytes()).into();
+        raw.crc = crc::crc32c(raw.as_bytes()).into();
         zerocopy::transmute!(raw)
     }
 
@@ -267,7 +267,7 @@ impl Superblock {
         let raw = Raw::ref_from_bytes(bytes).ok()?;
         let mut plain = *bytes;
         plain[12..16].fill(0);
-        (raw.magic == MAGIC && raw.crc.get() == crc32c::crc32c(&plain)).then_some(raw.version.get())
+        (raw.magic == MAGIC && raw.crc.get() == crc::crc32c(&plain)).then_some(raw.version.get())
     }
 
     /// What the two copies at a region's start are.

@@ -144,7 +144,7 @@ impl Keep for Records {
         let mut header = [0; HEADER_BYTES];
         header[..8].copy_from_slice(&seq.to_le_bytes());
         header[8..12].copy_from_slice(&(body.len() as u32).to_le_bytes());
-        header[12..].copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
+        header[12..].copy_from_slice(&pmem::crc32c(body).to_le_bytes());
         self.write(&header, body).map_err(|error| {
             tracing::error!("a record could not be written: {error}");
             Refusal::CommitFailed
