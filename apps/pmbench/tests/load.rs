@@ -2,7 +2,8 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -49,10 +50,14 @@ fn answer(stream: TcpStream, reply: impl Fn(usize) -> Option<&'static str>) -> O
 }
 
 fn load(more: &[&str]) -> Result<Output> {
+    output_within(&mut command(more), Duration::from_secs(60))
+}
+
+fn command(more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pmbench"));
     command.args(["load", "--json", "--dev", wire::VETH_DEVICE, "--ip", &format!("{}/24", wire::SERVER_V4)]);
     command.args(["--target", &format!("{}:8080", wire::KERNEL_V4), "--warmup", "0"]).args(more);
-    output_within(&mut command, Duration::from_secs(60))
+    command
 }
 
 /// The result of a load that is expected to go well.
@@ -171,6 +176,30 @@ fn in_an_open_loop_a_stall_counts_for_every_request_that_it_held_up() {
         let open = summary(&[&one[..], &["--rate", "500"]].concat())?;
         ensure!(number(&open, "mean_us")? >= 50_000.0, "{open}");
         ensure!(number(&open, "p99_us")? >= 350_000.0, "{open}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_generator_that_lingers_leaves_when_its_input_ends() {
+    isolated(|_| {
+        wire::veth()?;
+        serve(|_| Some(GOOD))?;
+        let mut command = command(&["--connections", "1", "--seconds", "0.1", "--linger"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let input = child.stdin.take().context("piped")?;
+        let (sender, lines) = channel();
+        let output = BufReader::new(child.stdout.take().context("piped")?);
+        thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let mut line = String::new();
+        while !line.contains("finished") {
+            line = lines.recv_timeout(Duration::from_secs(60))?;
+        }
+        // Its output ends when it does.
+        let more = lines.recv_timeout(Duration::from_millis(300));
+        ensure!(more == Err(RecvTimeoutError::Timeout), "{more:?}");
+        drop(input);
+        ensure!(child.wait()?.success());
         Ok(())
     });
 }

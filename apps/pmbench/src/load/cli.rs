@@ -63,6 +63,12 @@ pub struct LoadArgs {
     /// Report as JSON lines instead of text.
     #[arg(long)]
     pub json: bool,
+    /// After the report keep the device open, without polling it, until standard input ends.
+    ///
+    /// For servers on memif, which are to be stopped before their peer leaves: memif's driver unmaps its rings in a
+    /// thread of its own when the other side is gone, even while they are polled.
+    #[arg(long)]
+    pub linger: bool,
     /// Arguments for DPDK's environment layer (EAL).
     #[arg(last = true, value_name = "EAL ARGS")]
     pub eal: Vec<String>,

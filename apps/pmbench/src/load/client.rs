@@ -186,7 +186,7 @@ impl<T: Transport + OverEndpoint> Client<T> {
     ///
     /// # Errors
     /// The device failed.
-    pub fn close(mut self, limit: Duration) -> Result<()> {
+    pub fn close(&mut self, limit: Duration) -> Result<()> {
         self.is_closing = true;
         let mut live: Vec<ConnId> = self.idle.drain(..).collect();
         live.sort();

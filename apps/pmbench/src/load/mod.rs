@@ -11,12 +11,14 @@ mod pace;
 mod reply;
 mod summary;
 
-use std::io::Write;
+use std::io::{Write, stdin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::load::cli::LoadArgs;
@@ -35,6 +37,8 @@ const FIRST_REPLY: Duration = Duration::from_secs(5);
 const OWED: Duration = Duration::from_secs(10);
 /// How long connections have to close.
 const FAREWELL: Duration = Duration::from_millis(300);
+/// How long a signal may go unseen by a generator that lingers.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Loads the server as `args` say, and writes the result to `out`.
 ///
@@ -47,12 +51,6 @@ pub fn load(args: &LoadArgs, out: &mut impl Write) -> Result<()> {
         crate::cpu::pin(core)?;
     }
     let summary = if args.frames { send_frames(args, &stop, out)? } else { send_requests(args, &stop, out)? };
-    if args.json {
-        LoadEvent::Finished(summary.clone()).write(out)?;
-    } else {
-        write!(out, "{summary}")?;
-        out.flush()?;
-    }
     summary.check()
 }
 
@@ -71,6 +69,7 @@ fn send_requests(args: &LoadArgs, stop: &AtomicBool, out: &mut impl Write) -> Re
     client.settle(OWED, stop)?;
     let summary = client.summary();
     client.close(FAREWELL)?;
+    finished(args, &summary, stop, out)?;
     Ok(summary)
 }
 
@@ -84,6 +83,7 @@ fn send_frames(args: &LoadArgs, stop: &AtomicBool, out: &mut impl Write) -> Resu
     frames.run(args.seconds(), stop);
     let summary = frames.summary();
     measured(args, out)?;
+    finished(args, &summary, stop, out)?;
     Ok(summary)
 }
 
@@ -99,6 +99,30 @@ fn measuring(args: &LoadArgs, out: &mut impl Write) -> Result<()> {
 
 fn measured(args: &LoadArgs, out: &mut impl Write) -> Result<()> {
     if args.json { LoadEvent::Measured.write(out) } else { Ok(()) }
+}
+
+/// Reports, and lingers if it is to; the device is still open, and is not polled any more.
+fn finished(args: &LoadArgs, summary: &Summary, stop: &AtomicBool, out: &mut impl Write) -> Result<()> {
+    if args.json {
+        LoadEvent::Finished(summary.clone()).write(out)?;
+    } else {
+        write!(out, "{summary}")?;
+        out.flush()?;
+    }
+    if args.linger { wait_for_end_of_input(stop) } else { Ok(()) }
+}
+
+fn wait_for_end_of_input(stop: &AtomicBool) -> Result<()> {
+    let input = stdin();
+    while !stop.load(Ordering::Relaxed) {
+        match poll(&mut [PollFd::new(&input, PollFlags::IN)], Some(&LOOK)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) if rustix::io::read(&input, &mut [0; 256])? == 0 => break,
+            Ok(_) => {}
+            Err(error) => return Err(error).context("standard input cannot be waited for"),
+        }
+    }
+    Ok(())
 }
 
 /// Set by SIGINT and SIGTERM; a second signal ends the process at once.

@@ -156,25 +156,42 @@ pub fn measure(world: &World, args: &RunArgs, task: Task) -> Result<Measured> {
             return Ok(Measured { cell, detail: Detail::default(), ready: None });
         }
     };
+    let ready = Some(server.ready.clone());
     let mut client = Child::start("client", &mut client(world, args, task)?, world.directory())?;
-    let limit = PATIENCE + Duration::from_secs_f64(args.warmup + args.seconds);
-    expect(&mut client, &LoadEvent::Measuring, limit)?;
-    let from = Moment::now(&mut server, world.cores().server)?;
-    expect(&mut client, &LoadEvent::Measured, limit)?;
-    let to = Moment::now(&mut server, world.cores().server)?;
-    let LoadEvent::Finished(summary) = client.event(PATIENCE)? else {
-        bail!("the client has no result");
+    let observed = observe(world, args, &mut server, &mut client);
+    // Whatever came of it, the server stops polling before the client closes its device: memif's driver unmaps the
+    // rings of a port whose peer leaves.
+    let stopped = server.stop();
+    let (window, summary) = match (observed, &stopped) {
+        (Err(error), Err(of_server)) => return Err(error.context(format!("{of_server:#}"))),
+        (observed, _) => observed?,
     };
     client.wait(PATIENCE)?;
-    let ready = Some(server.ready.clone());
-    server.stop()?;
-    let window = Window::between(&from, &to);
+    stopped?;
     check(mode, &window)?;
     if link == Link::Veth && world.cores().steered {
         check_steering(&window)?;
     }
     let (cell, detail) = cell(task, &window, &summary);
     Ok(Measured { cell, detail, ready })
+}
+
+/// What the server did while the client measured, and what the client found.
+fn observe(
+    world: &World,
+    args: &RunArgs,
+    server: &mut Server,
+    client: &mut Child,
+) -> Result<(Window, Summary)> {
+    let limit = PATIENCE + Duration::from_secs_f64(args.warmup + args.seconds);
+    expect(client, &LoadEvent::Measuring, limit)?;
+    let from = Moment::now(server, world.cores().server)?;
+    expect(client, &LoadEvent::Measured, limit)?;
+    let to = Moment::now(server, world.cores().server)?;
+    let LoadEvent::Finished(summary) = client.event(PATIENCE)? else {
+        bail!("the client has no result");
+    };
+    Ok((Window::between(&from, &to), summary))
 }
 
 fn expect(client: &mut Child, expected: &LoadEvent, limit: Duration) -> Result<()> {
@@ -241,7 +258,7 @@ fn client(world: &World, args: &RunArgs, task: Task) -> Result<Command> {
         Link::Memif => memif(world, "client"),
     };
     let mut command = program(world)?;
-    command.args(["load", "--json", "--dev", &device, "--ip", &format!("{CLIENT}/{PREFIX}")]);
+    command.args(["load", "--json", "--linger", "--dev", &device, "--ip", &format!("{CLIENT}/{PREFIX}")]);
     command.args(["--target", &format!("{SERVER}:{PORT}"), "--core", &world.cores().client.to_string()]);
     command.args(["--connections", &load.connections.to_string(), "--size", &load.size.to_string()]);
     command.args(["--seconds", &args.seconds.to_string(), "--warmup", &args.warmup.to_string()]);
