@@ -54,6 +54,10 @@ pub struct Part {
 /// A running host.
 pub struct Echo {
     stop: Arc<AtomicBool>,
+    /// Cores that have stopped polling.
+    at_rest: Arc<AtomicUsize>,
+    /// Whether those may leave the port.
+    leave: Arc<AtomicBool>,
     /// Cores of a client that have heard everything.
     done: Arc<AtomicUsize>,
     plan: QueuePlan,
@@ -98,20 +102,22 @@ impl Echo {
     pub fn start(eal: Eal, lab: &Lab, device: &str, cores: u16, role: Role) -> Result<Self> {
         let (seats, parts, config) = prepare(eal, lab, device, cores, role)?;
         let plan = seats[0].plan();
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (stop, leave) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (at_rest, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (ready, started): (Sender<()>, Receiver<()>) = channel();
         let start = std::time::Instant::now();
         let core = |(seat, part)| {
             let (config, ready) = (config.clone(), ready.clone());
-            let (stop, done) = (stop.clone(), done.clone());
+            let (stop, leave) = (stop.clone(), leave.clone());
+            let (at_rest, done) = (at_rest.clone(), done.clone());
             std::thread::spawn(move || {
-                let core = Core { eal, role, start, stop, done };
+                let core = Core { eal, role, start, stop, at_rest, leave, done };
                 core.run(seat, part, config, &ready)
             })
         };
         let cores: Vec<_> = seats.into_iter().zip(parts).map(core).collect();
         drop(ready);
-        let echo = Self { stop, done, plan, cores };
+        let echo = Self { stop, at_rest, leave, done, plan, cores };
         if echo.cores.iter().all(|_| started.recv().is_ok()) {
             return Ok(echo);
         }
@@ -138,9 +144,21 @@ impl Echo {
         Ok(())
     }
 
+    /// Has the cores stop polling, with the port still open: memif's driver unmaps the rings of a port whose peer
+    /// leaves, even while they are polled.
+    pub fn rest(&self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        while self.at_rest.load(Ordering::Acquire) < self.cores.len() {
+            ensure!(self.is_running(), "a core has ended");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     /// Stops the cores, and says what each did.
     pub fn stop(self) -> Result<Vec<Outcome>> {
         self.stop.store(true, Ordering::Relaxed);
+        self.leave.store(true, Ordering::Relaxed);
         self.cores.into_iter().map(|core| core.join().map_err(|_| anyhow!("a core panicked"))?).collect()
     }
 }
@@ -150,6 +168,8 @@ struct Core {
     role: Role,
     start: std::time::Instant,
     stop: Arc<AtomicBool>,
+    at_rest: Arc<AtomicUsize>,
+    leave: Arc<AtomicBool>,
     done: Arc<AtomicUsize>,
 }
 
@@ -198,6 +218,10 @@ impl Core {
                 is_done = true;
                 self.done.fetch_add(1, Ordering::Relaxed);
             }
+        }
+        self.at_rest.fetch_add(1, Ordering::Release);
+        while !self.leave.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
         }
         let (transport, service, _) = server.into_parts();
         let EchoService { opened, logged_bytes, heard_bytes, .. } = service;

@@ -144,6 +144,8 @@ fn two_cores_talk_to_two_cores_over_memif() {
         let client =
             Echo::start(eal, lab, &device(1, "client"), 2, Role::Client { connections: 8, bytes: BYTES })?;
         client.wait_until_done()?;
+        server.rest()?;
+        client.rest()?;
         let talked = client.stop()?;
         ensure!(talked.iter().all(|core| core.heard_bytes == (8 * BYTES) as u64), "{talked:?}");
         let outcomes = server.stop()?;
