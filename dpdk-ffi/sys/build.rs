@@ -12,14 +12,15 @@ const DPDK_VERSION: &str = "22.11";
 /// Needed by systemd's logind in DPDK's power library only; nothing here uses it.
 const UNUSED_LIBRARIES: [&str; 2] = ["systemd", "dbus-1"];
 
-const FUNCTIONS: [&str; 13] = [
+const FUNCTIONS: [&str; 14] = [
     "dpdk_errno",
     "fclose",
     "fopencookie",
     "rte_bus_name",
     "rte_dev_(bus|devargs|dma_map|dma_unmap|name|numa_node|probe|remove)",
     "rte_eal_(cleanup|has_hugepages|init|iova_mode)",
-    "rte_eth_(allmulticast_enable|buffer_split_get_supported_hdr_ptypes|call_rx_callbacks|call_tx_callbacks|dev_adjust_nb_rx_tx_desc|dev_close|dev_configure|dev_get_mtu|dev_get_name_by_port|dev_get_port_by_name|dev_info_get|dev_start|dev_stop|find_next|link_get_nowait|macaddr_get|promiscuous_enable|rx_queue_setup|stats_get|stats_reset|tx_done_cleanup|tx_prepare|tx_queue_setup|xstats_get|xstats_get_names|xstats_reset)",
+    "rte_epoll_(ctl|wait_interruptible)",
+    "rte_eth_(allmulticast_enable|buffer_split_get_supported_hdr_ptypes|call_rx_callbacks|call_tx_callbacks|dev_adjust_nb_rx_tx_desc|dev_close|dev_configure|dev_get_mtu|dev_get_name_by_port|dev_get_port_by_name|dev_info_get|dev_rx_intr_(ctl_q|ctl_q_get_fd|disable|enable)|dev_start|dev_stop|find_next|link_get_nowait|macaddr_get|promiscuous_enable|rx_queue_setup|stats_get|stats_reset|tx_done_cleanup|tx_prepare|tx_queue_setup|xstats_get|xstats_get_names|xstats_reset)",
     "rte_extmem_(register|unregister)",
     "rte_(ipv4|ipv6)_phdr_cksum",
     "rte_(log_cur_msg_loglevel|openlog_stream|strerror|version)",
@@ -37,10 +38,11 @@ const TYPES: [&str; 6] = [
     "rte_pktmbuf_(extmem|pool_private)",
 ];
 
-const CONSTANTS: [&str; 10] = [
+const CONSTANTS: [&str; 11] = [
     "RTE_CACHE_LINE_SIZE",
     "RTE_ETHER_(HDR_LEN|CRC_LEN|MAX_LEN|MTU)",
     "RTE_ETH_(LINK|MQ|NAME|QUEUE|RSS|RX_OFFLOAD|TX_OFFLOAD|XSTATS)_.*",
+    "RTE_INTR_EVENT_(ADD|DEL)",
     "RTE_LOG_(EMERG|ALERT|CRIT|ERR|WARNING|NOTICE|INFO|DEBUG)",
     "RTE_MAX_(ETHPORTS|LCORE)",
     "RTE_MBUF_(DEFAULT|F|MAX|PRIV)_.*",

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dpdk_sys as sys;
 
+use crate::interrupt;
 use crate::pool::Pool;
 use crate::queue::{RxQueue, TxQueue};
 use crate::refusal;
@@ -132,6 +133,9 @@ pub struct PortConfig {
     /// Where to put headers, apart from the payload, which alone then lies in the queues' own pools. A device whose
     /// [`PortInfo::header_split`] has a reason against it puts whole frames there instead.
     pub headers: Option<Pool>,
+    /// Have the device wake threads that [sleep](RxQueue::sleep) until a receive queue has something. A device that
+    /// cannot is refused.
+    pub rx_interrupts: bool,
 }
 
 impl Default for PortConfig {
@@ -146,6 +150,7 @@ impl Default for PortConfig {
             all_multicast: true,
             offloads: Offloads::all(),
             headers: None,
+            rx_interrupts: false,
         }
     }
 }
@@ -238,12 +243,14 @@ pub struct Port {
     tx_handed_out: Vec<bool>,
     info: PortInfo,
     offloads: Offloads,
-    control: Mutex<()>,
 }
 
 /// Stops and closes the port when its last holder goes.
 #[derive(Debug)]
-pub(crate) struct Running(PortId);
+pub(crate) struct Running {
+    id: PortId,
+    control: Mutex<()>,
+}
 
 impl Port {
     /// Configures and starts a port. Its receive queues take mbufs from `pools`: one each, or one for all.
@@ -260,7 +267,7 @@ impl Port {
         if RUNNING[usize::from(id.0)].swap(true, Ordering::AcqRel) {
             return Err(PortError::InUse(info.name));
         }
-        let running = Arc::new(Running(id));
+        let running = Arc::new(Running { id, control: Mutex::new(()) });
         let offloads = config.offloads & info.offloads;
         let split = config.headers.as_ref().zip(info.header_split.ok());
         let mut conf = device_configuration(config, &raw, &info, offloads);
@@ -306,6 +313,11 @@ impl Port {
         }
         // SAFETY: the port is configured, with all its queues.
         step("start", &|| unsafe { sys::rte_eth_dev_start(id.0) })?;
+        if config.rx_interrupts {
+            for queue in 0..config.rx_queues {
+                interrupt::check(&running, &info, queue)?;
+            }
+        }
         if config.promiscuous {
             // SAFETY: the port runs.
             tolerate(id, "receive frames to other stations", unsafe {
@@ -323,13 +335,12 @@ impl Port {
             tx_handed_out: vec![false; usize::from(config.tx_queues)],
             info,
             offloads,
-            control: Mutex::new(()),
         })
     }
 
     /// The port's number.
     pub fn id(&self) -> PortId {
-        self.running.0
+        self.running.id
     }
 
     /// What the device is and can do.
@@ -339,7 +350,7 @@ impl Port {
 
     /// Keeps other threads from controlling the port: drivers expect one at a time.
     pub(crate) fn control(&self) -> MutexGuard<'_, ()> {
-        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+        self.running.control()
     }
 
     /// The offloads that are on.
@@ -416,13 +427,17 @@ impl Port {
 
 impl Running {
     pub(crate) fn id(&self) -> PortId {
-        self.0
+        self.id
+    }
+
+    pub(crate) fn control(&self) -> MutexGuard<'_, ()> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let id = self.0;
+        let id = self.id;
         let device = id.device();
         // SAFETY: the last handle on the port and its queues is this one.
         let closed = unsafe {
@@ -506,6 +521,7 @@ fn device_configuration(
     let mut conf = sys::rte_eth_conf::default();
     conf.rxmode.mtu = u32::from(config.mtu);
     conf.rxmode.offloads = flags(true);
+    conf.intr_conf.set_rxq(config.rx_interrupts.into());
     conf.txmode.offloads = flags(false);
     let hashes = spread::hash_functions(raw.flow_type_rss_offloads);
     if config.rx_queues > 1 && info.spread.unasked.is_none() && hashes != 0 {

@@ -11,7 +11,7 @@ use crate::port::Running;
 /// A queue of received packets.
 #[derive(Debug)]
 pub struct RxQueue {
-    _port: Arc<Running>,
+    port: Arc<Running>,
     /// The port's number.
     id: u16,
     index: u16,
@@ -34,7 +34,15 @@ pub struct TxQueue {
 
 impl RxQueue {
     pub(crate) fn new(port: Arc<Running>, index: u16, pool: Pool) -> Self {
-        Self { id: port.id().0, _port: port, index, pool }
+        Self { id: port.id().0, port, index, pool }
+    }
+
+    pub(crate) fn port(&self) -> &Arc<Running> {
+        &self.port
+    }
+
+    pub(crate) fn index(&self) -> u16 {
+        self.index
     }
 
     /// Adds as many received packets to the batch as there are and as fit; returns how many.

@@ -5,10 +5,11 @@ mod support;
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use dpdk::{
     Checksum, Completions, Eal, ExternalPool, IpVersion, Mbuf, MbufBatch, Offloads, Pool, PoolConfig, Port,
-    PortConfig, RxQueue, TxChecksums, TxQueue,
+    PortConfig, PortError, RxQueue, Sleeper, TxChecksums, TxQueue,
 };
 use support::{in_namespace, run, send_all, wait_for};
 
@@ -31,12 +32,15 @@ struct Wire {
 
 impl Wire {
     fn new(device: &str) -> Self {
+        Self::with(device, PortConfig { promiscuous: true, ..PortConfig::default() })
+    }
+
+    fn with(device: &str, config: PortConfig) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("pm");
         let eal = support::eal();
         let (pool, spares) = support::file_pool(eal, &file, 2047, 64);
         let id = eal.attach(device).unwrap();
-        let config = PortConfig { promiscuous: true, ..PortConfig::default() };
         let mut port = Port::start(id, &config, std::slice::from_ref(&pool)).unwrap();
         let (rx, tx) = (port.rx_queue(0).unwrap(), port.tx_queue(0).unwrap());
         Self { _folder: folder, file, eal, pool, spares, port, rx, tx, batch: MbufBatch::new() }
@@ -220,4 +224,87 @@ fn syn(kernel_mac: [u8; 6], payload_len: usize) -> [u8; 54] {
     frame[38..46].copy_from_slice(b"\0\0\0\x07\0\0\0\0");
     frame[46..54].copy_from_slice(b"\x50\x02\xff\xff\xbe\xef\0\0");
     frame
+}
+
+/// Longer than any test waits: a sleep that nothing ends is one that fails.
+const TOO_LONG: Duration = Duration::from_secs(60);
+
+/// Sleeps until frames are there, as often as that takes.
+fn sleep_until_received(wire: &mut Wire, sleeper: &mut Sleeper) {
+    let begun = Instant::now();
+    while wire.batch.is_empty() {
+        if wire.rx.sleep(sleeper, &mut wire.batch, TOO_LONG).unwrap() == 0 {
+            wire.rx.burst(&mut wire.batch);
+        }
+        assert!(begun.elapsed() < TOO_LONG, "the frame woke nobody");
+    }
+}
+
+#[test]
+fn tap_wakes_who_sleeps() {
+    in_namespace("tap_wakes_who_sleeps", || {
+        let config = PortConfig { promiscuous: true, rx_interrupts: true, ..PortConfig::default() };
+        let mut wire = Wire::with("net_tap0,iface=tap0", config);
+        run("sysctl", "-qw net.ipv6.conf.tap0.disable_ipv6=1");
+        configure_kernel("tap0");
+        let mut sleeper = Sleeper::new().unwrap();
+        let socket = UdpSocket::bind((KERNEL_IP, 0)).unwrap();
+        let is_request = |wire: &Wire| wire.batch.iter().any(|packet| is_arp_request(packet.bytes(), OUR_IP));
+        for _ in 0..20 {
+            // The kernel asks who has the address, from another thread, and while this one sleeps or is about to.
+            std::thread::scope(|scope| {
+                scope.spawn(|| socket.send_to(b"?", (OUR_IP, 9)).unwrap());
+                sleep_until_received(&mut wire, &mut sleeper);
+            });
+            assert!(is_request(&wire));
+            wire.batch.clear();
+            run("ip", "neigh flush dev tap0");
+            // It asks again where nobody answers; and what was there before is no reason to sleep.
+            wait_for("silence", || (wire.rx.burst(&mut wire.batch) == 0).then_some(()));
+            wire.batch.clear();
+        }
+    });
+}
+
+#[test]
+fn a_bell_ends_a_sleep_or_keeps_it_from_beginning() {
+    in_namespace("a_bell_ends_a_sleep_or_keeps_it_from_beginning", || {
+        let config = PortConfig { rx_interrupts: true, ..PortConfig::default() };
+        let mut wire = Wire::with("net_tap0,iface=tap0", config);
+        let mut sleeper = Sleeper::new().unwrap();
+        let bell = sleeper.bell();
+        let begun = Instant::now();
+        for _ in 0..20 {
+            std::thread::scope(|scope| {
+                scope.spawn(|| bell.ring());
+                wire.rx.sleep(&mut sleeper, &mut wire.batch, TOO_LONG).unwrap();
+            });
+            // A frame may have come before the ring, which then keeps this from lasting.
+            bell.ring();
+            sleeper.sleep(TOO_LONG).unwrap();
+        }
+        assert!(begun.elapsed() < TOO_LONG, "the bell woke nobody");
+        // A bell that was heard is silent.
+        let begun = Instant::now();
+        sleeper.sleep(Duration::from_millis(50)).unwrap();
+        assert!(begun.elapsed() >= Duration::from_millis(50));
+    });
+}
+
+#[test]
+fn devices_without_interrupts_are_refused() {
+    in_namespace("devices_without_interrupts_are_refused", || {
+        run("ip", "link add ours type veth peer name kernels");
+        run("ip", "link set ours up");
+        let folder = tempfile::tempdir().unwrap();
+        let memif = format!("net_memif0,role=server,socket-abstract=no,socket={}/m", folder.path().display());
+        let eal = support::eal();
+        let pool = small_pool(eal);
+        for device in ["net_af_packet0,iface=ours", &memif, "net_null0", "net_ring0"] {
+            let id = eal.attach(device).unwrap();
+            let config = PortConfig { rx_interrupts: true, ..PortConfig::default() };
+            let error = Port::start(id, &config, std::slice::from_ref(&pool)).unwrap_err();
+            assert!(matches!(&error, PortError::NoRxInterrupts { .. }), "{device}: {error}");
+        }
+    });
 }

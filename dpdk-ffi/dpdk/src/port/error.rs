@@ -67,6 +67,17 @@ pub enum PortError {
         /// Which was asked for.
         index: u16,
     },
+    /// Nothing would wake a thread that sleeps.
+    #[error(
+        "{port} has no receive interrupts under DPDK's driver {driver}, and nothing would end a sleep until a frame \
+         comes; look at its queues in turns, with naps in between if need be"
+    )]
+    NoRxInterrupts {
+        /// The port's name.
+        port: String,
+        /// Its driver's name.
+        driver: String,
+    },
     /// The set of counters changed while it was read.
     #[error("the counters of {0} changed while they were read; read them again")]
     Changed(String),
