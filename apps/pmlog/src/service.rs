@@ -11,6 +11,7 @@ mod peers;
 mod render;
 mod reply;
 mod stream;
+mod text;
 
 use std::sync::Arc;
 

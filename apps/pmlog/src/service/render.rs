@@ -6,13 +6,19 @@ use arrayvec::ArrayVec;
 use pmem::{Receipt, RecordInfo, Shard, Trimmed};
 use serde::Serialize;
 
-use super::hall::{Hall, ShardState};
+use super::{
+    hall::{Hall, ShardState},
+    text::Text as _,
+};
 use crate::http::{Ask, Head, Refusal, Route, Status};
 
 /// Bytes of one piece of a listing. It is sent whole or not at all, so it stays well below a send queue.
 const LIST_PIECE_BYTES: usize = 1024;
 /// No entry of a listing is longer: two numbers of at most 20 digits and two of 10, a checksum, their keys, a comma.
 const LIST_ENTRY_BYTES: usize = 128;
+
+/// The status line of nearly every reply.
+const OK: &str = "HTTP/1.1 200 OK\r\n";
 
 /// Shards that one reply about the store has room for.
 pub const MAX_SHARDS: usize = 32;
@@ -52,11 +58,12 @@ impl Manner {
         self.is_head
     }
 
-    fn connection_field(self) -> &'static str {
+    /// The last field, where one is needed, and the empty line behind it.
+    fn end_of_head(self) -> &'static str {
         match (self.closes, self.is_http11) {
-            (true, _) => "Connection: close\r\n",
-            (false, true) => "",
-            (false, false) => "Connection: keep-alive\r\n",
+            (true, _) => "Connection: close\r\n\r\n",
+            (false, true) => "\r\n",
+            (false, false) => "Connection: keep-alive\r\n\r\n",
         }
     }
 }
@@ -141,56 +148,50 @@ pub(super) struct ListPiece<'a> {
 
 impl Rendered {
     pub(super) fn appended(&mut self, receipt: &Receipt, shard: Option<u32>, manner: Manner) -> &[u8] {
-        let Receipt { seq, len, crc32c, .. } = receipt;
+        let Receipt { seq, len, crc32c, .. } = *receipt;
         self.json(Status::OK, manner, None, |body| {
-            open_object(body, shard)?;
-            writeln!(body, r#""seq":{seq},"length":{len},"crc32c":"{crc32c:08x}"}}"#)
+            open_object(body, shard);
+            body.text(r#""seq":"#).decimal(seq).text(r#","length":"#).decimal(len);
+            body.text(r#","crc32c":""#).hex(crc32c).text("\"}\n");
         })
     }
 
     pub(super) fn trimmed(&mut self, trimmed: &Trimmed, shard: Option<u32>, manner: Manner) -> &[u8] {
-        let Trimmed { head, records, .. } = trimmed;
+        let Trimmed { head, records, .. } = *trimmed;
         self.json(Status::OK, manner, None, |body| {
-            open_object(body, shard)?;
-            writeln!(body, r#""head":{head},"trimmed":{records}}}"#)
+            open_object(body, shard);
+            body.text(r#""head":"#).decimal(head).text(r#","trimmed":"#).decimal(records).text("}\n");
         })
     }
 
     pub(super) fn refused(&mut self, refusal: &Refusal, manner: Manner) -> &[u8] {
         // The reasons are this program's own words: nothing in them needs escaping.
         self.json(refusal.status(), manner, refusal.allow(), |body| {
-            writeln!(body, r#"{{"error":"{refusal}"}}"#)
+            written(writeln!(body, r#"{{"error":"{refusal}"}}"#));
         })
     }
 
     pub(super) fn health(&mut self, health: &Health<'_>, manner: Manner) -> &[u8] {
         let status = if health.reason.is_some() { Refusal::StoreFailed.status() } else { Status::OK };
         self.json(status, manner, None, |body| {
-            serde_json::to_writer(&mut *body, health)?;
-            body.write_all(b"\n")
+            written(serde_json::to_writer(&mut *body, health).map_err(std::io::Error::from));
+            body.text("\n");
         })
     }
 
     /// The head before a record's bytes.
     pub(super) fn record_head(&mut self, len_bytes: u64, manner: Manner) -> &[u8] {
         self.text.clear();
-        let connection = manner.connection_field();
-        written(write!(
-            self.text,
-            "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {len_bytes}\r\n{connection}\r\n"
-        ));
+        self.text.text(OK).text("Content-Type: application/octet-stream\r\nContent-Length: ");
+        self.text.decimal(len_bytes).text("\r\n").text(manner.end_of_head());
         &self.text
     }
 
     /// The head before a listing.
     pub(super) fn list_head(&mut self, manner: Manner) -> &[u8] {
         self.text.clear();
-        let connection = manner.connection_field();
         let coding = if manner.is_http11 { "Transfer-Encoding: chunked\r\n" } else { "" };
-        written(write!(
-            self.text,
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n{coding}{connection}\r\n"
-        ));
+        self.text.text(OK).text("Content-Type: application/json\r\n").text(coding).text(manner.end_of_head());
         &self.text
     }
 
@@ -259,42 +260,45 @@ impl Rendered {
         status: Status,
         manner: Manner,
         allow: Option<&str>,
-        write_body: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>,
+        write_body: impl FnOnce(&mut Vec<u8>),
     ) -> &[u8] {
         self.text.clear();
         self.body.clear();
-        written(write_body(&mut self.body));
-        let (Status { code, phrase }, length) = (status, self.body.len());
-        written(write!(
-            self.text,
-            "HTTP/1.1 {code} {phrase}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
-        ));
+        write_body(&mut self.body);
+        match status {
+            Status::OK => self.text.text(OK),
+            Status { code, phrase } => {
+                self.text.text("HTTP/1.1 ").decimal(code.into()).text(" ").text(phrase).text("\r\n")
+            }
+        };
+        self.text.text("Content-Type: application/json\r\nContent-Length: ");
+        self.text.decimal(self.body.len() as u64).text("\r\n");
         if let Some(allow) = allow {
-            written(write!(self.text, "Allow: {allow}\r\n"));
+            self.text.text("Allow: ").text(allow).text("\r\n");
         }
-        self.text.extend_from_slice(manner.connection_field().as_bytes());
-        self.text.extend_from_slice(b"\r\n");
+        self.text.text(manner.end_of_head());
         if !manner.is_head {
-            self.text.append(&mut self.body);
+            self.text.extend_from_slice(&self.body);
         }
         &self.text
     }
 }
 
 /// Begins an object that may be of one shard of several.
-fn open_object(body: &mut Vec<u8>, shard: Option<u32>) -> std::io::Result<()> {
+fn open_object(body: &mut Vec<u8>, shard: Option<u32>) {
     match shard {
-        Some(shard) => write!(body, r#"{{"shard":{shard},"#),
-        None => body.write_all(b"{"),
-    }
+        Some(shard) => body.text(r#"{"shard":"#).decimal(shard.into()).text(","),
+        None => body.text("{"),
+    };
 }
 
 /// An entry of a listing.
 fn entry(body: &mut Vec<u8>, info: &RecordInfo, shard: Option<u32>, is_first: bool) {
-    let RecordInfo { seq, epoch, len, crc32c, .. } = info;
-    body.extend_from_slice(if is_first { b"[" } else { b",\n " });
-    written(open_object(body, shard));
-    written(write!(body, r#""seq":{seq},"epoch":{epoch},"length":{len},"crc32c":"{crc32c:08x}"}}"#));
+    let RecordInfo { seq, epoch, len, crc32c, .. } = *info;
+    body.text(if is_first { "[" } else { ",\n " });
+    open_object(body, shard);
+    body.text(r#""seq":"#).decimal(seq).text(r#","epoch":"#).decimal(epoch.into());
+    body.text(r#","length":"#).decimal(len).text(r#","crc32c":""#).hex(crc32c).text("\"}");
 }
 
 /// Writing into memory does not fail.
