@@ -196,9 +196,10 @@ impl Profile {
     }
 }
 
-/// Measures the bursts of one core.
+/// Measures the bursts of one core. [`Server`](crate::server::Server) has one inside; loops of another kind can be
+/// measured by the same clock.
 #[derive(Debug)]
-pub(crate) struct Profiler {
+pub struct Profiler {
     watch: Watch,
     profile: Profile,
     spent: Spent,
@@ -206,24 +207,26 @@ pub(crate) struct Profiler {
 }
 
 impl Profiler {
-    pub(crate) fn start() -> Self {
+    /// Finds out what measuring costs, and begins.
+    pub fn start() -> Self {
         let mut watch = Watch::new();
         let profile = Profile { reading_ps: reading_ps(&mut watch), ..Profile::default() };
         Self { watch, profile, spent: Spent::default(), requests: 0 }
     }
 
     /// A burst begins, when so much had been spent on persisting and so many requests had come.
-    pub(crate) fn begin(&mut self, spent: Spent, requests: u64) {
+    pub fn begin(&mut self, spent: Spent, requests: u64) {
         (self.spent, self.requests) = (spent, requests);
         self.watch.begin();
     }
 
-    pub(crate) fn watch(&mut self) -> &mut Watch {
+    /// What is to be told when a stage of the burst is over.
+    pub fn watch(&mut self) -> &mut Watch {
         &mut self.watch
     }
 
-    /// The burst is over.
-    pub(crate) fn end(&mut self, step: &Step, spent: Spent, requests: u64) {
+    /// The burst is over, and so much is spent and has come by now.
+    pub fn end(&mut self, step: &Step, spent: Spent, requests: u64) {
         let Self { watch, profile, .. } = self;
         let begun = watch.last;
         let mut ns = watch.ticks.map(|ticks| watch.clock.delta_as_nanos(0, ticks));
@@ -243,7 +246,8 @@ impl Profiler {
         profile.recording_ns += watch.ns(watch.clock.raw().saturating_sub(begun));
     }
 
-    pub(crate) fn profile(&self) -> &Profile {
+    /// Where the time went so far.
+    pub fn profile(&self) -> &Profile {
         &self.profile
     }
 }

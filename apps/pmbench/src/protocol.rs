@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use stack::profile::Stage;
 
 /// The way a server does it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
@@ -37,6 +38,16 @@ impl Mode {
             self,
             Self::StatusQuo | Self::StatusQuoFsync | Self::MsgZerocopy | Self::Kcm | Self::KernelPaste
         )
+    }
+
+    /// Whether the server's loop knows the stages of a burst apart.
+    pub fn has_stages(self) -> bool {
+        !self.is_kernel() || self == Self::KernelPaste
+    }
+
+    /// Whether the server makes anything durable.
+    pub fn persists(self) -> bool {
+        !matches!(self, Self::PasteEcho | Self::Limit)
     }
 }
 
@@ -108,6 +119,29 @@ pub struct Mark {
     pub pm_bytes: u64,
     /// Requests refused, replies that could not be sent, and connections that broke.
     pub errors: u64,
+    /// Where the loop's time went; none without `--profile`.
+    pub stages: Option<Stages>,
+}
+
+/// Time in the stages of a server's bursts, counted from its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stages {
+    /// Nanoseconds in each stage, in the order of [`Stage::ALL`].
+    pub ns: [u64; Stage::ALL.len()],
+    /// What reading the clock took of that.
+    pub readings_ns: u64,
+    /// What writing down the results took beside that.
+    pub recording_ns: u64,
+}
+
+impl Stages {
+    fn since(&self, earlier: &Self) -> Self {
+        Self {
+            ns: std::array::from_fn(|stage| self.ns[stage] - earlier.ns[stage]),
+            readings_ns: self.readings_ns - earlier.readings_ns,
+            recording_ns: self.recording_ns - earlier.recording_ns,
+        }
+    }
 }
 
 impl Mark {
@@ -124,6 +158,7 @@ impl Mark {
             fences: self.fences - earlier.fences,
             pm_bytes: self.pm_bytes - earlier.pm_bytes,
             errors: self.errors - earlier.errors,
+            stages: self.stages.zip(earlier.stages).map(|(now, then)| now.since(&then)),
         }
     }
 }

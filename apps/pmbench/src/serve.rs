@@ -4,6 +4,7 @@
 //! with `pmlog`'s parser, and all but two keep records in the same log: [`Mode::StatusQuoFsync`] has a file, and
 //! [`Mode::PasteEcho`] and [`Mode::Limit`] keep nothing.
 
+mod bursts;
 pub mod cli;
 mod control;
 mod copy;

@@ -27,7 +27,7 @@ pub fn tasks(args: &RunArgs) -> Vec<Task> {
         for load in loads(args) {
             for turn in 0..servers.len() {
                 let (link, mode) = servers[(turn + round as usize - 1) % servers.len()];
-                if load.persist_delay_us == 0 || persists(mode) {
+                if load.persist_delay_us == 0 || mode.persists() {
                     tasks.push(Task { link, mode, load, round });
                 }
             }
@@ -47,11 +47,6 @@ fn loads(args: &RunArgs) -> Vec<Load> {
         }
     }
     loads
-}
-
-/// Whether a mode makes anything durable.
-fn persists(mode: Mode) -> bool {
-    !matches!(mode, Mode::PasteEcho | Mode::Limit)
 }
 
 #[cfg(test)]

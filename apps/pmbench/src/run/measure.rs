@@ -225,7 +225,6 @@ fn cell(task: Task, window: &Window, summary: &Summary) -> (Cell, Detail) {
     // A loop that sends frames back does not know which of them make a request.
     let requests = if mode == Mode::Limit { summary.requests } else { mark.requests };
     let each = |amount: u64| amount as f64 / requests as f64;
-    let persists = !matches!(mode, Mode::Limit | Mode::PasteEcho);
     let cell = Cell {
         requests_per_s: Some(summary.requests_per_s),
         p50_us: Some(summary.p50_us),
@@ -235,7 +234,7 @@ fn cell(task: Task, window: &Window, summary: &Summary) -> (Cell, Detail) {
         copied_bytes_per_request: Some(each(mark.copied_bytes)),
         flushed_lines_per_request: Some(each(mark.flushed_lines)),
         fences_per_request: Some(each(mark.fences)),
-        pm_bytes_per_payload_byte: (persists && mark.payload_bytes > 0)
+        pm_bytes_per_payload_byte: (mode.persists() && mark.payload_bytes > 0)
             .then(|| mark.pm_bytes as f64 / mark.payload_bytes as f64),
         skipped: None,
         ..Cell::skipped(link, mode, load, round, String::new())

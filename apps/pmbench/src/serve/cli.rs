@@ -38,6 +38,10 @@ pub struct ServeArgs {
     /// Wait this long, busily, for each persist: models slower media, as PASTE's evaluation does.
     #[arg(long, value_name = "US", default_value_t = 0)]
     pub persist_delay_us: u64,
+    /// Measure where the loop's time goes, stage by stage: each mark says it, and a table on standard error at the
+    /// end. For the modes whose loop is in user space: dpdk-copy, kernel-paste, paste, paste-echo and limit.
+    #[arg(long)]
+    pub profile: bool,
     /// Where the modes on kernel sockets listen.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
@@ -63,6 +67,18 @@ pub struct ServeArgs {
     /// Arguments for DPDK's environment layer (EAL).
     #[arg(last = true, value_name = "EAL ARGS")]
     pub eal: Vec<String>,
+}
+
+impl ServeArgs {
+    /// Why these arguments make no sense together, if they do not.
+    pub fn contradiction(&self) -> Option<String> {
+        (self.profile && !self.mode.has_stages()).then(|| {
+            format!(
+                "mode {} has no stages to measure: its time goes in the kernel; leave --profile away",
+                self.mode
+            )
+        })
+    }
 }
 
 /// The modes that need a DPDK device.

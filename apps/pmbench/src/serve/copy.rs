@@ -21,13 +21,15 @@ use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, HardwareAddress, IpCidr, IpProtocol, Ipv4Packet,
     TcpPacket,
 };
+use stack::profile::{Laps, Stage};
+use stack::server::Step;
 
+use super::bursts::{Staged, Watched, run};
 use super::control::{Control, tell};
 use super::device::Device;
 use super::ledger::{self, Ledger, Meter};
 use super::requests::{Stream, locate};
 use super::{ServeArgs, ready, reply};
-use crate::protocol::{ServerEvent, Wish};
 use frames::Frames;
 
 /// Between two looks at the timers of all connections.
@@ -41,11 +43,12 @@ pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
     let (info, seed) = ledger::open(args)?;
     let shard = seed.open()?;
     let frames = Frames::start(&device)?;
-    let mut server = Server::new(args, &device, frames, shard);
+    let mut server = Watched::new(Server::new(args, &device, frames, shard), args.profile);
     let notes =
         ["one commit for each burst", "stock smoltcp sockets, one set for each connection", "two copies"];
     tell(&ready(args, Some(info.domain.to_string()), &notes))?;
-    server.run(control)
+    run(&mut server, control, Meter::polling())?;
+    Ok(server.bursts.shard.checkpoint()?)
 }
 
 struct Server {
@@ -64,6 +67,8 @@ struct Server {
     pending: Vec<(usize, Pending, u64)>,
     shard: Shard,
     ledger: Ledger,
+    /// When the timers of all connections were looked at.
+    looked: Instant,
 }
 
 /// A connection, with a set of sockets all its own.
@@ -79,6 +84,39 @@ struct Place {
     /// Numbers of records whose replies are not in the socket yet.
     owed: Vec<u64>,
     refusal: Option<Refusal>,
+}
+
+impl Staged for Server {
+    fn burst<L: Laps>(&mut self, now: Instant, laps: &mut L) -> Result<Step> {
+        let mut step = Step { received: self.receive(now, laps), ..Step::default() };
+        if now - self.looked >= TIMERS_EVERY {
+            self.looked = now;
+            (0..self.places.len()).for_each(|index| self.touch(index));
+            step.events = self.touched.len();
+        }
+        if step.is_idle() {
+            return Ok(step);
+        }
+        step.committed = self.serve()?;
+        laps.lap(Stage::App);
+        self.transmit(now);
+        laps.lap(Stage::Emit);
+        step.sent = self.frames.flush();
+        laps.lap(Stage::Tx);
+        Ok(step)
+    }
+
+    fn settle(&mut self, step: &Step) -> Result<()> {
+        if step.committed { self.ledger.make_room(&mut self.shard) } else { Ok(()) }
+    }
+
+    fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    fn shard(&self) -> Option<&Shard> {
+        Some(&self.shard)
+    }
 }
 
 impl Server {
@@ -103,44 +141,15 @@ impl Server {
             pending: Vec::with_capacity(connections),
             shard,
             ledger: Ledger::default(),
+            looked: Instant::ZERO,
         }
     }
 
-    fn run(&mut self, control: &Control) -> Result<()> {
-        let mut meter = Meter::polling();
-        let mut looked = Instant::ZERO;
-        loop {
-            match control.next() {
-                Some(Wish::Mark(id)) => {
-                    tell(&ServerEvent::Mark(self.ledger.mark(id, &meter, Some(&self.shard))))?;
-                }
-                Some(Wish::Stop) => return Ok(self.shard.checkpoint()?),
-                None => {}
-            }
-            let begun = meter.raw();
-            let now = meter.instant(begun);
-            let mut has_worked = self.receive(now);
-            if now - looked >= TIMERS_EVERY {
-                looked = now;
-                (0..self.places.len()).for_each(|index| self.touch(index));
-                has_worked = true;
-            }
-            if has_worked {
-                self.serve()?;
-                self.transmit(now);
-                meter.worked(begun);
-            } else {
-                meter.idled(begun);
-            }
-        }
-    }
-
-    /// Gives each frame of a burst to its connection; false if there was none.
-    fn receive(&mut self, now: Instant) -> bool {
-        let mut has_received = false;
-        self.frames.burst();
+    /// Gives each frame of a burst to its connection; returns how many there were.
+    fn receive<L: Laps>(&mut self, now: Instant, laps: &mut L) -> usize {
+        let count = self.frames.burst();
+        laps.lap(Stage::Rx);
         while let Some(frame) = self.frames.next() {
-            has_received = true;
             let place = match segment_for(self.port, frame) {
                 Some((peer, opens)) => self.place_of(peer, opens),
                 None => None,
@@ -154,7 +163,9 @@ impl Server {
             };
             self.interface.poll_ingress_single(now, &mut self.frames, sockets);
         }
-        has_received
+        // smoltcp reads headers and keeps connections in one go.
+        laps.lap(Stage::Tcp);
+        count
     }
 
     /// The place of a peer; a vacant one, if it opens a connection.
@@ -181,8 +192,8 @@ impl Server {
         }
     }
 
-    /// Appends what is whole, makes it durable, and puts the replies into the sockets.
-    fn serve(&mut self) -> Result<()> {
+    /// Appends what is whole, makes it durable, and puts the replies into the sockets; whether there was any.
+    fn serve(&mut self) -> Result<bool> {
         for &index in &self.touched {
             let place = &mut self.places[index];
             if place.refusal.is_none()
@@ -192,22 +203,22 @@ impl Server {
                 place.refusal = Some(refusal);
             }
         }
-        if self.shard.uncommitted() {
+        let has_appended = self.shard.uncommitted();
+        if has_appended {
             let durable = self.shard.commit()?;
             for (index, pending, len) in self.pending.drain(..) {
                 let Ok(receipt) = durable.confirm(pending) else { continue };
                 self.places[index].owed.push(receipt.seq);
                 self.ledger.done(len);
             }
-            self.ledger.make_room(&mut self.shard)?;
         }
         for &index in &self.touched {
             self.places[index].answer();
         }
-        Ok(())
+        Ok(has_appended)
     }
 
-    /// Sends what the sockets have to send, and gives up the places of connections that are over.
+    /// Makes frames of what the sockets have to send, and gives up the places of connections that are over.
     fn transmit(&mut self, now: Instant) {
         for index in self.touched.drain(..) {
             let place = &mut self.places[index];
@@ -222,7 +233,6 @@ impl Server {
                 }
             }
         }
-        self.frames.flush();
     }
 }
 

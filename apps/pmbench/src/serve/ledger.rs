@@ -5,9 +5,10 @@ use std::time::Duration;
 use anyhow::Result;
 use pmem::{Options, Region, RegionInfo, Shard, ShardSeed};
 use quanta::Clock;
+use stack::profile::Profile;
 
 use super::ServeArgs;
-use crate::protocol::Mark;
+use crate::protocol::{Mark, Stages};
 
 /// Log entries that one trim takes off at most, so that no request waits long for it.
 const TRIMMED_ENTRIES: u64 = 256;
@@ -61,8 +62,20 @@ impl Ledger {
             fences: self.fences + counters.fences,
             pm_bytes: self.pm_bytes + counters.pm_bytes,
             errors: self.errors,
+            stages: None,
         }
     }
+}
+
+/// Where the time of a loop went that was measured.
+pub(super) fn stages(profile: &Profile) -> Stages {
+    let summary = profile.summary();
+    let mut stages =
+        Stages { readings_ns: summary.readings_ns, recording_ns: summary.recording_ns, ..Stages::default() };
+    for stage in &summary.stages {
+        stages.ns[stage.stage as usize] = stage.times.total_ns;
+    }
+    stages
 }
 
 /// A poll that finds nothing takes less. One that took longer was interrupted: on the links of one machine the kernel
@@ -133,6 +146,7 @@ pub(super) fn open(args: &ServeArgs) -> Result<(RegionInfo, ShardSeed)> {
         shards: Some(1),
         max_record_bytes: args.max_record.as_u64() as u32,
         persist_delay: Duration::from_micros(args.persist_delay_us),
+        timed: args.profile,
         populate: true,
         volatile: true,
         ..Options::default()

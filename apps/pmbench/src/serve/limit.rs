@@ -1,17 +1,21 @@
 //! What the device can do: each frame goes back as it came, with its addresses swapped.
 
 use anyhow::Result;
-use dpdk::{MbufBatch, Pool, PoolConfig, Port, PortConfig};
+use dpdk::{MbufBatch, Pool, PoolConfig, Port, PortConfig, RxQueue, TxQueue};
+use pmem::Shard;
+use smoltcp::time::Instant;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Ipv4Address,
     Ipv4Packet,
 };
+use stack::profile::{Laps, Stage};
+use stack::server::Step;
 
+use super::bursts::{Staged, Watched, run};
 use super::control::{Control, tell};
 use super::device::Device;
 use super::ledger::{Ledger, Meter};
 use super::{ServeArgs, ready};
-use crate::protocol::{ServerEvent, Wish};
 
 /// Mbufs that are with the device or on their way.
 const MBUFS: u32 = 4096 - 1;
@@ -21,20 +25,29 @@ pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
     let device = Device::find(args)?;
     let pool = Pool::dram(device.eal, "frames", &PoolConfig { mbufs: MBUFS, ..PoolConfig::default() })?;
     let mut port = Port::start(device.id, &PortConfig::default(), std::slice::from_ref(&pool))?;
-    let (mut rx, mut tx) = (port.rx_queue(0)?, port.tx_queue(0)?);
+    let (rx, tx) = (port.rx_queue(0)?, port.tx_queue(0)?);
     let me = Host { mac: EthernetAddress(device.mac), ip: args.ip.address() };
-    let (mut ledger, mut meter, mut batch) = (Ledger::default(), Meter::polling(), MbufBatch::new());
+    let mirror = Mirror { rx, tx, batch: MbufBatch::new(), me, ledger: Ledger::default() };
     tell(&ready(args, None, &["nothing is parsed and nothing is kept"]))?;
-    loop {
-        match control.next() {
-            Some(Wish::Mark(id)) => tell(&ServerEvent::Mark(ledger.mark(id, &meter, None)))?,
-            Some(Wish::Stop) => return Ok(()),
-            None => {}
-        }
-        let begun = meter.raw();
-        if rx.burst(&mut batch) == 0 {
-            meter.idled(begun);
-            continue;
+    run(&mut Watched::new(mirror, args.profile), control, Meter::polling())
+}
+
+/// A port whose frames go back.
+struct Mirror {
+    rx: RxQueue,
+    tx: TxQueue,
+    batch: MbufBatch,
+    me: Host,
+    ledger: Ledger,
+}
+
+impl Staged for Mirror {
+    fn burst<L: Laps>(&mut self, _: Instant, laps: &mut L) -> Result<Step> {
+        let Self { rx, tx, batch, me, ledger } = self;
+        let received = rx.burst(batch);
+        laps.lap(Stage::Rx);
+        if received == 0 {
+            return Ok(Step::default());
         }
         batch.retain(|mbuf| match me.send_back(mbuf.bytes_mut()) {
             SentBack::Data { payload_bytes } => {
@@ -44,11 +57,25 @@ pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
             SentBack::Address => true,
             SentBack::No => false,
         });
-        tx.burst(&mut batch);
+        laps.lap(Stage::App);
+        let sent = tx.burst(batch);
         // A full ring loses frames, as a network does.
         ledger.errors += batch.len() as u64;
         batch.clear();
-        meter.worked(begun);
+        laps.lap(Stage::Tx);
+        Ok(Step { received, sent, ..Step::default() })
+    }
+
+    fn settle(&mut self, _: &Step) -> Result<()> {
+        Ok(())
+    }
+
+    fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    fn shard(&self) -> Option<&Shard> {
+        None
     }
 }
 

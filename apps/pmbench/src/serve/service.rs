@@ -185,6 +185,10 @@ impl Service for AppendService {
             net.abort(conn);
         }
     }
+
+    fn requests(&self) -> u64 {
+        self.ledger.requests
+    }
 }
 
 impl Connection {

@@ -2,17 +2,20 @@
 //! DPDK port, `kernel-paste` on Linux' own TCP.
 
 use anyhow::Result;
-use smoltcp::time::Duration;
+use pmem::Shard;
+use smoltcp::time::{Duration, Instant};
 use stack::net::Transport;
-use stack::server::Server;
+use stack::profile::Profile;
+use stack::server::{Server, Step};
 use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport};
 
+use super::bursts::{Bursts, run};
 use super::control::{Control, tell};
 use super::device::Device;
-use super::ledger::{self, Meter};
+use super::ledger::{self, Ledger, Meter};
 use super::service::AppendService;
 use super::{ServeArgs, Skipped, ready};
-use crate::protocol::{Mode, ServerEvent, Wish};
+use crate::protocol::Mode;
 
 /// The longest sleep of a loop that sleeps: a wish that comes just before it is seen after it.
 const SLEEP: Duration = Duration::from_millis(5);
@@ -25,10 +28,10 @@ pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
     let (info, shard, transport) = device.open(args)?;
     let keeps = args.mode == Mode::Paste;
     let service = AppendService::new(args.max_connections.get() as usize, keeps);
-    let mut server = Server::new(transport, service, shard);
+    let server = Server::new(transport, service, shard);
     tell(&ready(args, keeps.then(|| info.domain.to_string()), &["one commit for each burst"]))?;
     // It never sleeps: a NIC does not wake it.
-    run(&mut server, control, Meter::polling(), |_| Ok(()))
+    serve_in_bursts(args, server, control, Meter::polling(), |_| Ok(()))
 }
 
 /// Serves on kernel sockets until told to stop.
@@ -43,44 +46,64 @@ pub(super) fn serve_kernel(args: &ServeArgs, control: &Control) -> Result<()> {
     let config = KernelConfig { max_connections, ..KernelConfig::default() };
     let mut transport = KernelTransport::new(config, shard.arena().clone())?;
     transport.listen(args.listen, BACKLOG)?;
-    let mut server = Server::new(transport, AppendService::new(max_connections, true), shard);
+    let server = Server::new(transport, AppendService::new(max_connections, true), shard);
     let notes = ["one commit for each burst", "the kernel copies each byte into the store", "TCP_NODELAY"];
     tell(&ready(args, Some(info.domain.to_string()), &notes))?;
-    run(&mut server, control, Meter::sleeping(), |transport| transport.wait(SLEEP))
+    serve_in_bursts(args, server, control, Meter::sleeping(), |transport| transport.wait(SLEEP))
 }
 
-/// The loop: a burst, what it leaves to do, and the `rest` after it.
-fn run<T: Transport>(
-    server: &mut Server<T, AppendService>,
+/// Serves until told to stop; `rest` comes after each burst.
+fn serve_in_bursts<T, R>(
+    args: &ServeArgs,
+    mut server: Server<T, AppendService>,
     control: &Control,
-    mut meter: Meter,
-    mut rest: impl FnMut(&mut T) -> Result<(), T::Error>,
-) -> Result<()> {
-    loop {
-        match control.next() {
-            Some(Wish::Mark(id)) => {
-                let mark = server.service().ledger.mark(id, &meter, Some(server.shard()));
-                tell(&ServerEvent::Mark(mark))?;
-            }
-            Some(Wish::Stop) => break,
-            None => {}
-        }
-        let begun = meter.raw();
-        let step = server.step(meter.instant(begun))?;
-        let (transport, service, shard) = server.parts();
+    meter: Meter,
+    rest: R,
+) -> Result<()>
+where
+    T: Transport,
+    R: FnMut(&mut T) -> Result<(), T::Error>,
+{
+    if args.profile {
+        server.profile();
+    }
+    let mut slots = Slots { server, rest };
+    run(&mut slots, control, meter)?;
+    let (_, _, shard) = slots.server.parts();
+    Ok(shard.checkpoint()?)
+}
+
+struct Slots<T, R> {
+    server: Server<T, AppendService>,
+    rest: R,
+}
+
+impl<T: Transport, R: FnMut(&mut T) -> Result<(), T::Error>> Bursts for Slots<T, R> {
+    fn step(&mut self, now: Instant) -> Result<Step> {
+        Ok(self.server.step(now)?)
+    }
+
+    fn settle(&mut self, step: &Step) -> Result<()> {
+        let (transport, service, shard) = self.server.parts();
         if step.committed {
             service.ledger.make_room(shard)?;
         }
-        if step.is_idle() {
-            meter.idled(begun);
-        } else {
-            meter.worked(begun);
-        }
         // A pipelining client's appends may wait for the next commit.
         if !shard.uncommitted() {
-            rest(transport)?;
+            (self.rest)(transport)?;
         }
+        Ok(())
     }
-    let (_, _, shard) = server.parts();
-    Ok(shard.checkpoint()?)
+
+    fn ledger(&self) -> &Ledger {
+        &self.server.service().ledger
+    }
+
+    fn shard(&self) -> Option<&Shard> {
+        Some(self.server.shard())
+    }
+
+    fn profile(&self) -> Option<&Profile> {
+        self.server.profiled()
+    }
 }

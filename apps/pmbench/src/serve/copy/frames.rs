@@ -39,11 +39,11 @@ impl Frames {
         Ok(Self { rx, received: MbufBatch::new(), taken: 0, sender, _port: port })
     }
 
-    /// Receives the next burst; the one before is done with.
-    pub(super) fn burst(&mut self) {
+    /// Receives the next burst, of so many frames; the one before is done with.
+    pub(super) fn burst(&mut self) -> usize {
         self.received.clear();
         self.taken = 0;
-        self.rx.burst(&mut self.received);
+        self.rx.burst(&mut self.received)
     }
 
     /// The next frame, which smoltcp is to be given.
@@ -51,17 +51,15 @@ impl Frames {
         self.received.iter().nth(self.taken).map(|mbuf| mbuf.bytes())
     }
 
-    /// Hands to the device what waits.
-    pub(super) fn flush(&mut self) {
-        self.sender.flush();
+    /// Hands to the device what waits; returns how many frames it took.
+    pub(super) fn flush(&mut self) -> usize {
+        self.sender.flush()
     }
 }
 
 impl Sender {
-    fn flush(&mut self) {
-        if !self.waiting.is_empty() {
-            self.tx.burst(&mut self.waiting);
-        }
+    fn flush(&mut self) -> usize {
+        if self.waiting.is_empty() { 0 } else { self.tx.burst(&mut self.waiting) }
     }
 }
 
