@@ -6,6 +6,7 @@
 mod checksum;
 pub mod config;
 pub mod counters;
+pub mod doze;
 mod emit;
 pub mod endpoint;
 mod flow;

@@ -179,10 +179,10 @@ pub struct DpdkArgs {
     /// What a core does when nothing arrives.
     #[arg(long, value_name = "MODE", value_enum, default_value_t = IdleMode::Nap)]
     pub idle: IdleMode,
-    /// How long a core polls in vain before it naps.
+    /// How long a core polls in vain before it naps, or sleeps until an interrupt.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pub idle_after_us: u32,
-    /// How long a nap is: the longer, the less CPU time, and the more the receive queue must hold.
+    /// How long a nap of --idle nap is: the longer, the less CPU time, and the more the receive queue must hold.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub idle_nap_us: u32,
     /// Do not give the store to the device by the IOMMU: for the test that shows what happens then.
@@ -251,10 +251,15 @@ impl Args for Network {
 /// What a core does when nothing arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum IdleMode {
-    /// Sleeps for --idle-nap-us between looks at the port.
+    /// Sleeps for --idle-nap-us between looks at the port. For any device, and for servers that are seldom idle for
+    /// long.
     Nap,
-    /// Polls on: the shortest answer times, and all of a CPU.
+    /// Polls on: the shortest answer times, and all of a CPU. For CPUs that nothing else needs.
     Spin,
+    /// Sleeps until the device's receive interrupt, and uses next to no CPU time meanwhile. For servers that are idle
+    /// much of the time, on devices that have such interrupts: net_tap, and network cards bound to vfio-pci whose
+    /// driver has them. Others are refused, among them net_af_packet and net_memif.
+    Interrupt,
 }
 
 /// Whether headers and payload lie apart.

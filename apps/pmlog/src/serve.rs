@@ -35,6 +35,9 @@ type LogServer<T> = Server<T, LogService>;
 /// Half-open connections of a listener, and finished ones that wait for the service.
 const BACKLOG: u16 = 1024;
 
+/// The longest sleep: a signal is noticed after it at the latest, and what goes on by time in the service goes on.
+const SLEEP: Duration = Duration::from_millis(100);
+
 /// Serves until SIGINT or SIGTERM, and reports on `out`.
 ///
 /// # Errors
@@ -101,13 +104,11 @@ trait Served: Transport {
     type Rest: Sync;
 
     /// Lets the CPU go, as far as that suits a transport which has had nothing to do for `idle` until `now`, and its
-    /// user. Called between any two bursts; not for longer than a signal may wait.
-    fn rest(&mut self, wanted: &Self::Rest, now: Instant, idle: Duration) -> Result<(), Self::Error>;
+    /// user. Called between any two bursts; not for longer than a signal may wait, [`SLEEP`].
+    fn rest(&mut self, wanted: &Self::Rest, now: Instant, idle: Duration) -> Result<()>;
 
     /// What ends a rest, from another thread; none if no rest is long.
-    fn waker(&mut self) -> Result<Option<Waker>, Self::Error> {
-        Ok(None)
-    }
+    fn waker(&mut self) -> Result<Option<Waker>>;
 }
 
 fn serve_over<A: Access>(

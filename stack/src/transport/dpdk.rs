@@ -26,14 +26,17 @@ mod tests;
 use std::convert::Infallible;
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dpdk::{
     CompletionsError, Eal, ExternalArea, MbufBatch, PoolError, Port, PortError, PortId, QueuePlan, RxQueue,
+    SleepError, Sleeper,
 };
 use pmem::Arena;
 use smoltcp::time::Instant;
 
 use super::OverEndpoint;
+use crate::doze::Waker;
 use crate::net::{Event, Transport};
 use crate::profile::{Laps, NoLaps, Stage};
 use crate::steer::Steering;
@@ -54,11 +57,13 @@ pub struct DpdkConfig {
     /// Have headers put into DRAM, where the device can tell them from payload, which alone then goes into named
     /// buffers. [`PortInfo::header_split`](dpdk::PortInfo::header_split) tells whether it can.
     pub header_split: bool,
+    /// Have frames wake cores that [sleep](DpdkTransport::sleep). Takes a device with receive interrupts.
+    pub rx_interrupts: bool,
 }
 
 impl Default for DpdkConfig {
     fn default() -> Self {
-        Self { rx_descriptors: 1024, tx_descriptors: 1024, header_split: false }
+        Self { rx_descriptors: 1024, tx_descriptors: 1024, header_split: false, rx_interrupts: false }
     }
 }
 
@@ -77,6 +82,9 @@ pub enum DpdkError {
     /// No places for payload that is being sent.
     #[error(transparent)]
     Completions(#[from] CompletionsError),
+    /// No sleep.
+    #[error(transparent)]
+    Sleep(#[from] SleepError),
     /// Too little is free to receive anything.
     #[error(
         "the receive queue needs {needed} buffers, and of the arena's {buffers} only {free} are free; \
@@ -148,6 +156,8 @@ pub struct DpdkTransport {
     steering: Option<Steering>,
     buffers: Buffers,
     sender: Sender,
+    /// Where the core sleeps, if it was asked to sleep until it is woken.
+    sleeper: Option<Sleeper>,
     plan: QueuePlan,
     port: Arc<Port>,
 }
@@ -195,10 +205,43 @@ impl DpdkTransport {
         }
     }
 
+    /// Sleeps until a frame arrives, another core has something for this one, its [waker](Self::waker) is called, or `limit` is
+    /// over; not at all if there is something to do. Without [`DpdkConfig::rx_interrupts`] nothing but `limit` ends it.
+    /// When to be back for what is [due](Transport::next_deadline) is the caller's to say.
+    ///
+    /// # Errors
+    /// [`SleepError`]: the core did not sleep, or not long enough.
+    pub fn sleep(&mut self, limit: Duration) -> Result<(), SleepError> {
+        let Some(sleeper) = &mut self.sleeper else {
+            std::thread::sleep(limit);
+            return Ok(());
+        };
+        // No interrupt tells when the device takes frames again.
+        let has_left_over = !self.received.is_empty() || self.sender.has_waiting();
+        let exchange = &self.sender.exchange;
+        if has_left_over || !exchange.may_sleep(self.core) {
+            return Ok(());
+        }
+        let slept = match &mut self.rx {
+            Some(rx) => rx.sleep(sleeper, &mut self.received, limit).map(drop),
+            None => sleeper.sleep(limit),
+        };
+        exchange.is_awake(self.core);
+        slept
+    }
+
+    /// What ends a [`sleep`](Self::sleep), from any thread; none without [`DpdkConfig::rx_interrupts`].
+    pub fn waker(&self) -> Option<Waker> {
+        let bell = self.sleeper.as_ref()?.bell();
+        Some(Box::new(move || bell.ring()))
+    }
+
     /// Takes in a burst from the device.
     fn receive_burst<L: Laps>(&mut self, now: Instant, laps: &mut L) -> usize {
         let Some(rx) = &mut self.rx else { return 0 };
-        let count = rx.burst(&mut self.received);
+        rx.burst(&mut self.received);
+        // With what was there already when the core was about to sleep.
+        let count = self.received.len();
         self.buffers.counters.received += count as u64;
         if let Some(steering) = &self.steering {
             let exchange = &self.sender.exchange;

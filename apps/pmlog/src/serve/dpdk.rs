@@ -5,31 +5,34 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::ops::AddAssign;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use dpdk::{Eal, ExternalArea, PortId, QueuePlan, RegisteredThread};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use dpdk::{Eal, ExternalArea, PortError, PortId, QueuePlan, RegisteredThread};
 use pmem::{Kind, RegionInfo, Shard, ShardSeed};
 use serde::Serialize;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, IpCidr};
 use stack::net::Transport as _;
 use stack::transport::OverEndpoint as _;
-use stack::transport::dpdk::{DpdkConfig, DpdkSeat, DpdkTransport};
+use stack::transport::dpdk::{DpdkConfig, DpdkError, DpdkSeat, DpdkTransport};
 use stack::{AddressConflict, Config};
 
 use super::clock::Clock;
-use super::{Access, BACKLOG, Served, receive_buffers_for};
+use super::{Access, BACKLOG, SLEEP, Served, receive_buffers_for};
 use crate::cli::{DpdkArgs, HeaderSplit, IdleMode, ServeArgs};
+use crate::service::Waker;
 
 /// How long other hosts have to say that an address is theirs: three probes, and a moment for the answer.
 const PROBING: Duration = Duration::from_millis(300);
 
-/// How the loop rests when the port is idle.
+/// How the loop rests when the port is idle: after a while without work, for a while. None if it never does.
+pub(super) type Rests = Option<Rest>;
+
+/// A rest.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Rests {
-    /// Never.
-    Never,
-    /// In naps, after a while without work.
-    Naps { after: Duration, nap: Duration },
+pub(super) struct Rest {
+    after: Duration,
+    /// At most; a frame ends it sooner, where the port has been told to interrupt.
+    limit: Duration,
 }
 
 /// The device that was asked for, not started yet.
@@ -97,6 +100,7 @@ impl Access for Device<'_> {
         let rings = DpdkConfig {
             rx_descriptors: receive_buffers_for(info.geometry.buffers as usize),
             header_split: options.header_split == HeaderSplit::Auto,
+            rx_interrupts: options.idle == IdleMode::Interrupt,
             ..DpdkConfig::default()
         };
         let seats = DpdkSeat::at(self.eal, self.id, cores, rings)?;
@@ -111,7 +115,13 @@ impl Access for Device<'_> {
     fn start(&self, seat: Seat, _: &ServeArgs, shard: &Shard, clock: &Clock) -> Result<DpdkTransport> {
         let Seat { seat, area, config } = seat;
         let is_first = seat.core() == 0;
-        let mut transport = seat.take(config, area, shard.arena().clone(), clock.now())?;
+        let taken = seat.take(config, area, shard.arena().clone(), clock.now());
+        let mut transport = taken.map_err(|error| match error {
+            DpdkError::Port(PortError::NoRxInterrupts { .. }) => {
+                anyhow!("{error} (here: --idle nap in place of --idle interrupt)")
+            }
+            error => error.into(),
+        })?;
         for address in addresses(self.options) {
             let address = SocketAddr::new(IpAddr::from(address.address()), self.options.port);
             transport.endpoint_mut().listen(address, BACKLOG.into())?;
@@ -123,10 +133,12 @@ impl Access for Device<'_> {
     fn rests(&self) -> Rests {
         let DpdkArgs { idle, idle_after_us, idle_nap_us, .. } = self.options;
         let duration = |us: &u32| Duration::from_micros((*us).into());
-        match idle {
-            IdleMode::Spin => Rests::Never,
-            IdleMode::Nap => Rests::Naps { after: duration(idle_after_us), nap: duration(idle_nap_us) },
-        }
+        let limit = match idle {
+            IdleMode::Spin => return None,
+            IdleMode::Nap => duration(idle_nap_us),
+            IdleMode::Interrupt => SLEEP,
+        };
+        Some(Rest { after: duration(idle_after_us), limit })
     }
 
     fn found(&self, transport: &DpdkTransport) -> Found {
@@ -152,15 +164,21 @@ impl Served for DpdkTransport {
         }
     }
 
-    /// Naps after a while without work.
-    fn rest(&mut self, wanted: &Rests, now: Instant, idle: Duration) -> Result<(), Self::Error> {
-        if let Rests::Naps { after, nap } = *wanted
+    /// Naps, or sleeps until there is something to do, after a while without work.
+    fn rest(&mut self, wanted: &Rests, now: Instant, idle: Duration) -> Result<()> {
+        if let Some(Rest { after, limit }) = *wanted
             && idle >= after
         {
-            let due = self.next_deadline().map_or(nap, |due| due.max(now) - now);
-            std::thread::sleep(due.min(nap).into());
+            let due = self.next_deadline().map_or(limit, |due| due.max(now) - now);
+            if due > Duration::ZERO {
+                self.sleep(due.min(limit).into())?;
+            }
         }
         Ok(())
+    }
+
+    fn waker(&mut self) -> Result<Option<Waker>> {
+        Ok(DpdkTransport::waker(self))
     }
 }
 

@@ -15,12 +15,10 @@ use stack::net::Transport as _;
 use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport, Listener, Stacks};
 
 use super::clock::Clock;
-use super::{Access, BACKLOG, Served, receive_buffers_for};
+use super::{Access, BACKLOG, SLEEP, Served, receive_buffers_for};
 use crate::cli::{KernelArgs, ServeArgs};
 use crate::service::Waker;
 
-/// The longest sleep: a signal that arrives just before it is noticed after it.
-const SLEEP: Duration = Duration::from_millis(100);
 /// How long an address may still belong to a server that was killed.
 const PREDECESSOR: std::time::Duration = std::time::Duration::from_secs(2);
 /// Descriptors of this process that are no client's: the store, the ring, standard streams, and some to spare.
@@ -132,12 +130,12 @@ impl Served for KernelTransport {
     }
 
     /// Sleeps until something happens.
-    fn rest(&mut self, (): &(), now: Instant, _idle: Duration) -> Result<(), Self::Error> {
+    fn rest(&mut self, (): &(), now: Instant, _idle: Duration) -> Result<()> {
         let due = self.next_deadline().map_or(SLEEP, |due| due.max(now) - now);
-        self.wait(due.min(SLEEP))
+        Ok(self.wait(due.min(SLEEP))?)
     }
 
-    fn waker(&mut self) -> Result<Option<Waker>, Self::Error> {
+    fn waker(&mut self) -> Result<Option<Waker>> {
         let waker = KernelTransport::waker(self)?;
         Ok(Some(Box::new(move || waker.wake())))
     }

@@ -130,6 +130,6 @@ impl<T: Served> Surroundings<'_, T> {
         if let Some(hall) = self.hall {
             hall.is_awake(self.core);
         }
-        Ok(rested?)
+        rested
     }
 }

@@ -5,13 +5,15 @@
 //! [`MAX_ASKED`] questions open, so that there is always room for the answers to them.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arrayvec::ArrayVec;
 use crossbeam_queue::ArrayQueue;
 use pmem::{RecordInfo, Shard, Trimmed};
 use serde::Serialize;
+use stack::doze::Doze;
+pub use stack::doze::Waker;
 use stack::net::ConnId;
 
 /// Questions of one core that may be open at a time.
@@ -20,9 +22,6 @@ pub(super) const MAX_ASKED: usize = 256;
 pub(super) const CHUNK_BYTES: usize = 16 * 1024;
 /// Records that one answer lists: as many as a piece of a listing holds.
 pub(super) const PAGE_RECORDS: usize = 8;
-
-/// Wakes a core that sleeps.
-pub type Waker = Box<dyn Fn() + Send + Sync>;
 
 /// The desks of all cores, and the boards of all shards.
 pub struct Hall {
@@ -38,8 +37,7 @@ struct Desk {
     has_left: AtomicBool,
     /// What the medium said when it failed.
     failure: OnceLock<String>,
-    is_asleep: AtomicBool,
-    waker: OnceLock<Waker>,
+    doze: Doze,
 }
 
 /// A question about a shard.
@@ -137,8 +135,7 @@ impl Hall {
             connections: AtomicU64::new(0),
             has_left: AtomicBool::new(false),
             failure: OnceLock::new(),
-            is_asleep: AtomicBool::new(false),
-            waker: OnceLock::new(),
+            doze: Doze::default(),
         };
         Arc::new(Self {
             desks: (0..cores).map(|_| desk()).collect(),
@@ -178,32 +175,24 @@ impl Hall {
 
     /// Says how a core that sleeps is woken. Without that it looks at its desk often enough.
     pub fn wake_by(&self, core: usize, waker: Waker) {
-        // A core has one waker for good.
-        let _ = self.desks[core].waker.set(waker);
+        self.desks[core].doze.wake_by(waker);
     }
 
     /// Notes that a core goes to sleep; false if it must not, since there is something on its desk.
     pub fn may_sleep(&self, core: usize) -> bool {
-        let desk = &self.desks[core];
-        desk.is_asleep.store(true, Ordering::Relaxed);
-        // Whoever adds something looks at the note afterwards: one of the two sees what the other did.
-        fence(Ordering::SeqCst);
-        let is_clear = desk.questions.is_empty() && desk.answers.is_empty();
-        if !is_clear {
-            desk.is_asleep.store(false, Ordering::Relaxed);
-        }
-        is_clear
+        let Desk { questions, answers, doze, .. } = &self.desks[core];
+        doze.may_sleep(|| questions.is_empty() && answers.is_empty())
     }
 
     /// Notes that a core is awake.
     pub fn is_awake(&self, core: usize) {
-        self.desks[core].is_asleep.store(false, Ordering::Relaxed);
+        self.desks[core].doze.is_awake();
     }
 
     /// Asks a core; gives the question back if its desk is full.
     pub(super) fn ask(&self, core: usize, question: Question) -> Result<(), Question> {
         self.desks[core].questions.push(question)?;
-        self.desks[core].wake();
+        self.desks[core].doze.wake();
         Ok(())
     }
 
@@ -211,7 +200,7 @@ impl Hall {
     pub(super) fn answer(&self, core: usize, answer: Answer) {
         let is_room = self.desks[core].answers.push(answer).is_ok();
         debug_assert!(is_room, "there is room for an answer to each question");
-        self.desks[core].wake();
+        self.desks[core].doze.wake();
     }
 
     pub(super) fn next_question(&self, core: usize) -> Option<Question> {
@@ -247,18 +236,6 @@ impl Hall {
     /// How each shard was when its core last said so: before any reply that depends on it.
     pub(super) fn states(&self) -> impl Iterator<Item = ShardState> {
         self.boards.iter().map(Board::load)
-    }
-}
-
-impl Desk {
-    fn wake(&self) {
-        fence(Ordering::SeqCst);
-        if self.is_asleep.load(Ordering::Relaxed)
-            && self.is_asleep.swap(false, Ordering::Relaxed)
-            && let Some(waker) = self.waker.get()
-        {
-            waker();
-        }
     }
 }
 

@@ -69,8 +69,8 @@ pub enum PortError {
     },
     /// Nothing would wake a thread that sleeps.
     #[error(
-        "{port} has no receive interrupts under DPDK's driver {driver}, and nothing would end a sleep until a frame \
-         comes; look at its queues in turns, with naps in between if need be"
+        "{port} has no receive interrupts under DPDK's driver {driver}: nothing would wake a core that sleeps; look \
+         at its queues again and again, with naps in between if need be"
     )]
     NoRxInterrupts {
         /// The port's name.

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_queue::ArrayQueue;
 use dpdk::{Mbuf, MbufBatch};
 
+use crate::doze::{Doze, Waker};
+
 /// Segments without a connection that may wait for a core.
 pub(super) const STRAYS: usize = 256;
 
@@ -36,6 +38,7 @@ struct Desk {
     departures: ArrayQueue<Mbuf>,
     /// Whether the core has given frames to another one, and waits for their payload to come back.
     waits_for_payload: AtomicBool,
+    doze: Doze,
 }
 
 impl Exchange {
@@ -48,6 +51,7 @@ impl Exchange {
             news: ArrayQueue::new(NEWS),
             departures: ArrayQueue::new(segments),
             waits_for_payload: AtomicBool::new(false),
+            doze: Doze::default(),
         };
         Arc::new(Self { desks: (0..cores).map(|_| desk()).collect() })
     }
@@ -58,22 +62,22 @@ impl Exchange {
 
     /// Gives a core a segment of one of its connections; false, and the segment is lost, if it has too many.
     pub(super) fn give_segment(&self, core: usize, mbuf: Mbuf) -> bool {
-        self.desks[core].segments.push(mbuf).is_ok()
+        self.desks[core].add(|desk| desk.segments.push(mbuf)).is_ok()
     }
 
     /// Asks a core whether a segment is its own; false, and the segment is lost, if it is asked too much.
     pub(super) fn give_stray(&self, core: usize, stray: Stray) -> bool {
-        self.desks[core].strays.push(stray).is_ok()
+        self.desks[core].add(|desk| desk.strays.push(stray)).is_ok()
     }
 
     /// Tells a core what another has learned; false if it is told too much.
     pub(super) fn give_news(&self, core: usize, mbuf: Mbuf) -> bool {
-        self.desks[core].news.push(mbuf).is_ok()
+        self.desks[core].add(|desk| desk.news.push(mbuf)).is_ok()
     }
 
     /// Has a core send a frame; the frame comes back if too many wait for that.
     pub(super) fn give_departure(&self, core: usize, mbuf: Mbuf) -> Result<(), Mbuf> {
-        self.desks[core].departures.push(mbuf)
+        self.desks[core].add(|desk| desk.departures.push(mbuf))
     }
 
     /// Moves segments that were given to a core into the batch, as far as they fit.
@@ -105,6 +109,33 @@ impl Exchange {
     /// Whether any core waits for payload in frames that another sends.
     pub(super) fn is_payload_waited_for(&self) -> bool {
         self.desks.iter().any(|desk| desk.waits_for_payload.load(Ordering::Relaxed))
+    }
+
+    /// Says how a core that sleeps is woken. Without that it looks at its desk often enough.
+    pub(super) fn wake_by(&self, core: usize, waker: Waker) {
+        self.desks[core].doze.wake_by(waker);
+    }
+
+    /// Notes that a core goes to sleep; false if it must not, since there is something on its desk.
+    pub(super) fn may_sleep(&self, core: usize) -> bool {
+        let Desk { segments, strays, news, departures, doze, .. } = &self.desks[core];
+        doze.may_sleep(|| {
+            segments.is_empty() && strays.is_empty() && news.is_empty() && departures.is_empty()
+        })
+    }
+
+    /// Notes that a core is awake.
+    pub(super) fn is_awake(&self, core: usize) {
+        self.desks[core].doze.is_awake();
+    }
+}
+
+impl Desk {
+    /// Adds something, and wakes the core if it sleeps.
+    fn add<T>(&self, push: impl FnOnce(&Self) -> Result<(), T>) -> Result<(), T> {
+        push(self)?;
+        self.doze.wake();
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use dpdk::{
     Completions, Eal, ExternalArea, ExternalPool, ExternalPoolConfig, MbufBatch, Offloads, Pool, PoolConfig,
-    Port, PortConfig, PortId, PortInfo, QueuePlan, RxQueue, TxQueue, UnaskedSpread, queues_for,
+    Port, PortConfig, PortId, PortInfo, QueuePlan, RxQueue, Sleeper, TxQueue, UnaskedSpread, queues_for,
 };
 use pmem::Arena;
 use smoltcp::time::Instant;
@@ -153,6 +153,7 @@ impl DpdkSeat {
         let pools = if has_queue { Some(self.receive_pools(&mut buffers)?) } else { None };
         let (heads, completions) = self.transmit_pools()?;
         let completions = completions.within(area);
+        let sleeper = table.rings.rx_interrupts.then(Sleeper::new).transpose()?;
 
         self.is_taken = true;
         let Place { port, queues } = table.join(self.core, pools, mtu)?;
@@ -161,6 +162,10 @@ impl DpdkSeat {
             Some((rx, tx)) => (Some(rx), Exit::Queue { tx, of_others: deals.then(Box::default) }),
             None => (None, Exit::Core(usize::from(self.core % table.plan.queues))),
         };
+        if let Some(sleeper) = &sleeper {
+            let bell = sleeper.bell();
+            table.exchange.wake_by(self.core.into(), Box::new(move || bell.ring()));
+        }
         Ok(DpdkTransport {
             endpoint,
             core: self.core.into(),
@@ -181,6 +186,7 @@ impl DpdkSeat {
                 departed: 0,
                 copied_bytes: 0,
             },
+            sleeper,
             plan: table.plan,
             port,
         })
@@ -309,6 +315,7 @@ impl Table {
             tx_descriptors: self.rings.tx_descriptors,
             mtu: mtu as u16,
             headers: headers.into_iter().flatten().next(),
+            rx_interrupts: self.rings.rx_interrupts,
             ..PortConfig::default()
         };
         let mut port = Port::start(self.id, &config, &payload)?;

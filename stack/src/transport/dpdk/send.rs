@@ -87,6 +87,15 @@ impl Sender {
         count
     }
 
+    /// Whether frames wait for the device to take them, this core's or another's.
+    pub(super) fn has_waiting(&self) -> bool {
+        let of_others = match &self.exit {
+            Exit::Queue { of_others, .. } => of_others.as_ref().is_some_and(|batch| !batch.is_empty()),
+            Exit::Core(_) => false,
+        };
+        of_others || !self.waiting.is_empty()
+    }
+
     /// Lets payload go that the device no longer reads.
     pub(super) fn settle(&mut self) {
         self.completions.drain(drop);

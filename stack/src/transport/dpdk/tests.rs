@@ -62,7 +62,12 @@ impl Rig {
             let config = Config::with_secret(MACS[host], vec![address], [host as u8; 16]);
             Config { max_connections: 8, ..config }
         };
-        let rings = DpdkConfig { rx_descriptors: 64, tx_descriptors: 64, header_split: true };
+        let rings = DpdkConfig {
+            rx_descriptors: 64,
+            tx_descriptors: 64,
+            header_split: true,
+            ..DpdkConfig::default()
+        };
         let id = eal.attach("net_ring0").unwrap();
         let server = DpdkTransport::new(eal, id, config(1), rings, area, arena_of_server, now).unwrap();
         let header_config = PoolConfig { mbufs: 63, cache: 0, ..PoolConfig::default() };
