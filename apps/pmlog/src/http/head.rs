@@ -91,34 +91,37 @@ struct Fields {
 impl Fields {
     fn collect(headers: &[httparse::Header<'_>]) -> Result<Self, Refusal> {
         let mut fields = Self::default();
-        for header in headers {
-            let is = |name: &str| header.name.eq_ignore_ascii_case(name);
-            if is("content-length") {
-                fields.content_length(header.value)?;
-            } else if is("transfer-encoding") {
-                fields.transfer_encoding(header.value)?;
-            } else if is("host") {
-                fields.hosts += 1;
-            } else if is("connection") {
-                for token in header.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-                    fields.close |= token.eq_ignore_ascii_case(b"close");
-                    fields.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
-                }
-            } else if is("expect") {
-                let known = header.value.trim_ascii().eq_ignore_ascii_case(b"100-continue");
-                fields.expects_continue |= known;
-                fields.other_expectation |= !known;
+        for httparse::Header { name, value } in headers {
+            // Names that matter all differ in length, so that each is compared with one at most, and nearly all
+            // clients write that one as it stands here.
+            let is = |known: &str| *name == known || name.eq_ignore_ascii_case(known);
+            match name.len() {
+                4 if is("Host") => fields.hosts += 1,
+                6 if is("Expect") => fields.expect(value),
+                10 if is("Connection") => fields.connection(value),
+                14 if is("Content-Length") => fields.content_length(value)?,
+                17 if is("Transfer-Encoding") => fields.transfer_encoding(value)?,
+                _ => {}
             }
         }
         Ok(fields)
     }
 
+    fn expect(&mut self, value: &[u8]) {
+        let known = value.trim_ascii().eq_ignore_ascii_case(b"100-continue");
+        self.expects_continue |= known;
+        self.other_expectation |= !known;
+    }
+
+    fn connection(&mut self, value: &[u8]) {
+        for token in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            self.close |= token.eq_ignore_ascii_case(b"close");
+            self.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
+
     fn content_length(&mut self, value: &[u8]) -> Result<(), Refusal> {
-        let length = std::str::from_utf8(value)
-            .ok()
-            .filter(|text| !text.is_empty())
-            .and_then(decimal)
-            .ok_or(Refusal::Ambiguous("Content-Length is not a number of bytes"))?;
+        let length = decimal(value).ok_or(Refusal::Ambiguous("Content-Length is not a number of bytes"))?;
         match self.length.replace(length) {
             Some(earlier) if earlier != length => {
                 Err(Refusal::Ambiguous("two Content-Length fields do not agree"))
@@ -217,6 +220,19 @@ mod tests {
         let chunked = "Transfer-Encoding: Chunked\r\nExpect: 100-Continue\r\n";
         let head = parse(chunked).expect("a good head");
         assert_eq!((head.framing, head.expects_continue), (Framing::Chunked, true));
+    }
+
+    #[test]
+    fn fields_are_known_however_their_names_are_written() {
+        for (name, value) in [("Content-Length", "12"), ("Connection", "close"), ("Expect", "100-continue")] {
+            let head = |name: &str| parse(&format!("{name}: {value}\r\n")).expect("a good head");
+            assert_ne!(head(name), head("X-Other"), "{name}");
+            for other in [name.to_lowercase(), name.to_uppercase(), name.replace('e', "E")] {
+                assert_eq!(head(&other), head(name), "{other}");
+            }
+        }
+        assert!(matches!(parse("hOST: two\r\n"), Err(Refusal::Malformed(_))));
+        assert_eq!(parse("transfer-ENCODING: gzip\r\n"), Err(Refusal::Coding));
     }
 
     #[test]
