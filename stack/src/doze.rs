@@ -54,3 +54,77 @@ impl fmt::Debug for Doze {
         f.debug_struct("Doze").field("is_asleep", &self.is_asleep).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    const ROUNDS: u32 = 50_000;
+
+    /// Two cores take turns, and each sleeps until it has been given the turn: one note that is missed, and both sleep.
+    #[test]
+    fn nobody_sleeps_beside_what_was_left_for_it() {
+        let (turns, dozes) = (Arc::new(AtomicU32::new(0)), Arc::new([Doze::default(), Doze::default()]));
+        let core = |own: u32| {
+            let (turns, dozes) = (turns.clone(), dozes.clone());
+            move || {
+                let this = thread::current();
+                let [doze, other] = [own, 1 - own].map(|core| &dozes[core as usize]);
+                doze.wake_by(Box::new(move || this.unpark()));
+                let begun = Instant::now();
+                while turns.load(Ordering::Relaxed) < ROUNDS {
+                    let is_own = || turns.load(Ordering::Relaxed) % 2 == own;
+                    // At its first turn the other may not have said yet how it is woken: then that is looked at again.
+                    let is_clear = || {
+                        let is_clear = !is_own();
+                        // The other's chance to come between the look and whatever follows.
+                        thread::yield_now();
+                        is_clear
+                    };
+                    if doze.may_sleep(is_clear) {
+                        let limit = if turns.load(Ordering::Relaxed) < 2 { 1 } else { 60_000 };
+                        thread::park_timeout(Duration::from_millis(limit));
+                        assert!(begun.elapsed() < Duration::from_secs(60), "nobody was woken");
+                    }
+                    doze.is_awake();
+                    if is_own() {
+                        turns.fetch_add(1, Ordering::Relaxed);
+                        other.wake();
+                    }
+                }
+                other.wake();
+            }
+        };
+        let cores = [core(0), core(1)].map(thread::spawn);
+        for core in cores {
+            core.join().expect("a core goes on to the end");
+        }
+        assert!(turns.load(Ordering::Relaxed) >= ROUNDS);
+    }
+
+    #[test]
+    fn a_core_that_is_awake_is_left_alone() {
+        let (doze, calls) = (Doze::default(), Arc::new(AtomicU32::new(0)));
+        let counted = calls.clone();
+        doze.wake_by(Box::new(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }));
+        doze.wake();
+        assert!(!doze.may_sleep(|| false));
+        doze.wake();
+        assert_eq!(calls.load(Ordering::Relaxed), 0);
+        assert!(doze.may_sleep(|| true));
+        doze.wake();
+        doze.wake();
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+        assert!(doze.may_sleep(|| true));
+        doze.is_awake();
+        doze.wake();
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+    }
+}

@@ -17,7 +17,8 @@ use pmem::{Durable, Extent, Options, Region, Shard, ShardSeed};
 use smoltcp::time::Instant;
 use smoltcp::wire::IpCidr;
 use stack::Config;
-use stack::net::{ConnId, Event, Net, Service};
+use stack::doze::Waker;
+use stack::net::{ConnId, Event, Net, Service, Transport as _};
 use stack::server::Server;
 use stack::transport::OverEndpoint as _;
 use stack::transport::dpdk::{DpdkConfig, DpdkCounters, DpdkSeat, DpdkTransport};
@@ -29,6 +30,8 @@ pub const PORT: u16 = 7;
 #[derive(Clone, Copy, Debug)]
 pub enum Role {
     Server,
+    /// A server whose cores sleep whenever there is nothing to do, until they are woken.
+    SleepingServer,
     /// Each core opens so many connections, and sends so many bytes on each.
     Client {
         connections: usize,
@@ -60,6 +63,8 @@ pub struct Echo {
     leave: Arc<AtomicBool>,
     /// Cores of a client that have heard everything.
     done: Arc<AtomicUsize>,
+    /// What wakes cores that sleep.
+    wakers: Vec<Waker>,
     plan: QueuePlan,
     cores: Vec<JoinHandle<Result<Outcome>>>,
 }
@@ -85,7 +90,9 @@ pub fn prepare(
     };
     let parts = region.into_seeds().into_iter().map(part).collect::<Result<_>>()?;
     let (last, addresses): (u8, Vec<String>) = match role {
-        Role::Server => (2, vec![format!("{SERVER_V4}/24"), format!("{SERVER_V6}/64")]),
+        Role::Server | Role::SleepingServer => {
+            (2, vec![format!("{SERVER_V4}/24"), format!("{SERVER_V6}/64")])
+        }
         Role::Client { .. } => (1, vec![format!("{KERNEL_V4}/24")]),
     };
     let parse = |address: &String| address.parse().map_err(|()| anyhow!("{address}"));
@@ -94,7 +101,8 @@ pub fn prepare(
     let mac = Some(id.info()?.mac).filter(|mac| *mac != [0; 6]).unwrap_or([2, 0, 0, 0, 0, last]);
     let config = Config { max_connections: 64, ..Config::new(mac, addresses).context("no random numbers")? };
     let cores = NonZeroU16::new(cores).context("no cores")?;
-    Ok((DpdkSeat::at(eal, id, cores, DpdkConfig::default())?, parts, config))
+    let rings = DpdkConfig { rx_interrupts: matches!(role, Role::SleepingServer), ..DpdkConfig::default() };
+    Ok((DpdkSeat::at(eal, id, cores, rings)?, parts, config))
 }
 
 impl Echo {
@@ -104,7 +112,7 @@ impl Echo {
         let plan = seats[0].plan();
         let (stop, leave) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (at_rest, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let (ready, started): (Sender<()>, Receiver<()>) = channel();
+        let (ready, started): (Sender<Option<Waker>>, Receiver<_>) = channel();
         let start = std::time::Instant::now();
         let core = |(seat, part)| {
             let (config, ready) = (config.clone(), ready.clone());
@@ -117,8 +125,11 @@ impl Echo {
         };
         let cores: Vec<_> = seats.into_iter().zip(parts).map(core).collect();
         drop(ready);
-        let echo = Self { stop, at_rest, leave, done, plan, cores };
-        if echo.cores.iter().all(|_| started.recv().is_ok()) {
+        let mut echo = Self { stop, at_rest, leave, done, wakers: Vec::new(), plan, cores };
+        let begun = echo.cores.iter().map_while(|_| started.recv().ok()).collect::<Vec<_>>();
+        let have_all = begun.len() == echo.cores.len();
+        echo.wakers = begun.into_iter().flatten().collect();
+        if have_all {
             return Ok(echo);
         }
         echo.stop()?;
@@ -159,6 +170,7 @@ impl Echo {
     pub fn stop(self) -> Result<Vec<Outcome>> {
         self.stop.store(true, Ordering::Relaxed);
         self.leave.store(true, Ordering::Relaxed);
+        self.wakers.iter().for_each(|wake| wake());
         self.cores.into_iter().map(|core| core.join().map_err(|_| anyhow!("a core panicked"))?).collect()
     }
 }
@@ -178,14 +190,20 @@ impl Core {
         Instant::from_micros(self.start.elapsed().as_micros() as i64)
     }
 
-    fn run(self, seat: DpdkSeat, part: Part, config: Config, ready: &Sender<()>) -> Result<Outcome> {
+    fn run(
+        self,
+        seat: DpdkSeat,
+        part: Part,
+        config: Config,
+        ready: &Sender<Option<Waker>>,
+    ) -> Result<Outcome> {
         let _registered = self.eal.register_thread()?;
         let core = seat.core();
         let shard = part.seed.open()?;
         let arena = shard.arena().clone();
         let mut transport = seat.take(config, part.area, arena, self.now())?;
         let mut service = EchoService::default();
-        if let Role::Server = self.role {
+        if let Role::Server | Role::SleepingServer = self.role {
             for address in [IpAddr::V4(SERVER_V4), IpAddr::V6(SERVER_V6)] {
                 transport.endpoint_mut().listen(SocketAddr::new(address, PORT), 64)?;
             }
@@ -195,7 +213,7 @@ impl Core {
                 std::thread::yield_now();
             }
         }
-        ready.send(())?;
+        ready.send(transport.waker())?;
         if let Role::Client { connections, bytes } = self.role {
             for number in 0..connections {
                 let remote = SocketAddr::new(SERVER_V4.into(), PORT);
@@ -207,11 +225,21 @@ impl Core {
         self.serve(Server::new(transport, service, shard))
     }
 
+    /// Until something wakes the core, or a timer is due.
+    fn sleep(&self, server: &mut Server<DpdkTransport, EchoService>) -> Result<()> {
+        let (transport, ..) = server.parts();
+        let due = transport.next_deadline().map(|due| Duration::from(due.max(self.now()) - self.now()));
+        Ok(transport.sleep(due.unwrap_or(LONG))?)
+    }
+
     fn serve(&self, mut server: Server<DpdkTransport, EchoService>) -> Result<Outcome> {
         let mut is_done = false;
         while !self.stop.load(Ordering::Relaxed) {
             if server.step(self.now())?.is_idle() {
-                std::thread::yield_now();
+                match self.role {
+                    Role::SleepingServer => self.sleep(&mut server)?,
+                    _ => std::thread::yield_now(),
+                }
             }
             let talks = &server.service().talks;
             if !is_done && matches!(self.role, Role::Client { .. }) && talks.is_empty() {
@@ -228,6 +256,9 @@ impl Core {
         Ok(Outcome { opened, logged_bytes, heard_bytes, port: transport.counters() })
     }
 }
+
+/// Longer than a test may take: who is not woken is found asleep.
+const LONG: Duration = Duration::from_secs(600);
 
 /// A connection.
 #[derive(Default)]

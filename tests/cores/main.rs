@@ -101,6 +101,21 @@ fn a_tap_interface_has_a_queue_for_each_core() {
 }
 
 #[test]
+fn cores_that_sleep_are_woken_by_frames_and_by_each_other() {
+    isolated(|lab| {
+        let server = Echo::start(eal()?, lab, wire::TAP_DEVICE, 2, Role::SleepingServer)?;
+        wire::tap()?;
+        both_versions(&server)?;
+        // Whatever the interface still says by itself, the cores are asleep by now, and then these come.
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_millis(20));
+            run("ping", ["-c", "1", "-w", "20", &SERVER_V4.to_string()])?;
+        }
+        check(&server.stop()?, CONNECTIONS)
+    });
+}
+
+#[test]
 fn one_queue_is_dealt_out_to_two_cores() {
     isolated(|lab| {
         wire::veth()?;
