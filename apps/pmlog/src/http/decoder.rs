@@ -47,29 +47,14 @@ impl Decoder {
     ///
     /// # Errors
     /// A [`Refusal`] after which nothing more can be decoded on this connection.
+    #[inline]
     pub fn next(&mut self, input: &mut Option<Extent>) -> Result<Option<Item>, Refusal> {
         match &mut self.state {
-            State::Head => self.head(input),
             State::Body { remaining: 0 } => Ok(Some(self.end())),
-            State::Body { remaining } => {
-                let Some(extent) = input.as_ref() else { return Ok(None) };
-                let wanted = usize::try_from(*remaining).unwrap_or(usize::MAX).min(extent.len());
-                *remaining -= wanted as u64;
-                Ok(split(input, wanted).map(Item::Data))
-            }
-            State::Chunks(chunked) => {
-                while let Some(extent) = input.as_ref() {
-                    match chunked.step(extent.bytes())? {
-                        Step::Framing(length) => skip(input, length),
-                        Step::Data(length) => return Ok(split(input, length).map(Item::Data)),
-                        Step::End(length) => {
-                            skip(input, length);
-                            return Ok(Some(self.end()));
-                        }
-                    }
-                }
-                Ok(None)
-            }
+            _ if input.is_none() => Ok(None),
+            State::Head => self.head(input).map(|head| head.map(Item::Head)),
+            State::Body { remaining } => Ok(body(remaining, input).map(Item::Data)),
+            State::Chunks(_) => self.chunks(input),
         }
     }
 
@@ -99,7 +84,22 @@ impl Decoder {
         Item::End
     }
 
-    fn head(&mut self, input: &mut Option<Extent>) -> Result<Option<Item>, Refusal> {
+    fn chunks(&mut self, input: &mut Option<Extent>) -> Result<Option<Item>, Refusal> {
+        let State::Chunks(chunked) = &mut self.state else { return Ok(None) };
+        while let Some(extent) = input.as_ref() {
+            match chunked.step(extent.bytes())? {
+                Step::Framing(length) => skip(input, length),
+                Step::Data(length) => return Ok(split(input, length).map(Item::Data)),
+                Step::End(length) => {
+                    skip(input, length);
+                    return Ok(Some(self.end()));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn head(&mut self, input: &mut Option<Extent>) -> Result<Option<Head>, Refusal> {
         if self.gathered.is_empty() {
             self.skip_blank_lines(input)?;
         }
@@ -122,7 +122,7 @@ impl Decoder {
             Framing::Length(remaining) => State::Body { remaining },
             Framing::Chunked => State::Chunks(Chunked::new()),
         };
-        Ok(Some(Item::Head(head)))
+        Ok(Some(head))
     }
 
     /// Adds the slot to what was gathered. Once the head is whole, gives it and how much of the slot it took;
@@ -170,6 +170,14 @@ fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
         let is_end = bytes[at] == b'\n' && (bytes[..at].ends_with(b"\n\r") || bytes[..at].ends_with(b"\n"));
         is_end.then_some(at + 1)
     })
+}
+
+/// Takes what the input has of a body of which `remaining` bytes are to come.
+fn body(remaining: &mut u64, input: &mut Option<Extent>) -> Option<Extent> {
+    let available = input.as_ref()?.len();
+    let wanted = usize::try_from(*remaining).unwrap_or(usize::MAX).min(available);
+    *remaining -= wanted as u64;
+    split(input, wanted)
 }
 
 /// Takes the first `length` bytes off the input; they are there.

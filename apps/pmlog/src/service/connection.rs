@@ -35,6 +35,8 @@ pub(super) struct Connection {
     body: Body,
     replies: VecDeque<Reply>,
     ending: Ending,
+    /// Whether all that had arrived is read. The network says when there is more.
+    is_drained: bool,
     peer_finished: bool,
     /// Whether an append waits for the next commit.
     awaits_commit: bool,
@@ -96,6 +98,7 @@ impl Connection {
             body: Body::Skipped,
             replies: VecDeque::with_capacity(MAX_PIPELINE + 2),
             ending: Ending::Open,
+            is_drained: false,
             peer_finished: false,
             awaits_commit: false,
             pace: Pace { phase: Phase::Idle, since: Instant::ZERO, bytes: 0 },
@@ -132,9 +135,10 @@ impl Connection {
         self.peer_finished = true;
     }
 
-    /// Reads, acts and replies until there is nothing to read, or until it has to wait.
+    /// Something has happened: reads, acts and replies until there is nothing to read, or until it has to wait.
     pub(super) fn run<N: Net>(&mut self, common: &mut Common, net: &mut N, shard: &mut Shard) {
-        self.run_with(None, common, net, shard);
+        self.is_drained = false;
+        self.go_on(None, common, net, shard);
     }
 
     /// What waited for the commit is acknowledged, and the connection goes on.
@@ -149,10 +153,10 @@ impl Connection {
         for reply in &mut self.replies {
             reply.confirm(durable, common);
         }
-        self.run_with(Some(durable), common, net, shard);
+        self.go_on(Some(durable), common, net, shard);
     }
 
-    fn run_with<N: Net>(
+    fn go_on<N: Net>(
         &mut self,
         durable: Option<&Durable>,
         common: &mut Common,
@@ -161,9 +165,10 @@ impl Connection {
     ) {
         let Some(conn) = self.id else { return };
         loop {
-            let has_read = self.read(conn, common, net, shard);
+            self.read(conn, common, net, shard);
             let has_sent = self.send(conn, durable, common, net, shard);
-            if !has_read && !has_sent {
+            // Where reading stopped before the end of what is there, it waits for replies to go out.
+            if self.is_drained || !has_sent {
                 break;
             }
         }
@@ -177,7 +182,7 @@ impl Connection {
     pub(super) fn commit_failed<N: Net>(&mut self, common: &mut Common, net: &mut N, shard: &mut Shard) {
         self.awaits_commit = false;
         for reply in &mut self.replies {
-            if matches!(reply.content, Content::Waiting(_)) {
+            if reply.awaits_commit() {
                 reply.content = Content::Refused(Refusal::CommitFailed);
                 common.counters.refused += 1;
             }
@@ -231,29 +236,27 @@ impl Connection {
         self.run(common, net, shard);
     }
 
-    /// Decodes what has arrived and acts on it, as far as replies that are owed allow. True if anything was.
-    fn read<N: Net>(&mut self, conn: ConnId, common: &mut Common, net: &mut N, shard: &mut Shard) -> bool {
-        let mut has_read = false;
-        while self.may_read() {
+    /// Decodes what has arrived and acts on it, as far as replies that are owed allow.
+    fn read<N: Net>(&mut self, conn: ConnId, common: &mut Common, net: &mut N, shard: &mut Shard) {
+        while !self.is_drained && self.may_read() {
             match self.decoder.next(&mut self.input) {
                 Ok(Some(item)) => self.act(item, common, shard),
-                Ok(None) => {
-                    let Some(slot) = net.recv(conn) else {
+                Ok(None) => match net.recv(conn) {
+                    Some(slot) => {
+                        let extent = slot.keep();
+                        self.pace.bytes += extent.len() as u64;
+                        self.input = Some(extent);
+                    }
+                    None => {
+                        self.is_drained = true;
                         if self.peer_finished {
                             self.end_of_input(common);
-                            has_read = true;
                         }
-                        return has_read;
-                    };
-                    let extent = slot.keep();
-                    self.pace.bytes += extent.len() as u64;
-                    self.input = Some(extent);
-                }
+                    }
+                },
                 Err(refusal) => self.refuse(refusal, Manner::CLOSING, common),
             }
-            has_read = true;
         }
-        has_read
     }
 
     fn may_read(&self) -> bool {
@@ -377,6 +380,9 @@ impl Connection {
     ) -> bool {
         let mut has_sent = false;
         while let Some(reply) = self.replies.front_mut() {
+            if reply.awaits_commit() {
+                return has_sent;
+            }
             let (progress, bytes) = reply.send(conn, common, net, shard, durable);
             self.pace.bytes += bytes;
             match progress {
@@ -425,7 +431,7 @@ impl Connection {
     fn keep_pace(&mut self, now: Instant) {
         let phase = match (self.ending, self.replies.front()) {
             (Ending::Finished { .. }, _) => Phase::Lingering,
-            (_, Some(Reply { content: Content::Waiting(_), .. })) => Phase::Committing,
+            (_, Some(reply)) if reply.awaits_commit() => Phase::Committing,
             (_, Some(_)) => Phase::Sending,
             (_, None) if self.decoder.is_mid_request() => Phase::Receiving,
             (_, None) => Phase::Idle,

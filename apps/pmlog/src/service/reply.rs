@@ -92,6 +92,11 @@ impl Reply {
         }
     }
 
+    /// Whether nothing of this reply may go out before the next commit.
+    pub(super) fn awaits_commit(&self) -> bool {
+        matches!(self.content, Content::Waiting(_))
+    }
+
     /// Takes the answer of another core to what this reply has asked. If it has not asked, what came goes back.
     pub(super) fn take(&mut self, reading: Reading, common: &mut Common) {
         let refusal = match (reading, &mut self.content) {
