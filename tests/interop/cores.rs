@@ -20,7 +20,7 @@ fn of_two_cores(lab: &Lab, over: Over) -> Result<PmlogOptions> {
 }
 
 /// Connections until each shard has stored a record: which core serves a connection is the network's choice.
-fn one_for_each_shard() -> Result<[Connection; 2]> {
+pub(crate) fn one_for_each_shard() -> Result<[Connection; 2]> {
     let mut of_shards = [None, None];
     for _ in 0..200 {
         let mut connection = connect()?;

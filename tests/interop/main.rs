@@ -5,6 +5,7 @@ mod cores;
 mod crash;
 mod full;
 mod http;
+mod idle;
 mod kernel;
 mod tools;
 mod transfer;

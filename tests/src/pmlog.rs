@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Output};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::time::ClockId;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::Curl;
@@ -200,6 +201,16 @@ impl Pmlog {
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// CPU time that all its threads have taken so far.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into()?);
+        let clock = ClockId::pid_cpu_clock_id(pid).context("the server has no CPU clock any more")?;
+        Ok(clock.now()?.into())
     }
 
     /// Cuts it off with SIGKILL, at whatever it was doing.
