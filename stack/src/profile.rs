@@ -8,7 +8,7 @@ mod summary;
 use hdrhistogram::Histogram;
 use pmem::Spent;
 use quanta::Clock;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::server::Step;
 
@@ -16,7 +16,7 @@ pub use summary::{BurstTimes, StageTimes, Summary};
 
 /// A part of a burst. On a transport that does not know its stages apart, all of receiving is `Rx`, and all of
 /// sending `Tx`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// Taking frames from the device, dealing them out to cores, and giving their mbufs back.

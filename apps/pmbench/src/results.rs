@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use stack::profile::Stage;
 
 use crate::protocol::Mode;
 
@@ -135,6 +136,8 @@ pub struct Run {
     pub modes: Vec<ModeNotes>,
     /// What is known of each cell beside its results; in the same order.
     pub details: Vec<Detail>,
+    /// Where the time goes in the servers that the targets speak of; measured after the rounds, and no part of them.
+    pub profiles: Vec<Profiled>,
     /// The second client's figures.
     pub confirmation: Vec<Confirmation>,
     /// What failed.
@@ -159,10 +162,52 @@ pub struct Detail {
     pub client_busy: f64,
     /// The part of the time in which the server's core was not idle; polling loops are never idle.
     pub server_core_busy: f64,
-    /// Time of the server's core in the kernel's softirqs, for each request.
-    pub softirq_ns_per_request: f64,
+    /// What the kernel says of the server's core, for each request.
+    pub core: CoreShares,
     /// Segments that the client sent again; of raw frames, those that were lost.
     pub retransmits: u64,
+}
+
+/// Time of a core for each request, as the kernel counts it: in steps of 10 ms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CoreShares {
+    /// In programs.
+    pub user_ns: f64,
+    /// In the kernel on behalf of programs.
+    pub system_ns: f64,
+    /// In interrupts and softirqs, which take in packets.
+    pub softirq_ns: f64,
+}
+
+/// Where the time of a server went that was measured once more, stage by stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Profiled {
+    /// What lay between client and server.
+    pub link: Link,
+    /// How the server did it.
+    pub mode: Mode,
+    /// What it was loaded with.
+    #[serde(flatten)]
+    pub load: Load,
+    /// Requests answered in a second.
+    pub requests_per_s: f64,
+    /// Median latency.
+    pub p50_us: f64,
+    /// What a request took of the server's core.
+    pub server_cpu_ns_per_request: f64,
+    /// The parts of that which belong to a stage of a burst.
+    pub stages: Vec<StageShare>,
+    /// What measuring took of all that.
+    pub measuring_ns_per_request: f64,
+}
+
+/// The time of one stage.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageShare {
+    /// Which.
+    pub stage: Stage,
+    /// Its time divided by all requests.
+    pub ns_per_request: f64,
 }
 
 /// What wrk found of a mode, on veth.
@@ -189,8 +234,8 @@ pub struct Failure {
     /// What it was loaded with.
     #[serde(flatten)]
     pub load: Load,
-    /// Which round, from 1; none for the second client.
-    pub round: Option<u32>,
+    /// When: `round N`, `profile` or `wrk`.
+    pub during: String,
     /// What went wrong.
     pub why: String,
 }

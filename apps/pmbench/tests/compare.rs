@@ -10,13 +10,16 @@ use serde_json::Value;
 
 /// A comparison of a few modes, as short as it gets.
 fn compare(out: &Path, more: &[&str]) -> Output {
-    lab::output_within(command(out, "1", more).stdin(Stdio::null()), Duration::from_secs(120))
-        .expect("it ends")
+    ends(&mut command(out, "2", "1", more))
 }
 
-fn command(out: &Path, rounds: &str, more: &[&str]) -> Command {
+fn ends(command: &mut Command) -> Output {
+    lab::output_within(command.stdin(Stdio::null()), Duration::from_secs(120)).expect("it ends")
+}
+
+fn command(out: &Path, connections: &str, rounds: &str, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pmbench"));
-    command.args(["run", "--sizes", "1024", "--connections", "2", "--persist-delay-us", "0"]);
+    command.args(["run", "--sizes", "1024", "--connections", connections, "--persist-delay-us", "0"]);
     command.args(["--rounds", rounds, "--seconds", "0.3", "--warmup", "0", "--out"]).arg(out).args(more);
     if !rustix::process::geteuid().is_root() {
         command.arg("--unsteered");
@@ -77,6 +80,28 @@ fn each_mode_is_measured_on_its_links() {
 }
 
 #[test]
+fn where_the_time_goes_is_measured_at_the_loads_of_the_targets() {
+    let folder = lab::scratch_directory("bench-").expect("a folder");
+    let modes = ["--modes", "dpdk-copy,paste", "--links", "memif", "--no-wrk"];
+    let output = ends(&mut command(folder.path(), "50", "1", &modes));
+    assert!(output.status.success(), "{}", text(&output));
+    let cells = read(&folder.path().join("results.json"));
+    assert_eq!(cells.as_array().map(Vec::len), Some(2), "profiles are no cells: {cells}");
+    let run = read(&folder.path().join("run.json"));
+    let profiles = run["profiles"].as_array().expect("a list");
+    assert_eq!(profiles.len(), 2, "{run}");
+    for profile in profiles {
+        let shares = profile["stages"].as_array().expect("a list").iter();
+        let sum: f64 = shares.filter_map(|share| share["ns_per_request"].as_f64()).sum();
+        let cpu = profile["server_cpu_ns_per_request"].as_f64().expect("a figure");
+        assert!(sum > 0.0 && sum <= cpu, "{profile}");
+    }
+    let page = std::fs::read_to_string(folder.path().join("report.md")).expect("a report");
+    assert!(page.contains("## Where a request's time goes") && page.contains("| memif | paste | "), "{page}");
+    assert_eq!(page.contains("**missed**"), page.contains("### What was missed, and why"), "{page}");
+}
+
+#[test]
 fn a_second_client_confirms() {
     let folder = lab::scratch_directory("bench-").expect("a folder");
     let output = compare(folder.path(), &["--modes", "status-quo,paste", "--links", "veth"]);
@@ -121,7 +146,7 @@ fn what_cannot_be_compared_is_refused_at_once() {
 fn an_interrupted_comparison_ends_at_once_and_leaves_nothing() {
     let folder = lab::scratch_directory("bench-").expect("a folder");
     let out = folder.path().join("out");
-    let mut command = command(&out, "1000", &["--modes", "paste", "--links", "memif", "--no-wrk"]);
+    let mut command = command(&out, "2", "1000", &["--modes", "paste", "--links", "memif", "--no-wrk"]);
     // Where it makes the folder that it works in.
     command.env("CARGO_TARGET_DIR", folder.path());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

@@ -2,11 +2,13 @@
 
 use std::fmt::{Arguments, Write as _};
 
+use super::breakdown::{Breakdown, Kind};
 use super::plots::Plot;
-use super::stats::{Figure, Server, Spread, paired, spread};
-use super::targets::TARGETS;
+use super::stats::{Figure, Server, Spread, of_details, paired, spread};
+use super::targets::{TARGETS, Target, Verdict};
 use super::text::COLUMNS;
-use super::{number, reference, servers};
+use super::why::explanation;
+use super::{number, reference, servers, whole};
 use crate::protocol::Mode;
 use crate::results::{Link, Load, Results};
 use crate::run::QUIET;
@@ -35,11 +37,32 @@ const COMPARABLE: &str = "\
 - There is no persistent memory in a tmpfs file: the flushes and fences are executed, and cost what they cost for
   DRAM. `--persist-delay-us` adds to each persist, as PASTE's evaluation does.";
 
+/// What the parts of a request's time are.
+const STAGES: &str = "\
+Nanoseconds of the server's core for each request, of one run more of each server that the targets speak of, after the
+rounds. It is half as long as a cell, and the server reads the time stamp counter between the stages of each burst.
+The cells know nothing of it: they were measured without.
+
+- **rx**: frames out of the device, and their mbufs back into the pool. On memif the driver copies each frame into its
+  buffer here; on veth it copies it out of the packet socket's ring.
+- **stack in**: headers, checksums, connections, queues; for `dpdk-copy` with the copy into the socket's ring.
+- **app**: HTTP, checksum and log entry of the record, reply; for `dpdk-copy` with the copy into the store.
+- **flush**, **fence**: the lines of payload and log entries, and one wait for each burst. While it is measured, a fence
+  waits until the flushed lines have arrived; without, the core runs on meanwhile.
+- **stack out**: timers; headers and checksums of what is sent.
+- **tx**: frames into the device, and freeing what it has sent. On veth it is a system call, in which the kernel
+  delivers the frames.
+- **between**: between bursts: the log's trim, and polls that the kernel interrupted.
+
+For the modes on kernel sockets: time of the server's core as /proc/stat has it, medians over the rounds. **softirq** is
+what the kernel does with packets that arrive.";
+
 /// The whole report.
 pub fn report(results: &Results, plots: &[Plot]) -> String {
     let mut page = String::new();
     about(&mut page, results);
     targets(&mut page, results);
+    stages(&mut page, results);
     if let Some(load) = reference(results) {
         reference_table(&mut page, results, load);
         matrix(&mut page, results, "Requests per second", |cell| cell.requests_per_s);
@@ -118,9 +141,88 @@ fn targets(page: &mut String, results: &Results) {
                 target.figure(),
                 target.wanted(),
                 ranged(measured),
-                target.verdict(measured)
+                verdict(target, measured)
             ),
         );
+    }
+    missed(page, results);
+}
+
+/// The verdict on a target's median, and whether each round agrees.
+fn verdict(target: &Target, measured: Option<Spread>) -> String {
+    let verdict = target.verdict(measured);
+    let of_round = |value| target.verdict(Some(Spread { min: value, median: value, max: value }));
+    let agree = measured.is_none_or(|Spread { min, max, .. }| of_round(min) == of_round(max));
+    if agree { verdict.to_string() } else { format!("{verdict}, but not in each round") }
+}
+
+/// Why targets were missed.
+fn missed(page: &mut String, results: &Results) {
+    let of = |target| Some((target, Target::measured(target, &results.cells)?));
+    let missed = TARGETS.iter().filter_map(of);
+    let missed = missed.filter(|(target, measured)| target.verdict(Some(*measured)) == Verdict::Missed);
+    let mut compared = Vec::new();
+    for (target, measured) in missed {
+        if compared.is_empty() {
+            text(page, format_args!("\n### What was missed, and why\n"));
+        }
+        // The same two by time of the core and by rate have the same parts.
+        let is_new = !compared.contains(&(target.servers(), target.load()));
+        text(page, format_args!("- {}", explanation(results, target, measured, is_new)));
+        compared.push((target.servers(), target.load()));
+    }
+}
+
+/// The parts of a request's time in the servers that the targets speak of.
+fn stages(page: &mut String, results: &Results) {
+    let mut loads: Vec<Load> = results.run.profiles.iter().map(|profile| profile.load).collect();
+    loads.sort_by_key(|load| (load.persist_delay_us, load.size, load.connections));
+    loads.dedup();
+    if loads.is_empty() {
+        return;
+    }
+    text(page, format_args!("\n## Where a request's time goes\n\n{STAGES}"));
+    let measuring =
+        results.run.profiles.iter().map(|one| one.measuring_ns_per_request / one.server_cpu_ns_per_request);
+    let most = measuring.fold(0.0, f64::max);
+    text(
+        page,
+        format_args!("\nMeasuring took up to {:.0} % of the time, which is in these figures.", most * 100.0),
+    );
+    for load in loads {
+        text(page, format_args!("\n### Stages: {load}\n"));
+        let names = Kind::STAGES.map(|kind| kind.to_string());
+        let titles = ["link", "mode"].into_iter().chain(names.iter().map(String::as_str));
+        table_head(page, &titles.chain(["all, ns", "unprofiled"]).collect::<Vec<_>>());
+        let of_load = |kernel: bool| {
+            let servers =
+                servers(results).into_iter().filter(move |server| server.mode.is_kernel() == kernel);
+            servers.filter_map(move |server| Breakdown::of(results, server, load))
+        };
+        for Breakdown { server, parts, cpu_ns, .. } in of_load(false) {
+            let parts: String = parts.iter().map(|(_, ns)| format!(" {} |", whole(*ns))).collect();
+            let unprofiled = spread(&results.cells, server, load, |cell| cell.server_cpu_ns_per_request);
+            text(
+                page,
+                format_args!(
+                    "| {} | {} |{parts} {} | {} |",
+                    server.link,
+                    server.mode,
+                    whole(cpu_ns),
+                    ranged(unprofiled)
+                ),
+            );
+        }
+        let mut of_kernel = of_load(true).peekable();
+        if of_kernel.peek().is_none() {
+            continue;
+        }
+        text(page, format_args!(""));
+        table_head(page, &["mode", "user", "system", "softirq", "all, ns"]);
+        for Breakdown { server, parts, cpu_ns, .. } in of_kernel {
+            let parts: String = parts.iter().map(|(_, ns)| format!(" {} |", whole(*ns))).collect();
+            text(page, format_args!("| {} |{parts} {} |", server.mode, whole(cpu_ns)));
+        }
     }
 }
 
@@ -144,7 +246,8 @@ fn reference_table(page: &mut String, results: &Results, load: Load) {
         for (_, figure) in COLUMNS {
             write(&mut row, format_args!(" {} |", ranged(spread(&results.cells, server, load, figure))));
         }
-        let busy = client_busy(results, server, load).map(|busy| format!("{:.0} %", busy.median * 100.0));
+        let busy = of_details(results, server, load, |detail| detail.client_busy);
+        let busy = busy.map(|busy| format!("{:.0} %", busy.median * 100.0));
         let rate = paired(
             &results.cells,
             (server, status_quo),
@@ -250,12 +353,11 @@ fn modes(page: &mut String, results: &Results) {
         }
     }
     for failure in &results.run.failures {
-        let round = failure.round.map_or("wrk".to_owned(), |round| format!("round {round}"));
         text(
             page,
             format_args!(
-                "- **Failed**: `{}` on {}, {}, {round}: {}",
-                failure.mode, failure.link, failure.load, failure.why
+                "- **Failed**: `{}` on {}, {}, {}: {}",
+                failure.mode, failure.link, failure.load, failure.during, failure.why
             ),
         );
     }
@@ -266,12 +368,6 @@ fn skipped(results: &Results, server: Server) -> Option<&str> {
     cells.find_map(|cell| {
         cell.skipped.as_deref().filter(|_| (cell.link, cell.mode) == (server.link, server.mode))
     })
-}
-
-fn client_busy(results: &Results, server: Server, load: Load) -> Option<Spread> {
-    let cells = results.cells.iter().zip(&results.run.details);
-    let of = cells.filter(|(cell, _)| (cell.link, cell.mode, cell.load) == (server.link, server.mode, load));
-    Spread::of(of.map(|(_, detail)| detail.client_busy).collect())
 }
 
 /// A median and, if there was more than one round, what lies around it.

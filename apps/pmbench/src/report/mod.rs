@@ -1,5 +1,6 @@
 //! `pmbench report`: results.json as a table, as report.md and as plots.
 
+mod breakdown;
 mod markdown;
 mod plots;
 mod stats;
@@ -7,6 +8,7 @@ mod targets;
 #[cfg(test)]
 mod tests;
 mod text;
+mod why;
 
 use std::fs;
 use std::io::Write;
@@ -15,7 +17,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use crate::results::Results;
+use crate::protocol::Mode;
+use crate::results::{Cell, Link, Load, Results};
 pub use plots::Font;
 
 /// Which results to report on.
@@ -52,8 +55,24 @@ pub fn write(results: &Results, folder: &Path, font: Font, out: &mut impl Write)
     Ok(out.flush()?)
 }
 
+/// The servers whose stages a report wants to know, each with its load: of all targets for which both sides were
+/// measured, the sides that have stages.
+pub fn to_be_profiled(cells: &[Cell]) -> Vec<(Link, Mode, Load)> {
+    let mut wanted = Vec::new();
+    for target in targets::TARGETS.iter().filter(|target| target.measured(cells).is_some()) {
+        let (one, other) = target.servers();
+        for server in [one, other].into_iter().filter(|server| !server.mode.is_kernel()) {
+            let task = (server.link, server.mode, target.load());
+            if !wanted.contains(&task) {
+                wanted.push(task);
+            }
+        }
+    }
+    wanted
+}
+
 /// The load that stands for all where one must: the targets' own, or else the first that was measured.
-fn reference(results: &Results) -> Option<crate::results::Load> {
+fn reference(results: &Results) -> Option<Load> {
     let loads = || results.cells.iter().map(|cell| cell.load).filter(|load| load.persist_delay_us == 0);
     loads().find(|load| (load.size, load.connections) == (1024, 50)).or_else(|| loads().next())
 }
@@ -75,9 +94,17 @@ fn number(value: f64) -> String {
         small if small < 100.0 => 1,
         _ => 0,
     };
-    let text = format!("{value:.digits$}");
+    grouped(&format!("{value:.digits$}"))
+}
+
+/// A number without digits behind the point, thousands apart.
+fn whole(value: f64) -> String {
+    grouped(&format!("{value:.0}"))
+}
+
+fn grouped(text: &str) -> String {
     let (whole, fraction) =
-        text.split_once('.').map_or((&text[..], None), |(whole, fraction)| (whole, Some(fraction)));
+        text.split_once('.').map_or((text, None), |(whole, fraction)| (whole, Some(fraction)));
     let (sign, whole) = whole.strip_prefix('-').map_or(("", whole), |whole| ("-", whole));
     let mut grouped = String::new();
     for (place, digit) in whole.chars().enumerate() {

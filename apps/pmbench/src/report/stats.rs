@@ -1,7 +1,7 @@
 //! Medians over rounds, and ratios inside them.
 
 use crate::protocol::Mode;
-use crate::results::{Cell, Link, Load};
+use crate::results::{Cell, Detail, Link, Load, Results};
 
 /// A figure of a cell.
 pub type Figure = fn(&Cell) -> Option<f64>;
@@ -58,6 +58,18 @@ impl Server {
 pub fn spread(cells: &[Cell], server: Server, load: Load, figure: Figure) -> Option<Spread> {
     let cells = cells.iter().filter(|cell| server.is_of(cell) && cell.load == load);
     Spread::of(cells.filter_map(figure).collect())
+}
+
+/// The same of what is known beside a cell's results.
+pub fn of_details(
+    results: &Results,
+    server: Server,
+    load: Load,
+    figure: impl Fn(&Detail) -> f64,
+) -> Option<Spread> {
+    let cells = results.cells.iter().zip(&results.run.details);
+    let of = cells.filter(|(cell, _)| server.is_of(cell) && cell.load == load && cell.skipped.is_none());
+    Spread::of(of.map(|(_, detail)| figure(detail)).collect())
 }
 
 /// What `combine` makes of two servers' figures under the same load, taken in the same round.

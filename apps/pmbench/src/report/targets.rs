@@ -23,7 +23,7 @@ pub struct Target {
 
 /// How two servers are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Measure {
+pub enum Measure {
     /// How many times as many requests the one answers in a second of its CPU.
     PerCpuSecond,
     /// How many times as many requests the one answers in a second.
@@ -111,8 +111,13 @@ impl Target {
         }
     }
 
-    /// What is compared.
-    pub fn compared(&self) -> String {
+    /// The two that are compared.
+    pub fn servers(&self) -> (Server, Server) {
+        self.servers
+    }
+
+    /// Their names, with their links where these differ.
+    pub fn names(&self) -> (String, String) {
         let (one, other) = self.servers;
         let name = |server: Server| {
             if one.link == other.link {
@@ -121,8 +126,14 @@ impl Target {
                 format!("{} on {}", server.mode, server.link)
             }
         };
+        (name(one), name(other))
+    }
+
+    /// What is compared.
+    pub fn compared(&self) -> String {
         let sign = if self.measure == Measure::LatencyDifference { "less" } else { "/" };
-        format!("{} {sign} {}", name(one), name(other))
+        let (one, other) = self.names();
+        format!("{one} {sign} {other}")
     }
 
     /// The link that both are on, if it is one.
@@ -134,6 +145,11 @@ impl Target {
     /// The load.
     pub fn load(&self) -> Load {
         self.load
+    }
+
+    /// How they are compared.
+    pub fn measure(&self) -> Measure {
+        self.measure
     }
 
     /// What is compared of the two.

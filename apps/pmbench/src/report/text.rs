@@ -47,12 +47,11 @@ pub fn table(results: &Results) -> String {
         line(&mut table, format_args!("{name:<24}{}", figures.collect::<String>()));
     }
     for failure in &results.run.failures {
-        let round = failure.round.map_or("wrk".to_owned(), |round| format!("round {round}"));
         line(
             &mut table,
             format_args!(
-                "FAILED  {} {} {} {round}: {}",
-                failure.link, failure.mode, failure.load, failure.why
+                "FAILED  {} {} {} {}: {}",
+                failure.link, failure.mode, failure.load, failure.during, failure.why
             ),
         );
     }

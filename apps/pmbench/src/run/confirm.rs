@@ -51,7 +51,8 @@ pub fn confirm(args: &RunArgs, world: &World, stop: &AtomicBool, results: &mut R
             Err(error) => {
                 let why = format!("{error:#}");
                 eprintln!("FAILED  wrk with {mode} {load}: {why}");
-                results.run.failures.push(Failure { link: Link::Veth, mode, load, round: None, why });
+                let during = "wrk".to_owned();
+                results.run.failures.push(Failure { link: Link::Veth, mode, load, during, why });
             }
         }
     }
@@ -71,7 +72,7 @@ fn confirm_mode(args: &RunArgs, world: &World, mode: Mode, load: Load) -> Result
     ensure!(client.line(PATIENCE)? == "ready", "the second client's network is not ready");
     run("ip", ["link", "set", PAIR.client, "netns", &client.id().to_string()])?;
     let place = Place { address: SERVER.to_owned(), device: format!("net_af_packet0,iface={}", PAIR.server) };
-    let Started::Serving(mut server) = Server::start(world, args, mode, load, &place)? else {
+    let Started::Serving(mut server) = Server::start(world, args, mode, load, &place, &[])? else {
         anyhow::bail!("the mode ran before, and is skipped now");
     };
     let core = world.cores().server;

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use stack::profile::Stage;
 
 use super::child::Child;
 use super::core_time::{CoreTime, CoreUse};
@@ -13,7 +14,7 @@ use super::matrix::Task;
 use super::world::{CLIENT, DPDK_PAIR, KERNEL_PAIR, PORT, PREFIX, SERVER, SERVER_MAC, World};
 use crate::load::{LoadEvent, Summary};
 use crate::protocol::{Mark, Mode, Ready, ServerEvent, Wish};
-use crate::results::{Cell, Detail, Link, Load};
+use crate::results::{Cell, CoreShares, Detail, Link, Load, Profiled, StageShare};
 use crate::run::cli::RunArgs;
 
 /// How long a program has to start, to answer and to end.
@@ -52,8 +53,15 @@ impl Place {
 }
 
 impl Server {
-    /// Starts a server on a new store.
-    pub fn start(world: &World, args: &RunArgs, mode: Mode, load: Load, place: &Place) -> Result<Started> {
+    /// Starts a server on a new store, with `more` options.
+    pub fn start(
+        world: &World,
+        args: &RunArgs,
+        mode: Mode,
+        load: Load,
+        place: &Place,
+        more: &[&str],
+    ) -> Result<Started> {
         let store = if mode == Mode::StatusQuoFsync { world.disk_file() } else { world.store() };
         for left in [&store, &world.memif_socket()] {
             match fs::remove_file(left) {
@@ -65,6 +73,7 @@ impl Server {
         }
         let mut command = program(world)?;
         command.args(["serve", "--mode", &mode.to_string(), "--core", &world.cores().server.to_string()]);
+        command.args(more);
         command.arg("--pm").arg(store).args(["--pm-size", &args.pm_size.as_u64().to_string()]);
         command.args(["--persist-delay-us", &load.persist_delay_us.to_string()]);
         // Some more than the load has: wrk tries one connection before it begins.
@@ -135,7 +144,7 @@ impl Window {
     /// What `requests` took of the server's processor: for sockets of the kernel, all that it was busy with; for a
     /// polling loop, which is always busy, what the loop itself counts.
     pub fn cpu_ns(&self, requests: u64) -> f64 {
-        self.mark.busy_ns.unwrap_or(self.core.busy_ns) as f64 / requests as f64
+        self.mark.busy_ns.unwrap_or(self.core.busy_ns()) as f64 / requests as f64
     }
 }
 
@@ -149,16 +158,52 @@ pub struct Measured {
 /// Measures a cell.
 pub fn measure(world: &World, args: &RunArgs, task: Task) -> Result<Measured> {
     let Task { link, mode, load, round } = task;
-    let mut server = match Server::start(world, args, mode, load, &Place::on(link, world))? {
-        Started::Serving(server) => server,
-        Started::Skipped(reason) => {
-            let cell = Cell::skipped(link, mode, load, round, reason);
-            return Ok(Measured { cell, detail: Detail::default(), ready: None });
+    match run_pair(world, args, task, args.seconds, &[])? {
+        Ran::Served(served) => {
+            let Served { ready, window, summary } = *served;
+            let (cell, detail) = cell(task, &window, &summary);
+            Ok(Measured { cell, detail, ready: Some(ready) })
         }
+        Ran::Skipped(reason) => {
+            let cell = Cell::skipped(link, mode, load, round, reason);
+            Ok(Measured { cell, detail: Detail::default(), ready: None })
+        }
+    }
+}
+
+/// Measures where the time of a cell's server goes, for half of a cell's time.
+pub fn profile(world: &World, args: &RunArgs, task: Task) -> Result<Profiled> {
+    match run_pair(world, args, task, args.seconds / 2.0, &["--profile"])? {
+        Ran::Served(served) => profiled(task, &served.window, &served.summary),
+        Ran::Skipped(reason) => bail!("the mode ran before, and is skipped now: {reason}"),
+    }
+}
+
+/// A server and its client, together.
+enum Ran {
+    Served(Box<Served>),
+    Skipped(String),
+}
+
+/// What the server says of itself, what it did, and what the client found.
+struct Served {
+    ready: Ready,
+    window: Window,
+    summary: Summary,
+}
+
+/// Runs a task's server, with `more` options, and its client for some time.
+fn run_pair(world: &World, args: &RunArgs, task: Task, seconds: f64, more: &[&str]) -> Result<Ran> {
+    let Task { link, mode, load, .. } = task;
+    let mut server = match Server::start(world, args, mode, load, &Place::on(link, world), more)? {
+        Started::Serving(server) => server,
+        Started::Skipped(reason) => return Ok(Ran::Skipped(reason)),
     };
-    let ready = Some(server.ready.clone());
-    let mut client = Child::start("client", &mut client(world, args, task)?, world.directory())?;
-    let observed = observe(world, args, &mut server, &mut client);
+    let ready = server.ready.clone();
+    let mut client =
+        Child::start("client", &mut client(world, task, seconds, args.warmup)?, world.directory())?;
+    let limit = PATIENCE + Duration::from_secs_f64(args.warmup + seconds);
+    let observed = observe(world, limit, &mut server, &mut client);
     // Whatever came of it, the server stops polling before the client closes its device: memif's driver unmaps the
     // rings of a port whose peer leaves.
     let stopped = server.stop();
@@ -172,18 +217,16 @@ pub fn measure(world: &World, args: &RunArgs, task: Task) -> Result<Measured> {
     if link == Link::Veth && world.cores().steered {
         check_steering(&window)?;
     }
-    let (cell, detail) = cell(task, &window, &summary);
-    Ok(Measured { cell, detail, ready })
+    Ok(Ran::Served(Box::new(Served { ready, window, summary })))
 }
 
 /// What the server did while the client measured, and what the client found.
 fn observe(
     world: &World,
-    args: &RunArgs,
+    limit: Duration,
     server: &mut Server,
     client: &mut Child,
 ) -> Result<(Window, Summary)> {
-    let limit = PATIENCE + Duration::from_secs_f64(args.warmup + args.seconds);
     expect(client, &LoadEvent::Measuring, limit)?;
     let from = Moment::now(server, world.cores().server)?;
     expect(client, &LoadEvent::Measured, limit)?;
@@ -219,11 +262,15 @@ fn check_steering(window: &Window) -> Result<()> {
     Ok(())
 }
 
+/// The requests of a window. A loop that sends frames back does not know which of them make one.
+fn requests(mode: Mode, window: &Window, summary: &Summary) -> u64 {
+    if mode == Mode::Limit { summary.requests } else { window.mark.requests }
+}
+
 fn cell(task: Task, window: &Window, summary: &Summary) -> (Cell, Detail) {
     let Task { link, mode, load, round } = task;
     let mark = &window.mark;
-    // A loop that sends frames back does not know which of them make a request.
-    let requests = if mode == Mode::Limit { summary.requests } else { mark.requests };
+    let requests = requests(mode, window, summary);
     let each = |amount: u64| amount as f64 / requests as f64;
     let cell = Cell {
         requests_per_s: Some(summary.requests_per_s),
@@ -241,15 +288,37 @@ fn cell(task: Task, window: &Window, summary: &Summary) -> (Cell, Detail) {
     };
     let detail = Detail {
         client_busy: summary.busy,
-        server_core_busy: window.core.busy_ns as f64 / window.core.elapsed_ns as f64,
-        softirq_ns_per_request: each(window.core.softirq_ns),
+        server_core_busy: window.core.busy_ns() as f64 / window.core.elapsed_ns as f64,
+        core: CoreShares {
+            user_ns: each(window.core.user_ns),
+            system_ns: each(window.core.system_ns),
+            softirq_ns: each(window.core.softirq_ns),
+        },
         retransmits: summary.retransmits,
     };
     (cell, detail)
 }
 
+fn profiled(task: Task, window: &Window, summary: &Summary) -> Result<Profiled> {
+    let Task { link, mode, load, .. } = task;
+    let requests = requests(mode, window, summary);
+    let each = |ns: u64| ns as f64 / requests as f64;
+    let stages = window.mark.stages.context("the server did not measure its stages")?;
+    let share = |(&stage, &ns): (&Stage, &u64)| StageShare { stage, ns_per_request: each(ns) };
+    Ok(Profiled {
+        link,
+        mode,
+        load,
+        requests_per_s: summary.requests_per_s,
+        p50_us: summary.p50_us,
+        server_cpu_ns_per_request: window.cpu_ns(requests),
+        stages: Stage::ALL.iter().zip(&stages.ns).map(share).collect(),
+        measuring_ns_per_request: each(stages.readings_ns + stages.recording_ns),
+    })
+}
+
 /// The client of a cell.
-fn client(world: &World, args: &RunArgs, task: Task) -> Result<Command> {
+fn client(world: &World, task: Task, seconds: f64, warmup: f64) -> Result<Command> {
     let Task { link, mode, load, .. } = task;
     let pair = if mode.is_kernel() { KERNEL_PAIR } else { DPDK_PAIR };
     let device = match link {
@@ -260,7 +329,7 @@ fn client(world: &World, args: &RunArgs, task: Task) -> Result<Command> {
     command.args(["load", "--json", "--linger", "--dev", &device, "--ip", &format!("{CLIENT}/{PREFIX}")]);
     command.args(["--target", &format!("{SERVER}:{PORT}"), "--core", &world.cores().client.to_string()]);
     command.args(["--connections", &load.connections.to_string(), "--size", &load.size.to_string()]);
-    command.args(["--seconds", &args.seconds.to_string(), "--warmup", &args.warmup.to_string()]);
+    command.args(["--seconds", &seconds.to_string(), "--warmup", &warmup.to_string()]);
     if mode == Mode::Limit {
         command.args(["--frames", "--target-mac", SERVER_MAC]);
     }
@@ -288,6 +357,7 @@ fn make_folder(folder: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Stages;
 
     fn window(busy_ns: Option<u64>) -> Window {
         let mark = Mark {
@@ -300,7 +370,13 @@ mod tests {
             pm_bytes: 150 * 1024,
             ..Mark::default()
         };
-        let core = CoreUse { elapsed_ns: 1_000_000, busy_ns: 900_000, softirq_ns: 200_000, packets: 200 };
+        let core = CoreUse {
+            elapsed_ns: 1_000_000,
+            user_ns: 300_000,
+            system_ns: 400_000,
+            softirq_ns: 200_000,
+            packets: 200,
+        };
         Window { mark, core }
     }
 
@@ -315,7 +391,7 @@ mod tests {
         let load = Load { size: 1024, connections: 50, persist_delay_us: 0 };
         let task = Task { link: Link::Memif, mode: Mode::Paste, load, round: 3 };
         let summary = Summary { requests: 99, requests_per_s: 5.0, ..Summary::default() };
-        let (cell, _) = cell(task, &window(Some(300_000)), &summary);
+        let (cell, detail) = cell(task, &window(Some(300_000)), &summary);
         assert_eq!(cell.requests_per_s, Some(5.0));
         assert_eq!(cell.server_cpu_ns_per_request, Some(3000.0));
         assert_eq!(cell.copied_bytes_per_request, Some(512.0));
@@ -323,6 +399,24 @@ mod tests {
         assert_eq!(cell.fences_per_request, Some(0.1));
         assert_eq!(cell.pm_bytes_per_payload_byte, Some(1.5));
         assert_eq!((cell.round, cell.skipped), (3, None));
+        let core = CoreShares { user_ns: 3000.0, system_ns: 4000.0, softirq_ns: 2000.0 };
+        assert_eq!((detail.core, detail.server_core_busy), (core, 0.9));
+    }
+
+    #[test]
+    fn a_profile_is_per_request() {
+        let load = Load { size: 1024, connections: 50, persist_delay_us: 0 };
+        let task = Task { link: Link::Memif, mode: Mode::Limit, load, round: 1 };
+        let mut window = window(Some(300_000));
+        let summary = Summary { requests: 50, ..Summary::default() };
+        assert!(profiled(task, &window, &summary).is_err());
+        let ns = [1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000];
+        window.mark.stages = Some(Stages { ns, readings_ns: 100, recording_ns: 50 });
+        // Its own count is one of frames.
+        let found = profiled(task, &window, &summary).expect("it was measured");
+        assert_eq!(found.server_cpu_ns_per_request, 6000.0);
+        assert_eq!(found.stages[2], StageShare { stage: Stage::Tcp, ns_per_request: 60.0 });
+        assert_eq!(found.measuring_ns_per_request, 3.0);
     }
 
     #[test]

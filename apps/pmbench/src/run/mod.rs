@@ -9,18 +9,19 @@ mod confirm;
 mod core_time;
 mod matrix;
 mod measure;
+mod profile;
+mod progress;
 mod world;
 
 use std::fs;
-use std::io::{IsTerminal as _, Write};
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::protocol::Ready;
@@ -30,6 +31,7 @@ use crate::run::cli::RunArgs;
 use crate::run::core_time::CoreTime;
 use crate::run::matrix::Task;
 use crate::run::measure::measure;
+use crate::run::progress::Progress;
 use crate::run::world::{Cores, World};
 
 /// More than this part of a CPU is not taken by accident.
@@ -108,6 +110,7 @@ fn run_inside(args: &RunArgs, directory: &Path, out: &mut impl Write) -> Result<
     }
     let mut results = Results { run: Run { busy_before, ..about(args) }, ..Results::default() };
     measure_all(args, &world, &stop, &mut results)?;
+    profile::profile(args, &world, &stop, &mut results)?;
     if !args.no_wrk {
         confirm::confirm(args, &world, &stop, &mut results)?;
     }
@@ -134,10 +137,12 @@ fn measure_all(args: &RunArgs, world: &World, stop: &AtomicBool, results: &mut R
     let progress = Progress::start(tasks.len());
     for task in tasks {
         ensure!(!stop.load(Ordering::Relaxed), "interrupted; nothing was written");
-        progress.begin(task);
+        let Task { link, mode, load, round } = task;
+        let what = format!("round {round}  {link} {mode} {load}");
+        progress.begin(&what);
         match measure(world, args, task) {
             Ok(measured) => {
-                progress.end(task, measured.cell.requests_per_s);
+                progress.end(&what, measured.cell.requests_per_s);
                 if let Some(ready) = measured.ready {
                     note(&mut results.run.modes, ready);
                 }
@@ -146,9 +151,9 @@ fn measure_all(args: &RunArgs, world: &World, stop: &AtomicBool, results: &mut R
             }
             Err(error) => {
                 let why = format!("{error:#}");
-                progress.complain(task, &why);
-                let Task { link, mode, load, round } = task;
-                results.run.failures.push(Failure { link, mode, load, round: Some(round), why });
+                progress.complain(&what, &why);
+                let during = format!("round {round}");
+                results.run.failures.push(Failure { link, mode, load, during, why });
             }
         }
     }
@@ -178,7 +183,7 @@ fn busy_before(cores: Cores) -> Result<f64> {
     let mut busiest: f64 = 0.0;
     for (now, then) in read().into_iter().zip(before) {
         let used = now?.since(&then?);
-        busiest = busiest.max(used.busy_ns as f64 / used.elapsed_ns as f64);
+        busiest = busiest.max(used.busy_ns() as f64 / used.elapsed_ns as f64);
     }
     Ok(busiest.min(1.0))
 }
@@ -207,47 +212,4 @@ fn about(args: &RunArgs) -> Run {
 fn date() -> String {
     let output = Command::new("date").args(["--utc", "+%Y-%m-%d"]).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
-}
-
-/// How far it has come: a bar on a terminal, a line for each cell elsewhere.
-struct Progress {
-    bar: ProgressBar,
-    started: Instant,
-    is_terminal: bool,
-}
-
-impl Progress {
-    fn start(cells: usize) -> Self {
-        let style = ProgressStyle::with_template("{pos}/{len} {wide_bar} {eta} left  {msg}")
-            .expect("a valid template");
-        let bar = ProgressBar::new(cells as u64).with_style(style);
-        bar.enable_steady_tick(Duration::from_millis(200));
-        Self { bar, started: Instant::now(), is_terminal: std::io::stderr().is_terminal() }
-    }
-
-    fn begin(&self, task: Task) {
-        self.bar.set_message(format!("{} {} {}", task.link, task.mode, task.load));
-    }
-
-    fn end(&self, task: Task, requests_per_s: Option<f64>) {
-        self.bar.inc(1);
-        if !self.is_terminal {
-            let result = requests_per_s.map_or("skipped".to_owned(), |rate| format!("{rate:.0} requests/s"));
-            let Task { link, mode, load, round } = task;
-            let seconds = self.started.elapsed().as_secs_f64();
-            eprintln!("{seconds:>7.1} s  round {round}  {link} {mode} {load}: {result}");
-        }
-    }
-
-    fn complain(&self, task: Task, why: &str) {
-        self.bar.inc(1);
-        let Task { link, mode, load, round } = task;
-        self.bar.suspend(|| eprintln!("FAILED  round {round}  {link} {mode} {load}: {why}"));
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
-    }
 }
