@@ -309,6 +309,7 @@ impl Service for LogService {
 }
 
 /// The place of a connection that is alive.
+#[inline]
 fn place_of(places: &mut [Connection], conn: ConnId) -> Option<&mut Connection> {
     places.get_mut(conn.index as usize).filter(|place| place.is(conn))
 }

@@ -31,7 +31,9 @@ pub struct Decoder {
     blank_bytes: usize,
 }
 
+// The kind has a byte of its own: it is looked at for each part of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
 enum State {
     #[default]
     Head,
@@ -47,7 +49,7 @@ impl Decoder {
     ///
     /// # Errors
     /// A [`Refusal`] after which nothing more can be decoded on this connection.
-    #[inline]
+    #[inline(always)]
     pub fn next(&mut self, input: &mut Option<Extent>) -> Result<Option<Item>, Refusal> {
         match &mut self.state {
             State::Body { remaining: 0 } => Ok(Some(self.end())),
@@ -56,6 +58,19 @@ impl Decoder {
             State::Body { remaining } => Ok(body(remaining, input).map(Item::Data)),
             State::Chunks(_) => self.chunks(input),
         }
+    }
+
+    /// The whole body of the request whose head came last, if all of it lies in `input`. The request is whole then,
+    /// and no [`Item::End`] follows.
+    #[inline]
+    pub fn whole_body(&mut self, input: &mut Option<Extent>) -> Option<Extent> {
+        let State::Body { remaining } = self.state else { return None };
+        let wanted = usize::try_from(remaining).ok().filter(|wanted| *wanted > 0)?;
+        if input.as_ref()?.len() < wanted {
+            return None;
+        }
+        self.state = State::Head;
+        split(input, wanted)
     }
 
     /// Whether a request has begun that is not whole.
@@ -100,34 +115,36 @@ impl Decoder {
     }
 
     fn head(&mut self, input: &mut Option<Extent>) -> Result<Option<Head>, Refusal> {
-        if self.gathered.is_empty() {
-            self.skip_blank_lines(input)?;
+        if !self.gathered.is_empty() {
+            return self.gather(input);
         }
+        self.skip_blank_lines(input)?;
         let Some(extent) = input.as_ref() else { return Ok(None) };
-        let parsed = if self.gathered.is_empty() {
-            match Head::parse(extent.bytes())? {
-                Some((_, length)) if length > MAX_HEAD_BYTES => return Err(too_large()),
-                Some(parsed) => Some(parsed),
-                None => self.gather(input)?,
+        match Head::parse(extent.bytes())? {
+            Some((_, length)) if length > MAX_HEAD_BYTES => Err(too_large()),
+            Some((head, length)) => {
+                skip(input, length);
+                self.end_head(&head);
+                Ok(Some(head))
             }
-        } else {
-            self.gather(input)?
-        };
-        let Some((head, length)) = parsed else { return Ok(None) };
-        skip(input, length);
-        self.gathered.clear();
+            None => self.gather(input),
+        }
+    }
+
+    #[inline]
+    fn end_head(&mut self, head: &Head) {
         self.blank_bytes = 0;
         self.state = match head.framing {
             Framing::Absent => State::Body { remaining: 0 },
             Framing::Length(remaining) => State::Body { remaining },
             Framing::Chunked => State::Chunks(Chunked::new()),
         };
-        Ok(Some(head))
     }
 
-    /// Adds the slot to what was gathered. Once the head is whole, gives it and how much of the slot it took;
-    /// until then the slot is used up. Only new bytes are searched for the end, and the head is parsed once.
-    fn gather(&mut self, input: &mut Option<Extent>) -> Result<Option<(Head, usize)>, Refusal> {
+    /// Adds the slot to what was gathered. Once the head is whole, gives it, and leaves what is behind it; until
+    /// then the slot is used up. Only new bytes are searched for the end, and the head is parsed once.
+    #[cold]
+    fn gather(&mut self, input: &mut Option<Extent>) -> Result<Option<Head>, Refusal> {
         let Some(extent) = input.take() else { return Ok(None) };
         let before = self.gathered.len();
         if before == 0 {
@@ -141,7 +158,10 @@ impl Decoder {
         match Head::parse(&self.gathered[..end])? {
             Some((head, _)) => {
                 *input = Some(extent);
-                Ok(Some((head, end - before)))
+                skip(input, end - before);
+                self.gathered.clear();
+                self.end_head(&head);
+                Ok(Some(head))
             }
             None => Err(Refusal::Malformed("an empty line stands inside the request line")),
         }
@@ -173,6 +193,7 @@ fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
 }
 
 /// Takes what the input has of a body of which `remaining` bytes are to come.
+#[inline]
 fn body(remaining: &mut u64, input: &mut Option<Extent>) -> Option<Extent> {
     let available = input.as_ref()?.len();
     let wanted = usize::try_from(*remaining).unwrap_or(usize::MAX).min(available);
@@ -181,12 +202,13 @@ fn body(remaining: &mut u64, input: &mut Option<Extent>) -> Option<Extent> {
 }
 
 /// Takes the first `length` bytes off the input; they are there.
+#[inline]
 fn split(input: &mut Option<Extent>, length: usize) -> Option<Extent> {
-    let extent = input.take()?;
-    if length >= extent.len() {
-        return Some(extent);
+    let rest = input.as_ref()?.len().saturating_sub(length);
+    if rest == 0 {
+        return input.take();
     }
-    let rest = extent.len() - length;
+    let extent = input.take()?;
     *input = extent.clone().slice(length, rest);
     extent.slice(0, length)
 }

@@ -92,9 +92,9 @@ impl Fields {
     fn collect(headers: &[httparse::Header<'_>]) -> Result<Self, Refusal> {
         let mut fields = Self::default();
         for httparse::Header { name, value } in headers {
-            // Names that matter all differ in length, so that each is compared with one at most, and nearly all
-            // clients write that one as it stands here.
-            let is = |known: &str| *name == known || name.eq_ignore_ascii_case(known);
+            // Names that matter all differ in length, so that each is compared with one at most, and most clients
+            // write that one as it stands here.
+            let is = |known: &str| *name == known || is_in_other_case(name, known);
             match name.len() {
                 4 if is("Host") => fields.hosts += 1,
                 6 if is("Expect") => fields.expect(value),
@@ -107,12 +107,14 @@ impl Fields {
         Ok(fields)
     }
 
+    #[cold]
     fn expect(&mut self, value: &[u8]) {
         let known = value.trim_ascii().eq_ignore_ascii_case(b"100-continue");
         self.expects_continue |= known;
         self.other_expectation |= !known;
     }
 
+    #[inline(never)]
     fn connection(&mut self, value: &[u8]) {
         for token in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
             self.close |= token.eq_ignore_ascii_case(b"close");
@@ -151,6 +153,11 @@ impl Fields {
             (false, None) => Ok(Framing::Absent),
         }
     }
+}
+
+#[cold]
+fn is_in_other_case(name: &str, known: &str) -> bool {
+    name.eq_ignore_ascii_case(known)
 }
 
 pub(super) const fn too_large() -> Refusal {

@@ -138,16 +138,27 @@ fn values<'a, const N: usize>(query: &'a str, keys: [&str; N]) -> Result<[Option
     Ok(values)
 }
 
+/// Digits that any number of that length fits into 64 bits.
+const SAFE_DIGITS: usize = 19;
+
 /// A number in decimal digits and nothing else: `str::parse` would also take a sign.
 #[inline]
 pub(super) fn decimal(text: impl AsRef<[u8]>) -> Option<u64> {
     let digits = text.as_ref();
-    let has_digits = !digits.is_empty();
-    let number = digits.iter().try_fold(0_u64, |number, byte| {
-        let digit = byte.wrapping_sub(b'0');
-        if digit > 9 { None } else { number.checked_mul(10)?.checked_add(digit.into()) }
-    });
-    number.filter(|_| has_digits)
+    let (safe, rest) = digits.split_at(digits.len().min(SAFE_DIGITS));
+    let mut number = 0;
+    for byte in safe {
+        number = number * 10 + digit(*byte)?;
+    }
+    for byte in rest {
+        number = number.checked_mul(10)?.checked_add(digit(*byte)?)?;
+    }
+    (!digits.is_empty()).then_some(number)
+}
+
+#[inline]
+fn digit(byte: u8) -> Option<u64> {
+    byte.is_ascii_digit().then(|| u64::from(byte - b'0'))
 }
 
 #[cfg(test)]

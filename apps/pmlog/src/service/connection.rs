@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use pmem::{Draft, Durable, Extent, Shard};
+use pmem::{AppendError, Draft, Durable, Extent, Pending, Shard};
 use smoltcp::time::{Duration, Instant};
 use stack::net::{ConnId, Net};
 
@@ -265,6 +265,7 @@ impl Connection {
             && self.replies.back().is_none_or(Reply::lets_pass)
     }
 
+    #[inline(always)]
     fn act(&mut self, item: Item, common: &mut Common, shard: &mut Shard) {
         match item {
             Item::Head(head) => {
@@ -276,7 +277,8 @@ impl Connection {
         }
     }
 
-    fn begin(&mut self, head: &Head, common: &mut Common, shard: &Shard) {
+    #[inline]
+    fn begin(&mut self, head: &Head, common: &mut Common, shard: &mut Shard) {
         self.pace = Pace { phase: Phase::Receiving, since: common.now, bytes: 0 };
         let max = common.max_record_bytes;
         let accepted = match (head.route, head.framing) {
@@ -287,6 +289,16 @@ impl Connection {
         };
         if accepted == Ok(Route::Append) {
             let manner = Manner::of(head, !head.keep_alive);
+            // Nearly every body is short and lies whole behind its head: its record is made here and now.
+            if let Some(extent) = self.decoder.whole_body(&mut self.input) {
+                let mut draft = shard.draft();
+                let appended = match shard.push(&mut draft, extent) {
+                    Ok(()) => shard.append(draft),
+                    Err(error) => Err(error),
+                };
+                self.answer_append(appended, manner, common);
+                return;
+            }
             self.body = Body::Stored { draft: shard.draft(), bytes: 0, manner };
             let has_body = head.framing != Framing::Length(0);
             if head.expects_continue && has_body && self.input.is_none() {
@@ -305,6 +317,7 @@ impl Connection {
         }
     }
 
+    #[inline]
     fn store(&mut self, extent: Extent, common: &mut Common, shard: &mut Shard) {
         let Body::Stored { draft, bytes, manner } = &mut self.body else { return };
         let manner = *manner;
@@ -320,11 +333,18 @@ impl Connection {
         }
     }
 
+    #[inline]
     fn end_of_request(&mut self, common: &mut Common, shard: &mut Shard) {
         let Body::Stored { draft, manner, .. } = std::mem::replace(&mut self.body, Body::Skipped) else {
             return;
         };
-        match shard.append(draft) {
+        self.answer_append(shard.append(draft), manner, common);
+    }
+
+    /// Owes the reply to an append. It waits for the commit, unless it says why there was none.
+    #[inline]
+    fn answer_append(&mut self, appended: Result<Pending, AppendError>, manner: Manner, common: &mut Common) {
+        match appended {
             Ok(pending) => {
                 self.push(Content::Waiting(pending), manner);
                 if !std::mem::replace(&mut self.awaits_commit, true) {
@@ -335,6 +355,7 @@ impl Connection {
         }
     }
 
+    #[cold]
     fn end_of_input(&mut self, common: &mut Common) {
         if self.decoder.is_mid_request() {
             let reason = "the connection ended inside it";
@@ -350,12 +371,14 @@ impl Connection {
     }
 
     /// Refuses the current request; what it had stored is given up.
+    #[cold]
     fn refuse(&mut self, refusal: Refusal, manner: Manner, common: &mut Common) {
         common.counters.refused += 1;
         self.body = Body::Skipped;
         self.push(Content::Refused(refusal), manner);
     }
 
+    #[inline]
     fn push(&mut self, content: Content, manner: Manner) {
         self.replies.push_back(Reply::new(content, manner));
         if manner.closes() {
@@ -414,6 +437,7 @@ impl Connection {
         self.ending = Ending::Finished { dropped_bytes: 0 };
     }
 
+    #[cold]
     fn drop_input<N: Net>(&mut self, conn: ConnId, common: &mut Common, net: &mut N) {
         self.input = None;
         let mut bytes = 0;
@@ -428,6 +452,7 @@ impl Connection {
         }
     }
 
+    #[inline]
     fn keep_pace(&mut self, now: Instant) {
         let phase = match (self.ending, self.replies.front()) {
             (Ending::Finished { .. }, _) => Phase::Lingering,

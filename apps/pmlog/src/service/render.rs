@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     hall::{Hall, ShardState},
-    text::Text as _,
+    text::Text,
 };
 use crate::http::{Ask, Head, Refusal, Route, Status};
 
@@ -19,6 +19,11 @@ const LIST_ENTRY_BYTES: usize = 128;
 
 /// The status line of nearly every reply.
 const OK: &str = "HTTP/1.1 200 OK\r\n";
+
+/// Bytes of the longest acknowledgement: a head with three digits and `Connection`, and a body with all its digits.
+const ACKNOWLEDGEMENT_BYTES: usize = 256;
+/// Bytes of its body: numbers of 10, 20, 20 and 8 digits, and their keys.
+const ACKNOWLEDGEMENT_BODY_BYTES: usize = 128;
 
 /// Shards that one reply about the store has room for.
 pub const MAX_SHARDS: usize = 32;
@@ -132,6 +137,7 @@ impl<'a> Health<'a> {
 pub(super) struct Rendered {
     text: Vec<u8>,
     body: Vec<u8>,
+    acknowledgement: ArrayVec<u8, ACKNOWLEDGEMENT_BYTES>,
 }
 
 /// A piece of a listing, ready to be sent.
@@ -149,11 +155,18 @@ pub(super) struct ListPiece<'a> {
 impl Rendered {
     pub(super) fn appended(&mut self, receipt: &Receipt, shard: Option<u32>, manner: Manner) -> &[u8] {
         let Receipt { seq, len, crc32c, .. } = *receipt;
-        self.json(Status::OK, manner, None, |body| {
-            open_object(body, shard);
-            body.text(r#""seq":"#).decimal(seq).text(r#","length":"#).decimal(len);
-            body.text(r#","crc32c":""#).hex(crc32c).text("\"}\n");
-        })
+        let mut body = ArrayVec::<u8, ACKNOWLEDGEMENT_BODY_BYTES>::new();
+        open_object(&mut body, shard);
+        body.text(r#""seq":"#).decimal(seq).text(r#","length":"#).decimal(len);
+        body.text(r#","crc32c":""#).hex(crc32c).text("\"}\n");
+
+        let text = &mut self.acknowledgement;
+        text.clear();
+        json_head(text, Status::OK, body.len(), None, manner);
+        if !manner.is_head {
+            text.bytes(&body);
+        }
+        text
     }
 
     pub(super) fn trimmed(&mut self, trimmed: &Trimmed, shard: Option<u32>, manner: Manner) -> &[u8] {
@@ -265,18 +278,7 @@ impl Rendered {
         self.text.clear();
         self.body.clear();
         write_body(&mut self.body);
-        match status {
-            Status::OK => self.text.text(OK),
-            Status { code, phrase } => {
-                self.text.text("HTTP/1.1 ").decimal(code.into()).text(" ").text(phrase).text("\r\n")
-            }
-        };
-        self.text.text("Content-Type: application/json\r\nContent-Length: ");
-        self.text.decimal(self.body.len() as u64).text("\r\n");
-        if let Some(allow) = allow {
-            self.text.text("Allow: ").text(allow).text("\r\n");
-        }
-        self.text.text(manner.end_of_head());
+        json_head(&mut self.text, status, self.body.len(), allow, manner);
         if !manner.is_head {
             self.text.extend_from_slice(&self.body);
         }
@@ -284,8 +286,25 @@ impl Rendered {
     }
 }
 
+/// The head before JSON of `length` bytes.
+#[inline]
+fn json_head(text: &mut impl Text, status: Status, length: usize, allow: Option<&str>, manner: Manner) {
+    match status {
+        Status::OK => text.text(OK),
+        Status { code, phrase } => {
+            text.text("HTTP/1.1 ").decimal(code.into()).text(" ").text(phrase).text("\r\n")
+        }
+    };
+    text.text("Content-Type: application/json\r\nContent-Length: ").decimal(length as u64).text("\r\n");
+    if let Some(allow) = allow {
+        text.text("Allow: ").text(allow).text("\r\n");
+    }
+    text.text(manner.end_of_head());
+}
+
 /// Begins an object that may be of one shard of several.
-fn open_object(body: &mut Vec<u8>, shard: Option<u32>) {
+#[inline]
+fn open_object(body: &mut impl Text, shard: Option<u32>) {
     match shard {
         Some(shard) => body.text(r#"{"shard":"#).decimal(shard.into()).text(","),
         None => body.text("{"),
@@ -304,4 +323,42 @@ fn entry(body: &mut Vec<u8>, info: &RecordInfo, shard: Option<u32>, is_first: bo
 /// Writing into memory does not fail.
 fn written(outcome: std::io::Result<()>) {
     debug_assert!(outcome.is_ok(), "a write into memory failed: {outcome:?}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pmem::{Options, Region};
+
+    #[test]
+    fn the_longest_acknowledgement_has_room() {
+        let region = Region::open("memory:", &Options { size: Some(1 << 20), ..Options::default() });
+        let mut shard = region.and_then(Region::into_shard).expect("a volatile store of one shard");
+        let draft = shard.draft();
+        let pending = shard.append(draft).expect("room for an empty record");
+        let mut receipt =
+            shard.commit().expect("memory does not fail").confirm(pending).expect("it is durable");
+        (receipt.seq, receipt.len, receipt.crc32c) = (u64::MAX, u64::MAX, u32::MAX);
+
+        let number = u64::MAX;
+        let json = format!(
+            "{{\"shard\":{},\"seq\":{number},\"length\":{number},\"crc32c\":\"ffffffff\"}}\n",
+            u32::MAX
+        );
+        for (is_http11, closes, field) in [
+            (true, false, ""),
+            (true, true, "Connection: close\r\n"),
+            (false, true, "Connection: close\r\n"),
+            (false, false, "Connection: keep-alive\r\n"),
+        ] {
+            let manner = Manner { is_http11, is_head: false, closes };
+            let mut rendered = Rendered::default();
+            let text = rendered.appended(&receipt, Some(u32::MAX), manner);
+            let expected = format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{field}\r\n{json}",
+                json.len()
+            );
+            assert_eq!(String::from_utf8_lossy(text), expected);
+        }
+    }
 }

@@ -120,6 +120,7 @@ impl Reply {
     }
 
     /// Turns an append that `durable` covers into its receipt.
+    #[inline]
     pub(super) fn confirm(&mut self, durable: &Durable, common: &mut Common) {
         // The placeholder is replaced on the next line.
         self.content = match std::mem::replace(&mut self.content, Content::Continue) {

@@ -3,34 +3,47 @@
 //! What each reply consists of, words and numbers, is appended as such: `write!` would go through a formatter's
 //! options and a dynamic call for each part, which costs several times what the digits cost.
 
+use arrayvec::ArrayVec;
+
 /// Memory that text is appended to.
 pub(super) trait Text {
+    /// Appends bytes as they are.
+    fn bytes(&mut self, bytes: &[u8]) -> &mut Self;
+
     /// Appends words.
-    fn text(&mut self, words: &str) -> &mut Self;
-
-    /// Appends a number in decimal digits.
-    fn decimal(&mut self, number: u64) -> &mut Self;
-
-    /// Appends a number in eight hexadecimal digits.
-    fn hex(&mut self, number: u32) -> &mut Self;
-}
-
-impl Text for Vec<u8> {
     #[inline]
     fn text(&mut self, words: &str) -> &mut Self {
-        self.extend_from_slice(words.as_bytes());
-        self
+        self.bytes(words.as_bytes())
     }
 
+    /// Appends a number in decimal digits.
     #[inline]
     fn decimal(&mut self, number: u64) -> &mut Self {
         self.text(itoa::Buffer::new().format(number))
     }
 
+    /// Appends a number in eight hexadecimal digits.
     #[inline]
     fn hex(&mut self, number: u32) -> &mut Self {
         let nibbles = [28, 24, 20, 16, 12, 8, 4, 0].map(|shift| number >> shift & 0xf);
-        self.extend_from_slice(&nibbles.map(|nibble| b"0123456789abcdef"[nibble as usize]));
+        self.bytes(&nibbles.map(|nibble| b"0123456789abcdef"[nibble as usize]))
+    }
+}
+
+/// Text of any length.
+impl Text for Vec<u8> {
+    #[inline]
+    fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        self.extend_from_slice(bytes);
+        self
+    }
+}
+
+/// Text whose longest form is known: nothing can grow, so that only what is written costs.
+impl<const N: usize> Text for ArrayVec<u8, N> {
+    #[inline]
+    fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        self.try_extend_from_slice(bytes).expect("there is room for the longest form of the text");
         self
     }
 }
