@@ -62,7 +62,7 @@ pub use interrupt::{Bell, SleepError, Sleeper};
 pub use mbuf::{Checksum, ChecksumError, IpVersion, Mbuf, TxChecksums};
 pub use pool::{ExternalPool, ExternalPoolConfig, NotSwapped, NotSwappedReason, Pool, PoolConfig, PoolError};
 pub use port::{Link, Offloads, Port, PortConfig, PortError, PortId, PortInfo};
-pub use prefetch::prefetch_for_writing;
+pub use prefetch::WrittenSoon;
 pub use queue::{RxQueue, TxQueue};
 pub use refusal::WouldCorrupt;
 pub use split::{NoSplit, SplitCapabilities, SplitPoint};

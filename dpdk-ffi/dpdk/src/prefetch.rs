@@ -5,14 +5,31 @@ use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
 
 const LINE_BYTES: usize = 64;
 
-/// Asks for the lines of `bytes` in order to write them. For buffers into which this CPU will copy frames
-/// ([`PortInfo::copies_by_cpu`](crate::PortInfo::copies_by_cpu)): the copy then does not wait for each line.
-pub fn prefetch_for_writing(bytes: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in bytes.chunks(LINE_BYTES) {
-        // SAFETY: a hint, which neither reads nor writes for the program, and faults at no address.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.as_ptr().cast()) };
+/// Where bytes lie that will be written soon: buffers into which this CPU copies frames
+/// ([`PortInfo::copies_by_cpu`](crate::PortInfo::copies_by_cpu)), which it then does without waiting for each line.
+#[derive(Clone, Copy, Debug)]
+pub struct WrittenSoon {
+    address: usize,
+    len: usize,
+}
+
+impl WrittenSoon {
+    /// These bytes. They need not live until they have been asked for.
+    pub fn new(bytes: &[u8]) -> Self {
+        Self { address: bytes.as_ptr().addr(), len: bytes.len() }
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (bytes, LINE_BYTES);
+
+    /// Asks for the first `lines` lines of those that have not been asked for; returns whether some are left. A core
+    /// waits when it asks for more lines than it has fill buffers, of which Intel's have 10 to 16.
+    pub fn prefetch(&mut self, lines: usize) -> bool {
+        let len = self.len.min(lines * LINE_BYTES);
+        #[cfg(target_arch = "x86_64")]
+        for at in (0..len).step_by(LINE_BYTES) {
+            // SAFETY: a hint, which neither reads nor writes for the program, and faults at no address.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>((self.address + at) as *const i8) };
+        }
+        self.address += len;
+        self.len -= len;
+        self.len > 0
+    }
 }

@@ -296,6 +296,7 @@ impl DpdkTransport {
         let asked = if let Origin::Core { asked } = origin { asked } else { 0 };
         let is_last = usize::from(asked) + 1 >= cores;
         for mbuf in &mut self.received {
+            self.buffers.warm_spares();
             let Some(mut frame) = Frame::new(mbuf, &mut self.buffers, origin) else {
                 self.buffers.counters.misplaced += 1;
                 continue;
@@ -321,6 +322,7 @@ impl DpdkTransport {
                     self.buffers.counters.crossing_lost += u64::from(!is_given);
                 }
             }
+            self.buffers.warm_spares();
             laps.lap(Stage::Tcp);
         }
         self.received.clear();
@@ -350,6 +352,7 @@ impl Transport for DpdkTransport {
     }
 
     fn next_event(&mut self) -> Option<Event> {
+        self.buffers.warm_spares();
         self.endpoint.next_event()
     }
 

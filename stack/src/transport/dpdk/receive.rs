@@ -1,11 +1,14 @@
 //! Received frames: in one segment, or headers and payload apart.
 
-use dpdk::{Checksum, ExternalArea, ExternalPool, Mbuf, NotSwapped, prefetch_for_writing};
+use dpdk::{Checksum, ExternalArea, ExternalPool, Mbuf, NotSwapped, WrittenSoon};
 use pmem::{Arena, Buffer};
 
 use super::DpdkCounters;
 use crate::frame::ends_with_tcp_header;
 use crate::{RxChecksum, RxFrame};
+
+/// Lines fetched at a time. More of them make the core wait; with fewer, short bursts leave spares cold.
+const WARMED_LINES: usize = 6;
 
 /// Where frames arrive.
 #[derive(Debug)]
@@ -14,13 +17,26 @@ pub(super) struct Buffers {
     pub(super) pool: Option<ExternalPool>,
     pub(super) arena: Arena,
     pub(super) area: ExternalArea,
-    /// Whether spares are fetched into the cache, as this CPU will copy frames into them.
-    pub(super) warms_spares: bool,
+    /// Spares that are not in the cache yet, where this CPU will copy frames into them.
+    pub(super) cold_spares: Option<Vec<WrittenSoon>>,
     /// Free buffers that the device does not see in one piece; out of circulation for good.
     pub(super) scattered: Vec<&'static mut [u8]>,
     /// Room to put a frame's pieces together that the stack does not take as they lie.
     pub(super) gathered: Box<[u8]>,
     pub(super) counters: DpdkCounters,
+}
+
+impl Buffers {
+    /// Has memory fetch some lines of a spare, while the caller goes on with other work. The pool gives out first
+    /// what it got last.
+    pub(super) fn warm_spares(&mut self) {
+        if let Some(cold) = &mut self.cold_spares
+            && let Some(spare) = cold.last_mut()
+            && !spare.prefetch(WARMED_LINES)
+        {
+            cold.pop();
+        }
+    }
 }
 
 /// A received frame; claiming its payload puts a spare buffer into its mbuf.
@@ -92,16 +108,16 @@ impl RxFrame for Frame<'_> {
     }
 
     fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
-        let Buffers { pool, arena, area, warms_spares, scattered, counters, .. } = &mut *self.buffers;
+        let Buffers { pool, arena, area, cold_spares, scattered, counters, .. } = &mut *self.buffers;
         let Some(spare) = arena.lend_one(|buffer| area.is_contiguous(buffer), scattered) else {
             counters.no_spare += 1;
             return None;
         };
-        if *warms_spares {
-            // The pool gives out first what it got last. The next frame is likely as long as this one.
+        if let Some(cold) = cold_spares.as_mut().filter(|cold| cold.len() < cold.capacity()) {
+            // The next frame is likely as long as this one.
             let from = self.mbuf.data_offset().min(spare.len());
             let to = (from + self.mbuf.len()).min(spare.len());
-            prefetch_for_writing(&spare[from..to]);
+            cold.push(WrittenSoon::new(&spare[from..to]));
         }
         let head = self.mbuf.bytes().len();
         let pool = pool.as_ref().filter(|_| self.origin == Origin::Device);

@@ -142,7 +142,7 @@ impl DpdkSeat {
         let mut buffers = Buffers {
             pool: None,
             area,
-            warms_spares: table.info.copies_by_cpu,
+            cold_spares: table.info.copies_by_cpu.then(|| Vec::with_capacity(MbufBatch::CAPACITY)),
             // At most one for each seam between pieces; and none at all with virtual addresses, which have no seams.
             scattered: Vec::with_capacity(area.contiguous_pieces()),
             gathered: vec![0; arena.buffer_bytes()].into(),
