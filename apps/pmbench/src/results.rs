@@ -43,7 +43,8 @@ pub struct Load {
 
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} B, {} connections", self.size, self.connections)?;
+        let plural = if self.connections == 1 { "" } else { "s" };
+        write!(f, "{} B, {} connection{plural}", self.size, self.connections)?;
         if self.persist_delay_us > 0 {
             write!(f, ", {} us a persist", self.persist_delay_us)?;
         }
@@ -116,6 +117,8 @@ pub struct Run {
     pub cpu: String,
     /// Processors that there are.
     pub cores: usize,
+    /// Whether the processor says that a hypervisor lies below.
+    pub is_virtual: bool,
     /// The kernel's release.
     pub kernel: String,
     /// What was built.
@@ -132,6 +135,8 @@ pub struct Run {
     pub seconds: f64,
     /// How often.
     pub rounds: u32,
+    /// How large each store was.
+    pub store_bytes: u64,
     /// What each mode says of itself.
     pub modes: Vec<ModeNotes>,
     /// What is known of each cell beside its results; in the same order.

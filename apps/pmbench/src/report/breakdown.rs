@@ -68,13 +68,17 @@ impl Kind {
                  processor's caches"
             }
             (Self::Rx, Link::Memif, _) => {
-                "the driver copies each frame into a buffer of a small pool, that is used again and again"
+                "the driver copies each frame into a buffer of a pool that gives out first what came back last"
             }
             (Self::Rx, Link::Veth, _) => "the packet socket's ring, from which the driver copies each frame",
             (Self::StackIn, _, _) => "headers, checksums, connections, and a piece's way into its queue",
             (Self::App, _, Mode::DpdkCopy) => "HTTP, the copy into the store and its checksum, replies",
             (Self::App, _, Mode::Limit) => "two addresses are swapped",
-            (Self::App, _, _) => "HTTP, the payload's checksum, log entries, replies",
+            (Self::App, _, Mode::Paste) => {
+                "HTTP, the payload's checksum, log entries, replies; and between events the next spare buffers are \
+                 fetched into the caches"
+            }
+            (Self::App, _, _) => "HTTP and replies",
             (Self::Flush, _, _) => "flushes of the payload's lines and of the log entry's",
             (Self::Fence, _, _) => "a wait, once for each burst, until what was flushed has arrived",
             (Self::StackOut, _, _) => "timers, and headers and checksums of what is sent",
@@ -129,6 +133,8 @@ pub struct Breakdown {
     pub period_ns: f64,
     /// The median latency.
     pub p50_ns: f64,
+    /// What measuring took of the core's time.
+    pub measuring_ns: f64,
 }
 
 impl Breakdown {
@@ -158,6 +164,7 @@ impl Breakdown {
             cpu_ns: profile.server_cpu_ns_per_request,
             period_ns: 1e9 / profile.requests_per_s,
             p50_ns: profile.p50_us * 1e3,
+            measuring_ns: profile.measuring_ns_per_request,
         }
     }
 
@@ -181,6 +188,7 @@ impl Breakdown {
             cpu_ns: cells(|cell| cell.server_cpu_ns_per_request)?,
             period_ns: 1e9 / cells(|cell| cell.requests_per_s)?,
             p50_ns: 1e3 * cells(|cell| cell.p50_us)?,
+            measuring_ns: 0.0,
         })
     }
 

@@ -2,6 +2,9 @@
 
 use std::fmt::{Arguments, Write as _};
 
+use bytesize::ByteSize;
+use clap::ValueEnum as _;
+
 use super::breakdown::{Breakdown, Kind};
 use super::plots::Plot;
 use super::stats::{Figure, Server, Spread, of_details, paired, spread};
@@ -37,6 +40,12 @@ const COMPARABLE: &str = "\
 - There is no persistent memory in a tmpfs file: the flushes and fences are executed, and cost what they cost for
   DRAM. `--persist-delay-us` adds to each persist, as PASTE's evaluation does.";
 
+/// What lies between client and server.
+const LINKS: &str = "\
+On **veth**, a pair of virtual Ethernet interfaces, all modes: Linux itself at the server's end, or a DPDK port on a
+packet socket (net_af_packet). On **memif**, shared memory between two DPDK ports, the DPDK modes. The client is the same
+program for all: a DPDK port, our own stack, a core of its own.";
+
 /// What the parts of a request's time are.
 const STAGES: &str = "\
 Nanoseconds of the server's core for each request, of one run more of each server that the targets speak of, after the
@@ -46,7 +55,8 @@ The cells know nothing of it: they were measured without.
 - **rx**: frames out of the device, and their mbufs back into the pool. On memif the driver copies each frame into its
   buffer here; on veth it copies it out of the packet socket's ring.
 - **stack in**: headers, checksums, connections, queues; for `dpdk-copy` with the copy into the socket's ring.
-- **app**: HTTP, checksum and log entry of the record, reply; for `dpdk-copy` with the copy into the store.
+- **app**: HTTP, checksum and log entry of the record, reply; for `dpdk-copy` with the copy into the store; for the
+  others, between events, fetching the next spare buffers into the caches.
 - **flush**, **fence**: the lines of payload and log entries, and one wait for each burst. While it is measured, a fence
   waits until the flushed lines have arrived; without, the core runs on meanwhile.
 - **stack out**: timers; headers and checksums of what is sent.
@@ -61,6 +71,7 @@ what the kernel does with packets that arrive.";
 pub fn report(results: &Results, plots: &[Plot]) -> String {
     let mut page = String::new();
     about(&mut page, results);
+    modes(&mut page, results);
     targets(&mut page, results);
     stages(&mut page, results);
     if let Some(load) = reference(results) {
@@ -72,7 +83,6 @@ pub fn report(results: &Results, plots: &[Plot]) -> String {
     }
     text(&mut page, format_args!("\n## What can be compared and what cannot\n\n{COMPARABLE}"));
     confirmation(&mut page, results);
-    modes(&mut page, results);
     if !plots.is_empty() {
         text(&mut page, format_args!("\n## Plots"));
         for Plot { name, title } in plots {
@@ -88,10 +98,25 @@ fn about(page: &mut String, results: &Results) {
     let known = |text: &str| if text.is_empty() { "unknown".to_owned() } else { text.to_owned() };
     let facts = [
         ("date", known(&run.date)),
-        ("processor", format!("{}, {} cores", known(&run.cpu), run.cores)),
+        (
+            "processor",
+            format!(
+                "{}, {} cores{}",
+                known(&run.cpu),
+                run.cores,
+                if run.is_virtual { " of a virtual machine" } else { "" }
+            ),
+        ),
         ("kernel", known(&run.kernel)),
         ("commit", known(&run.commit)),
         ("cores", format!("server on {}, client on {}", run.server_core, run.client_core)),
+        (
+            "stores",
+            format!(
+                "{} each, in tmpfs, which is DRAM in the place of persistent memory; status-quo-fsync has a file on a disk",
+                ByteSize(run.store_bytes)
+            ),
+        ),
         ("rounds", format!("{}, of {} s for each cell", run.rounds, run.seconds)),
     ];
     table_head(page, &["", ""]);
@@ -101,11 +126,20 @@ fn about(page: &mut String, results: &Results) {
     text(
         page,
         format_args!(
-            "\nEach cell is a fresh server and a fresh client, one request on its way for each connection. The modes take \
-         turns within a round. Figures are medians over the rounds, with the smallest and the largest in brackets; \
-         ratios are taken within a round before their median is."
+            "\nA request is `POST /append` with a body of so many bytes; a server keeps it as a record and answers with \
+             the record's number. Each cell is a fresh server and a fresh client, a core for each, one request on its \
+             way for each connection. The modes take turns within a round. Figures are medians over the rounds, with \
+             the smallest and the largest in brackets; ratios are taken within a round before their median is."
         ),
     );
+    if run.rounds == 1 {
+        text(
+            page,
+            format_args!(
+                "\n**One round**: nothing here says how far figures lie apart from one time to the next."
+            ),
+        );
+    }
     if run.busy_before > QUIET {
         text(
             page,
@@ -182,33 +216,27 @@ fn stages(page: &mut String, results: &Results) {
         return;
     }
     text(page, format_args!("\n## Where a request's time goes\n\n{STAGES}"));
-    let measuring =
-        results.run.profiles.iter().map(|one| one.measuring_ns_per_request / one.server_cpu_ns_per_request);
-    let most = measuring.fold(0.0, f64::max);
-    text(
-        page,
-        format_args!("\nMeasuring took up to {:.0} % of the time, which is in these figures.", most * 100.0),
-    );
     for load in loads {
         text(page, format_args!("\n### Stages: {load}\n"));
         let names = Kind::STAGES.map(|kind| kind.to_string());
         let titles = ["link", "mode"].into_iter().chain(names.iter().map(String::as_str));
-        table_head(page, &titles.chain(["all, ns", "unprofiled"]).collect::<Vec<_>>());
+        table_head(page, &titles.chain(["all, ns", "of it measuring", "unprofiled"]).collect::<Vec<_>>());
         let of_load = |kernel: bool| {
             let servers =
                 servers(results).into_iter().filter(move |server| server.mode.is_kernel() == kernel);
             servers.filter_map(move |server| Breakdown::of(results, server, load))
         };
-        for Breakdown { server, parts, cpu_ns, .. } in of_load(false) {
+        for Breakdown { server, parts, cpu_ns, measuring_ns, .. } in of_load(false) {
             let parts: String = parts.iter().map(|(_, ns)| format!(" {} |", whole(*ns))).collect();
             let unprofiled = spread(&results.cells, server, load, |cell| cell.server_cpu_ns_per_request);
             text(
                 page,
                 format_args!(
-                    "| {} | {} |{parts} {} | {} |",
+                    "| {} | {} |{parts} {} | {} | {} |",
                     server.link,
                     server.mode,
                     whole(cpu_ns),
+                    whole(measuring_ns),
                     ranged(unprofiled)
                 ),
             );
@@ -341,22 +369,31 @@ fn confirmation(page: &mut String, results: &Results) {
     }
 }
 
+/// What was compared, and what of it did not run.
 fn modes(page: &mut String, results: &Results) {
-    text(page, format_args!("\n## The modes\n"));
-    for known in &results.run.modes {
-        let domain = known.domain.as_ref().map(|domain| format!(" ({domain})")).unwrap_or_default();
-        text(page, format_args!("- `{}`{domain}: {}", known.mode, known.notes.join("; ")));
+    text(page, format_args!("\n## What was compared\n"));
+    table_head(page, &["mode", "what a server of it does", "durable by", "notes"]);
+    let mut modes: Vec<Mode> = results.cells.iter().map(|cell| cell.mode).collect();
+    modes.sort();
+    modes.dedup();
+    for mode in modes {
+        let help = mode.to_possible_value().and_then(|value| value.get_help().map(ToString::to_string));
+        let known = results.run.modes.iter().find(|known| known.mode == mode);
+        let domain = known.and_then(|known| known.domain.clone()).unwrap_or_else(none);
+        let notes = known.map_or_else(none, |known| known.notes.join("; "));
+        text(page, format_args!("| {mode} | {} | {domain} | {notes} |", help.unwrap_or_default()));
     }
+    text(page, format_args!("\n{LINKS}"));
     for server in servers(results) {
         if let Some(reason) = skipped(results, server) {
-            text(page, format_args!("- `{}` was skipped: {reason}", server.mode));
+            text(page, format_args!("\n`{}` was skipped: {reason}.", server.mode));
         }
     }
     for failure in &results.run.failures {
         text(
             page,
             format_args!(
-                "- **Failed**: `{}` on {}, {}, {}: {}",
+                "\n**Failed**: `{}` on {}, {}, {}: {}",
                 failure.mode, failure.link, failure.load, failure.during, failure.why
             ),
         );

@@ -1,5 +1,6 @@
 //! The plots: each as PNG and as SVG.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 
@@ -10,8 +11,9 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{FontStyle, register_font};
 
-use super::stats::{Figure, Server, spread};
-use super::{number, reference, servers};
+use super::breakdown::{Breakdown, Kind};
+use super::stats::{Figure, Server, Spread, spread};
+use super::{number, reference, servers, whole};
 use crate::protocol::Mode;
 use crate::results::{Link, Load, Results};
 
@@ -68,10 +70,12 @@ struct Chart {
 }
 
 enum Data {
-    /// Lines over two logarithmic axes, one for each mode.
-    Lines(Vec<(Mode, Vec<(f64, f64)>)>),
-    /// A bar for each server, the lowest first.
-    Bars(Vec<(Server, f64)>),
+    /// Lines over two logarithmic axes, one for each mode; and the modes that are too slow to be among them.
+    Lines(Vec<(Mode, Vec<(f64, f64)>)>, Vec<Mode>),
+    /// A point on a logarithmic axis for each server, the lowest first.
+    Points(Vec<(Server, Spread)>),
+    /// A bar of parts for each server, the lowest first.
+    Stacks(Vec<(Server, Vec<(Kind, f64)>)>),
 }
 
 /// Draws all plots for which something was measured.
@@ -135,19 +139,28 @@ fn charts(results: &Results) -> Vec<Chart> {
             }),
         });
     }
-    let cpu = |server| {
-        let median = spread(&results.cells, server, load, |cell| cell.server_cpu_ns_per_request)?.median;
-        Some((server, median))
+    let cpu =
+        |server| Some((server, spread(&results.cells, server, load, |cell| cell.server_cpu_ns_per_request)?));
+    charts.push(Chart {
+        plot: plot("cpu", format!("Server CPU per request, median and range: {load}")),
+        x: "ns of the server's core per request (logarithmic)",
+        y: "",
+        data: Data::Points(servers(results).into_iter().rev().filter_map(cpu).collect()),
+    });
+    let stack = |server: Server| {
+        let parts = Breakdown::of(results, server, load).map(|breakdown| breakdown.parts);
+        Some((server, parts.filter(|_| !server.mode.is_kernel())?))
     };
     charts.push(Chart {
-        plot: plot("cpu", format!("Server CPU per request: {load}")),
-        x: "ns of the server's core per request",
+        plot: plot("stages", format!("Where a request's time goes: {load}")),
+        x: "ns of the server's core per request, profiled",
         y: "",
-        data: Data::Bars(servers(results).into_iter().rev().filter_map(cpu).collect()),
+        data: Data::Stacks(servers(results).into_iter().rev().filter_map(stack).collect()),
     });
     charts.retain(|chart| match &chart.data {
-        Data::Lines(lines) => lines.iter().any(|(_, points)| points.len() > 1),
-        Data::Bars(bars) => !bars.is_empty(),
+        Data::Lines(lines, _) => lines.iter().any(|(_, points)| points.len() > 1),
+        Data::Points(points) => !points.is_empty(),
+        Data::Stacks(stacks) => !stacks.is_empty(),
     });
     charts
 }
@@ -161,6 +174,9 @@ fn loads(results: &Results, wanted: impl Fn(Load) -> bool) -> Vec<Load> {
     loads
 }
 
+/// A mode that answers a smaller part of the fastest one's requests would leave the others no room.
+const TOO_SLOW: f64 = 0.02;
+
 /// A line for each mode on a link, with a point for each load.
 fn lines(
     results: &Results,
@@ -173,7 +189,18 @@ fn lines(
         let points: Vec<_> = loads.iter().filter_map(|&load| point(server, load)).collect();
         (!points.is_empty()).then_some((server.mode, points))
     };
-    Data::Lines(of_link.filter_map(line).collect())
+    let fastest = |mode: Mode| {
+        let cells = results.cells.iter().filter(|cell| (cell.link, cell.mode) == (link, mode));
+        cells
+            .filter(|cell| loads.contains(&cell.load))
+            .filter_map(|cell| cell.requests_per_s)
+            .fold(0.0, f64::max)
+    };
+    let lines: Vec<_> = of_link.filter_map(line).collect();
+    let most = lines.iter().map(|(mode, _)| fastest(*mode)).fold(0.0, f64::max);
+    let (shown, slow): (Vec<_>, Vec<_>) =
+        lines.into_iter().partition(|(mode, _)| fastest(*mode) >= TOO_SLOW * most);
+    Data::Lines(shown, slow.into_iter().map(|(mode, _)| mode).collect())
 }
 
 fn paint<B: DrawingBackend>(
@@ -181,10 +208,11 @@ fn paint<B: DrawingBackend>(
     chart: &Chart,
 ) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
     area.fill(&WHITE)?;
-    let area = area.titled(&chart.plot.title, (FAMILY, 20))?;
+    let area = area.margin(8, 0, 0, 0).titled(&chart.plot.title, (FAMILY, 20))?;
     match &chart.data {
-        Data::Lines(lines) => paint_lines(&area, chart, lines)?,
-        Data::Bars(bars) => paint_bars(&area, chart, bars)?,
+        Data::Lines(lines, slow) => paint_lines(&area, chart, lines, slow)?,
+        Data::Points(points) => paint_points(&area, chart, points)?,
+        Data::Stacks(stacks) => paint_stacks(&area, chart, stacks)?,
     }
     area.present()
 }
@@ -193,6 +221,7 @@ fn paint_lines<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
     chart: &Chart,
     lines: &[(Mode, Vec<(f64, f64)>)],
+    slow: &[Mode],
 ) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
     let (area, legend) = area.split_horizontally(LINES_WIDTH);
     let points = || lines.iter().flat_map(|(_, points)| points);
@@ -206,8 +235,8 @@ fn paint_lines<B: DrawingBackend>(
         .configure_mesh()
         .x_desc(chart.x)
         .y_desc(chart.y)
-        .x_label_formatter(&|value| round_number(*value))
-        .y_label_formatter(&|value| round_number(*value))
+        .x_label_formatter(&once(round_number))
+        .y_label_formatter(&once(round_number))
         .label_style((FAMILY, 14))
         .light_line_style(WHITE)
         .draw()?;
@@ -215,61 +244,140 @@ fn paint_lines<B: DrawingBackend>(
         let style = color(*mode).stroke_width(2);
         context.draw_series(LineSeries::new(points.iter().copied(), style).point_size(4))?;
     }
-    for (place, (mode, _)) in lines.iter().enumerate() {
-        let y = 40 + 24 * place as i32;
-        legend.draw(&PathElement::new([(4, y), (26, y)], color(*mode).stroke_width(3)))?;
-        let style = TextStyle::from((FAMILY, 14)).pos(Pos::new(HPos::Left, VPos::Center));
-        legend.draw(&Text::new(mode.to_string(), (32, y), style))?;
+    paint_legend(&legend, lines.iter().map(|(mode, _)| (mode.to_string(), color(*mode))))?;
+    for (place, mode) in slow.iter().enumerate() {
+        let y = LEGEND_TOP + LEGEND_ROW * (lines.len() + 1 + place) as i32;
+        legend.draw(&Text::new(format!("too slow: {mode}"), (4, y), (FAMILY, 12)))?;
     }
     Ok(())
 }
 
-fn paint_bars<B: DrawingBackend>(
+/// Where a legend begins, and how far its rows lie apart.
+const LEGEND_TOP: i32 = 40;
+const LEGEND_ROW: i32 = 24;
+
+fn paint_legend<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
-    chart: &Chart,
-    bars: &[(Server, f64)],
+    entries: impl Iterator<Item = (String, RGBColor)>,
 ) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
-    let longest = bars.iter().map(|(_, value)| *value).fold(0.0, f64::max);
-    let name = |place: &SegmentValue<usize>| match place {
+    for (place, (name, color)) in entries.enumerate() {
+        let y = LEGEND_TOP + LEGEND_ROW * place as i32;
+        area.draw(&PathElement::new([(4, y), (26, y)], color.stroke_width(3)))?;
+        let style = TextStyle::from((FAMILY, 14)).pos(Pos::new(HPos::Left, VPos::Center));
+        area.draw(&Text::new(name, (32, y), style))?;
+    }
+    Ok(())
+}
+
+/// Names the servers of rows.
+fn row_name<T>(rows: &[(Server, T)]) -> impl Fn(&SegmentValue<usize>) -> String {
+    |place| match place {
         SegmentValue::CenterOf(place) => {
-            bars.get(*place).map(|(server, _)| format!("{} {}", server.link, server.mode)).unwrap_or_default()
+            rows.get(*place).map(|(server, _)| format!("{} {}", server.link, server.mode)).unwrap_or_default()
         }
         _ => String::new(),
-    };
-    // Room behind the longest bar for its number.
+    }
+}
+
+fn paint_points<B: DrawingBackend>(
+    area: &DrawingArea<B, Shift>,
+    chart: &Chart,
+    points: &[(Server, Spread)],
+) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
+    let values = around(points.iter().flat_map(|(_, spread)| [spread.min, spread.max]));
+    // Room behind the last point for its number.
+    let (first, last) = (values.start, values.end * 4.0);
     let mut context = ChartBuilder::on(area)
         .margin(12)
         .x_label_area_size(45)
         .y_label_area_size(170)
-        .build_cartesian_2d(0.0..longest * 1.12, (0..bars.len() - 1).into_segmented())?;
+        .build_cartesian_2d((first..last).log_scale(), (0..points.len() - 1).into_segmented())?;
     context
         .configure_mesh()
         .disable_y_mesh()
         .x_desc(chart.x)
-        .x_label_formatter(&|value| number(*value))
-        .y_labels(bars.len())
-        .y_label_formatter(&name)
+        .x_label_formatter(&once(round_number))
+        .y_labels(points.len())
+        .y_label_formatter(&row_name(points))
         .label_style((FAMILY, 14))
         .light_line_style(WHITE)
         .draw()?;
-    context.draw_series(bars.iter().enumerate().map(|(place, (server, value))| {
-        let corners = [(0.0, SegmentValue::Exact(place)), (*value, SegmentValue::Exact(place + 1))];
-        let mut bar = Rectangle::new(corners, color(server.mode).filled());
-        bar.set_margin(4, 4, 0, 0);
-        bar
-    }))?;
-    context.draw_series(bars.iter().enumerate().map(|(place, (_, value))| {
+    for (place, (server, spread)) in points.iter().enumerate() {
+        let (at, color) = (SegmentValue::CenterOf(place), color(server.mode));
+        let line = |from: f64, to: f64, width| {
+            PathElement::new([(from, at.clone()), (to, at.clone())], color.stroke_width(width))
+        };
+        context.draw_series([line(first, spread.median, 1), line(spread.min, spread.max, 5)])?;
+        context.draw_series([Circle::new((spread.median, at.clone()), 5, color.filled())])?;
         let style = TextStyle::from((FAMILY, 14)).pos(Pos::new(HPos::Left, VPos::Center));
-        Text::new(format!(" {}", number(*value)), (*value, SegmentValue::CenterOf(place)), style)
-    }))?;
+        let end = (spread.max * 1.1, at.clone());
+        context.draw_series([Text::new(format!(" {}", whole(spread.median)), end, style)])?;
+    }
     Ok(())
+}
+
+fn paint_stacks<B: DrawingBackend>(
+    area: &DrawingArea<B, Shift>,
+    chart: &Chart,
+    stacks: &[(Server, Vec<(Kind, f64)>)],
+) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
+    let (area, legend) = area.split_horizontally(LINES_WIDTH);
+    let sum = |parts: &[(Kind, f64)]| parts.iter().map(|(_, ns)| ns).sum::<f64>();
+    let longest = stacks.iter().map(|(_, parts)| sum(parts)).fold(0.0, f64::max);
+    let mut context = ChartBuilder::on(&area)
+        .margin(12)
+        .x_label_area_size(45)
+        .y_label_area_size(170)
+        .build_cartesian_2d(0.0..longest * 1.12, (0..stacks.len() - 1).into_segmented())?;
+    context
+        .configure_mesh()
+        .disable_y_mesh()
+        .x_desc(chart.x)
+        .x_label_formatter(&|value| whole(*value))
+        .y_labels(stacks.len())
+        .y_label_formatter(&row_name(stacks))
+        .label_style((FAMILY, 14))
+        .light_line_style(WHITE)
+        .draw()?;
+    for (place, (_, parts)) in stacks.iter().enumerate() {
+        let mut end = 0.0;
+        for (kind, ns) in parts {
+            let corners = [(end, SegmentValue::Exact(place)), (end + ns, SegmentValue::Exact(place + 1))];
+            let mut bar = Rectangle::new(corners, part_color(*kind).filled());
+            bar.set_margin(4, 4, 0, 0);
+            context.draw_series([bar])?;
+            end += ns;
+        }
+        let style = TextStyle::from((FAMILY, 14)).pos(Pos::new(HPos::Left, VPos::Center));
+        let at = (end, SegmentValue::CenterOf(place));
+        context.draw_series([Text::new(format!(" {}", whole(end)), at, style)])?;
+    }
+    paint_legend(&legend, Kind::STAGES.into_iter().map(|kind| (kind.to_string(), part_color(kind))))
+}
+
+/// A formatter that does not write the same label twice in a row: axes ask for some of theirs twice.
+fn once(format: impl Fn(f64) -> String) -> impl Fn(&f64) -> String {
+    let last = RefCell::new(String::new());
+    move |value| {
+        let label = format(*value);
+        if *last.borrow() == label {
+            String::new()
+        } else {
+            last.replace(label.clone());
+            label
+        }
+    }
 }
 
 /// A number on a logarithmic axis, if it is one of those that leave each other room there.
 fn round_number(value: f64) -> String {
     let leading = value / 10f64.powf(value.log10().floor());
     let is_round = [1.0, 2.0, 5.0, 10.0].iter().any(|digit| (leading - digit).abs() < 1e-6);
-    if is_round { number(value) } else { String::new() }
+    match is_round {
+        true if value >= 0.999 => whole(value),
+        true => number(value),
+        false => String::new(),
+    }
 }
 
 /// A range around values, with some room for a logarithmic axis.
@@ -293,6 +401,20 @@ fn color(mode: Mode) -> RGBColor {
     }
 }
 
+/// The colour of a part of a request's time.
+fn part_color(kind: Kind) -> RGBColor {
+    match kind {
+        Kind::Rx => RGBColor(31, 119, 180),
+        Kind::StackIn => RGBColor(120, 170, 220),
+        Kind::App => RGBColor(44, 140, 60),
+        Kind::Flush => RGBColor(230, 120, 30),
+        Kind::Fence => RGBColor(200, 40, 40),
+        Kind::StackOut => RGBColor(170, 150, 210),
+        Kind::Tx => RGBColor(110, 70, 160),
+        _ => RGBColor(160, 160, 160),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,7 +422,7 @@ mod tests {
     #[test]
     fn labels_of_a_logarithmic_axis_leave_each_other_room() {
         for (value, label) in
-            [(0.1, "0.10"), (1.0, "1.00"), (20.0, "20.0"), (50_000.0, "50,000"), (1e6, "1,000,000")]
+            [(0.1, "0.10"), (1.0, "1"), (20.0, "20"), (50_000.0, "50,000"), (1e6, "1,000,000")]
         {
             assert_eq!(round_number(value), label);
         }

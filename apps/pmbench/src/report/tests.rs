@@ -71,6 +71,7 @@ fn results() -> Results {
         date: "2026-01-31".to_owned(),
         cpu: "A Processor".to_owned(),
         cores: 2,
+        is_virtual: true,
         kernel: "6.1.0".to_owned(),
         commit: "abcdef0".to_owned(),
         server_core: 0,
@@ -79,6 +80,7 @@ fn results() -> Results {
         steered: true,
         seconds: 1.0,
         rounds: 2,
+        store_bytes: 256 << 20,
         modes: vec![ModeNotes {
             mode: Mode::Paste,
             domain: Some("volatile (clwb, sfence)".to_owned()),
@@ -150,7 +152,7 @@ fn another_load_stands_in_for_the_targets_own() {
     assert_eq!(reference(&results), Some(LOAD));
     results.cells.retain(|cell| cell.load != LOAD);
     assert_eq!(reference(&results), Some(Load { connections: 1, ..LOAD }));
-    assert!(text::table(&results).contains("1024 B, 1 connections"));
+    assert!(text::table(&results).contains("1024 B, 1 connection;"));
     results.cells.clear();
     assert_eq!(text::table(&results), "");
     markdown::report(&results, &[]);

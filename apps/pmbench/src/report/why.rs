@@ -86,7 +86,8 @@ impl Two<'_> {
         text += &format!("; the target leaves {one} {}", whole(allowed));
         text += &match ones - allowed {
             excess if excess > 0.0 => format!(", {} less than it takes.", whole(excess)),
-            _ => ", which the profiled run kept to.".to_owned(),
+            _ => ", which the profiled run kept to: from run to run more changes than the target asks for."
+                .to_owned(),
         };
         Some(text)
     }

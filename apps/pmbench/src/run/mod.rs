@@ -197,6 +197,7 @@ fn about(args: &RunArgs) -> Run {
         cpu: model.map_or(std::env::consts::ARCH, |(_, model)| model).to_owned(),
         // This process is tied to one of them by now.
         cores: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
+        is_virtual: cpuinfo.split_whitespace().any(|word| word == "hypervisor"),
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
         commit: args.commit.clone(),
         server_core: args.server_core,
@@ -204,6 +205,7 @@ fn about(args: &RunArgs) -> Run {
         seconds: args.seconds,
         rounds: args.rounds.get(),
         steered: !args.unsteered,
+        store_bytes: args.pm_size.as_u64(),
         ..Run::default()
     }
 }
