@@ -4,7 +4,6 @@
 //! [`run`] measures each server with that client, and talks to both over [`protocol`]; [`report`] shows what it found.
 
 pub mod cli;
-mod cpu;
 pub mod load;
 mod nic;
 pub mod protocol;

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use dpdk::{Eal, ExternalArea, Offloads, Pool, Port, PortConfig, PortId, PortInfo, RxQueue, TxQueue};
 use pmem::{Kind, Options, Region, RegionInfo, ShardSeed};
-use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::capture::CaptureFile;
 use crate::cli::{Cli, MAX_BURST, Mode, PoolKind, SegmentLengths, Topology};
@@ -347,8 +346,7 @@ fn forwarding_cpus(eal: Eal, cores: usize) -> Result<Vec<usize>> {
         );
         return Ok(workers);
     }
-    let permitted = sched_getaffinity(None).context("the permitted CPUs are not known")?;
-    let mut cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| permitted.is_set(*cpu)).collect();
+    let mut cpus = program::permitted_cpus()?;
     ensure!(
         cores <= cpus.len(),
         "this process may use {} CPUs, and --nb-cores asks for {cores}; ask for fewer",

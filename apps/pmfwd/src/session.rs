@@ -1,8 +1,6 @@
 //! A run without commands: forward until Ctrl-C or the end of the time, and say how it went.
 
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -163,11 +161,8 @@ fn print_json(event: &serde_json::Value, out: &mut impl Write) -> Result<()> {
 
 /// Tells of SIGINT and SIGTERM; a second signal ends the process at once.
 fn watch_signals(events: &Sender<Event>) -> std::io::Result<()> {
-    let again = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&again))?;
-        signal_hook::flag::register(signal, Arc::clone(&again))?;
-    }
+    // The flag is not looked at: it is there for the second signal.
+    program::stop_signal()?;
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let events = events.clone();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {

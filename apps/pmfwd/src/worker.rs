@@ -8,7 +8,6 @@ use std::thread::JoinHandle;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use dpdk::{Eal, ExternalArea, ExternalPool, ExternalPoolConfig, Pool, PoolConfig, PortId};
 use pmem::{Shard, ShardSeed};
-use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::capture::{Capture, NoTap, Tap};
 use crate::cli::{Mode, WhenFull};
@@ -150,10 +149,7 @@ struct Core {
 
 impl Core {
     fn new(eal: Eal, config: WorkerConfig) -> Result<(Self, Pool)> {
-        let mut cpus = CpuSet::new();
-        ensure!(config.cpu < CpuSet::MAX_CPU, "there is no CPU {}", config.cpu);
-        cpus.set(config.cpu);
-        sched_setaffinity(None, &cpus).with_context(|| format!("CPU {} cannot be had", config.cpu))?;
+        program::pin(config.cpu)?;
         let name = config.index.to_string();
         let cache = config.cache.min(config.mbufs / 2);
         let (pool, logger) = match config.store {

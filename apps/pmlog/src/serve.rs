@@ -26,7 +26,7 @@ use stack::server::Server;
 
 use crate::cli::{Network, ServeArgs};
 use crate::service::{LogService, Waker};
-use clock::{Clock, stop_signal};
+use clock::Clock;
 use cores::{Ended, Setting};
 use report::Report;
 
@@ -44,7 +44,7 @@ const SLEEP: Duration = Duration::from_millis(100);
 /// The store or the network cannot be had, or the store failed on the way. Everything that was acknowledged is
 /// in the store.
 pub fn serve(args: &ServeArgs, out: &mut impl Write) -> Result<()> {
-    let stop = stop_signal().context("signals cannot be handled")?;
+    let stop = program::stop_signal().context("signals cannot be handled")?;
     // The network comes first: a mistake in its name should not leave a new store behind.
     match &args.network {
         Network::Dpdk(options) => serve_over(dpdk::Device::find(options)?, args, &stop, out),

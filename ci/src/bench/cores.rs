@@ -14,7 +14,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::thread::{CpuSet, sched_getaffinity};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -263,8 +262,8 @@ fn last_line(text: &str) -> Result<Value> {
 
 /// Two CPUs, or three if there are as many.
 fn cpus() -> Result<Vec<usize>> {
-    let allowed = sched_getaffinity(None)?;
-    let cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).take(3).collect();
+    let mut cpus = program::permitted_cpus()?;
+    cpus.truncate(3);
     ensure!(cpus.len() >= 2, "two CPUs are needed, and this process may use one");
     Ok(cpus)
 }

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use rustix::thread::{CpuSet, sched_getaffinity};
 use serde::Serialize;
 
 use super::said_by;
@@ -398,10 +397,8 @@ fn packets_sent(line: &str) -> Option<u64> {
 
 /// Two CPUs that this process may use: one for a program's main thread, one that forwards.
 fn two_cpus() -> Result<[usize; 2]> {
-    let permitted = sched_getaffinity(None).context("the permitted CPUs are not known")?;
-    let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| permitted.is_set(*cpu));
-    match (cpus.next(), cpus.next()) {
-        (Some(first), Some(second)) => Ok([first, second]),
+    match program::permitted_cpus()?[..] {
+        [first, second, ..] => Ok([first, second]),
         _ => bail!("this needs two CPUs, as testpmd does; give it more with taskset"),
     }
 }

@@ -12,14 +12,12 @@ mod reply;
 mod summary;
 
 use std::io::{Write, stdin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::load::cli::LoadArgs;
 use crate::load::client::Client;
@@ -46,9 +44,9 @@ const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// The device or the connections cannot be had; or there was an error among the replies, or no reply at all. The
 /// result is written in the latter case too.
 pub fn load(args: &LoadArgs, out: &mut impl Write) -> Result<()> {
-    let stop = stop_signal().context("signals cannot be handled")?;
+    let stop = program::stop_signal().context("signals cannot be handled")?;
     if let Some(core) = args.core {
-        crate::cpu::pin(core)?;
+        program::pin(core)?;
     }
     let summary = if args.frames { send_frames(args, &stop, out)? } else { send_requests(args, &stop, out)? };
     summary.check()
@@ -123,16 +121,6 @@ fn wait_for_end_of_input(stop: &AtomicBool) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Set by SIGINT and SIGTERM; a second signal ends the process at once.
-fn stop_signal() -> std::io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
-    }
-    Ok(stop)
 }
 
 /// Fails when the user has asked for the end.

@@ -17,12 +17,10 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::protocol::Ready;
 use crate::report::{self, Font};
@@ -56,8 +54,12 @@ fn start_inside(args: &RunArgs) -> Result<()> {
     );
     // Before the measuring, which is long.
     Font::load()?;
+    let permitted = program::permitted_cpus()?;
     for core in [args.server_core, args.client_core] {
-        crate::cpu::check(core)?;
+        ensure!(
+            permitted.contains(&core),
+            "CPU {core} cannot be used; a comparison needs two CPUs: choose them by --server-core and --client-core"
+        );
     }
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
     let directory = lab::scratch_directory("compare-")?;
@@ -73,7 +75,7 @@ fn start_inside(args: &RunArgs) -> Result<()> {
         lab::inside_as_root(&program)?
     };
     command.args(std::env::args_os().skip(1)).arg("--inside").arg(directory.path());
-    let stop = stop_signal()?;
+    let stop = program::stop_signal().context("signals cannot be handled")?;
     let mut child = command.spawn().context("cannot start the comparison in namespaces of its own")?;
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -96,9 +98,9 @@ fn start_inside(args: &RunArgs) -> Result<()> {
 }
 
 fn run_inside(args: &RunArgs, directory: &Path, out: &mut impl Write) -> Result<()> {
-    let stop = stop_signal()?;
+    let stop = program::stop_signal().context("signals cannot be handled")?;
     // What this process does must not count as the server's.
-    crate::cpu::pin(args.client_core)?;
+    program::pin(args.client_core)?;
     let cores = Cores { server: args.server_core, client: args.client_core, steered: !args.unsteered };
     let world = World::enter(directory, cores)?;
     let busy_before = busy_before(cores)?;
@@ -120,15 +122,6 @@ fn run_inside(args: &RunArgs, directory: &Path, out: &mut impl Write) -> Result<
         [] => Ok(()),
         failures => bail!("{} cells failed; the first says: {}", failures.len(), failures[0].why),
     }
-}
-
-/// Set by SIGINT and SIGTERM.
-fn stop_signal() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&stop)).context("signals cannot be handled")?;
-    }
-    Ok(stop)
 }
 
 fn measure_all(args: &RunArgs, world: &World, stop: &AtomicBool, results: &mut Results) -> Result<()> {

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::protocol::{ServerEvent, Wish};
 
@@ -29,12 +28,7 @@ impl Control {
     pub(super) fn start(core: Option<usize>) -> Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let told = Arc::new(AtomicBool::new(false));
-        let interrupted = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
-            // A second signal ends the process at once.
-            signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&interrupted))?;
-            signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-        }
+        let interrupted = program::stop_signal()?;
         let (sender, wishes) = channel();
         let control = Self { told: Arc::clone(&told), wake: Arc::clone(&wake), wishes, interrupted };
         let thread = std::thread::Builder::new().name("control".to_owned());
@@ -48,10 +42,7 @@ impl Control {
             read(&sender, &told, &wake);
         })?;
         if let Some(core) = core {
-            let mut only = CpuSet::new();
-            only.set(core);
-            sched_setaffinity(None, &only)
-                .with_context(|| format!("cannot run on core {core}; see nproc and taskset -p"))?;
+            program::pin(core)?;
         }
         Ok(control)
     }

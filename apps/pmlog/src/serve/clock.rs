@@ -1,21 +1,11 @@
-//! What a loop needs of its surroundings: the time, and the wish to end.
+//! What a loop needs of its surroundings: the time, and the wish to see its profile.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::SIGUSR1;
 use smoltcp::time::Instant;
-
-/// Set by SIGINT and SIGTERM; a second signal ends the process at once.
-pub(super) fn stop_signal() -> io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
-    }
-    Ok(stop)
-}
 
 /// A flag for each core, all set by SIGUSR1.
 pub(super) fn profile_signals(cores: usize) -> io::Result<Vec<Arc<AtomicBool>>> {

@@ -9,9 +9,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use pmem::{Recovery, RegionInfo, Shard, ShardSeed};
-use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use stack::profile::Profile;
 use stack::server::Server;
@@ -257,7 +256,7 @@ impl<A: Access> Core<'_, A> {
         let announcement = Announcement(Some(sender));
         let Setting { args, clock, .. } = *setting;
         if let Some(cpu) = setting.cpus[index] {
-            pin(cpu)?;
+            program::pin(cpu)?;
         }
         let _presence = access.enter()?;
         let mut shards = Vec::new();
@@ -360,16 +359,4 @@ impl<N: AddAssign> AddAssign for Totals<N> {
         self.busy_cpu += other.busy_cpu;
         self.network += other.network;
     }
-}
-
-/// Keeps the calling thread on one CPU.
-fn pin(cpu: usize) -> Result<()> {
-    if cpu >= CpuSet::MAX_CPU {
-        return Err(anyhow!("CPU {cpu} is beyond the {} that Linux numbers; see lscpu", CpuSet::MAX_CPU));
-    }
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).with_context(|| {
-        format!("CPU {cpu} is not one that this process may run on; see lscpu and taskset -p")
-    })
 }
