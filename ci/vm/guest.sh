@@ -80,6 +80,16 @@ serve_socket() {
     NIC=net_af_packet0,iface=eth0 serve "$@"
 }
 
+# cpu_ticks: the CPU time that the server has taken so far, in hundredths of a second.
+cpu_ticks() {
+    awk '{ print $14 + $15 }' "/proc/$(cat /tmp/server.pid)/stat"
+}
+
+# vfio_interrupts: how many interrupts have come from devices that are with vfio, on both CPUs.
+vfio_interrupts() {
+    awk '/vfio/ { sum += $2 + $3 } END { print sum + 0 }' /proc/interrupts
+}
+
 # stop: ends the server as Ctrl-C does and gives back its exit code.
 stop() {
     kill -INT "$(cat /tmp/server.pid)"

@@ -1,5 +1,6 @@
 //! The scenarios: what must hold on hardware, one function each.
 
+mod idle;
 mod kernel;
 mod queues;
 
@@ -56,6 +57,36 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "two cores on the two queues of a virtio-net that hashes (RSS), each with a shard and DMA into it",
         in_ci: false,
         run: queues::two,
+    },
+    Scenario {
+        name: "idle",
+        what: "pmlog asleep until e1000e interrupts by vfio: next to no CPU time in silence, and answers after it",
+        in_ci: true,
+        run: idle::on_e1000e,
+    },
+    Scenario {
+        name: "idle-dealt-out",
+        what: "the same with two cores at e1000e's one queue, which wake each other, and the interrupt pin",
+        in_ci: false,
+        run: |stage| idle::asleep(stage, Nic::E1000e, "--cores 0,1 -- --vfio-intr=legacy"),
+    },
+    Scenario {
+        name: "idle-virtio-net",
+        what: "the same with one core at virtio-net-pci",
+        in_ci: false,
+        run: |stage| idle::asleep(stage, Nic::Virtio, ""),
+    },
+    Scenario {
+        name: "idle-two-queues",
+        what: "the same with two cores at a virtio-net of two queues",
+        in_ci: false,
+        run: |stage| idle::asleep(stage, Nic::VirtioTwoQueues, "--cores 0,1"),
+    },
+    Scenario {
+        name: "idle-vmxnet3",
+        what: "the same with one core at vmxnet3",
+        in_ci: false,
+        run: |stage| idle::asleep(stage, Nic::Vmxnet3, ""),
     },
     Scenario {
         name: "power-cut",

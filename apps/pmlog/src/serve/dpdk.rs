@@ -120,6 +120,9 @@ impl Access for Device<'_> {
             DpdkError::Port(PortError::NoRxInterrupts { .. }) => {
                 anyhow!("{error} (here: --idle nap in place of --idle interrupt)")
             }
+            DpdkError::Port(PortError::UnroutedRxInterrupts { .. }) => {
+                anyhow!("{error} (here: behind all other options, -- --vfio-intr=msi)")
+            }
             error => error.into(),
         })?;
         for address in addresses(self.options) {

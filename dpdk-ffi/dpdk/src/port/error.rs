@@ -78,6 +78,17 @@ pub enum PortError {
         /// Its driver's name.
         driver: String,
     },
+    /// The driver asks for receive interrupts in a way in which they never come.
+    #[error(
+        "DPDK's driver {driver} does not tell {port} where to send receive interrupts by MSI-X, and none would come; \
+         give the EAL the argument --vfio-intr=msi"
+    )]
+    UnroutedRxInterrupts {
+        /// The port's name.
+        port: String,
+        /// Its driver's name.
+        driver: String,
+    },
     /// The set of counters changed while it was read.
     #[error("the counters of {0} changed while they were read; read them again")]
     Changed(String),
