@@ -54,7 +54,7 @@ impl Decoder {
         match &mut self.state {
             State::Body { remaining: 0 } => Ok(Some(self.end())),
             _ if input.is_none() => Ok(None),
-            State::Head => self.head(input).map(|head| head.map(Item::Head)),
+            State::Head => self.head(input),
             State::Body { remaining } => Ok(body(remaining, input).map(Item::Data)),
             State::Chunks(_) => self.chunks(input),
         }
@@ -114,7 +114,7 @@ impl Decoder {
         Ok(None)
     }
 
-    fn head(&mut self, input: &mut Option<Extent>) -> Result<Option<Head>, Refusal> {
+    fn head(&mut self, input: &mut Option<Extent>) -> Result<Option<Item>, Refusal> {
         if !self.gathered.is_empty() {
             return self.gather(input);
         }
@@ -125,7 +125,7 @@ impl Decoder {
             Some((head, length)) => {
                 skip(input, length);
                 self.end_head(&head);
-                Ok(Some(head))
+                Ok(Some(Item::Head(head)))
             }
             None => self.gather(input),
         }
@@ -144,7 +144,7 @@ impl Decoder {
     /// Adds the slot to what was gathered. Once the head is whole, gives it, and leaves what is behind it; until
     /// then the slot is used up. Only new bytes are searched for the end, and the head is parsed once.
     #[cold]
-    fn gather(&mut self, input: &mut Option<Extent>) -> Result<Option<Head>, Refusal> {
+    fn gather(&mut self, input: &mut Option<Extent>) -> Result<Option<Item>, Refusal> {
         let Some(extent) = input.take() else { return Ok(None) };
         let before = self.gathered.len();
         if before == 0 {
@@ -161,7 +161,7 @@ impl Decoder {
                 skip(input, end - before);
                 self.gathered.clear();
                 self.end_head(&head);
-                Ok(Some(head))
+                Ok(Some(Item::Head(head)))
             }
             None => Err(Refusal::Malformed("an empty line stands inside the request line")),
         }

@@ -265,6 +265,7 @@ impl Connection {
             && self.replies.back().is_none_or(Reply::lets_pass)
     }
 
+    // In line with the decoder, so that items need not be carried from one to the other.
     #[inline(always)]
     fn act(&mut self, item: Item, common: &mut Common, shard: &mut Shard) {
         match item {

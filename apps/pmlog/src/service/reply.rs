@@ -7,7 +7,7 @@ use super::{
     Common,
     foreign::{Fetch, Merged, RemoteTrim},
     peers::{Peers, Reading, Whose},
-    render::{Health, Manner},
+    render::{Health, Manner, Rendered},
     stream::{Listing, Sending},
 };
 use crate::http::{Ask, RecordName, Refusal, Start};
@@ -36,6 +36,14 @@ pub(super) enum Content {
     Trimmed(Trimmed, Option<u32>),
     /// How the store is, at the time of sending.
     Health,
+    /// Anything that takes more than one step.
+    Underway(Underway),
+}
+
+/// A reply that goes out in pieces, or waits for another core. All that owns something is in here, so that other
+/// replies are dropped at no cost.
+#[derive(Debug)]
+pub(super) enum Underway {
     /// A record on its way.
     Record(Sending),
     /// A listing on its way.
@@ -82,13 +90,7 @@ impl Reply {
             | Content::Appended(_)
             | Content::Refused(_)
             | Content::Trimmed(..) => true,
-            Content::Asked(_)
-            | Content::Health
-            | Content::Record(_)
-            | Content::Listing(_)
-            | Content::Fetch(_)
-            | Content::Merged(_)
-            | Content::RemoteTrim(_) => false,
+            Content::Asked(_) | Content::Health | Content::Underway(_) => false,
         }
     }
 
@@ -99,20 +101,21 @@ impl Reply {
 
     /// Takes the answer of another core to what this reply has asked. If it has not asked, what came goes back.
     pub(super) fn take(&mut self, reading: Reading, common: &mut Common) {
-        let refusal = match (reading, &mut self.content) {
-            (Reading::Part { len_bytes, bytes, lease }, Content::Fetch(fetch)) => {
+        let Content::Underway(underway) = &mut self.content else { return };
+        let refusal = match (reading, underway) {
+            (Reading::Part { len_bytes, bytes, lease }, Underway::Fetch(fetch)) => {
                 common.counters.read_records += u64::from(len_bytes.is_some());
                 return fetch.take(len_bytes, bytes, lease);
             }
-            (Reading::Listed(page), Content::Merged(merged)) => return merged.take(page),
-            (Reading::Trimmed(trimmed), Content::RemoteTrim(trim)) => {
+            (Reading::Listed(page), Underway::Merged(merged)) => return merged.take(page),
+            (Reading::Trimmed(trimmed), Underway::RemoteTrim(trim)) => {
                 self.content = Content::Trimmed(trimmed, Some(trim.shard()));
                 return;
             }
-            (Reading::NoRecord { head, next }, Content::Fetch(fetch)) => {
+            (Reading::NoRecord { head, next }, Underway::Fetch(fetch)) => {
                 Refusal::NoRecord { seq: fetch.seq(), head, next }
             }
-            (Reading::TrimFailed, Content::RemoteTrim(_)) => Refusal::TrimFailed,
+            (Reading::TrimFailed, Underway::RemoteTrim(_)) => Refusal::TrimFailed,
             _ => return,
         };
         common.counters.refused += 1;
@@ -184,22 +187,31 @@ impl Reply {
                 };
                 out.text(rendered.health(&health, self.manner))
             }
-            Content::Record(sending) => sending.send(out, rendered, self.manner),
-            Content::Listing(listing) => listing.send(out, rendered, shard, self.manner),
-            Content::Fetch(fetch) => match peers {
-                Some(peers) => fetch.send(out, rendered, peers, self.manner),
-                None => Err(Progress::Broken),
-            },
-            Content::Merged(merged) => match peers {
-                Some(peers) => merged.send(out, rendered, peers, shard, self.manner),
-                None => Err(Progress::Broken),
-            },
-            Content::RemoteTrim(trim) => match peers {
-                Some(peers) => Err(trim.ask(out, peers)),
-                None => Err(Progress::Broken),
-            },
+            Content::Underway(underway) => {
+                underway.send_to(out, rendered, peers.as_mut(), shard, self.manner)
+            }
             // `answer` gives anything but this.
             Content::Asked(_) => Ok(()),
+        }
+    }
+}
+
+impl Underway {
+    fn send_to<N: Net>(
+        &mut self,
+        out: &mut Out<'_, N>,
+        rendered: &mut Rendered,
+        peers: Option<&mut Peers>,
+        shard: &mut Shard,
+        manner: Manner,
+    ) -> Result<(), Progress> {
+        match (self, peers) {
+            (Self::Record(sending), _) => sending.send(out, rendered, manner),
+            (Self::Listing(listing), _) => listing.send(out, rendered, shard, manner),
+            (Self::Fetch(fetch), Some(peers)) => fetch.send(out, rendered, peers, manner),
+            (Self::Merged(merged), Some(peers)) => merged.send(out, rendered, peers, shard, manner),
+            (Self::RemoteTrim(trim), Some(peers)) => Err(trim.ask(out, peers)),
+            (Self::Fetch(_) | Self::Merged(_) | Self::RemoteTrim(_), None) => Err(Progress::Broken),
         }
     }
 }
@@ -219,18 +231,18 @@ fn answered(ask: Ask, common: &mut Common, shard: &mut Shard) -> Result<Content,
         Ask::Record(name) => {
             let (index, seq) = find(common, name)?;
             if let Some(core) = whose(common, index) {
-                return Ok(Content::Fetch(Fetch::new(core, index, seq)));
+                return Ok(Content::Underway(Underway::Fetch(Fetch::new(core, index, seq))));
             }
             let shard = own(common, index, shard);
             let (head, next) = (shard.head_seq(), shard.next_seq());
             let record = shard.record(seq).ok_or(Refusal::NoRecord { seq, head, next })?;
             common.counters.read_records += 1;
-            Ok(Content::Record(Sending::new(record)))
+            Ok(Content::Underway(Underway::Record(Sending::new(record))))
         }
         Ask::Trim { before } => {
             let (index, seq) = find(common, before)?;
             if let Some(core) = whose(common, index) {
-                return Ok(Content::RemoteTrim(RemoteTrim::new(core, index, seq)));
+                return Ok(Content::Underway(Underway::RemoteTrim(RemoteTrim::new(core, index, seq))));
             }
             let trimmed = own(common, index, shard).trim(seq).map_err(|error| {
                 common.fail(&error.to_string());
@@ -259,16 +271,17 @@ fn listing(
     if let Some(shard) = named.filter(|&shard| shard >= shards) {
         return Err(Refusal::NoShard { shard, shards });
     }
-    match (&common.peers, only, from) {
-        (None, _, None) => Ok(Content::Listing(Listing::new(shard.head_seq(), limit))),
-        (None, _, Some(Start::Seq(seq))) => Ok(Content::Listing(Listing::new(seq, limit))),
+    let underway = match (&common.peers, only, from) {
+        (None, _, None) => Underway::Listing(Listing::new(shard.head_seq(), limit)),
+        (None, _, Some(Start::Seq(seq))) => Underway::Listing(Listing::new(seq, limit)),
         (Some(_), Some(_), None | Some(Start::Seq(_))) | (Some(_), None, None | Some(Start::Place(_))) => {
-            Ok(Content::Merged(Merged::new(only, from, limit)))
+            Underway::Merged(Merged::new(only, from, limit))
         }
         (None, _, Some(Start::Place(_)))
         | (Some(_), None, Some(Start::Seq(_)))
-        | (Some(_), Some(_), Some(Start::Place(_))) => Err(Refusal::NoPlace { shards }),
-    }
+        | (Some(_), Some(_), Some(Start::Place(_))) => return Err(Refusal::NoPlace { shards }),
+    };
+    Ok(Content::Underway(underway))
 }
 
 /// The shard and the number that a name means.

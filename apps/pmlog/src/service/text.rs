@@ -25,9 +25,21 @@ pub(super) trait Text {
     /// Appends a number in eight hexadecimal digits.
     #[inline]
     fn hex(&mut self, number: u32) -> &mut Self {
-        let nibbles = [28, 24, 20, 16, 12, 8, 4, 0].map(|shift| number >> shift & 0xf);
-        self.bytes(&nibbles.map(|nibble| b"0123456789abcdef"[nibble as usize]))
+        self.bytes(&hex_digits(number))
     }
+}
+
+/// All eight digits at a time, each in a byte of one word.
+#[inline]
+fn hex_digits(number: u32) -> [u8; 8] {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let mut nibbles = u64::from(number);
+    nibbles = (nibbles | nibbles << 16) & 0x0000_ffff_0000_ffff;
+    nibbles = (nibbles | nibbles << 8) & 0x00ff_00ff_00ff_00ff;
+    nibbles = (nibbles | nibbles << 4) & (EACH * 0xf);
+    // 1 for each of 10 to 15, which reach 16 with 6 more.
+    let letters = (nibbles + EACH * 6) >> 4 & EACH;
+    (nibbles + EACH * u64::from(b'0') + letters * u64::from(b'a' - b'9' - 1)).to_be_bytes()
 }
 
 /// Text of any length.
