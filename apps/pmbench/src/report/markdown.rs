@@ -64,6 +64,9 @@ The cells know nothing of it: they were measured without.
   delivers the frames.
 - **between**: between bursts: the log's trim, and polls that the kernel interrupted.
 
+A processor works ahead: what a stage leaves in flight, such as stores on their way to memory, is charged to the stage
+that waits for it. That blurs app and flush above all; their sum is sound.
+
 For the modes on kernel sockets: time of the server's core as /proc/stat has it, medians over the rounds. **softirq** is
 what the kernel does with packets that arrive.";
 
