@@ -80,8 +80,8 @@ pub enum PortError {
     },
     /// The driver asks for receive interrupts in a way in which they never come.
     #[error(
-        "DPDK's driver {driver} does not tell {port} where to send receive interrupts by MSI-X, and none would come; \
-         give the EAL the argument --vfio-intr=msi"
+        "DPDK's driver {driver} gets no receive interrupts of {port} by MSI-X, nor without vfio; bind the card to \
+         vfio-pci, and give the EAL the argument --vfio-intr=msi"
     )]
     UnroutedRxInterrupts {
         /// The port's name.
