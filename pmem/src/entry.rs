@@ -125,6 +125,12 @@ struct RawExtent {
     len: U16,
 }
 
+impl Raw {
+    fn of(bytes: &[u8; ENTRY_BYTES]) -> &Self {
+        Self::ref_from_bytes(bytes).expect("the lengths are equal, and no field needs alignment")
+    }
+}
+
 const _: () =
     assert!(size_of::<Raw>() == ENTRY_BYTES && size_of::<[RawExtent; ENTRY_EXTENTS]>() == INLINE_BYTES);
 
@@ -164,14 +170,19 @@ impl Entry {
 
     /// Reads what [`encode`](Self::encode) wrote, and trusts none of it.
     pub(crate) fn decode(bytes: &[u8; ENTRY_BYTES], seed: u32) -> Result<Self, EntryFault> {
-        let raw = Raw::ref_from_bytes(bytes).expect("the lengths are equal, and no field needs alignment");
-        if raw.crc.get() != crc::crc32c_append(seed, &bytes[4..]) {
+        if Raw::of(bytes).crc.get() != crc::crc32c_append(seed, &bytes[4..]) {
             return Err(if bytes == &[0; ENTRY_BYTES] {
                 EntryFault::Unwritten
             } else {
                 EntryFault::Checksum
             });
         }
+        Self::decode_checked(bytes)
+    }
+
+    /// As [`decode`](Self::decode), but for the checksum, which is known to match.
+    pub(crate) fn decode_checked(bytes: &[u8; ENTRY_BYTES]) -> Result<Self, EntryFault> {
+        let raw = Raw::of(bytes);
         let (is_first, is_last) = (raw.flags & FIRST != 0, raw.flags & LAST != 0);
         let body = if raw.flags & INLINE != 0 {
             Body::inline(raw.body, raw.count).filter(|_| is_first && is_last)

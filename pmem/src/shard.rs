@@ -380,7 +380,7 @@ impl Shard {
         }
         self.persist_header(trimmed.head)?;
         for seq in self.head..trimmed.head {
-            let entry = self.entry(seq).map_err(|fault| TrimError::Corrupt { seq, fault })?;
+            let entry = self.ring.read_again(seq).map_err(|fault| TrimError::Corrupt { seq, fault })?;
             for name in entry.extents() {
                 if !self.arena.release_logged(name.buffer) {
                     return Err(TrimError::Corrupt { seq, fault: name.out_of_bounds() });
