@@ -28,6 +28,7 @@ impl Cores {
         let region = Region::over(medium.clone(), &options).expect("a store");
         let mut shards: Vec<_> = region.into_seeds().into_iter().map(|seed| seed.open().ok()).collect();
         let hall = Hall::new(shards.len() as u32, cores);
+        hall.publish((0..).zip(&shards).filter_map(|(index, shard)| Some((index, shard.as_ref()?))));
         let now = Instant::from_secs(1000);
         let core = |core: u32| {
             let mut own = (core..shards.len() as u32).step_by(cores as usize).map(|index| {
@@ -325,6 +326,21 @@ fn a_core_serves_the_shards_of_cores_that_are_no_more() {
     assert_eq!((trimmed["shard"].as_u64(), trimmed["trimmed"].as_u64()), (Some(2), Some(1)), "{trimmed}");
     assert_eq!(alone.get(0, &format!("/records/{}", stored[2].0)).status, 404);
     assert_eq!(alone.append(0, b"one more").split('-').next(), Some("0"));
+}
+
+#[test]
+fn health_counts_the_shards_of_cores_that_have_not_run_yet() {
+    let medium = medium(16 << 20);
+    let mut cores = Cores::over(&medium, 2, 2);
+    for core in [0, 1, 1] {
+        cores.append(core, b"a record");
+    }
+    drop(cores);
+    let mut cores = Cores::over(&medium, 2, 2);
+    let first = &mut cores.0[0];
+    let conn = first.connect();
+    let health = first.ask(conn, &request("GET", "/health")).json();
+    assert_eq!(health["records"], 3, "{health}");
 }
 
 #[test]

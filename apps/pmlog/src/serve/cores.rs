@@ -265,6 +265,9 @@ impl<A: Access> Core<'_, A> {
             shards.push((number, seed.open()?));
         }
         anyhow::ensure!(!shards.is_empty(), "a core has no shard");
+        if let Some(hall) = &hall {
+            hall.publish(shards.iter().map(|(number, shard)| (*number, shard)));
+        }
         let starts = shards.iter().map(|(number, shard)| ShardStart::of(*number, shard)).collect();
         let (_, shard) = shards.remove(0);
         let mut transport = access.start(seat, args, &shard, clock)?;

@@ -216,8 +216,8 @@ impl Hall {
         self.desks[core].connections.store(connections, Ordering::Relaxed);
     }
 
-    /// Says how shards are.
-    pub(super) fn publish<'a>(&self, shards: impl Iterator<Item = (u32, &'a Shard)>) {
+    /// Says how shards are. It is said of each shard before any core serves, so that the first to be asked knows of all.
+    pub fn publish<'a>(&self, shards: impl Iterator<Item = (u32, &'a Shard)>) {
         for (index, shard) in shards {
             self.boards[index as usize].store(&ShardState::of(shard));
         }
