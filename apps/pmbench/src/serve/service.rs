@@ -69,19 +69,24 @@ impl AppendService {
             if place.is_full || place.refusal.is_some() {
                 break;
             }
-            let outcome = match place.decoder.next(&mut place.input) {
-                Ok(Some(Item::Head(head))) => accept(&head, shard.max_record_bytes()).map(|_| {
-                    place.body_bytes = 0;
-                    place.body = self.keeps.then(|| shard.draft());
-                }),
-                Ok(Some(Item::Data(extent))) => {
-                    place.body_bytes += extent.len() as u64;
-                    match &mut place.body {
-                        Some(draft) => shard.push(draft, extent).map_err(Refusal::from),
-                        None => Ok(()),
+            let is_whole = match place.decoder.next(&mut place.input) {
+                Ok(Some(Item::Head(head))) => match accept(&head, shard.max_record_bytes()) {
+                    Ok(_) => place.begin(self.keeps, shard),
+                    Err(refusal) => Err(refusal),
+                },
+                Ok(Some(Item::Data(extent))) => place.add(extent, shard).map(|()| false),
+                Ok(Some(Item::End)) => Ok(true),
+                Ok(None) => match net.recv(conn) {
+                    Some(slot) => {
+                        place.input = Some(slot.keep());
+                        Ok(false)
                     }
-                }
-                Ok(Some(Item::End)) => match place.body.take() {
+                    None => break,
+                },
+                Err(refusal) => Err(refusal),
+            };
+            let outcome = match is_whole {
+                Ok(true) => match place.body.take() {
                     Some(draft) => shard.append(draft).map_err(Refusal::from).map(|pending| {
                         if place.pending.is_empty() {
                             self.awaiting.push(conn);
@@ -96,13 +101,7 @@ impl AppendService {
                         Ok(())
                     }
                 },
-                Ok(None) => match net.recv(conn) {
-                    Some(slot) => {
-                        place.input = Some(slot.keep());
-                        Ok(())
-                    }
-                    None => break,
-                },
+                Ok(false) => Ok(()),
                 Err(refusal) => Err(refusal),
             };
             if let Err(refusal) = outcome {
@@ -204,6 +203,25 @@ impl Connection {
             is_full: false,
             refusal: None,
             is_told: false,
+        }
+    }
+
+    /// Begins with a request's body; true if it is whole, since it lay right behind its head.
+    fn begin(&mut self, keeps: bool, shard: &mut Shard) -> Result<bool, Refusal> {
+        self.body_bytes = 0;
+        self.body = keeps.then(|| shard.draft());
+        match self.decoder.whole_body(&mut self.input) {
+            Some(extent) => self.add(extent, shard).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Adds a piece to the body.
+    fn add(&mut self, extent: Extent, shard: &mut Shard) -> Result<(), Refusal> {
+        self.body_bytes += extent.len() as u64;
+        match &mut self.body {
+            Some(draft) => shard.push(draft, extent).map_err(Refusal::from),
+            None => Ok(()),
         }
     }
 
