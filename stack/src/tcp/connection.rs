@@ -120,6 +120,8 @@ bitflags::bitflags! {
         const FRONT = 2;
         const PROBE = 4;
         const KEEPALIVE = 8;
+        /// What a timeout has made new, as much of it as the window takes.
+        const AGAIN = 16;
     }
 }
 

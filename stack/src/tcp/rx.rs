@@ -248,6 +248,7 @@ impl Connection {
         self.snd_una = ack;
         self.snd_nxt = self.snd_nxt.max(ack);
         self.retries = 0;
+        self.due -= Due::AGAIN;
         // Without timestamps a timeout stays doubled until data that was sent once is acknowledged (Karn).
         self.measure(now, segment, ack);
         match self.recovery.progress(ack) {

@@ -126,10 +126,11 @@ impl Connection {
         let fin = fin_unsent && len == unsent;
         let closed = self.snd_wnd <= flight;
         // Silly windows are not filled (RFC 9293, section 3.8.6.2.1): a whole segment, or a good part of what
-        // the peer has ever offered. FIN alone needs no window, but does not go into a closed one.
+        // the peer has ever offered. What is lost does not wait for that: it would wait for two timers each time.
+        // FIN alone needs no window, but does not go into a closed one.
         let worthwhile = match len {
             0 => fin && unsent == 0 && !closed,
-            _ => len == whole || 2 * len >= self.max_snd_wnd,
+            _ => len == whole || 2 * len >= self.max_snd_wnd || self.due.contains(Due::AGAIN),
         };
         if worthwhile {
             let flags = self.data_flags(fin, len);
@@ -279,6 +280,7 @@ impl Connection {
 
     fn sent_data(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
         self.last_sent = now;
+        self.due -= Due::AGAIN;
         self.send.advance(plan.len);
         self.snd_nxt = end;
         if plan.seq.before(self.snd_max) {
@@ -329,6 +331,7 @@ impl Connection {
         self.congestion.timed_out(self.snd_max.since(self.snd_una), first);
         self.recovery.timed_out(self.snd_max);
         self.due -= Due::FRONT;
+        self.due |= Due::AGAIN;
         self.go_back();
         Outcome::Goes
     }

@@ -185,6 +185,27 @@ fn rfc9293_3_8_6_2_1_the_sender_avoids_silly_windows() {
     s.expect(data(3_001, 1, &[7; 1_000]));
 }
 
+/// RFC 6298, section 5.5: each timeout doubles the next one, also where the window is too small for a whole segment.
+#[test]
+fn rfc6298_5_5_timeouts_double_in_a_silly_window() {
+    let (mut s, conn) = Script::open(Version::V4);
+    s.send(seg(ACK, 1, 1).window(400));
+    assert_eq!(s.write(conn, &[7; 1_000]), Ok(()));
+    s.expect_nothing();
+    let mut waited = vec![];
+    for _ in 0..5 {
+        waited.push(s.wait_for_segment(Duration::from_secs(60)));
+        s.expect(data(1, 1, &[7; 400]));
+    }
+    // The first wait is for the window to open; from then on for an answer.
+    for pair in waited[1..].windows(2) {
+        let (least, most) = (pair[0] * 2, pair[0] * 2 + Duration::from_millis(40));
+        assert!((least - Duration::from_millis(40)..=most).contains(&pair[1]), "{waited:?}");
+    }
+    s.send(seg(ACK, 1, 401).window(2_000));
+    s.expect(data(401, 1, &[7; 600]));
+}
+
 /// RFC 9293, section 3.8.6.2.2: the window opens by a segment or by half the buffer, not by a few bytes.
 #[test]
 fn rfc9293_3_8_6_2_2_the_receiver_avoids_silly_windows() {
