@@ -23,13 +23,15 @@ use crate::steps::{Profile, Step, programs_in};
 
 const CONNECTIONS: [u32; 2] = [10, 100];
 const SIZE_BYTES: u32 = 1024;
-/// Room for all that is appended in one cell.
-const STORE: &str = "3GiB";
+/// How long a cell is measured. For long enough, and not so long that a shard of a million log entries fills up.
+const SECONDS: f64 = 1.0;
+/// Room in each core's shard for all that is appended in one cell, should all connections come to one core.
+const SHARD_GIB: usize = 3;
 
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  cargo xtask bench cores            each cell 5 times for 2 s
+  cargo xtask bench cores            each cell 9 times for 1 s
   cargo xtask bench cores --quick    each cell twice for 1 s
 Leave the machine alone meanwhile; it needs two CPUs, and is better off with three.")]
 pub struct Options {
@@ -109,8 +111,8 @@ struct Round {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let (rounds, seconds, profile) =
-        if options.quick { (2, 1.0, Profile::Quick) } else { (5, 2.0, Profile::Release) };
+    let (rounds, profile) = if options.quick { (2, Profile::Quick) } else { (9, Profile::Release) };
+    let seconds = SECONDS;
     let [pmlog, pmbench] = programs_in(profile, ["pmlog", "pmbench"])?;
     let cpus = cpus()?;
     let scratch = lab::scratch_directory("cores-")?;
@@ -215,7 +217,8 @@ impl Server {
             command.args(["--user", "--map-root-user"]);
         }
         command.args(["sh", "-e", "-c", VETH, "sh"]).arg(&bench.pmlog);
-        command.args(["serve", "--json", "--pm", "memory:", "--pm-size", STORE]);
+        let store = format!("{}GiB", SHARD_GIB * mode.cores());
+        command.args(["serve", "--json", "--pm", "memory:", "--pm-size", &store]);
         command.args(["--cores", &cpus.join(","), "--dev", mode.device(), "--mac", SERVER_MAC]);
         command.args(["--ip", "10.0.0.2/24", "--"]).args(EAL);
         command.env("RUNTIME_DIRECTORY", &bench.folder).stdin(Stdio::null()).stdout(Stdio::piped());
