@@ -98,6 +98,8 @@ struct Cell {
     /// Server CPU by request, relative to one core's in the same round.
     cpu_ratio: f64,
     p50_us: f64,
+    /// How many requests were made durable by one fence: the system calls of a burst are shared by so many.
+    requests_per_fence: f64,
     /// Payload bytes copied from core to core, by request.
     crossed_bytes_per_request: f64,
 }
@@ -107,6 +109,7 @@ struct Round {
     requests_per_s: f64,
     cpu_ns: f64,
     p50_us: f64,
+    burst: f64,
     crossed_bytes: f64,
 }
 
@@ -191,6 +194,7 @@ impl Bench {
             requests_per_s: number(&summary, "requests_per_s")?,
             cpu_ns: number(&report, "busy_cpu_us")? * 1e3 / requests,
             p50_us: number(&summary, "p50_us")?,
+            burst: requests / number(&report, "fences")?,
             crossed_bytes: number(&report, "crossed_bytes")? / requests,
         })
     }
@@ -286,6 +290,7 @@ fn cell(found: &BTreeMap<(u32, Mode), Vec<Round>>, connections: u32, mode: Mode)
         server_cpu_ns_range: [ns().fold(f64::INFINITY, f64::min), ns().fold(0.0, f64::max)],
         cpu_ratio: median(ratios),
         p50_us: median_of(|round| round.p50_us),
+        requests_per_fence: median_of(|round| round.burst),
         crossed_bytes_per_request: median_of(|round| round.crossed_bytes),
     }
 }
@@ -298,18 +303,26 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn table(cells: &[Cell]) -> String {
     let mut text = format!(
-        "{:<18} {:>11} {:>11} {:>14} {:>8} {:>8} {:>14}\n",
-        "", "connections", "requests/s", "CPU ns/request", "by 1", "p50 us", "crossed bytes"
+        "{:<18} {:>11} {:>11} {:>14} {:>8} {:>8} {:>14} {:>14}\n",
+        "",
+        "connections",
+        "requests/s",
+        "CPU ns/request",
+        "by 1",
+        "p50 us",
+        "requests/fence",
+        "crossed bytes"
     );
     for cell in cells {
         text += &format!(
-            "{:<18} {:>11} {:>11.0} {:>14.0} {:>8.2} {:>8.1} {:>14.0}\n",
+            "{:<18} {:>11} {:>11.0} {:>14.0} {:>8.2} {:>8.1} {:>14.1} {:>14.0}\n",
             cell.mode,
             cell.connections,
             cell.requests_per_s,
             cell.server_cpu_ns_per_request,
             cell.cpu_ratio,
             cell.p50_us,
+            cell.requests_per_fence,
             cell.crossed_bytes_per_request,
         );
     }
@@ -322,7 +335,13 @@ mod tests {
 
     #[test]
     fn cells_are_medians_of_rounds_and_of_the_rounds_own_ratios() {
-        let round = |cpu_ns| Round { requests_per_s: 1e9 / cpu_ns, cpu_ns, p50_us: 7.0, crossed_bytes: 3.0 };
+        let round = |cpu_ns| Round {
+            requests_per_s: 1e9 / cpu_ns,
+            cpu_ns,
+            p50_us: 7.0,
+            burst: 2.0,
+            crossed_bytes: 3.0,
+        };
         let found = BTreeMap::from([
             ((10, Mode::OneCore), [100.0, 200.0, 1000.0].map(round).into()),
             ((10, Mode::TwoQueues), [120.0, 220.0, 1100.0].map(round).into()),
