@@ -71,6 +71,10 @@ impl Kind {
                 "the driver copies each frame into a buffer of a pool that gives out first what came back last"
             }
             (Self::Rx, Link::Veth, _) => "the packet socket's ring, from which the driver copies each frame",
+            (Self::StackIn, _, Mode::Paste | Mode::PasteEcho) => {
+                "headers, checksums, connections, and a piece's way into its queue; and between frames the next spare \
+                 buffers are fetched into the caches"
+            }
             (Self::StackIn, _, _) => "headers, checksums, connections, and a piece's way into its queue",
             (Self::App, _, Mode::DpdkCopy) => "HTTP, the copy into the store and its checksum, replies",
             (Self::App, _, Mode::Limit) => "two addresses are swapped",

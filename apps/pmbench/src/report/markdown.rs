@@ -55,8 +55,9 @@ The cells know nothing of it: they were measured without.
 - **rx**: frames out of the device, and their mbufs back into the pool. On memif the driver copies each frame into its
   buffer here; on veth it copies it out of the packet socket's ring.
 - **stack in**: headers, checksums, connections, queues; for `dpdk-copy` with the copy into the socket's ring.
-- **app**: HTTP, checksum and log entry of the record, reply; for `dpdk-copy` with the copy into the store; for the
-  others, between events, fetching the next spare buffers into the caches.
+- **app**: HTTP, checksum and log entry of the record, reply; for `dpdk-copy` with the copy into the store.
+- `paste` and `paste-echo` also have the next spare buffers fetched into the caches: between frames, which is part of
+  **stack in**, and between events, which is part of **app**.
 - **flush**, **fence**: the lines of payload and log entries, and one wait for each burst. While it is measured, a fence
   waits until the flushed lines have arrived; without, the core runs on meanwhile.
 - **stack out**: timers; headers and checksums of what is sent.
