@@ -219,6 +219,23 @@ fn set_up(guest: &mut Guest) -> Result<()> {
     Ok(())
 }
 
+/// A machine with this NIC, booted and set up.
+fn prepared(stage: &Stage<'_>, nic: Nic) -> Result<(Machine, Guest)> {
+    let machine = stage.machine(nic)?;
+    let mut guest = stage.boot(&machine)?;
+    set_up(&mut guest)?;
+    Ok((machine, guest))
+}
+
+/// The end of a guest whose server has stopped: its store is sound, and the IOMMU has refused nothing.
+fn end_sound(mut guest: Guest) -> Result<()> {
+    guest.must("pmlog verify --pm /dev/dax0.0")?;
+    let faults = dma_faults(&mut guest)?;
+    guest.power_off()?;
+    ensure!(faults == 0, "the IOMMU has refused {faults} accesses; see dmesg in console.log");
+    Ok(())
+}
+
 fn dma_faults(guest: &mut Guest) -> Result<u64> {
     guest.run("dma_faults")?.text.trim().parse().context("the guest cannot count its DMA faults")
 }
@@ -258,9 +275,7 @@ fn recognisable(records: &[Acknowledged]) -> Vec<Vec<u8>> {
 }
 
 fn dma_into_dax(stage: &Stage<'_>, nic: Nic) -> Result<String> {
-    let machine = stage.machine(nic)?;
-    let mut guest = stage.boot(&machine)?;
-    set_up(&mut guest)?;
+    let (machine, mut guest) = prepared(stage, nic)?;
     (stage.tell)("starting pmlog");
     guest.must("serve /dev/dax0.0")?;
     wait_for_server(&mut guest, START_LIMIT)?;
@@ -274,12 +289,9 @@ fn dma_into_dax(stage: &Stage<'_>, nic: Nic) -> Result<String> {
     ensure!(copied * 1000 < sent as u64, "{copied} of {sent} payload bytes were copied by the processor");
     fetch_each(&records)?;
     guest.must("stop")?;
-    guest.must("pmlog verify --pm /dev/dax0.0")?;
-    let faults = dma_faults(&mut guest)?;
-    guest.power_off()?;
+    end_sound(guest)?;
     (stage.tell)("searching the medium");
     let bytes = find_all(&machine.file, &recognisable(&records))?;
-    ensure!(faults == 0, "the IOMMU has refused {faults} accesses; see dmesg in console.log");
     Ok(format!(
         "{} appends by DMA into /dev/dax0.0, {bytes} payload bytes found in its file, 0 IOMMU faults",
         records.len()
@@ -494,9 +506,7 @@ fn caches_persist(stage: &Stage<'_>) -> Result<String> {
 }
 
 fn without_dma_map(stage: &Stage<'_>) -> Result<String> {
-    let machine = stage.machine(Nic::E1000e)?;
-    let mut guest = stage.boot(&machine)?;
-    set_up(&mut guest)?;
+    let (machine, mut guest) = prepared(stage, Nic::E1000e)?;
     guest.must("serve /dev/dax0.0 --no-dma-map")?;
     wait_for_line(&mut guest, "serving ")?;
     // Either nothing arrives, or what arrives is not what was sent: both must be noticed.

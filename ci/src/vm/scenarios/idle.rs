@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{START_LIMIT, Stage, dma_faults, lengths, set_up};
+use super::{START_LIMIT, Stage, end_sound, lengths, prepared};
 use crate::vm::client::{append_each, fetch_each, wait_for_server};
 use crate::vm::qemu::{Guest, NIC, Nic};
 
@@ -15,9 +15,7 @@ const SHORT_SILENCES: u64 = 30;
 
 /// On e1000e, where DPDK's driver needs to be told of a kind of interrupt that it can handle.
 pub(super) fn on_e1000e(stage: &Stage<'_>) -> Result<String> {
-    let machine = stage.machine(Nic::E1000e)?;
-    let mut guest = stage.boot(&machine)?;
-    set_up(&mut guest)?;
+    let (_, mut guest) = prepared(stage, Nic::E1000e)?;
     let start = format!("pmlog serve --pm /dev/dax0.0 --dev {NIC} --ip 10.0.0.2/24 --idle interrupt");
     let refusal = guest.run(&start)?;
     ensure!(refusal.status == 1, "pmlog ended with {} and not with 1:\n{}", refusal.status, refusal.text);
@@ -32,9 +30,7 @@ pub(super) fn on_e1000e(stage: &Stage<'_>) -> Result<String> {
 
 /// With these arguments for pmlog. Where there are more cores than queues, some sleep until another core wakes them.
 pub(super) fn asleep(stage: &Stage<'_>, nic: Nic, arguments: &str) -> Result<String> {
-    let machine = stage.machine(nic)?;
-    let mut guest = stage.boot(&machine)?;
-    set_up(&mut guest)?;
+    let (_, guest) = prepared(stage, nic)?;
     sleep_and_answer(stage, guest, arguments)
 }
 
@@ -61,10 +57,7 @@ fn sleep_and_answer(stage: &Stage<'_>, mut guest: Guest, arguments: &str) -> Res
     records.extend(append_each(lengths(), stage.chance(SHORT_SILENCES))?);
     fetch_each(&records)?;
     guest.must("stop")?;
-    guest.must("pmlog verify --pm /dev/dax0.0")?;
-    let faults = dma_faults(&mut guest)?;
-    guest.power_off()?;
-    ensure!(faults == 0, "the IOMMU has refused {faults} accesses; see dmesg in console.log");
+    end_sound(guest)?;
     Ok(format!(
         "{taken}0 ms of CPU time in {SILENCE_S} s of silence; {SHORT_SILENCES} silences ended with {interrupts} \
          interrupts, and {} appends were answered",

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, SocketAddrV4};
 use anyhow::{Context, Result, bail, ensure};
 use lab::Connection;
 
-use super::{START_LIMIT, Stage, dma_faults, ended, lengths, recognisable, set_up};
+use super::{START_LIMIT, Stage, end_sound, ended, lengths, prepared, recognisable};
 use crate::vm::client::{Acknowledged, Tag, append_each, fetch_each, server, wait_for_server};
 use crate::vm::evidence::find_all;
 use crate::vm::qemu::Nic;
@@ -18,9 +18,7 @@ const BODY_BYTES: usize = 1024;
 
 /// The device hashes each connection to a queue, and so to a core, in whose shard its records are then.
 pub(super) fn two(stage: &Stage<'_>) -> Result<String> {
-    let machine = stage.machine(Nic::VirtioTwoQueues)?;
-    let mut guest = stage.boot(&machine)?;
-    set_up(&mut guest)?;
+    let (machine, mut guest) = prepared(stage, Nic::VirtioTwoQueues)?;
     (stage.tell)("starting pmlog");
     guest.must("serve /dev/dax0.0 --cores 0,1 --json")?;
     wait_for_server(&mut guest, START_LIMIT)?;
@@ -61,12 +59,9 @@ pub(super) fn two(stage: &Stage<'_>) -> Result<String> {
     // What a client still says to an aborted connection belongs to none, and both cores are asked.
     let (crossed, late) = (told("frames_crossed")?, told("aborted")?);
     ensure!(crossed <= late, "{crossed} frames came to another core than their connection's: {ended}");
-    guest.must("pmlog verify --pm /dev/dax0.0")?;
-    let faults = dma_faults(&mut guest)?;
-    guest.power_off()?;
+    end_sound(guest)?;
     (stage.tell)("searching the medium");
     let bytes = find_all(&machine.file, &recognisable(&records))?;
-    ensure!(faults == 0, "the IOMMU has refused {faults} accesses; see dmesg in console.log");
     Ok(format!(
         "{} and {} connections on cores 0 and 1, as their hashes say; {} appends by DMA into two shards, {bytes} \
          payload bytes found, 0 IOMMU faults",
