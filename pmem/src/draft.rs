@@ -1,5 +1,7 @@
 //! Records under construction: from pieces of buffers to what an append writes.
 
+use std::ops::Range;
+
 use crate::{
     arena::{Arena, Buffer, Extent},
     crc,
@@ -41,6 +43,8 @@ pub struct Draft {
     /// The line of the medium that was flushed last.
     last_line: usize,
     pack: Option<Pack>,
+    /// What was copied and is not flushed: the last line, which grows with the next copy.
+    copied: Range<usize>,
     pub(crate) work: Work,
 }
 
@@ -115,6 +119,7 @@ impl Draft {
             pinned: 0,
             last_line: usize::MAX,
             pack: None,
+            copied: 0..0,
             work: Work::default(),
         }
     }
@@ -233,13 +238,40 @@ impl Draft {
     fn flush(&mut self, arena: &Arena, extent: &Extent) {
         let from = extent.medium_offset();
         let to = from + extent.len();
-        // Pieces of one buffer often meet in a line. What others wrote there was complete when its first piece
-        // came; only a pack's line still grows between two flushes.
-        let seen = from / LINE_BYTES == self.last_line && !self.is_packed(extent);
+        if self.is_packed(extent) {
+            return self.flush_copy(arena, from..to);
+        }
+        // Pieces of one buffer often meet in a line. What others wrote there was complete when its first piece came.
+        let seen = from / LINE_BYTES == self.last_line;
         let from = if seen { ((self.last_line + 1) * LINE_BYTES).min(to) } else { from };
-        arena.medium().flush(from, to - from);
-        self.work.flushed_lines += lines(from, to);
+        self.flush_lines(arena, from..to);
         self.last_line = (to - 1) / LINE_BYTES;
+    }
+
+    /// Flushes a copy's lines but for the last, unless that is full: the next copy grows it, and a line costs as much
+    /// to flush for a few bytes as for all.
+    fn flush_copy(&mut self, arena: &Arena, copy: Range<usize>) {
+        if copy.start != self.copied.end {
+            self.flush_rest(arena);
+            self.copied = copy.clone();
+        }
+        let full = (copy.end / LINE_BYTES * LINE_BYTES).max(self.copied.start);
+        self.flush_lines(arena, self.copied.start..full);
+        self.copied = full..copy.end;
+    }
+
+    /// Flushes what is left of the copies, after the last piece.
+    pub(crate) fn flush_rest(&mut self, arena: &Arena) {
+        let rest = std::mem::replace(&mut self.copied, 0..0);
+        self.flush_lines(arena, rest);
+    }
+
+    fn flush_lines(&mut self, arena: &Arena, bytes: Range<usize>) {
+        if bytes.is_empty() {
+            return;
+        }
+        arena.medium().flush(bytes.start, bytes.len());
+        self.work.flushed_lines += lines(bytes.start, bytes.end);
     }
 }
 

@@ -322,6 +322,7 @@ impl Shard {
             if draft.is_short() {
                 self.pack(draft, pieces)?;
             }
+            draft.flush_rest(&self.arena);
             self.append_extents(draft)
         };
         self.counters.flushed_lines += self.ring.flush(self.next, needed) + draft.work.flushed_lines;

@@ -160,9 +160,11 @@ fn a_peer_of_tiny_segments_does_not_pin_a_buffer_each() {
 }
 
 #[test]
-fn tiny_pieces_of_one_buffer_do_not_fill_the_log() {
-    let mut shard = shard(1 << 20);
+fn tiny_pieces_fill_neither_the_log_nor_the_way_to_the_medium() {
+    let model = LineModel::new(1 << 20);
+    let mut shard = open(&model, &tiny());
     let mut draft = shard.draft();
+    let before = shard.counters();
     let mut expected = Vec::new();
     for seed in 0..20 {
         let bytes = payload(seed, 800);
@@ -178,6 +180,10 @@ fn tiny_pieces_of_one_buffer_do_not_fill_the_log() {
     let record = shard.record(seq).unwrap();
     assert_eq!(record.to_vec(), expected);
     assert!(record.info().entries < 20, "{} entries for {} bytes", record.info().entries, expected.len());
+    let lines = shard.counters().flushed_lines - before.flushed_lines;
+    assert!(lines < expected.len() as u64 / 16, "{lines} lines flushed for {} bytes", expected.len());
+    let after_crash = open(&LineModel::from_image(model.crash(|| 0)), &tiny());
+    assert!(contents(&after_crash) == [(seq, expected)], "what was acknowledged is lost or altered");
 }
 
 #[test]
