@@ -58,6 +58,10 @@ mod tests {
             ["--connections", "10001"],
             ["--size", "0"],
             ["--rate", "0"],
+            ["--chunk", "0"],
+            ["--nap-us", "0"],
+            ["--frames", "--nap-us=100"],
+            ["--frames", "--rate=100"],
             ["--seconds", "-1"],
             ["--target-mac", "ff:ff:ff:ff:ff:ff"],
         ] {

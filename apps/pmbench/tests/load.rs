@@ -30,23 +30,39 @@ fn answer(stream: TcpStream, reply: impl Fn(usize) -> Option<&'static str>) -> O
     let mut writer = stream.try_clone().ok()?;
     let mut reader = BufReader::new(stream);
     for number in 0.. {
-        let mut length = 0;
+        let mut length = Some(0);
         loop {
             let mut line = String::new();
             if reader.read_line(&mut line).ok()? == 0 {
                 return None;
             }
             if let Some(value) = line.strip_prefix("Content-Length: ") {
-                length = value.trim().parse().ok()?;
+                length = Some(value.trim().parse().ok()?);
+            }
+            if line == "Transfer-Encoding: chunked\r\n" {
+                length = None;
             }
             if line == "\r\n" {
                 break;
             }
         }
-        reader.read_exact(&mut vec![0; length]).ok()?;
+        match length {
+            Some(length) => reader.read_exact(&mut vec![0; length]).ok()?,
+            None => while take_chunk(&mut reader)? > 0 {},
+        }
         writer.write_all(reply(number)?.as_bytes()).ok()?;
     }
     Some(())
+}
+
+/// The length of the next chunk, which is read to its end.
+fn take_chunk(reader: &mut BufReader<TcpStream>) -> Option<usize> {
+    let mut line = String::new();
+    reader.read_line(&mut line).ok()?;
+    let length = usize::from_str_radix(line.strip_suffix("\r\n")?, 16).ok()?;
+    let mut data = vec![0; length + 2];
+    reader.read_exact(&mut data).ok()?;
+    data.ends_with(b"\r\n").then_some(length)
 }
 
 fn load(more: &[&str]) -> Result<Output> {
@@ -92,6 +108,34 @@ fn requests_of_any_size_are_answered() {
             ensure!(number(&found, "requests")? > 8.0, "{found}");
             ensure!(number(&found, "p50_us")? > 0.0 && number(&found, "busy")? > 0.0, "{found}");
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn chunked_requests_are_answered() {
+    isolated(|_| {
+        wire::veth()?;
+        serve(|_| Some(GOOD))?;
+        for (size, chunk) in [("1", "1"), ("1024", "2"), ("4000", "1000"), ("20000", "1")] {
+            let more = ["--size", size, "--chunk", chunk, "--connections", "8", "--seconds", "0.2"];
+            let found = summary(&more)?;
+            ensure!(number(&found, "requests")? > 8.0, "{found}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_generator_naps_while_it_waits() {
+    isolated(|_| {
+        wire::veth()?;
+        serve(|_| Some(GOOD))?;
+        // Each reply comes during a nap, so that at most one is seen in each.
+        let found = summary(&["--connections", "1", "--seconds", "0.5", "--nap-us", "100000"])?;
+        let requests = number(&found, "requests")?;
+        ensure!((1.0..=6.0).contains(&requests), "{found}");
+        ensure!(number(&found, "p50_us")? > 50_000.0, "{found}");
         Ok(())
     });
 }

@@ -1,8 +1,10 @@
-//! `cargo xtask bench cores`: pmlog with one core and with two, under the same load.
+//! `cargo xtask bench cores`: pmlog with one core and with two, under the same loads.
 //!
 //! The generator takes a CPU of its own where there is a third. Where there are only two, it takes turns with the
-//! server's second core: requests by second then say little of how the server scales, and what can be compared is
-//! the server's CPU time by request. Turns of its loops that find nothing to do are left out of that.
+//! server's second core, and a request takes it about as much CPU time as it takes the server. Requests by second then
+//! say little of how the server scales; what can be compared is the server's CPU time by request. (Turns of its loops
+//! that find nothing to do are left out of that.) So there is a load that is dear to the server and cheap to the
+//! generator, which sleeps between bursts: bodies in many short chunks.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +23,6 @@ use super::fwd::{EAL, VETH};
 use super::said_by;
 use crate::steps::{Profile, Step, programs_in};
 
-const CONNECTIONS: [u32; 2] = [10, 100];
 const SIZE_BYTES: u32 = 1024;
 /// How long a cell is measured. For long enough, and not so long that a shard of a million log entries fills up.
 const SECONDS: f64 = 1.0;
@@ -39,6 +40,23 @@ pub struct Options {
     #[arg(long)]
     quick: bool,
 }
+
+/// What the generator asks for.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    name: &'static str,
+    connections: u32,
+    /// Length of each body's chunks, if it has any.
+    chunk_bytes: Option<u32>,
+    /// How long the generator sleeps when it has nothing to do, where it shares a CPU with the server.
+    nap_us: Option<u32>,
+}
+
+const LOADS: [Load; 3] = [
+    Load { name: "1 KiB", connections: 10, chunk_bytes: None, nap_us: None },
+    Load { name: "1 KiB", connections: 100, chunk_bytes: None, nap_us: None },
+    Load { name: "1 KiB in 512 chunks", connections: 100, chunk_bytes: Some(2), nap_us: Some(500) },
+];
 
 /// A way of serving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,10 +106,15 @@ struct Results {
 /// A row of the table: medians over the rounds.
 #[derive(Serialize)]
 struct Cell {
+    load: &'static str,
+    connections: u32,
     mode: &'static str,
     cores: usize,
-    connections: u32,
     requests_per_s: f64,
+    /// Requests by second, relative to one core's in the same round.
+    rate_ratio: f64,
+    /// The lowest and the highest of a round.
+    rate_ratio_range: [f64; 2],
     server_cpu_ns_per_request: f64,
     /// The lowest and the highest of a round.
     server_cpu_ns_range: [f64; 2],
@@ -120,27 +143,28 @@ pub fn run(options: &Options) -> Result<()> {
     let cpus = cpus()?;
     let scratch = lab::scratch_directory("cores-")?;
     let bench = Bench { pmlog, pmbench, cpus, folder: scratch.path().to_owned(), seconds };
-    let mut found: BTreeMap<(u32, Mode), Vec<Round>> = BTreeMap::new();
-    for connections in CONNECTIONS {
-        let step = Step::start(&format!("{connections} connections"));
+    let mut found: Found = BTreeMap::new();
+    for (at, load) in LOADS.iter().enumerate() {
+        let step = Step::start(&format!("{}, {} connections", load.name, load.connections));
         for round in 0..rounds {
             for turn in 0..MODES.len() {
                 // Each is first, second and third in turn.
                 let mode = MODES[(round + turn) % MODES.len()];
                 step.progress(&format!("{}, round {} of {rounds}", mode.name(), round + 1));
-                found.entry((connections, mode)).or_default().push(bench.measure(mode, connections)?);
+                found.entry((at, mode)).or_default().push(bench.measure(mode, load)?);
             }
         }
-        let ns: Vec<_> = MODES.iter().map(|&mode| cell(&found, connections, mode)).collect();
-        let ns: Vec<_> = ns.iter().map(|cell| format!("{:.0}", cell.server_cpu_ns_per_request)).collect();
-        step.end(&format!("{} ns of server CPU by request", ns.join(", ")));
+        let rates: Vec<_> = MODES.iter().map(|&mode| cell(&found, at, mode)).collect();
+        let rates: Vec<_> = rates.iter().map(|cell| format!("{:.0}", cell.requests_per_s)).collect();
+        step.end(&format!("{} requests/s", rates.join(", ")));
     }
-    let cells: Vec<Cell> = found.keys().map(|&(connections, mode)| cell(&found, connections, mode)).collect();
+    let cells: Vec<Cell> = found.keys().map(|&(load, mode)| cell(&found, load, mode)).collect();
     print!("{}", table(&cells));
-    let shares = bench.cpus.len() < 3;
+    let shares = bench.shares();
     if shares {
         println!(
-            "two CPUs: the generator shares one with the server's second core, so compare the CPU by request"
+            "two CPUs: the generator shares one with the server's second core; where a request takes it as long as it \
+             takes the server, compare the CPU by request"
         );
     }
     let results = Results {
@@ -168,8 +192,16 @@ struct Bench {
     seconds: f64,
 }
 
+/// The rounds of each load and way of serving.
+type Found = BTreeMap<(usize, Mode), Vec<Round>>;
+
 impl Bench {
-    fn measure(&self, mode: Mode, connections: u32) -> Result<Round> {
+    /// Whether the generator shares a CPU with the server's second core.
+    fn shares(&self) -> bool {
+        self.cpus.len() < 3
+    }
+
+    fn measure(&self, mode: Mode, load: &Load) -> Result<Round> {
         let server = Server::start(self, mode)?;
         let core = self.cpus.last().context("there are CPUs")?.to_string();
         let mut command = Command::new("nsenter");
@@ -180,12 +212,23 @@ impl Bench {
         command.arg(&self.pmbench).args(["load", "--json", "--core", &core]);
         command.args(["--dev", "net_af_packet0,iface=veth0", "--ip", "10.0.0.1/24", "--mac", GENERATOR_MAC]);
         command.args(["--target", "10.0.0.2:80", "--size", &SIZE_BYTES.to_string()]);
-        command.args(["--connections", &connections.to_string(), "--seconds", &self.seconds.to_string()]);
+        command.args([
+            "--connections",
+            &load.connections.to_string(),
+            "--seconds",
+            &self.seconds.to_string(),
+        ]);
+        if let Some(chunk_bytes) = load.chunk_bytes {
+            command.args(["--chunk", &chunk_bytes.to_string()]);
+        }
+        if let Some(nap_us) = load.nap_us.filter(|_| self.shares()) {
+            command.args(["--nap-us", &nap_us.to_string()]);
+        }
         command.arg("--").args(EAL).args(["-l", &core]);
         command.env("RUNTIME_DIRECTORY", &self.folder);
-        let load = lab::run_for(&mut command, Duration::from_secs(60));
+        let ran = lab::run_for(&mut command, Duration::from_secs(60));
         let report = server.end()?;
-        let summary = last_line(&String::from_utf8_lossy(&load?.stdout))?;
+        let summary = last_line(&String::from_utf8_lossy(&ran?.stdout))?;
         let number =
             |value: &Value, key: &str| value[key].as_f64().with_context(|| format!("no {key} in {value}"));
         let requests = number(&report, "requests")?;
@@ -275,20 +318,26 @@ fn cpus() -> Result<Vec<usize>> {
     Ok(cpus)
 }
 
-fn cell(found: &BTreeMap<(u32, Mode), Vec<Round>>, connections: u32, mode: Mode) -> Cell {
-    let rounds = &found[&(connections, mode)];
-    let median_of = |part: fn(&Round) -> f64| median(rounds.iter().map(part).collect());
-    let alone = &found[&(connections, Mode::OneCore)];
-    let ratios = rounds.iter().zip(alone).map(|(round, alone)| round.cpu_ns / alone.cpu_ns).collect();
-    let ns = || rounds.iter().map(|round| round.cpu_ns);
+fn cell(found: &Found, load: usize, mode: Mode) -> Cell {
+    let rounds = &found[&(load, mode)];
+    let alone = &found[&(load, Mode::OneCore)];
+    let all = |part: fn(&Round) -> f64| rounds.iter().map(part).collect::<Vec<_>>();
+    let by_one = |part: fn(&Round) -> f64| {
+        rounds.iter().zip(alone).map(|(round, alone)| part(round) / part(alone)).collect::<Vec<_>>()
+    };
+    let median_of = |part| median(all(part));
+    let rate_ratios = by_one(|round| round.requests_per_s);
     Cell {
+        load: LOADS[load].name,
+        connections: LOADS[load].connections,
         mode: mode.name(),
         cores: mode.cores(),
-        connections,
         requests_per_s: median_of(|round| round.requests_per_s),
+        rate_ratio_range: range(&rate_ratios),
+        rate_ratio: median(rate_ratios),
         server_cpu_ns_per_request: median_of(|round| round.cpu_ns),
-        server_cpu_ns_range: [ns().fold(f64::INFINITY, f64::min), ns().fold(0.0, f64::max)],
-        cpu_ratio: median(ratios),
+        server_cpu_ns_range: range(&all(|round| round.cpu_ns)),
+        cpu_ratio: median(by_one(|round| round.cpu_ns)),
         p50_us: median_of(|round| round.p50_us),
         requests_per_fence: median_of(|round| round.burst),
         crossed_bytes_per_request: median_of(|round| round.crossed_bytes),
@@ -301,12 +350,21 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// The lowest and the highest.
+fn range(values: &[f64]) -> [f64; 2] {
+    let fold = |pick: fn(f64, f64) -> f64| values.iter().copied().reduce(pick).unwrap_or(f64::NAN);
+    [fold(f64::min), fold(f64::max)]
+}
+
 fn table(cells: &[Cell]) -> String {
     let mut text = format!(
-        "{:<18} {:>11} {:>11} {:>14} {:>8} {:>8} {:>14} {:>14}\n",
+        "{:<20} {:>11} {:<18} {:>10} {:>5} {:>12} {:>14} {:>5} {:>8} {:>14} {:>13}\n",
         "",
         "connections",
+        "",
         "requests/s",
+        "by 1",
+        "range",
         "CPU ns/request",
         "by 1",
         "p50 us",
@@ -314,11 +372,15 @@ fn table(cells: &[Cell]) -> String {
         "crossed bytes"
     );
     for cell in cells {
+        let [low, high] = cell.rate_ratio_range;
         text += &format!(
-            "{:<18} {:>11} {:>11.0} {:>14.0} {:>8.2} {:>8.1} {:>14.1} {:>14.0}\n",
-            cell.mode,
+            "{:<20} {:>11} {:<18} {:>10.0} {:>5.2} {:>12} {:>14.0} {:>5.2} {:>8.1} {:>14.1} {:>13.0}\n",
+            cell.load,
             cell.connections,
+            cell.mode,
             cell.requests_per_s,
+            cell.rate_ratio,
+            format!("{low:.2} to {high:.2}"),
             cell.server_cpu_ns_per_request,
             cell.cpu_ratio,
             cell.p50_us,
@@ -343,12 +405,16 @@ mod tests {
             crossed_bytes: 3.0,
         };
         let found = BTreeMap::from([
-            ((10, Mode::OneCore), [100.0, 200.0, 1000.0].map(round).into()),
-            ((10, Mode::TwoQueues), [120.0, 220.0, 1100.0].map(round).into()),
+            ((0, Mode::OneCore), [100.0, 200.0, 1000.0].map(round).into()),
+            ((0, Mode::TwoQueues), [120.0, 220.0, 1100.0].map(round).into()),
         ]);
-        let cell = cell(&found, 10, Mode::TwoQueues);
+        let cell = cell(&found, 0, Mode::TwoQueues);
         assert_eq!((cell.server_cpu_ns_per_request, cell.server_cpu_ns_range), (220.0, [120.0, 1100.0]));
         assert!((cell.cpu_ratio - 1.1).abs() < 1e-9, "{}", cell.cpu_ratio);
+        let rate_ratios = [cell.rate_ratio, cell.rate_ratio_range[0], cell.rate_ratio_range[1]];
+        for (found, expected) in rate_ratios.into_iter().zip([1.0 / 1.1, 100.0 / 120.0, 1.0 / 1.1]) {
+            assert!((found - expected).abs() < 1e-9, "{rate_ratios:?}");
+        }
         assert_eq!(table(&[cell]).lines().count(), 2);
     }
 }

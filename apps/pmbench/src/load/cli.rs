@@ -41,6 +41,11 @@ pub struct LoadArgs {
     /// Length of each request's body in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub size: u32,
+    /// Send each body in chunks of so many bytes (Transfer-Encoding: chunked), without its length in front.
+    ///
+    /// Short chunks are much work for the server, and for the generator no more than as many bytes.
+    #[arg(long, value_name = "BYTES")]
+    pub chunk: Option<NonZeroU32>,
     /// How long to measure.
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = parse_seconds)]
     pub seconds: f64,
@@ -52,7 +57,7 @@ pub struct LoadArgs {
     #[arg(long, value_name = "PER_SECOND")]
     pub rate: Option<NonZeroU64>,
     /// Send raw frames of the requests' sizes, and take back what a server of mode `limit` returns.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["rate", "nap_us"])]
     pub frames: bool,
     /// The server's Ethernet address, for --frames.
     #[arg(long, value_name = "ADDRESS", value_parser = parse_mac, default_value = "02:00:00:00:00:01")]
@@ -60,6 +65,11 @@ pub struct LoadArgs {
     /// The CPU to run on.
     #[arg(long, value_name = "N")]
     pub core: Option<usize>,
+    /// When there is nothing to do, sleep for so many microseconds before the next look, instead of polling.
+    ///
+    /// For a generator that shares a CPU with the server. Latencies grow by up to as much.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub nap_us: Option<u32>,
     /// Report as JSON lines instead of text.
     #[arg(long)]
     pub json: bool,
@@ -78,6 +88,11 @@ impl LoadArgs {
     /// How long to measure.
     pub fn seconds(&self) -> Duration {
         Duration::from_secs_f64(self.seconds)
+    }
+
+    /// How long to sleep when there is nothing to do, if at all.
+    pub fn nap(&self) -> Option<Duration> {
+        self.nap_us.map(|nap_us| Duration::from_micros(nap_us.into()))
     }
 
     /// How long to load before that.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::atomic::AtomicBool;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -25,6 +26,8 @@ const MAX_OPENING: usize = 32;
 pub struct Client<T> {
     transport: T,
     clock: Clock,
+    /// How long to sleep after a step without anything to do, if at all.
+    nap: Option<Duration>,
     /// One request, in named buffers.
     request: Vec<Extent>,
     connections: usize,
@@ -74,10 +77,17 @@ impl Counts {
 
 impl<T: Transport + OverEndpoint> Client<T> {
     /// A client that will have `connections` connections and sends `request` on them.
-    pub fn new(transport: T, request: Vec<Extent>, connections: usize, clock: Clock) -> Self {
+    pub fn new(
+        transport: T,
+        request: Vec<Extent>,
+        connections: usize,
+        clock: Clock,
+        nap: Option<Duration>,
+    ) -> Self {
         Self {
             transport,
             clock,
+            nap,
             request,
             connections,
             places: (0..connections)
@@ -138,7 +148,12 @@ impl<T: Transport + OverEndpoint> Client<T> {
         let patience_ns = end_ns + FIRST_REPLY.as_nanos() as u64;
         while now_ns < end_ns || (self.counts.requests == 0 && now_ns < patience_ns) {
             check_stop(stop)?;
-            self.step(now_ns, Some((&mut pace, begin_ns)))?;
+            let is_busy = self.step(now_ns, Some((&mut pace, begin_ns)))?;
+            if let Some(nap) = self.nap
+                && !is_busy
+            {
+                thread::sleep(nap);
+            }
             now_ns = self.clock.now_ns();
         }
         self.counts.ran_ns += now_ns - begin_ns;
@@ -209,11 +224,12 @@ impl<T: Transport + OverEndpoint> Client<T> {
         for conn in live {
             self.transport.abort(conn);
         }
-        self.step(self.clock.now_ns(), None)
+        self.step(self.clock.now_ns(), None)?;
+        Ok(())
     }
 
-    /// A burst: replies, and the requests that are due then.
-    fn step(&mut self, now_ns: u64, pace: Option<(&mut Pace, u64)>) -> Result<()> {
+    /// A burst: replies, and the requests that are due then. False if there was nothing to do.
+    fn step(&mut self, now_ns: u64, pace: Option<(&mut Pace, u64)>) -> Result<bool> {
         let received = self.transport.receive(time(now_ns))?;
         let mut events = 0;
         while let Some(event) = self.transport.next_event() {
@@ -231,10 +247,11 @@ impl<T: Transport + OverEndpoint> Client<T> {
             }
         }
         let sent = self.transport.transmit(time(now_ns))?;
-        if self.is_counting && received + events + started + sent > 0 {
+        let is_busy = received + events + started + sent > 0;
+        if self.is_counting && is_busy {
             self.counts.busy_ns += self.clock.now_ns() - now_ns;
         }
-        Ok(())
+        Ok(is_busy)
     }
 
     fn event(&mut self, event: Event) {

@@ -63,13 +63,13 @@ impl Device {
         self.clock.clone()
     }
 
-    /// The stack on this port, its link up.
-    pub fn stack(&mut self, args: &LoadArgs) -> Result<DpdkTransport> {
+    /// The stack on this port, its link up, for requests of so many bytes.
+    pub fn stack(&mut self, args: &LoadArgs, request_bytes: usize) -> Result<DpdkTransport> {
         let connections = args.connections.get() as usize;
         // The receive queue and what its pool holds back, and some buffers for each connection.
         let buffers = 4 * usize::from(DESCRIPTORS) + 4 * connections;
-        let size =
-            (buffers as u64 * 2 * pmem::DEFAULT_BUFFER_BYTES as u64 + (8 << 20)).next_multiple_of(4096);
+        let buffers = buffers as u64 * 2 * pmem::DEFAULT_BUFFER_BYTES as u64;
+        let size = (buffers + 2 * request_bytes as u64 + (8 << 20)).next_multiple_of(4096);
         let options = Options { size: Some(size), shards: Some(1), volatile: true, ..Options::default() };
         let seed = Region::open(MEMORY, &options)?.into_seeds().swap_remove(0);
         let (base, len_bytes) = seed.arena_memory();
@@ -77,7 +77,7 @@ impl Device {
         area.map_dma(self.id)?;
         let shard = seed.open()?;
         let arena = shard.arena().clone();
-        let pieces = (args.size as usize + 512).div_ceil(arena.buffer_bytes());
+        let pieces = request_bytes.div_ceil(arena.buffer_bytes());
         let config = Config {
             max_connections: connections,
             tx_bytes: COPIED_BYTES,
@@ -108,11 +108,9 @@ impl Device {
         Ok(())
     }
 
-    /// A request of `head` and `size` bytes, in named buffers.
-    pub fn request(&self, head: &[u8], size: u32) -> Result<Vec<Extent>> {
+    /// Puts a request's bytes into named buffers.
+    pub fn in_buffers(&self, bytes: &[u8]) -> Result<Vec<Extent>> {
         let arena = self.shard.as_ref().context("the stack is started first")?.arena();
-        let body = (0..size).map(|at| b'a' + (at % 26) as u8);
-        let bytes: Vec<u8> = head.iter().copied().chain(body).collect();
         bytes.chunks(arena.buffer_bytes()).map(|piece| in_buffer(arena, piece)).collect()
     }
 }

@@ -60,8 +60,8 @@ struct Request {
 
 impl Frames {
     /// Starts the port, and makes a request's frames.
-    pub fn new(device: &Device, args: &LoadArgs, head_bytes: usize) -> Result<Self> {
-        let templates = templates(device.mac, args, head_bytes);
+    pub fn new(device: &Device, args: &LoadArgs, request_bytes: usize) -> Result<Self> {
+        let templates = templates(device.mac, args, request_bytes);
         let info = device.id.info()?;
         let in_flight = args.connections.get() as usize * templates.len();
         let config = PoolConfig {
@@ -221,10 +221,9 @@ fn number(frame: &[u8]) -> Option<(usize, u32)> {
 }
 
 /// The frames of a request: as long as the segments that TCP would send.
-fn templates(mac: [u8; 6], args: &LoadArgs, head_bytes: usize) -> Vec<Vec<u8>> {
-    let total = head_bytes + args.size as usize;
-    let lengths =
-        (0..total.div_ceil(SEGMENT_BYTES)).map(|at| (total - at * SEGMENT_BYTES).min(SEGMENT_BYTES));
+fn templates(mac: [u8; 6], args: &LoadArgs, request_bytes: usize) -> Vec<Vec<u8>> {
+    let lengths = (0..request_bytes.div_ceil(SEGMENT_BYTES))
+        .map(|at| (request_bytes - at * SEGMENT_BYTES).min(SEGMENT_BYTES));
     lengths
         .map(|payload| {
             let from = (EthernetAddress(mac), args.ip.address());

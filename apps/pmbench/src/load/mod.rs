@@ -9,13 +9,14 @@ mod device;
 mod frames;
 mod pace;
 mod reply;
+mod request;
 mod summary;
 
 use std::io::{Write, stdin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -24,6 +25,7 @@ use crate::load::client::Client;
 use crate::load::device::Device;
 use crate::load::frames::Frames;
 use crate::load::pace::Pace;
+use crate::load::request::request;
 pub use crate::load::summary::{LoadEvent, Summary};
 
 /// How long connections have to open.
@@ -54,9 +56,11 @@ pub fn load(args: &LoadArgs, out: &mut impl Write) -> Result<()> {
 
 fn send_requests(args: &LoadArgs, stop: &AtomicBool, out: &mut impl Write) -> Result<Summary> {
     let mut device = Device::find(args)?;
-    let transport = device.stack(args)?;
-    let request = device.request(&head(args), args.size)?;
-    let mut client = Client::new(transport, request, args.connections.get() as usize, device.clock());
+    let request = request(args);
+    let transport = device.stack(args, request.len())?;
+    let request = device.in_buffers(&request)?;
+    let mut client =
+        Client::new(transport, request, args.connections.get() as usize, device.clock(), args.nap());
     client.open(args.target, HANDSHAKES, stop)?;
     let pace = || args.rate.map_or(Pace::Closed, |rate| Pace::open(rate.get()));
     client.run(args.warmup(), pace(), stop)?;
@@ -72,9 +76,8 @@ fn send_requests(args: &LoadArgs, stop: &AtomicBool, out: &mut impl Write) -> Re
 }
 
 fn send_frames(args: &LoadArgs, stop: &AtomicBool, out: &mut impl Write) -> Result<Summary> {
-    ensure!(args.rate.is_none(), "--frames has no open loop; leave --rate away");
     let device = Device::find(args)?;
-    let mut frames = Frames::new(&device, args, head(args).len())?;
+    let mut frames = Frames::new(&device, args, request(args).len())?;
     frames.run(args.warmup(), stop);
     frames.reset();
     measuring(args, out)?;
@@ -83,12 +86,6 @@ fn send_frames(args: &LoadArgs, stop: &AtomicBool, out: &mut impl Write) -> Resu
     measured(args, out)?;
     finished(args, &summary, stop, out)?;
     Ok(summary)
-}
-
-/// The head of each request.
-fn head(args: &LoadArgs) -> Vec<u8> {
-    format!("POST /append HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n", args.target, args.size)
-        .into_bytes()
 }
 
 fn measuring(args: &LoadArgs, out: &mut impl Write) -> Result<()> {
