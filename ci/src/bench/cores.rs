@@ -1,10 +1,10 @@
 //! `cargo xtask bench cores`: pmlog with one core and with two, under the same loads.
 //!
 //! The generator takes a CPU of its own where there is a third. Where there are only two, it takes turns with the
-//! server's second core, and a request takes it about as much CPU time as it takes the server. Requests by second then
-//! say little of how the server scales; what can be compared is the server's CPU time by request. (Turns of its loops
-//! that find nothing to do are left out of that.) So there is a load that is dear to the server and cheap to the
-//! generator, which sleeps between bursts: bodies in many short chunks.
+//! server's second core, and plain requests keep it nearly as busy as a core of the server. Requests by second then say
+//! little of how the server scales; what can be compared is the server's CPU time by request. (Turns of its loops that
+//! find nothing to do are left out of that.) So there is a load that is dear to the server and cheap to the generator,
+//! which sleeps between bursts: bodies in many short chunks.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -163,8 +163,8 @@ pub fn run(options: &Options) -> Result<()> {
     let shares = bench.shares();
     if shares {
         println!(
-            "two CPUs: the generator shares one with the server's second core; where a request takes it as long as it \
-             takes the server, compare the CPU by request"
+            "two CPUs: the generator shares one with the server's second core; where requests keep it as busy as the \
+             server, compare the CPU by request"
         );
     }
     let results = Results {
