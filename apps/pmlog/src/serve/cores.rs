@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use pmem::{Recovery, RegionInfo, Shard, ShardSeed};
-use rustix::time::{ClockId, clock_gettime};
 use stack::profile::Profile;
 use stack::server::Server;
 use stack::transport::dpdk::DpdkError;
@@ -333,9 +332,6 @@ impl ShardStart {
 impl<N> Totals<N> {
     /// Called in the core's own thread.
     fn of<T: Served<Totals = N>>(server: &LogServer<T>, spent: Spent) -> Self {
-        let cpu = Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default();
-        // Where others have had the CPU in between, they had it in busy turns and in others alike.
-        let share = spent.busy.total_micros() as f64 / spent.polling.total_micros().max(1) as f64;
         let archive = server.service().archive().iter().map(|(_, shard)| shard);
         let shards = || std::iter::once(server.shard()).chain(archive.clone());
         Self {
@@ -344,8 +340,8 @@ impl<N> Totals<N> {
             fences: shards().map(|shard| shard.counters().fences).sum(),
             flushed_lines: shards().map(|shard| shard.counters().flushed_lines).sum(),
             copied_bytes: shards().map(|shard| shard.counters().copied_bytes).sum(),
-            cpu,
-            busy_cpu: cpu.mul_f64(share.min(1.0)),
+            cpu: run::thread_cpu(),
+            busy_cpu: spent.busy_cpu(),
             network: server.transport().totals(),
         }
     }

@@ -1,8 +1,10 @@
 //! The loop between a store and a network.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::time::{ClockId, clock_gettime};
 use smoltcp::time::{Duration, Instant};
 
 use super::clock::Clock;
@@ -31,19 +33,36 @@ pub(super) struct Surroundings<'a, T: Served> {
     pub(super) put: &'a dyn Fn(&LogServer<T>, Spent),
 }
 
-/// The time that a core's loop took, rests left out.
+/// What a core's loop took, without what came before: opening a shard costs as much CPU time as many requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Spent {
-    /// In turns that found something to do.
-    pub(super) busy: Duration,
-    /// In all turns.
-    pub(super) polling: Duration,
+    /// CPU time.
+    cpu: time::Duration,
+    /// Time by the clock in turns that found something to do.
+    busy: Duration,
+    /// Time by the clock in all turns, rests left out.
+    polling: Duration,
+}
+
+impl Spent {
+    /// CPU time in turns that found something to do. Where others have had the CPU in between, they had it in busy turns
+    /// and in others alike.
+    pub(super) fn busy_cpu(&self) -> time::Duration {
+        let share = self.busy.total_micros() as f64 / self.polling.total_micros().max(1) as f64;
+        self.cpu.mul_f64(share.min(1.0))
+    }
+}
+
+/// CPU time of this thread.
+pub(super) fn thread_cpu() -> time::Duration {
+    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap_or_default()
 }
 
 /// Bursts until it is time to stop; in between, what other cores want, and whatever rest the transport takes.
 pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_, T>) -> Result<Spent> {
     let Surroundings { clock, stop, .. } = *around;
     let mut spent = Spent::default();
+    let before = thread_cpu();
     let mut idle_since = clock.now();
     let mut noted_totals = clock.now();
     let mut is_noted = true;
@@ -54,6 +73,7 @@ pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_
         service.tick(now, transport, shard);
         let has_attended = service.attend(transport, shard);
         if now - noted_totals >= TOTALS_EVERY {
+            spent.cpu = thread_cpu() - before;
             (around.put)(server, spent);
             noted_totals = now;
         }
@@ -76,6 +96,7 @@ pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_
         }
         around.rest(server, after, idle)?;
     }
+    spent.cpu = thread_cpu() - before;
     Ok(spent)
 }
 
@@ -131,5 +152,22 @@ impl<T: Served> Surroundings<'_, T> {
             hall.is_awake(self.core);
         }
         rested
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_shared_out_by_the_clock() {
+        let times = |busy_ms, polling_ms| Spent {
+            cpu: time::Duration::from_millis(600),
+            busy: Duration::from_millis(busy_ms),
+            polling: Duration::from_millis(polling_ms),
+        };
+        assert_eq!(times(250, 1000).busy_cpu(), time::Duration::from_millis(150));
+        assert_eq!(times(1000, 1000).busy_cpu(), time::Duration::from_millis(600));
+        assert_eq!(times(0, 0).busy_cpu(), time::Duration::ZERO);
     }
 }
