@@ -1,22 +1,24 @@
 //! `-i`: commands, as testpmd spells them.
 
-use std::io::{IsTerminal as _, Write};
+use std::io::{IsTerminal as _, Write, stdin};
+use std::sync::mpsc::{Sender, channel};
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum as _;
 use dpdk::Statistics;
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use rustyline::completion::Completer;
 use rustyline::error::ReadlineError;
 use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
 use rustyline::history::DefaultHistory;
 use rustyline::validate::Validator;
-use rustyline::{Context, Editor, Helper};
+use rustyline::{Config, Context, Editor, Helper};
 
 use crate::cli::{Cli, Mode, SegmentLengths, parse_burst, parse_segments};
 use crate::forward::Forwarder;
 use crate::packet::address_text;
-use crate::session::{counted, print_captured, print_started};
+use crate::session::{counted, print_captured, print_started, watch_signals};
 use crate::statistics::{Shown, forwarded, print_forwarded, print_logged, stream_totals};
 
 const PROMPT: &str = "pmfwd> ";
@@ -65,31 +67,45 @@ enum Which {
     One(usize),
 }
 
-/// Reads commands from standard input, a terminal or not, until `quit` or its end, and answers on `out`.
+/// What the console waits for.
+enum Event {
+    Line(Result<String, ReadlineError>),
+    Signal,
+}
+
+/// Reads commands from standard input, a terminal or not, until `quit`, its end, SIGINT or SIGTERM, and answers on
+/// `out`.
 ///
 /// # Errors
 /// The ports cannot be started. A command that cannot be done is answered, and the next one is read.
 pub fn run(cli: &Cli, out: &mut impl Write) -> Result<()> {
+    let (events, happened) = channel();
+    let signals = events.clone();
+    watch_signals(move || signals.send(Event::Signal).is_ok())?;
     let forwarder = Forwarder::new(cli, || tracing::error!("a core has stopped; `stop` tells why"))?;
-    let is_terminal = std::io::stdin().is_terminal();
     let mut console = Console { before: counted(&forwarder)?, forwarder, shown: Shown::default() };
-    let mut editor: Editor<Words, DefaultHistory> = Editor::new()?;
-    editor.set_helper(Some(Words));
+    let input = stdin();
+    // The line editor changes them while it reads, and a signal may find it there.
+    let settings = input.is_terminal().then(|| tcgetattr(&input)).transpose()?;
+    let reader = read_lines(events, settings.is_some())?;
     writeln!(out, "{} ports are ready; `help` lists the commands", console.forwarder.ports().len())?;
     out.flush()?;
     loop {
-        let line = match editor.readline(PROMPT) {
-            Ok(line) => line,
-            Err(ReadlineError::Eof | ReadlineError::Interrupted) => break,
-            Err(error) => return Err(error.into()),
+        reader.send(())?;
+        let line = match happened.recv()? {
+            Event::Line(Ok(line)) => line,
+            Event::Line(Err(ReadlineError::Eof | ReadlineError::Interrupted)) => break,
+            Event::Line(Err(error)) => return Err(error.into()),
+            Event::Signal => {
+                if let Some(settings) = &settings {
+                    tcsetattr(&input, OptionalActions::Now, settings)?;
+                    writeln!(out)?;
+                }
+                break;
+            }
         };
-        if line.trim().is_empty() {
-            continue;
-        }
-        if is_terminal {
-            editor.add_history_entry(&line)?;
-        }
         match parse(&line) {
+            _ if line.trim().is_empty() => {}
             Ok(Command::Quit) => break,
             Ok(command) => {
                 if let Err(error) = console.execute(command, out) {
@@ -106,6 +122,19 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<()> {
         writeln!(out, "{error:#}")?;
     }
     print_captured(console.forwarder.end()?, out)
+}
+
+/// Reads a line whenever it is asked for one, in a thread of its own, which nothing but a line can wake.
+fn read_lines(events: Sender<Event>, is_terminal: bool) -> Result<Sender<()>> {
+    // Nobody would end a bracketed paste that a signal breaks off.
+    let config = Config::builder().bracketed_paste(false).auto_add_history(is_terminal).build();
+    let mut editor: Editor<Words, DefaultHistory> = Editor::with_config(config)?;
+    editor.set_helper(Some(Words));
+    let (ask, asked) = channel();
+    std::thread::Builder::new().name("commands".to_owned()).spawn(move || {
+        while asked.recv().is_ok() && events.send(Event::Line(editor.readline(PROMPT))).is_ok() {}
+    })?;
+    Ok(ask)
 }
 
 struct Console {

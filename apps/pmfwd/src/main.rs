@@ -18,6 +18,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<()> {
-    let mut out = BufWriter::new(io::stdout().lock());
+    // Not locked: the console's line editor writes from a thread of its own.
+    let mut out = BufWriter::new(io::stdout());
     if cli.interactive { console::run(cli, &mut out) } else { session::run(cli, &mut out) }
 }

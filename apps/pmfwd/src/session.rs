@@ -1,7 +1,7 @@
 //! A run without commands: forward until Ctrl-C or the end of the time, and say how it went.
 
 use std::io::Write;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -27,7 +27,8 @@ enum Event {
 /// Something was not to be had, or failed on the way.
 pub fn run(cli: &Cli, out: &mut impl Write) -> Result<()> {
     let (events, happened) = channel();
-    watch_signals(&events).context("signals cannot be handled")?;
+    let signals = events.clone();
+    watch_signals(move || signals.send(Event::Signal).is_ok())?;
     let mut forwarder = Forwarder::new(cli, move || drop(events.send(Event::CoreFailed)))?;
     let before = counted(&forwarder)?;
     forwarder.start(u32::from(cli.tx_first))?;
@@ -159,18 +160,18 @@ fn print_json(event: &serde_json::Value, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// Tells of SIGINT and SIGTERM; a second signal ends the process at once.
-fn watch_signals(events: &Sender<Event>) -> std::io::Result<()> {
-    // The flag is not looked at: it is there for the second signal.
-    program::stop_signal()?;
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let events = events.clone();
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        for _ in &mut signals {
-            if events.send(Event::Signal).is_err() {
-                return;
-            }
-        }
-    })?;
-    Ok(())
+/// Tells of SIGINT and SIGTERM for as long as that is wanted; a second signal ends the process at once.
+///
+/// # Errors
+/// What the kernel says against it.
+pub(crate) fn watch_signals(tell: impl Fn() -> bool + Send + 'static) -> Result<()> {
+    let watch = move || {
+        // The flag is not looked at: it is there for the second signal.
+        program::stop_signal()?;
+        let mut signals = Signals::new([SIGINT, SIGTERM])?;
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || while signals.forever().next().is_some() && tell() {})
+    };
+    watch().map(drop).context("signals cannot be handled")
 }

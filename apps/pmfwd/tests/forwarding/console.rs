@@ -1,9 +1,18 @@
-//! Commands through a pipe.
+//! Commands through a pipe, and at a terminal.
 
-use anyhow::ensure;
+use std::fs::File;
+use std::io::Read as _;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
 use lab::isolated;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
 
-use crate::program::Pmfwd;
+use crate::program::{PATIENCE, Pmfwd};
 
 #[test]
 fn a_session_through_a_pipe() {
@@ -43,6 +52,42 @@ fn a_session_through_a_pipe() {
         pmfwd.tell("quit")?;
         let (status, said) = pmfwd.end()?;
         ensure!(status.success(), "{status}: {}", said.join("\n"));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_terminal_is_given_back_as_it_was() {
+    isolated(|_| {
+        let mut screen = File::from(openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?);
+        grantpt(&screen)?;
+        unlockpt(&screen)?;
+        let name = ptsname(&screen, Vec::new())?;
+        let terminal = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty())?;
+        let echoes = || -> Result<bool> { Ok(tcgetattr(&terminal)?.local_modes.contains(LocalModes::ECHO)) };
+        ensure!(echoes()?, "a new terminal echoes");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pmfwd"));
+        command.args(["-i", "--dev", "net_ring0", "--", "--no-huge", "--no-shconf", "-m", "256"]);
+        command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal.try_clone()?);
+        let mut child = command.spawn()?;
+        let said = std::thread::spawn(move || {
+            let mut said = Vec::new();
+            // It ends in an error when nobody has the terminal any more.
+            let _ = screen.read_to_end(&mut said);
+            String::from_utf8_lossy(&said).into_owned()
+        });
+        let end = Instant::now() + PATIENCE;
+        while echoes()? {
+            ensure!(Instant::now() < end && child.try_wait()?.is_none(), "no line is read");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        kill_process(Pid::from_child(&child), Signal::TERM)?;
+        let status = child.wait()?;
+        let echoes = echoes()?;
+        drop((command, terminal));
+        let said = said.join().ok().context("the screen is read")?;
+        ensure!(status.success() && echoes, "{status}: {said}");
+        ensure!(said.contains("1 ports are ready") && said.contains("pmfwd> "), "{said}");
         Ok(())
     });
 }

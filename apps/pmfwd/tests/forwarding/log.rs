@@ -69,6 +69,23 @@ fn what_went_on_is_in_the_store_after_a_kill() {
 }
 
 #[test]
+fn a_signal_ends_a_session_and_leaves_the_store_in_order() {
+    isolated(|lab| {
+        let store = lab.path("store.pm");
+        let (mut pmfwd, [mut near, mut far]) = started(lab.directory(), &store, &["--pm-size", "64MiB"])?;
+        near.send(&frames(100))?;
+        ensure!(far.receive(100)? == frames(100));
+        pmfwd.signal(Signal::TERM)?;
+        pmfwd.wait_for("Accumulated forward statistics for all ports")?;
+        let (status, said) = pmfwd.end()?;
+        ensure!(status.success(), "{status}: {}", said.join("\n"));
+        let report = Snapshot::open(&store)?.scan(0, |_| {})?;
+        ensure!(report.records == 100 && report.known_durable + 1 == report.next, "{report:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn a_full_store_holds_back_what_it_does_not_take() {
     isolated(|lab| {
         let store = lab.path("store.pm");
