@@ -97,8 +97,10 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<()> {
             Event::Line(Err(ReadlineError::Eof | ReadlineError::Interrupted)) => break,
             Event::Line(Err(error)) => return Err(error.into()),
             Event::Signal => {
-                if let Some(settings) = &settings {
-                    tcsetattr(&input, OptionalActions::Now, settings)?;
+                // A terminal that is gone takes nothing back; what was forwarded is still to be put in order.
+                if let Some(settings) = &settings
+                    && tcsetattr(&input, OptionalActions::Now, settings).is_ok()
+                {
                     writeln!(out)?;
                 }
                 break;
