@@ -1,11 +1,9 @@
 //! Records under construction: from pieces of buffers to what an append writes.
 
-use std::ops::Range;
-
 use crate::{
     arena::{Arena, Buffer, Extent},
     crc,
-    entry::ENTRY_EXTENTS,
+    entry::{ENTRY_EXTENTS, ExtentName},
     error::{AppendError, Full},
     medium::LINE_BYTES,
 };
@@ -43,8 +41,6 @@ pub struct Draft {
     /// The line of the medium that was flushed last.
     last_line: usize,
     pack: Option<Pack>,
-    /// What was copied and is not flushed: the last line, which grows with the next copy.
-    copied: Range<usize>,
     pub(crate) work: Work,
 }
 
@@ -79,11 +75,13 @@ pub(crate) struct Work {
 pub(crate) struct Pack {
     buffer: Buffer,
     used: u16,
+    /// How much of that is flushed.
+    flushed: u16,
 }
 
 impl Pack {
     pub(crate) fn new(buffer: Buffer) -> Self {
-        Self { buffer, used: 0 }
+        Self { buffer, used: 0, flushed: 0 }
     }
 
     pub(crate) fn room(&self, arena: &Arena) -> usize {
@@ -103,6 +101,29 @@ impl Pack {
         debug_assert!(fresh, "a pack's pieces follow one another");
         extent
     }
+
+    /// Flushes what was copied since the last time; returns how many lines that took.
+    pub(crate) fn flush(&mut self, arena: &Arena) -> u64 {
+        self.flush_to(arena, self.used)
+    }
+
+    /// As [`flush`](Self::flush), but not the last line, unless it is full: the next copy grows it, and a line costs
+    /// as much to flush for a few bytes as for all.
+    fn flush_full_lines(&mut self, arena: &Arena) -> u64 {
+        // Buffers begin with a line.
+        self.flush_to(arena, self.used - self.used % LINE_BYTES as u16)
+    }
+
+    fn flush_to(&mut self, arena: &Arena, to: u16) -> u64 {
+        if to <= self.flushed {
+            return 0;
+        }
+        let len = to - self.flushed;
+        let from = arena.medium_offset(ExtentName { buffer: self.buffer.id(), offset: self.flushed, len });
+        self.flushed = to;
+        arena.medium().flush(from, len.into());
+        lines(from, from + usize::from(len))
+    }
 }
 
 impl Draft {
@@ -119,7 +140,6 @@ impl Draft {
             pinned: 0,
             last_line: usize::MAX,
             pack: None,
-            copied: 0..0,
             work: Work::default(),
         }
     }
@@ -211,14 +231,15 @@ impl Draft {
     ) -> Result<(), AppendError> {
         let mut rest = bytes;
         while !rest.is_empty() {
-            let mut pack = match self.pack.take().filter(|pack| pack.room(arena) > 0) {
-                Some(pack) => pack,
-                None => Pack::new(take_beyond(arena, reserve)?),
-            };
+            if self.pack.as_ref().is_none_or(|pack| pack.room(arena) == 0) {
+                let buffer = take_beyond(arena, reserve)?;
+                self.flush_pack(arena);
+                self.pack = Some(Pack::new(buffer));
+            }
+            let pack = self.pack.as_mut().expect("it was put there");
             let (part, later) = rest.split_at(rest.len().min(pack.room(arena)));
             rest = later;
             let copy = pack.fill(std::iter::once(part));
-            self.pack = Some(pack);
             self.work.copied_bytes += part.len() as u64;
             place(self, copy);
         }
@@ -236,42 +257,27 @@ impl Draft {
     }
 
     fn flush(&mut self, arena: &Arena, extent: &Extent) {
+        if self.is_packed(extent)
+            && let Some(pack) = &mut self.pack
+        {
+            self.work.flushed_lines += pack.flush_full_lines(arena);
+            return;
+        }
         let from = extent.medium_offset();
         let to = from + extent.len();
-        if self.is_packed(extent) {
-            return self.flush_copy(arena, from..to);
-        }
         // Pieces of one buffer often meet in a line. What others wrote there was complete when its first piece came.
         let seen = from / LINE_BYTES == self.last_line;
         let from = if seen { ((self.last_line + 1) * LINE_BYTES).min(to) } else { from };
-        self.flush_lines(arena, from..to);
+        arena.medium().flush(from, to - from);
+        self.work.flushed_lines += lines(from, to);
         self.last_line = (to - 1) / LINE_BYTES;
     }
 
-    /// Flushes a copy's lines but for the last, unless that is full: the next copy grows it, and a line costs as much
-    /// to flush for a few bytes as for all.
-    fn flush_copy(&mut self, arena: &Arena, copy: Range<usize>) {
-        if copy.start != self.copied.end {
-            self.flush_rest(arena);
-            self.copied = copy.clone();
+    /// Flushes what is left of the copies.
+    pub(crate) fn flush_pack(&mut self, arena: &Arena) {
+        if let Some(pack) = &mut self.pack {
+            self.work.flushed_lines += pack.flush(arena);
         }
-        let full = (copy.end / LINE_BYTES * LINE_BYTES).max(self.copied.start);
-        self.flush_lines(arena, self.copied.start..full);
-        self.copied = full..copy.end;
-    }
-
-    /// Flushes what is left of the copies, after the last piece.
-    pub(crate) fn flush_rest(&mut self, arena: &Arena) {
-        let rest = std::mem::replace(&mut self.copied, 0..0);
-        self.flush_lines(arena, rest);
-    }
-
-    fn flush_lines(&mut self, arena: &Arena, bytes: Range<usize>) {
-        if bytes.is_empty() {
-            return;
-        }
-        arena.medium().flush(bytes.start, bytes.len());
-        self.work.flushed_lines += lines(bytes.start, bytes.end);
     }
 }
 

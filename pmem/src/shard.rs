@@ -12,7 +12,7 @@ use std::{
 use crate::{
     arena::{Arena, Extent},
     crc,
-    draft::{Draft, Memory, Pack, lines, take_beyond},
+    draft::{Draft, Memory, Pack, take_beyond},
     entry::{Body, ENTRY_BYTES, ENTRY_EXTENTS, Entry, EntryFault, ExtentName, INLINE_BYTES},
     error::{AppendError, CommitError, Full, TrimError},
     header::{Header, HeaderCell},
@@ -35,9 +35,8 @@ pub struct Shard {
     next: u64,
     limits: Limits,
     recovery: Recovery,
-    /// The buffer that short records are copied into, and the part of it that waits for its flush.
+    /// The buffer that short records are copied into.
     pack: Option<Pack>,
-    pack_dirty: std::ops::Range<usize>,
     /// What the medium said when it failed.
     poison: Option<Arc<str>>,
     /// Tells this opening of this shard from any other in the process.
@@ -173,7 +172,6 @@ impl Shard {
             limits: parts.limits,
             recovery: parts.recovery,
             pack: None,
-            pack_dirty: 0..0,
             poison: None,
             id: OPENED.fetch_add(1, Ordering::Relaxed),
             counters,
@@ -321,8 +319,9 @@ impl Shard {
         } else {
             if draft.is_short() {
                 self.pack(draft, pieces)?;
+            } else {
+                draft.flush_pack(&self.arena);
             }
-            draft.flush_rest(&self.arena);
             self.append_extents(draft)
         };
         self.counters.flushed_lines += self.ring.flush(self.next, needed) + draft.work.flushed_lines;
@@ -448,8 +447,6 @@ impl Shard {
         }
         let pack = self.pack.as_mut().expect("it was put there");
         let copy = pack.fill(pieces);
-        let from = copy.medium_offset();
-        self.pack_dirty = if self.pack_dirty.is_empty() { from } else { self.pack_dirty.start }..from + len;
         draft.work.copied_bytes += len as u64;
         draft.crcs.push(crc::crc32c(copy.bytes()));
         draft.extents.push(copy);
@@ -458,12 +455,9 @@ impl Shard {
 
     /// Flushes the part of the pack that was written since the last time.
     fn flush_pack(&mut self) {
-        let dirty = std::mem::replace(&mut self.pack_dirty, 0..0);
-        if dirty.is_empty() {
-            return;
+        if let Some(pack) = &mut self.pack {
+            self.counters.flushed_lines += pack.flush(&self.arena);
         }
-        self.arena.medium().flush(dirty.start, dirty.len());
-        self.counters.flushed_lines += lines(dirty.start, dirty.end);
     }
 
     /// Writes a record that lies in buffers, and takes over their references; returns its checksum.
