@@ -20,6 +20,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::fwd::{EAL, VETH};
+use super::rounds::{median, range, ratios};
 use super::said_by;
 use crate::steps::{Profile, Step, programs_in};
 
@@ -321,11 +322,9 @@ fn cpus() -> Result<Vec<usize>> {
 fn cell(found: &Found, load: usize, mode: Mode) -> Cell {
     let rounds = &found[&(load, mode)];
     let alone = &found[&(load, Mode::OneCore)];
-    let all = |part: fn(&Round) -> f64| rounds.iter().map(part).collect::<Vec<_>>();
-    let by_one = |part: fn(&Round) -> f64| {
-        rounds.iter().zip(alone).map(|(round, alone)| part(round) / part(alone)).collect::<Vec<_>>()
-    };
-    let median_of = |part| median(all(part));
+    let all = |rounds: &[Round], part: fn(&Round) -> f64| rounds.iter().map(part).collect::<Vec<_>>();
+    let by_one = |part: fn(&Round) -> f64| ratios(&all(rounds, part), &all(alone, part));
+    let median_of = |part| median(&all(rounds, part));
     let rate_ratios = by_one(|round| round.requests_per_s);
     Cell {
         load: LOADS[load].name,
@@ -334,26 +333,14 @@ fn cell(found: &Found, load: usize, mode: Mode) -> Cell {
         cores: mode.cores(),
         requests_per_s: median_of(|round| round.requests_per_s),
         rate_ratio_range: range(&rate_ratios),
-        rate_ratio: median(rate_ratios),
+        rate_ratio: median(&rate_ratios),
         server_cpu_ns_per_request: median_of(|round| round.cpu_ns),
-        server_cpu_ns_range: range(&all(|round| round.cpu_ns)),
-        cpu_ratio: median(by_one(|round| round.cpu_ns)),
+        server_cpu_ns_range: range(&all(rounds, |round| round.cpu_ns)),
+        cpu_ratio: median(&by_one(|round| round.cpu_ns)),
         p50_us: median_of(|round| round.p50_us),
         requests_per_fence: median_of(|round| round.burst),
         crossed_bytes_per_request: median_of(|round| round.crossed_bytes),
     }
-}
-
-/// Of an even number the lower of the two in the middle.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// The lowest and the highest.
-fn range(values: &[f64]) -> [f64; 2] {
-    let fold = |pick: fn(f64, f64) -> f64| values.iter().copied().reduce(pick).unwrap_or(f64::NAN);
-    [fold(f64::min), fold(f64::max)]
 }
 
 fn table(cells: &[Cell]) -> String {

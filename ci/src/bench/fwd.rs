@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use serde::Serialize;
 
+use super::rounds::{median, range, ratios};
 use super::said_by;
 use crate::setup::{self, Verbosity};
 use crate::steps::{Profile, Step, programs_in};
@@ -413,8 +414,6 @@ fn cells_of(
     let [testpmd, dram, pm] = rates;
     let cell = |pool, ours: &[f64], of_dram| {
         let ratios = ratios(ours, testpmd);
-        let (low, high) =
-            ratios.iter().fold((f64::MAX, 0.0_f64), |(low, high), r| (low.min(*r), high.max(*r)));
         Cell {
             device: device.name(),
             mode,
@@ -424,25 +423,10 @@ fn cells_of(
             testpmd_pps: median(testpmd).round(),
             ratio: median(&ratios),
             of_dram,
-            ratio_range: [low, high],
+            ratio_range: range(&ratios),
         }
     };
     [cell("dram", dram, None), cell("pm", pm, Some(median(&ratios(pm, dram))))]
-}
-
-fn ratios(ours: &[f64], theirs: &[f64]) -> Vec<f64> {
-    ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect()
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => f64::NAN,
-        len if len % 2 == 0 => f64::midpoint(sorted[middle - 1], sorted[middle]),
-        _ => sorted[middle],
-    }
 }
 
 fn table(cells: &[Cell]) -> String {

@@ -4,6 +4,7 @@ mod compare;
 mod cores;
 mod fwd;
 mod micro;
+mod rounds;
 
 use std::process::Command;
 
