@@ -25,6 +25,14 @@ fn serve(reply: impl Fn(usize) -> Option<&'static str> + Copy + Send + 'static) 
     Ok(())
 }
 
+/// Takes its time for each reply.
+fn serve_late(delay: Duration) -> Result<()> {
+    serve(move |_| {
+        thread::sleep(delay);
+        Some(GOOD)
+    })
+}
+
 fn answer(stream: TcpStream, reply: impl Fn(usize) -> Option<&'static str>) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let mut writer = stream.try_clone().ok()?;
@@ -130,10 +138,7 @@ fn chunked_requests_are_answered() {
 fn a_generator_naps_while_it_waits() {
     isolated(|_| {
         wire::veth()?;
-        serve(|_| {
-            thread::sleep(Duration::from_millis(10));
-            Some(GOOD)
-        })?;
+        serve_late(Duration::from_millis(10))?;
         // Each reply comes during a nap, unless the machine keeps the generator from looking before.
         let found = summary(&["--connections", "1", "--seconds", "0.5", "--nap-us", "100000"])?;
         let requests = number(&found, "requests")?;
@@ -176,10 +181,7 @@ fn connections_that_the_server_ends_are_failures() {
 fn a_measurement_has_a_reply_in_it() {
     isolated(|_| {
         wire::veth()?;
-        serve(|_| {
-            thread::sleep(Duration::from_millis(300));
-            Some(GOOD)
-        })?;
+        serve_late(Duration::from_millis(300))?;
         let found = summary(&["--connections", "1", "--seconds", "0"])?;
         ensure!(number(&found, "requests")? >= 1.0 && number(&found, "seconds")? > 0.2, "{found}");
         Ok(())

@@ -1,28 +1,29 @@
 //! The bytes of the request that every connection sends.
 
+use std::num::NonZeroU32;
+
 use super::cli::LoadArgs;
 
 /// An append of `args.size` bytes, with its length in front or in chunks (RFC 9112, sections 6.2 and 7.1).
 pub fn request(args: &LoadArgs) -> Vec<u8> {
-    let body: Vec<u8> = (0..args.size).map(|at| b'a' + (at % 26) as u8).collect();
-    let framing = match args.chunk {
-        None => format!("Content-Length: {}", args.size),
-        Some(_) => "Transfer-Encoding: chunked".to_owned(),
+    let data: Vec<u8> = (0..args.size).map(|at| b'a' + (at % 26) as u8).collect();
+    let (framing, body) = match args.chunk {
+        None => (format!("Content-Length: {}", args.size), data),
+        Some(chunk) => ("Transfer-Encoding: chunked".to_owned(), chunked(&data, chunk)),
     };
-    let mut bytes =
-        format!("POST /append HTTP/1.1\r\nHost: {}\r\n{framing}\r\n\r\n", args.target).into_bytes();
-    match args.chunk {
-        None => bytes.extend(body),
-        Some(chunk) => {
-            for chunk in body.chunks(chunk.get() as usize) {
-                bytes.extend(format!("{:x}\r\n", chunk.len()).into_bytes());
-                bytes.extend(chunk);
-                bytes.extend(b"\r\n");
-            }
-            bytes.extend(b"0\r\n\r\n");
-        }
+    let head = format!("POST /append HTTP/1.1\r\nHost: {}\r\n{framing}\r\n\r\n", args.target);
+    [head.into_bytes(), body].concat()
+}
+
+fn chunked(data: &[u8], chunk_bytes: NonZeroU32) -> Vec<u8> {
+    let mut body = Vec::new();
+    for chunk in data.chunks(chunk_bytes.get() as usize) {
+        body.extend(format!("{:x}\r\n", chunk.len()).into_bytes());
+        body.extend(chunk);
+        body.extend(b"\r\n");
     }
-    bytes
+    body.extend(b"0\r\n\r\n");
+    body
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 
-use crate::program::{PATIENCE, Pmfwd};
+use crate::program::{PATIENCE, Pmfwd, command};
 
 #[test]
 fn a_session_through_a_pipe() {
@@ -66,8 +65,7 @@ fn a_terminal_is_given_back_as_it_was() {
         let terminal = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty())?;
         let echoes = || -> Result<bool> { Ok(tcgetattr(&terminal)?.local_modes.contains(LocalModes::ECHO)) };
         ensure!(echoes()?, "a new terminal echoes");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pmfwd"));
-        command.args(["-i", "--dev", "net_ring0", "--", "--no-huge", "--no-shconf", "-m", "256"]);
+        let mut command = command(&["-i", "--dev", "net_ring0"]);
         command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal.try_clone()?);
         let mut child = command.spawn()?;
         let said = std::thread::spawn(move || {

@@ -28,11 +28,17 @@ pub struct Counted {
     pub tx_bytes: u64,
 }
 
+/// The program with words of its own, and the same EAL arguments every time.
+pub fn command(words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pmfwd"));
+    command.args(words).args(["--disable-link-check", "--", "--no-huge", "--no-shconf", "-m", "256"]);
+    command
+}
+
 impl Pmfwd {
-    /// Starts it with words of its own, and the same EAL arguments every time.
+    /// Starts [`command`], with pipes for its input and all that it says.
     pub fn start(words: &[&str]) -> Result<Self> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pmfwd"));
-        command.args(words).args(["--disable-link-check", "--", "--no-huge", "--no-shconf", "-m", "256"]);
+        let mut command = command(words);
         let (reader, writer) = std::io::pipe()?;
         command.stdin(Stdio::piped()).stdout(writer.try_clone()?).stderr(writer);
         let mut child = command.spawn().context("pmfwd cannot be started")?;
