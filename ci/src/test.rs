@@ -119,7 +119,7 @@ impl Tally {
         if options.package.is_empty() {
             command.arg("--workspace");
             if options.fast {
-                command.args(["--exclude", "integration"]);
+                command.args(["--exclude", "integration", "--exclude", "lab"]);
             }
         }
         for package in &options.package {

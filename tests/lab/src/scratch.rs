@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 /// The folder that cargo builds into: `CARGO_TARGET_DIR`, or `target` in the workspace.
 pub fn target_directory() -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."));
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(directory) => workspace.join(directory),
         None => workspace.join("target"),
