@@ -97,7 +97,7 @@ impl ShardSeed {
         arena.rebuild_free_list();
 
         let failed =
-            |what| move |source| OpenError::Io { what, path: format!("shard {index}").into(), source };
+            |what| move |reason| OpenError::Io { what, path: format!("shard {index}").into(), reason };
         medium.flush(geometry.header_of(index), HEADERS_BYTES);
         rescue(&*medium, &arena, &ring, &found, &outcome)
             .map_err(failed("making the recovered log durable"))?;

@@ -87,14 +87,14 @@ pub const MEMORY: &str = "memory:";
 #[non_exhaustive]
 pub enum OpenError {
     /// The system refused.
-    #[error("{what} failed for {}: {source}", path.display())]
+    #[error("{what} failed for {}: {reason}", path.display())]
     Io {
         /// What was tried.
         what: &'static str,
         /// With which file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A new store was asked for without its size.
     #[error("{} does not exist or is empty; to create a store there, give its size", path.display())]
@@ -156,14 +156,14 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The file system is full; no half-made file is left.
-    #[error("no room for {bytes} bytes at {}: {source}; make room, or ask for a smaller store", path.display())]
+    #[error("no room for {bytes} bytes at {}: {reason}; make room, or ask for a smaller store", path.display())]
     NoSpace {
         /// The path.
         path: PathBuf,
         /// Bytes asked for.
         bytes: u64,
         /// What the system said.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The path is on memory that does not survive.
     #[error("{} is on {filesystem}, which does not survive a reboot; allow volatile memory if that is meant", path.display())]
@@ -494,9 +494,9 @@ fn write_superblock(place: &Place, superblock: &Superblock, copy: usize) {
 
 fn fence(place: &Place) -> Result<(), OpenError> {
     let path = || place.path.clone();
-    place.medium.fence().map_err(|source| OpenError::Io {
+    place.medium.fence().map_err(|reason| OpenError::Io {
         what: "writing the superblock",
         path: path(),
-        source,
+        reason,
     })
 }

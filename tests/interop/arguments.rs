@@ -18,6 +18,18 @@ pub(crate) fn ensure_refused(output: &Output, words: &[&str]) -> Result<()> {
     for word in words {
         ensure!(said.to_lowercase().contains(word), "the message does not tell {word:?}\n{said}");
     }
+    ensure_told_once(&said)
+}
+
+/// No part of a message comes twice, as a reason does that an error tells itself and its cause tells again.
+fn ensure_told_once(said: &str) -> Result<()> {
+    for line in said.lines() {
+        let mut parts: Vec<_> =
+            line.split([':', ';']).map(str::trim).filter(|part| part.len() > 12).collect();
+        parts.sort_unstable();
+        let twice = parts.windows(2).find(|pair| pair[0] == pair[1]);
+        ensure!(twice.is_none(), "{twice:?} is told twice\n{said}");
+    }
     Ok(())
 }
 

@@ -66,14 +66,14 @@ pub enum BindError {
         reason: String,
     },
     /// The kernel refused a write to sysfs.
-    #[error("cannot write '{text}' to {}: {source}{}", path.display(), privilege_hint(source))]
+    #[error("cannot write '{text}' to {}: {reason}{}", path.display(), privilege_hint(reason))]
     Write {
         /// The file.
         path: PathBuf,
         /// What was to be written.
         text: String,
         /// The reason.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The driver did not take the device, which went back to where it was.
     #[error("{driver} did not take {address}; it is with {} again. 'dmesg' may know why", now.as_deref().unwrap_or("no driver"))]
@@ -191,7 +191,7 @@ impl Mover<'_> {
 
     fn write(&self, path: PathBuf, text: &str) -> Result<(), BindError> {
         let path = self.system.path(path);
-        let failed = |source| BindError::Write { path: path.clone(), text: text.trim().to_owned(), source };
+        let failed = |reason| BindError::Write { path: path.clone(), text: text.trim().to_owned(), reason };
         self.kernel.write(&path, text).map_err(failed)
     }
 }

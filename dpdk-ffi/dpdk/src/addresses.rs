@@ -31,10 +31,10 @@ pub enum PhysicalError {
     #[error(
         "its pages cannot be brought in: {0}; is the file as long as its mapping, and not full of holes?"
     )]
-    Populate(#[source] io::Error),
+    Populate(io::Error),
     /// The kernel does not say what is where.
     #[error("the kernel's page map cannot be read: {0}")]
-    PageMap(#[source] io::Error),
+    PageMap(io::Error),
     /// It says so to privileged processes only.
     #[error("the kernel hides physical addresses from this process; it needs CAP_SYS_ADMIN (run it as root)")]
     Hidden,

@@ -55,14 +55,14 @@ pub enum AreaError {
         reason: String,
     },
     /// EAL runs with physical addresses, and those of the area cannot be had.
-    #[error("the area {base:#x}+{len_bytes:#x} has no physical addresses for devices: {source}")]
+    #[error("the area {base:#x}+{len_bytes:#x} has no physical addresses for devices: {reason}")]
     Physical {
         /// Where it begins.
         base: usize,
         /// How long it is, in bytes.
         len_bytes: usize,
         /// Why not.
-        source: PhysicalError,
+        reason: PhysicalError,
     },
     /// The device's bus did not map the memory.
     #[error("{device} cannot reach the area by DMA: {reason}. {remedy}")]
@@ -100,10 +100,10 @@ impl ExternalArea {
         }
         let are_physical = addresses::are_physical();
         let addresses = if are_physical {
-            Addresses::physical_ones(base, len_bytes).map_err(|source| AreaError::Physical {
+            Addresses::physical_ones(base, len_bytes).map_err(|reason| AreaError::Physical {
                 base,
                 len_bytes,
-                source,
+                reason,
             })?
         } else {
             Addresses::virtual_ones(base, len_bytes)

@@ -300,11 +300,11 @@ fn allocate(path: &Path, file: &File, bytes: u64) -> Result<(), OpenError> {
         Err(Errno::OPNOTSUPP) => fill(file, bytes),
         result => result.map_err(io::Error::from),
     };
-    result.and_then(|()| file.sync_all()).map_err(|source| match Errno::from_io_error(&source) {
+    result.and_then(|()| file.sync_all()).map_err(|reason| match Errno::from_io_error(&reason) {
         Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => {
-            OpenError::NoSpace { path: path.into(), bytes, source }
+            OpenError::NoSpace { path: path.into(), bytes, reason }
         }
-        _ => io_error("allocating", path)(source),
+        _ => io_error("allocating", path)(reason),
     })
 }
 
@@ -461,7 +461,7 @@ fn unsupported(path: &Path, what: &'static str, remedy: &'static str) -> OpenErr
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_path_buf();
-    move |source| OpenError::Io { what, path, source }
+    move |reason| OpenError::Io { what, path, reason }
 }
 
 #[cfg(test)]

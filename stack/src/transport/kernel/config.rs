@@ -47,7 +47,7 @@ pub enum KernelError {
          forbidden by a container's seccomp profile, or short of locked memory (ulimit -l); the DPDK transport \
          does without it"
     )]
-    Ring(#[source] io::Error),
+    Ring(io::Error),
     /// A listening socket.
     #[error("cannot listen on {address}: {reason}; choose another address or end who uses it")]
     Listen {
@@ -78,7 +78,7 @@ pub enum KernelError {
     },
     /// The ring failed while it ran.
     #[error("io_uring failed: {0}; restart the server, acknowledged records are safe")]
-    Enter(#[source] io::Error),
+    Enter(io::Error),
 }
 
 /// What went through the ring.
