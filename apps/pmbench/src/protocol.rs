@@ -21,11 +21,11 @@ pub enum Mode {
     Kcm,
     /// Stock smoltcp sockets on a DPDK port, and a copy into persistent memory; a commit for each burst.
     DpdkCopy,
-    /// The kernel's TCP receives into named buffers of persistent memory; a commit for each burst.
+    /// `pmlog` on the kernel's TCP, which receives into named buffers of persistent memory; a commit for each burst.
     KernelPaste,
-    /// A DPDK port receives into named buffers of persistent memory; a commit for each burst.
+    /// `pmlog` on a DPDK port that receives into named buffers of persistent memory; a commit for each burst.
     Paste,
-    /// As paste, without making anything durable.
+    /// As paste, with the log left out: nothing is made durable.
     PasteEcho,
     /// No stack at all: frames go back as they come, with their addresses swapped.
     Limit,
@@ -117,7 +117,7 @@ pub struct Mark {
     pub fences: u64,
     /// Persistent memory taken by the records: their buffers and their log entries.
     pub pm_bytes: u64,
-    /// Requests refused, replies that could not be sent, and connections that broke.
+    /// Requests refused, and connections that broke or were reset.
     pub errors: u64,
     /// Where the loop's time went; none without `--profile`.
     pub stages: Option<Stages>,

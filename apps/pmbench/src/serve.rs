@@ -1,8 +1,9 @@
 //! `pmbench serve`: the servers that are compared, one request and one record format for all.
 //!
-//! A request is `POST /append` with a body of a known length; the reply has the record's number. All modes parse
-//! with `pmlog`'s parser, and all but two keep records in the same log: [`Mode::StatusQuoFsync`] has a file, and
-//! [`Mode::PasteEcho`] and [`Mode::Limit`] keep nothing.
+//! A request is `POST /append` with a body of a known length; the reply has the record's number. [`Mode::Paste`] and
+//! [`Mode::KernelPaste`] are `pmlog`'s own service, and [`Mode::PasteEcho`] is that without its log. The others parse
+//! with `pmlog`'s parser and keep records in the same log, but for [`Mode::StatusQuoFsync`], which has a file, and
+//! [`Mode::Limit`], which keeps nothing.
 
 mod bursts;
 pub mod cli;
@@ -13,7 +14,6 @@ mod ledger;
 mod limit;
 mod reply;
 mod requests;
-mod service;
 mod slots;
 mod sockets;
 

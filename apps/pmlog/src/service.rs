@@ -41,6 +41,9 @@ pub struct ServiceConfig {
     pub idle_timeout: Duration,
     /// How long a request or the reading of a reply may stand still.
     pub stall_timeout: Duration,
+    /// Whether appends become records. Without, bodies are received and given up, and acknowledged by their number: what
+    /// is left of the server without its log, to be measured beside it.
+    pub keeps_records: bool,
     /// The persistence domain, as `GET /health` gives it.
     pub domain: String,
 }
@@ -52,6 +55,7 @@ impl Default for ServiceConfig {
             max_connections: 1024,
             idle_timeout: Duration::from_secs(75),
             stall_timeout: Duration::from_secs(30),
+            keeps_records: true,
             domain: String::new(),
         }
     }
@@ -64,7 +68,7 @@ pub struct Counters {
     pub connections: u64,
     /// Request heads understood.
     pub requests: u64,
-    /// Records made durable and acknowledged.
+    /// Records made durable and acknowledged; where none are kept, bodies acknowledged.
     pub appended_records: u64,
     /// Bytes in them.
     pub appended_bytes: u64,
@@ -109,6 +113,7 @@ pub struct LogService {
 #[derive(Debug)]
 struct Common {
     max_record_bytes: u64,
+    keeps_records: bool,
     patience: Patience,
     domain: String,
     counters: Counters,
@@ -160,6 +165,7 @@ impl LogService {
             places: (0..connections).map(|_| Connection::vacant()).collect(),
             common: Common {
                 max_record_bytes: config.max_record_bytes,
+                keeps_records: config.keeps_records,
                 patience: Patience { idle: config.idle_timeout, stalled: config.stall_timeout },
                 domain: config.domain,
                 counters: Counters::default(),

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Lab, SEGMENT_BYTES, body, post, request};
+use pmlog::service::ServiceConfig;
 use stack::net::{Event, Service as _};
 
 #[test]
@@ -253,4 +254,25 @@ fn nothing_is_acknowledged_when_a_commit_fails() {
     assert_eq!(health.status, 503);
     assert_eq!(health.json()["status"], "failed");
     assert_eq!(health.json()["reason"], "Input/output error (os error 5)");
+}
+
+#[test]
+fn without_a_log_bodies_are_acknowledged_by_number_and_given_up() {
+    let config = ServiceConfig { keeps_records: false, max_record_bytes: 10_000, ..ServiceConfig::default() };
+    let mut lab = Lab::new(40 << 20, config);
+    let free = lab.free_buffers();
+    let conn = lab.connect();
+    let chunked =
+        b"POST /append HTTP/1.1\r\nHost: log\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    let bodies = [post(b""), post(&body(1, 9000)), chunked.to_vec(), post(&body(1, 10_001))];
+    lab.send_in(conn, &bodies.concat(), SEGMENT_BYTES);
+    assert!(!lab.shard.uncommitted(), "there is nothing to be made durable");
+    let replies = lab.replies(conn);
+    for (at, (reply, length)) in replies.iter().zip([0, 9000, 3]).enumerate() {
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.json(), serde_json::json!({ "seq": at + 1, "length": length }));
+    }
+    assert_eq!(replies[3].status, 413);
+    assert_eq!((lab.free_buffers(), lab.client(conn).proofs), (free, 0));
+    assert_eq!(lab.service.counters().appended_bytes, 9003);
 }

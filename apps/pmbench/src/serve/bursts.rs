@@ -18,7 +18,7 @@ pub(super) trait Bursts {
     /// What is to be done between bursts.
     fn settle(&mut self, step: &Step) -> Result<()>;
 
-    fn ledger(&self) -> &Ledger;
+    fn ledger(&self) -> Ledger;
 
     fn shard(&self) -> Option<&Shard>;
 
@@ -59,7 +59,7 @@ pub(super) trait Staged {
     /// What is to be done between bursts.
     fn settle(&mut self, step: &Step) -> Result<()>;
 
-    fn ledger(&self) -> &Ledger;
+    fn ledger(&self) -> Ledger;
 
     fn shard(&self) -> Option<&Shard>;
 }
@@ -99,7 +99,7 @@ impl<S: Staged> Bursts for Watched<S> {
         self.bursts.settle(step)
     }
 
-    fn ledger(&self) -> &Ledger {
+    fn ledger(&self) -> Ledger {
         self.bursts.ledger()
     }
 

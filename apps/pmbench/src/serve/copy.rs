@@ -110,8 +110,8 @@ impl Staged for Server {
         if step.committed { self.ledger.make_room(&mut self.shard) } else { Ok(()) }
     }
 
-    fn ledger(&self) -> &Ledger {
-        &self.ledger
+    fn ledger(&self) -> Ledger {
+        self.ledger
     }
 
     fn shard(&self) -> Option<&Shard> {

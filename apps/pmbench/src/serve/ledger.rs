@@ -14,7 +14,7 @@ use crate::protocol::{Mark, Stages};
 const TRIMMED_ENTRIES: u64 = 256;
 
 /// What was done so far.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Ledger {
     pub(super) requests: u64,
     pub(super) payload_bytes: u64,

@@ -73,8 +73,8 @@ impl Staged for Mirror {
         Ok(())
     }
 
-    fn ledger(&self) -> &Ledger {
-        &self.ledger
+    fn ledger(&self) -> Ledger {
+        self.ledger
     }
 
     fn shard(&self) -> Option<&Shard> {

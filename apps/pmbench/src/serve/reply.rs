@@ -1,4 +1,4 @@
-//! Replies: all of one length, so that no mode sends more than another.
+//! Replies of the modes that are not `pmlog`: all of one length, and shorter than its own.
 
 use pmlog::http::Refusal;
 

@@ -96,7 +96,7 @@ pub(super) fn locate(bytes: &[u8], max: u64) -> Result<Option<Range<usize>>, Ref
 ///
 /// # Errors
 /// It is none, or one without a length, or too long.
-pub(super) fn accept(head: &Head, max: u64) -> Result<usize, Refusal> {
+fn accept(head: &Head, max: u64) -> Result<usize, Refusal> {
     match (head.route?, head.framing) {
         (Route::Append, Framing::Length(length)) if length <= max => Ok(length as usize),
         (Route::Append, Framing::Length(_)) => Err(Refusal::TooLarge { max }),

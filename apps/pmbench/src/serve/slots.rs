@@ -1,8 +1,9 @@
-//! The modes that receive into named buffers and keep requests where they arrived: `paste` and `paste-echo` on a
-//! DPDK port, `kernel-paste` on Linux' own TCP.
+//! `pmlog`'s own service, which keeps requests where they arrived: `paste` and, with the log left out, `paste-echo` on
+//! a DPDK port, `kernel-paste` on Linux' own TCP.
 
 use anyhow::Result;
-use pmem::Shard;
+use pmem::{RegionInfo, Shard};
+use pmlog::service::{Counters, LogService, ServiceConfig};
 use smoltcp::time::{Duration, Instant};
 use stack::net::Transport;
 use stack::profile::Profile;
@@ -13,7 +14,6 @@ use super::bursts::{Bursts, run};
 use super::control::{Control, tell};
 use super::device::Device;
 use super::ledger::{self, Ledger, Meter};
-use super::service::AppendService;
 use super::{ServeArgs, Skipped, ready};
 use crate::protocol::Mode;
 
@@ -27,8 +27,7 @@ pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
     let device = Device::find(args)?;
     let (info, shard, transport) = device.open(args)?;
     let keeps = args.mode == Mode::Paste;
-    let service = AppendService::new(args.max_connections.get() as usize, keeps);
-    let server = Server::new(transport, service, shard);
+    let server = Server::new(transport, service(args, &info, keeps), shard);
     tell(&ready(args, keeps.then(|| info.domain.to_string()), &["one commit for each burst"]))?;
     // It never sleeps: a NIC does not wake it.
     serve_in_bursts(args, server, control, Meter::polling(), |_| Ok(()))
@@ -46,16 +45,28 @@ pub(super) fn serve_kernel(args: &ServeArgs, control: &Control) -> Result<()> {
     let config = KernelConfig { max_connections, ..KernelConfig::default() };
     let mut transport = KernelTransport::new(config, shard.arena().clone())?;
     transport.listen(args.listen, BACKLOG)?;
-    let server = Server::new(transport, AppendService::new(max_connections, true), shard);
+    let server = Server::new(transport, service(args, &info, true), shard);
     let notes = ["one commit for each burst", "the kernel copies each byte into the store", "TCP_NODELAY"];
     tell(&ready(args, Some(info.domain.to_string()), &notes))?;
     serve_in_bursts(args, server, control, Meter::sleeping(), |transport| transport.wait(SLEEP))
 }
 
+/// `pmlog`'s service, with its log or without.
+fn service(args: &ServeArgs, info: &RegionInfo, keeps_records: bool) -> LogService {
+    let config = ServiceConfig {
+        max_record_bytes: args.max_record.as_u64(),
+        max_connections: args.max_connections.get(),
+        keeps_records,
+        domain: info.domain.to_string(),
+        ..ServiceConfig::default()
+    };
+    LogService::new(config, Instant::ZERO)
+}
+
 /// Serves until told to stop; `rest` comes after each burst.
 fn serve_in_bursts<T, R>(
     args: &ServeArgs,
-    mut server: Server<T, AppendService>,
+    mut server: Server<T, LogService>,
     control: &Control,
     meter: Meter,
     rest: R,
@@ -67,26 +78,31 @@ where
     if args.profile {
         server.profile();
     }
-    let mut slots = Slots { server, rest };
+    let mut slots = Slots { server, rest, trimmed: Ledger::default() };
     run(&mut slots, control, meter)?;
     let (_, _, shard) = slots.server.parts();
     Ok(shard.checkpoint()?)
 }
 
 struct Slots<T, R> {
-    server: Server<T, AppendService>,
+    server: Server<T, LogService>,
     rest: R,
+    /// What the log held that is trimmed.
+    trimmed: Ledger,
 }
 
 impl<T: Transport, R: FnMut(&mut T) -> Result<(), T::Error>> Bursts for Slots<T, R> {
     fn step(&mut self, now: Instant) -> Result<Step> {
-        Ok(self.server.step(now)?)
+        let step = self.server.step(now)?;
+        let (transport, service, shard) = self.server.parts();
+        service.tick(now, transport, shard);
+        Ok(step)
     }
 
     fn settle(&mut self, step: &Step) -> Result<()> {
-        let (transport, service, shard) = self.server.parts();
+        let (transport, _, shard) = self.server.parts();
         if step.committed {
-            service.ledger.make_room(shard)?;
+            self.trimmed.make_room(shard)?;
         }
         // A pipelining client's appends may wait for the next commit.
         if !shard.uncommitted() {
@@ -95,8 +111,15 @@ impl<T: Transport, R: FnMut(&mut T) -> Result<(), T::Error>> Bursts for Slots<T,
         Ok(())
     }
 
-    fn ledger(&self) -> &Ledger {
-        &self.server.service().ledger
+    fn ledger(&self) -> Ledger {
+        let Counters { appended_records, appended_bytes, refused, aborted, .. } =
+            self.server.service().counters();
+        Ledger {
+            requests: appended_records,
+            payload_bytes: appended_bytes,
+            errors: refused + aborted,
+            ..self.trimmed
+        }
     }
 
     fn shard(&self) -> Option<&Shard> {

@@ -75,9 +75,11 @@ fn refuses(lab: &Lab, mode: Mode) -> Result<()> {
     let mut good = bench.connect()?;
     good.append(b"before")?.seq()?;
     let too_long = "POST /append HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n";
-    for (request, status) in
-        [("GET /health HTTP/1.1\r\nHost: a\r\n\r\n", 404), (too_long, 413), ("x\r\n\r\n", 400)]
-    {
+    for (request, status) in [
+        ("GET /nothing HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 404),
+        (too_long, 413),
+        ("x\r\n\r\n", 400),
+    ] {
         let mut bad = bench.connect()?;
         bad.send(request.as_bytes())?;
         ensure!(bad.reply()?.status == status, "{request}");
@@ -153,6 +155,23 @@ fn status_quo_fsync_writes_a_file_that_goes_round() {
         let record = [header, body].concat();
         let place = (REQUESTS as usize - 1) % (file.len() / record.len());
         ensure!(file[place * record.len()..].starts_with(&record), "the last record is not there");
+        Ok(())
+    });
+}
+
+#[test]
+fn paste_and_kernel_paste_are_pmlogs_own_service() {
+    isolated(|lab| {
+        wire::veth()?;
+        for mode in [Mode::Paste, Mode::KernelPaste] {
+            let (bench, _) = Bench::start(lab, mode, &[])?;
+            let mut connection = bench.connect()?;
+            let body = noise(1, 5000);
+            let reply = connection.append(&body)?;
+            ensure!(reply.json()?["crc32c"] == format!("{:08x}", crc32c::crc32c(&body)), "{mode}: {reply:?}");
+            let record = connection.get(&format!("/records/{}", reply.seq()?))?;
+            ensure!(record.body == body, "{mode} gives another record");
+        }
         Ok(())
     });
 }

@@ -48,8 +48,8 @@ pub(super) struct Connection {
 enum Body {
     /// It is read over; its request is answered, or has no use for it.
     Skipped,
-    /// It becomes a record.
-    Stored { draft: Draft, bytes: u64, manner: Manner },
+    /// It becomes a record; without a draft, one that is only counted.
+    Stored { draft: Option<Draft>, bytes: u64, manner: Manner },
 }
 
 /// How far a connection is on its way to the end.
@@ -290,9 +290,13 @@ impl Connection {
         };
         if accepted == Ok(Route::Append) {
             let manner = Manner::of(head, !head.keep_alive);
+            let draft = common.keeps_records.then(|| shard.draft());
             // Nearly every body is short and lies whole behind its head: its record is made here and now.
             if let Some(extent) = self.decoder.whole_body(&mut self.input) {
-                let mut draft = shard.draft();
+                let Some(mut draft) = draft else {
+                    self.answer_unkept(extent.len() as u64, manner, common);
+                    return;
+                };
                 let appended = match shard.push(&mut draft, extent) {
                     Ok(()) => shard.append(draft),
                     Err(error) => Err(error),
@@ -300,7 +304,7 @@ impl Connection {
                 self.answer_append(appended, manner, common);
                 return;
             }
-            self.body = Body::Stored { draft: shard.draft(), bytes: 0, manner };
+            self.body = Body::Stored { draft, bytes: 0, manner };
             let has_body = head.framing != Framing::Length(0);
             if head.expects_continue && has_body && self.input.is_none() {
                 self.replies.push_back(Reply::new(Content::Continue, manner));
@@ -326,7 +330,7 @@ impl Connection {
         let outcome = if *bytes > common.max_record_bytes {
             Err(Refusal::TooLarge { max: common.max_record_bytes })
         } else {
-            shard.push(draft, extent).map_err(Refusal::from)
+            draft.as_mut().map_or(Ok(()), |draft| shard.push(draft, extent)).map_err(Refusal::from)
         };
         if let Err(refusal) = outcome {
             let manner = if self.can_skip_body() { manner } else { manner.closing() };
@@ -336,10 +340,20 @@ impl Connection {
 
     #[inline]
     fn end_of_request(&mut self, common: &mut Common, shard: &mut Shard) {
-        let Body::Stored { draft, manner, .. } = std::mem::replace(&mut self.body, Body::Skipped) else {
+        let Body::Stored { draft, bytes, manner } = std::mem::replace(&mut self.body, Body::Skipped) else {
             return;
         };
-        self.answer_append(shard.append(draft), manner, common);
+        match draft {
+            Some(draft) => self.answer_append(shard.append(draft), manner, common),
+            None => self.answer_unkept(bytes, manner, common),
+        }
+    }
+
+    /// Owes the reply to a body that was given up, as the configuration says.
+    fn answer_unkept(&mut self, len_bytes: u64, manner: Manner, common: &mut Common) {
+        common.counters.appended_records += 1;
+        common.counters.appended_bytes += len_bytes;
+        self.push(Content::Counted { number: common.counters.appended_records, len_bytes }, manner);
     }
 
     /// Owes the reply to an append. It waits for the commit, unless it says why there was none.

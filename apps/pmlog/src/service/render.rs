@@ -154,11 +154,26 @@ pub(super) struct ListPiece<'a> {
 
 impl Rendered {
     pub(super) fn appended(&mut self, receipt: &Receipt, shard: Option<u32>, manner: Manner) -> &[u8] {
-        let Receipt { seq, len, crc32c, .. } = *receipt;
+        self.acknowledged(receipt.seq, receipt.len, Some(receipt.crc32c), shard, manner)
+    }
+
+    /// As [`appended`](Self::appended), of anything that has a number; the checksum only where there is one.
+    #[inline]
+    pub(super) fn acknowledged(
+        &mut self,
+        seq: u64,
+        len: u64,
+        crc32c: Option<u32>,
+        shard: Option<u32>,
+        manner: Manner,
+    ) -> &[u8] {
         let mut body = ArrayVec::<u8, ACKNOWLEDGEMENT_BODY_BYTES>::new();
         open_object(&mut body, shard);
         body.text(r#""seq":"#).decimal(seq).text(r#","length":"#).decimal(len);
-        body.text(r#","crc32c":""#).hex(crc32c).text("\"}\n");
+        if let Some(crc32c) = crc32c {
+            body.text(r#","crc32c":""#).hex(crc32c).text("\"");
+        }
+        body.text("}\n");
 
         let text = &mut self.acknowledgement;
         text.clear();

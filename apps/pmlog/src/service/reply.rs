@@ -28,6 +28,8 @@ pub(super) enum Content {
     Waiting(Pending),
     /// An append that is durable: only a [`Durable`] makes the receipt.
     Appended(Receipt),
+    /// A body that was received and given up; so many had come.
+    Counted { number: u64, len_bytes: u64 },
     /// The one-line reason why not.
     Refused(Refusal),
     /// To be looked at once all earlier replies are out, so that it sees what they did.
@@ -88,6 +90,7 @@ impl Reply {
             Content::Continue
             | Content::Waiting(_)
             | Content::Appended(_)
+            | Content::Counted { .. }
             | Content::Refused(_)
             | Content::Trimmed(..) => true,
             Content::Asked(_) | Content::Health | Content::Underway(_) => false,
@@ -177,6 +180,9 @@ impl Reply {
                     Some(durable) => out.proven(durable, text),
                     None => out.text(text),
                 }
+            }
+            Content::Counted { number, len_bytes } => {
+                out.text(rendered.acknowledged(*number, *len_bytes, None, None, self.manner))
             }
             Content::Refused(refusal) => out.text(rendered.refused(refusal, self.manner)),
             Content::Trimmed(trimmed, of) => out.text(rendered.trimmed(trimmed, *of, self.manner)),
