@@ -1,6 +1,7 @@
 //! HTTP/1.1 over received slots, without I/O (RFC 9112): heads are parsed where they arrived, and bodies
 //! come out as pieces of the buffers that the network filled.
 
+mod authority;
 mod chunked;
 mod decoder;
 mod head;

@@ -162,7 +162,7 @@ impl LogService {
     fn with(config: ServiceConfig, peers: Option<Peers>, now: Instant) -> Self {
         let connections = config.max_connections as usize;
         Self {
-            places: (0..connections).map(|_| Connection::vacant()).collect(),
+            places: (0..connections).map(|_| Connection::vacant(config.max_record_bytes)).collect(),
             common: Common {
                 max_record_bytes: config.max_record_bytes,
                 keeps_records: config.keeps_records,

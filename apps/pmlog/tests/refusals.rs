@@ -4,7 +4,7 @@ mod common;
 
 use common::{Lab, SEGMENT_BYTES, body, post, request};
 use pmlog::service::ServiceConfig;
-use stack::net::CloseReason;
+use stack::net::{CloseReason, Service as _};
 
 /// Statuses after which the same connection serves the next request.
 #[test]
@@ -20,11 +20,6 @@ fn a_refused_request_leaves_the_connection_usable() {
         (request("POST", "/append"), 411, "Content-Length"),
         (post(&body(1, 1001)), 413, "--max-record"),
         (b"POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody".to_vec(), 405, "GET"),
-        (
-            b"POST /append HTTP/1.1\r\nHost: a\r\nExpect: tea\r\nContent-Length: 1\r\n\r\nx".to_vec(),
-            417,
-            "100",
-        ),
     ] {
         let reply = lab.ask(conn, &request);
         let shown = String::from_utf8_lossy(&request[..request.len().min(60)]).into_owned();
@@ -53,7 +48,11 @@ fn broken_framing_ends_the_connection_after_the_reason() {
         (format!("{chunked}Content-Length: 5\r\n\r\n0\r\n\r\n"), 400),
         (format!("{chunked}\r\nfive\r\n"), 400),
         (format!("{chunked}\r\n5\r\nhello!\r\n"), 400),
-        (format!("{chunked}\r\n11111111111111111\r\n"), 400),
+        (format!("{chunked}\r\n11111111111111111\r\n"), 413),
+        ("GET /health HTTP/1.1\r\nHost: a b/c\r\n\r\n".to_owned(), 400),
+        ("GET /health HTTP/1.0\r\nHost: a b/c\r\n\r\n".to_owned(), 400),
+        ("GET /health HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n".to_owned(), 400),
+        ("POST /append HTTP/1.1\r\nHost: [::1\r\nContent-Length: 1\r\n\r\na".to_owned(), 400),
         (
             "POST /append HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab".to_owned(),
             400,
@@ -83,6 +82,126 @@ fn broken_framing_ends_the_connection_after_the_reason() {
     }
     assert_eq!(lab.shard.next_seq(), 1, "nothing was stored");
     assert_eq!(lab.free_buffers(), free);
+}
+
+/// Whatever is refused, and however its body is framed: bytes of that body are never read as a request, and a request
+/// behind it is never read as the body.
+#[test]
+fn no_request_is_read_out_of_a_refused_body_nor_lost_in_one() {
+    let inside = post(b"smuggled");
+    let bodies = [inside.clone(), inside.repeat(5000)];
+    let framed = |body: &[u8], chunked: bool| match chunked {
+        true => {
+            let chunk = [format!("{:x}\r\n", body.len()).as_bytes(), body, b"\r\n0\r\n\r\n"].concat();
+            ("Transfer-Encoding: chunked\r\n".to_owned(), chunk)
+        }
+        false => (format!("Content-Length: {}\r\n", body.len()), body.to_vec()),
+    };
+    for (line, states) in [
+        ("GET /nothing", &["sound"][..]),
+        ("GET /records/77", &["sound"]),
+        ("GET /records/x", &["sound"]),
+        ("GET http://a@b/health", &["sound"]),
+        ("PUT /append", &["sound"]),
+        ("DELETE /records", &["sound"]),
+        ("GET /health", &["sound", "failed"]),
+        ("POST /append", &["short", "full", "failed"]),
+    ] {
+        for state in states {
+            for expect in ["", "Expect: 100-continue\r\n", "Expect: tea\r\n", "Expect: 100-continue, tea\r\n"]
+            {
+                for (body, chunked) in bodies.iter().flat_map(|body| [(body, false), (body, true)]) {
+                    let (framing, sent) = framed(body, chunked);
+                    let head = format!("{line} HTTP/1.1\r\nHost: a\r\n{expect}{framing}\r\n");
+                    let shown = format!("{head:?} of {} bytes, {state}", body.len());
+
+                    // The body comes, and a request behind it.
+                    let (mut lab, next) = lab_in(state);
+                    let conn = lab.connect();
+                    let all = [head.as_bytes(), &sent, &request("GET", "/health")].concat();
+                    lab.send(conn, &all);
+                    let mut replies = lab.replies(conn);
+                    replies.retain(|reply| reply.status != 100);
+                    assert_eq!(lab.shard.next_seq(), next, "{shown}: a body was read as a request");
+                    match &replies[..] {
+                        [only] => {
+                            assert!(lab.client(conn).finished, "{shown}: {only:?}");
+                            assert_eq!(only.field("connection"), Some("close"), "{shown}");
+                        }
+                        [_, health] => assert!(health.json()["status"].is_string(), "{shown}: {health:?}"),
+                        _ => panic!("{shown}: {replies:?}"),
+                    }
+
+                    // It does not, because of what the reply says, and a request comes in its place.
+                    if expect.is_empty() {
+                        continue;
+                    }
+                    let (mut lab, next) = lab_in(state);
+                    let conn = lab.connect();
+                    lab.send(conn, head.as_bytes());
+                    let replies = lab.replies(conn);
+                    if replies.iter().all(|reply| reply.status == 100) {
+                        // It is wanted: what is wrong with it shows when it comes.
+                        let is_wanted = *state == "full" || *state == "short" && chunked;
+                        assert!(line == "POST /append" && is_wanted, "{shown}: {replies:?}");
+                        continue;
+                    }
+                    assert!(lab.client(conn).finished, "{shown}: {replies:?}");
+                    assert_eq!(replies[0].field("connection"), Some("close"), "{shown}");
+                    lab.send(conn, &post(b"the next request"));
+                    assert!(lab.replies(conn).is_empty(), "{shown}");
+                    assert_eq!(lab.shard.next_seq(), next, "{shown}: served on a connection that is over");
+                }
+            }
+        }
+    }
+}
+
+/// A service in some state, and the number of its next record.
+fn lab_in(state: &str) -> (Lab, u64) {
+    let max_record_bytes = if state == "short" { 50 } else { 1 << 20 };
+    let mut lab = Lab::new(2 << 20, ServiceConfig { max_record_bytes, ..ServiceConfig::default() });
+    match state {
+        "full" => {
+            let conn = lab.connect();
+            while lab.ask(conn, &post(b"x")).status == 200 {}
+        }
+        "failed" => lab.service.commit_failed("the medium is gone", &mut lab.wire, &mut lab.shard),
+        _ => {}
+    }
+    let next = lab.shard.next_seq();
+    (lab, next)
+}
+
+#[test]
+fn what_is_too_long_is_refused_by_its_size_before_a_byte_of_it_comes() {
+    let max_record_bytes = 16 << 20;
+    let mut lab = Lab::new(64 << 20, ServiceConfig { max_record_bytes, ..ServiceConfig::default() });
+    let free = lab.free_buffers();
+    let chunk = |bytes: usize| format!("{bytes:x}\r\n{}\r\n", "x".repeat(bytes));
+    for (framing, body) in [
+        ("Content-Length: 16777217", String::new()),
+        ("Content-Length: 18446744073709551615", String::new()),
+        ("Content-Length: 18446744073709551616", String::new()),
+        ("Content-Length: 99999999999999999999999999999999", String::new()),
+        ("Transfer-Encoding: chunked", "1000001\r\n".to_owned()),
+        ("Transfer-Encoding: chunked", "0000000000000001000001\r\n".to_owned()),
+        ("Transfer-Encoding: chunked", "1000001;why=because\r\n".to_owned()),
+        ("Transfer-Encoding: chunked", "FFFFFFFFFFFFFFFF\r\n".to_owned()),
+        ("Transfer-Encoding: chunked", "10000000000000000\r\n".to_owned()),
+        ("Transfer-Encoding: chunked", "fffffffffffffffffffffffffffffffff\r\n".to_owned()),
+        ("Transfer-Encoding: chunked", format!("{}1000000\r\n", chunk(1))),
+        ("Transfer-Encoding: chunked", format!("{}{}FFFFFFFFFFFFFFFF\r\n", chunk(7), chunk(1000))),
+    ] {
+        let conn = lab.connect();
+        let head = format!("POST /append HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
+        let reply = lab.ask(conn, &[head.as_bytes(), body.as_bytes()].concat());
+        assert_eq!((reply.status, reply.field("connection")), (413, Some("close")), "{framing} {reply:?}");
+        assert!(reply.reason().contains("--max-record"), "{framing} {:?}", reply.reason());
+        assert!(lab.client(conn).finished, "{framing}");
+        lab.close(conn, CloseReason::Finished);
+    }
+    assert_eq!((lab.shard.next_seq(), lab.free_buffers()), (1, free));
 }
 
 #[test]

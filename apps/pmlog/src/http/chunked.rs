@@ -10,6 +10,10 @@ const MAX_TRAILER_BYTES: usize = 8 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Chunked {
     state: State,
+    /// Bytes that the body may have behind the current chunk.
+    room: u64,
+    /// The longest body, in bytes.
+    max: u64,
     /// Size announced by the current line, or bytes of the chunk still to come.
     remaining: u64,
     /// Bytes of the current line; of all lines, in the trailer.
@@ -55,8 +59,9 @@ enum State {
 }
 
 impl Chunked {
-    pub(super) const fn new() -> Self {
-        Self { state: State::SizeStart, remaining: 0, line_bytes: 0 }
+    /// Before the first chunk of a body of at most `max` bytes.
+    pub(super) const fn new(max: u64) -> Self {
+        Self { state: State::SizeStart, room: max, max, remaining: 0, line_bytes: 0 }
     }
 
     /// Takes a look at `bytes`, which is not empty, and says what its first bytes are.
@@ -85,8 +90,9 @@ impl Chunked {
         self.state = match (self.state, byte) {
             (State::SizeStart | State::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 let digit = char::from(byte).to_digit(16).map_or(0, u64::from);
-                if self.remaining >> 60 != 0 {
-                    return Err(Refusal::MalformedChunk("a chunk size beyond 64 bits"));
+                // Nobody waits for what is too long: any further digit makes it longer still.
+                if self.remaining >> 60 != 0 || self.remaining << 4 | digit > self.room {
+                    return Err(Refusal::TooLarge { max: self.max });
                 }
                 self.remaining = self.remaining << 4 | digit;
                 self.count(1, MAX_LINE_BYTES)?;
@@ -112,6 +118,7 @@ impl Chunked {
             }
             (State::SizeLf, b'\n') => {
                 self.line_bytes = 0;
+                self.room -= self.remaining;
                 if self.remaining == 0 { State::TrailerStart } else { State::Data }
             }
             (State::DataCr, b'\r') => State::DataLf,
@@ -148,9 +155,11 @@ impl Chunked {
 mod tests {
     use super::*;
 
+    const MAX: u64 = 1000;
+
     /// Decodes `text` given in pieces of `piece_bytes`: the payload and what lies behind the body.
     fn decode(text: &[u8], piece_bytes: usize) -> Result<Option<(Vec<u8>, usize)>, Refusal> {
-        let (mut chunked, mut payload, mut read) = (Chunked::new(), Vec::new(), 0);
+        let (mut chunked, mut payload, mut read) = (Chunked::new(MAX), Vec::new(), 0);
         for piece in text.chunks(piece_bytes) {
             let mut rest = piece;
             while !rest.is_empty() {
@@ -204,9 +213,33 @@ mod tests {
             "0\r\nA: b\n",
             "0\r\n\rx",
             "1;a\rb",
-            "10000000000000000\r\n",
         ] {
             assert!(matches!(decode(text.as_bytes(), 3), Err(Refusal::MalformedChunk(_))), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_too_long_is_refused_by_its_size() {
+        let chunk = |size: &str, bytes: usize| format!("{size}\r\n{}\r\n", "x".repeat(bytes));
+        for text in [chunk("3e8", 1000), chunk("00000003E8", 1000), chunk("1f4", 500).repeat(2)] {
+            assert!(matches!(decode(format!("{text}0\r\n\r\n").as_bytes(), 7), Ok(Some(_))), "{text:?}");
+        }
+        for text in [
+            "3e9".to_owned(),
+            "0000000000003e9".to_owned(),
+            "3e9;x=y".to_owned(),
+            "ffffffffffffffff".to_owned(),
+            "10000000000000000".to_owned(),
+            "ffffffffffffffffffffffffffffffff".to_owned(),
+            format!("{}3e9", chunk("0001", 1)),
+            format!("{}1", chunk("3e8", 1000)),
+            format!("{}ffffffffffffffff", chunk("1", 1)),
+            format!("{}3e8", chunk("1;a=b", 1)),
+        ] {
+            for piece_bytes in [1, 5, text.len()] {
+                let outcome = decode(text.as_bytes(), piece_bytes);
+                assert_eq!(outcome, Err(Refusal::TooLarge { max: MAX }), "{text:?}");
+            }
         }
     }
 

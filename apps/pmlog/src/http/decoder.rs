@@ -24,9 +24,11 @@ pub enum Item {
 ///
 /// A head that lies in one slot is parsed there; one that spans slots is gathered in at most
 /// [`MAX_HEAD_BYTES`]. Bodies are never gathered.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Decoder {
     state: State,
+    /// The longest chunked body, in bytes.
+    max_body_bytes: u64,
     gathered: Vec<u8>,
     blank_bytes: usize,
 }
@@ -44,6 +46,12 @@ enum State {
 }
 
 impl Decoder {
+    /// Before the first request. A chunked body that says that it is longer than `max_body_bytes` is refused; of one
+    /// with a length, the head tells.
+    pub fn new(max_body_bytes: u64) -> Self {
+        Self { state: State::default(), max_body_bytes, gathered: Vec::new(), blank_bytes: 0 }
+    }
+
     /// Takes the next part out of `input`, which it leaves narrowed, or `None` when used up. Gives `None`
     /// when it needs another slot; call it until then.
     ///
@@ -137,7 +145,7 @@ impl Decoder {
         self.state = match head.framing {
             Framing::Absent => State::Body { remaining: 0 },
             Framing::Length(remaining) => State::Body { remaining },
-            Framing::Chunked => State::Chunks(Chunked::new()),
+            Framing::Chunked => State::Chunks(Chunked::new(self.max_body_bytes)),
         };
     }
 

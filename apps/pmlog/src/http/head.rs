@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::{MAX_HEAD_BYTES, Refusal, Route, route::decimal};
+use super::{MAX_HEAD_BYTES, Refusal, Route, authority::is_host, route::decimal};
 
 /// The most header fields in a request.
 pub(super) const MAX_FIELDS: usize = 64;
@@ -31,6 +31,8 @@ pub struct Head {
     pub keep_alive: bool,
     /// The client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
+    /// The client waits for what it expects, and may then send the body or not.
+    pub may_withhold_body: bool,
     /// A HEAD request: the reply has no body.
     pub is_head: bool,
 }
@@ -60,6 +62,9 @@ impl Head {
         if fields.hosts > 1 || (is_http11 && fields.hosts == 0) {
             return Err(Refusal::Malformed("exactly one Host field is required"));
         }
+        if fields.bad_host {
+            return Err(Refusal::Malformed("the Host field is not a host and perhaps a port"));
+        }
         let route = match Route::of(method, target) {
             Ok(_) if is_http11 && fields.other_expectation => Err(Refusal::Expectation),
             route => route,
@@ -70,6 +75,7 @@ impl Head {
             is_http11,
             keep_alive: if is_http11 { !fields.close } else { fields.keep_alive && !fields.close },
             expects_continue: is_http11 && fields.expects_continue,
+            may_withhold_body: is_http11 && (fields.expects_continue || fields.other_expectation),
             is_head: method == "HEAD",
         };
         Ok(Some((head, length)))
@@ -82,6 +88,7 @@ struct Fields {
     length: Option<u64>,
     chunked: bool,
     hosts: usize,
+    bad_host: bool,
     close: bool,
     keep_alive: bool,
     expects_continue: bool,
@@ -96,7 +103,10 @@ impl Fields {
             // write that one as it stands here.
             let is = |known: &str| *name == known || is_in_other_case(name, known);
             match name.len() {
-                4 if is("Host") => fields.hosts += 1,
+                4 if is("Host") => {
+                    fields.hosts += 1;
+                    fields.bad_host |= !is_host(value);
+                }
                 6 if is("Expect") => fields.expect(value),
                 10 if is("Connection") => fields.connection(value),
                 14 if is("Content-Length") => fields.content_length(value)?,
@@ -123,7 +133,12 @@ impl Fields {
     }
 
     fn content_length(&mut self, value: &[u8]) -> Result<(), Refusal> {
-        let length = decimal(value).ok_or(Refusal::Ambiguous("Content-Length is not a number of bytes"))?;
+        let length = match decimal(value) {
+            Some(length) => length,
+            // It is too long, and not unclear.
+            None if !value.is_empty() && value.iter().all(u8::is_ascii_digit) => u64::MAX,
+            None => return Err(Refusal::Ambiguous("Content-Length is not a number of bytes")),
+        };
         match self.length.replace(length) {
             Some(earlier) if earlier != length => {
                 Err(Refusal::Ambiguous("two Content-Length fields do not agree"))
@@ -205,7 +220,7 @@ mod tests {
             "Content-Length: +3\r\n",
             "Content-Length: 0x3\r\n",
             "Content-Length: \r\n",
-            "Content-Length: 18446744073709551616\r\n",
+            "Content-Length: 18446744073709551616x\r\n",
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
         ] {
             assert!(matches!(parse(fields), Err(Refusal::Ambiguous(_))), "{fields:?}: {:?}", parse(fields));
@@ -224,6 +239,10 @@ mod tests {
         assert_eq!(parse("content-length: 12\r\n").map(|head| head.framing), Ok(Framing::Length(12)));
         let same = "Content-Length: 12\r\nContent-Length: 12\r\n";
         assert_eq!(parse(same).map(|head| head.framing), Ok(Framing::Length(12)));
+        for beyond in ["18446744073709551616", "99999999999999999999999999"] {
+            let framing = parse(&format!("Content-Length: {beyond}\r\n")).map(|head| head.framing);
+            assert_eq!(framing, Ok(Framing::Length(u64::MAX)), "{beyond}");
+        }
         let chunked = "Transfer-Encoding: Chunked\r\nExpect: 100-Continue\r\n";
         let head = parse(chunked).expect("a good head");
         assert_eq!((head.framing, head.expects_continue), (Framing::Chunked, true));
@@ -256,6 +275,19 @@ mod tests {
         let none = b"GET /health HTTP/1.1\r\n\r\n";
         assert!(matches!(Head::parse(none), Err(Refusal::Malformed(_))));
         assert!(matches!(parse("Host: two\r\n"), Err(Refusal::Malformed(_))));
+        assert!(matches!(parse("Host: a b/c\r\n"), Err(Refusal::Malformed(_))));
+        let host = |value: &str, version: &str| {
+            let text = format!("GET /health HTTP/1.{version}\r\nHost: {value}\r\n\r\n");
+            Head::parse(text.as_bytes()).map(|head| head.expect("the head is whole").0.route.is_ok())
+        };
+        for version in ["0", "1"] {
+            for value in ["", "log", "log:80", "[::1]:80"] {
+                assert_eq!(host(value, version), Ok(true), "{value}");
+            }
+            for value in ["a b/c", "a/b", "a@b", "[::1", "a:b"] {
+                assert!(matches!(host(value, version), Err(Refusal::Malformed(_))), "{value}");
+            }
+        }
         assert_eq!(Head::parse(b"GET /health HTTP/2.0\r\n\r\n"), Err(Refusal::Version));
         assert!(matches!(Head::parse(b"GET /health\r\n\r\n"), Err(Refusal::Malformed(_))));
         assert_eq!(parse(&"A: b\r\n".repeat(MAX_FIELDS)), Err(too_large()));

@@ -1,6 +1,6 @@
 //! What a request asks for: method and target taken together.
 
-use super::{Place, RecordName, Refusal};
+use super::{Place, RecordName, Refusal, authority::is_authority};
 
 /// Records listed when the client does not say how many.
 pub const DEFAULT_LIST_LIMIT: u64 = 100;
@@ -60,7 +60,7 @@ impl Route {
     }
 
     fn of_any(method: &str, target: &str) -> Result<Self, Refusal> {
-        let target = origin_form(target).ok_or(Refusal::NoResource)?;
+        let target = origin_form(target)?;
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let reads = matches!(method, "GET" | "HEAD");
         match path {
@@ -97,14 +97,18 @@ impl Route {
     }
 }
 
-/// The path and query of a target; `None` for `*` and for an authority alone.
-fn origin_form(target: &str) -> Option<&str> {
+/// The path and query of a target. There are none in `*`, nor in an authority alone.
+fn origin_form(target: &str) -> Result<&str, Refusal> {
     if target.starts_with('/') {
-        return Some(target);
+        return Ok(target);
     }
-    let scheme = target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://"))?;
-    let rest = &target[scheme.len()..];
-    rest.find('/').map(|path| &rest[path..])
+    let scheme = target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://"));
+    let rest = &target[scheme.ok_or(Refusal::NoResource)?.len()..];
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    if !is_authority(authority.as_bytes()) {
+        return Err(Refusal::BadTarget("what stands before the path is not a host and perhaps a port"));
+    }
+    if path.starts_with('/') { Ok(path) } else { Err(Refusal::NoResource) }
 }
 
 fn no_query(query: &str) -> Result<(), Refusal> {
@@ -207,6 +211,10 @@ mod tests {
             ("GET", "/", Err(Refusal::NoResource)),
             ("OPTIONS", "*", Err(Refusal::NoResource)),
             ("GET", "http://log.example", Err(Refusal::NoResource)),
+            ("GET", "http://log.example?x=/health", Err(Refusal::NoResource)),
+            ("GET", "http://log.example#/health", Err(Refusal::NoResource)),
+            ("GET", "http://[fd00::2]:80/health", Ok(Route::Ask(Ask::Health))),
+            ("GET", "https://log.example/health", Err(Refusal::NoResource)),
         ] {
             assert_eq!(Route::of(method, target), expected, "{method} {target}");
         }
@@ -240,6 +248,12 @@ mod tests {
             ("DELETE", "/records"),
             ("DELETE", "/records?before=-1"),
             ("POST", "/append?x=1"),
+            ("GET", "http:///health"),
+            ("GET", "http://:80/health"),
+            ("GET", "http://a@b/health"),
+            ("GET", "http://a:b/health"),
+            ("GET", "http://[fd00::2/health"),
+            ("GET", "http://?/health"),
         ] {
             assert!(matches!(Route::of(method, target), Err(Refusal::BadTarget(_))), "{method} {target}");
         }

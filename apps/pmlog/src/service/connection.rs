@@ -90,10 +90,10 @@ pub(super) struct Patience {
 
 impl Connection {
     /// A place without a connection. The room for replies is taken here and kept.
-    pub(super) fn vacant() -> Self {
+    pub(super) fn vacant(max_record_bytes: u64) -> Self {
         Self {
             id: None,
-            decoder: Decoder::default(),
+            decoder: Decoder::new(max_record_bytes),
             input: None,
             body: Body::Skipped,
             replies: VecDeque::with_capacity(MAX_PIPELINE + 2),
@@ -311,9 +311,10 @@ impl Connection {
             }
             return;
         }
-        // The body is of no use. A client that waits for `100 Continue` may or may not send it now, so only
-        // a new connection tells body and next request apart.
-        let waits = head.expects_continue && head.framing != Framing::Length(0);
+        // The body is of no use. A client that expects something first may or may not send it now, so only a new
+        // connection tells body and next request apart.
+        let has_body = !matches!(head.framing, Framing::Absent | Framing::Length(0));
+        let waits = head.may_withhold_body && has_body;
         let manner = Manner::of(head, !head.keep_alive || waits || !self.can_skip_body());
         match accepted {
             Ok(Route::Append) => {}
@@ -327,14 +328,10 @@ impl Connection {
         let Body::Stored { draft, bytes, manner } = &mut self.body else { return };
         let manner = *manner;
         *bytes += extent.len() as u64;
-        let outcome = if *bytes > common.max_record_bytes {
-            Err(Refusal::TooLarge { max: common.max_record_bytes })
-        } else {
-            draft.as_mut().map_or(Ok(()), |draft| shard.push(draft, extent)).map_err(Refusal::from)
-        };
-        if let Err(refusal) = outcome {
+        let pushed = draft.as_mut().map_or(Ok(()), |draft| shard.push(draft, extent));
+        if let Err(error) = pushed {
             let manner = if self.can_skip_body() { manner } else { manner.closing() };
-            self.refuse(refusal, manner, common);
+            self.refuse(error.into(), manner, common);
         }
     }
 
