@@ -157,7 +157,8 @@ impl RecvQueue {
         if from.at_or_after(to) {
             return None;
         }
-        while self.early.get(at).is_some_and(|early| early.seq.after(from) && early.end().at_or_before(to)) {
+        let len = to.since(from);
+        while self.early.get(at).is_some_and(|early| early.end().at_or_before(to) && early.len() < len) {
             let covered = self.early.remove(at);
             self.early_bytes -= covered.as_ref().map_or(0, Early::len);
         }

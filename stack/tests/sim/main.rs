@@ -10,6 +10,7 @@ mod link;
 mod listen;
 mod neighbours;
 mod ours;
+mod reassembly;
 mod scale;
 mod script;
 mod talk;
