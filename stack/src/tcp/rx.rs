@@ -79,6 +79,12 @@ impl Connection {
     /// Everything that keeps a segment from being processed; `Some` if it was dealt with here.
     fn refuse(&mut self, now: Instant, segment: &Segment, cx: &mut Context<'_>) -> Option<Outcome> {
         let reset = segment.flags.contains(Flags::RST);
+        if segment.flags.contains(Flags::SYN) && !reset {
+            // RFC 5961, section 4.2: whatever its number, and whatever its options. A peer that has lost its memory
+            // sends other ones than it once agreed on, and answers with RST.
+            self.challenge(now, cx);
+            return Some(Outcome::Goes);
+        }
         if let Some(clock) = &self.clock
             && !reset
         {
@@ -116,11 +122,6 @@ impl Connection {
                 State::SynReceived => CloseReason::Refused,
                 _ => CloseReason::Reset,
             }));
-        }
-        if segment.flags.contains(Flags::SYN) {
-            // RFC 5961, section 4.2.
-            self.challenge(now, cx);
-            return Some(Outcome::Goes);
         }
         if !segment.flags.contains(Flags::ACK) {
             cx.counters.drops.unexpected += 1;

@@ -10,7 +10,7 @@ use stack::transport::OverEndpoint as _;
 use crate::ours::config;
 use crate::script::Script;
 use crate::talk::{BOTH_VERSIONS, Version, ip, mac};
-use crate::wire::{ACK, FIN, RST, SYN, Side, data, icmpv4_error, icmpv6_error, seg};
+use crate::wire::{ACK, FIN, RST, SYN, Seg, Side, data, icmpv4_error, icmpv6_error, seg};
 
 /// RFC 5961, section 3.2: a reset within the window, but not at its edge, is answered with a challenge.
 #[test]
@@ -33,6 +33,61 @@ fn rfc5961_4_2_a_syn_on_an_open_connection_is_challenged() {
         s.send(seg(SYN, seq, 0));
         s.expect(seg(ACK, 1, 1));
         s.assert_alive(conn, 1, 1);
+    }
+}
+
+/// RFC 5961, section 4.2: in every state, whatever the two have agreed on and whatever the SYN says, so that a peer
+/// which has lost its memory finds out, answers with RST, and gets a new connection for its next SYN.
+#[test]
+fn rfc5961_4_2_a_reborn_peer_is_challenged_whatever_its_options() {
+    let with =
+        |ts: Option<u32>, scale| Seg { timestamps: ts.map(|value| (value, 0)), scale, ..Seg::default() };
+    let agreed = [with(None, None), with(Some(900), None), with(None, Some(7)), with(Some(900), Some(7))];
+    let reborn = [
+        with(None, None),
+        with(Some(1), Some(3)),
+        with(Some(900), None),
+        with(Some(u32::MAX / 2), Some(7)),
+        with(None, Some(14)),
+    ];
+    for (first, second) in agreed.iter().flat_map(|first| reborn.iter().map(move |second| (first, second))) {
+        for state in ["established", "FIN-WAIT-1", "FIN-WAIT-2", "CLOSE-WAIT", "CLOSING", "LAST-ACK"] {
+            for number in [0, 77, 0u32.wrapping_sub(50_000)] {
+                let mut s = Script::listening(Version::V4);
+                let conn = s.open_with(Seg { flags: SYN, mss: Some(1_000), ..first.clone() });
+                let echo = first.timestamps.map(|(value, _)| (value, s.stack_timestamp()));
+                let (mut seq, mut ack) = (1, 1);
+                let hears = |s: &mut Script, flags, seq, ack| {
+                    s.send(Seg { timestamps: echo, ..seg(flags, seq, ack) });
+                };
+                if matches!(state, "CLOSE-WAIT" | "LAST-ACK") {
+                    hears(&mut s, FIN | ACK, 1, 1);
+                    seq = 2;
+                }
+                if !matches!(state, "established" | "CLOSE-WAIT") {
+                    s.finish(conn);
+                    ack = 2;
+                }
+                if state == "FIN-WAIT-2" {
+                    hears(&mut s, ACK, 1, 2);
+                }
+                if state == "CLOSING" {
+                    hears(&mut s, FIN | ACK, 1, 1);
+                    seq = 2;
+                }
+                while s.next().is_some() {}
+                let syn = Seg { flags: SYN, seq: number, mss: Some(1_000), ..second.clone() };
+                s.send(syn.clone());
+                s.expect(seg(ACK, ack, seq));
+                s.expect_nothing();
+                // The reborn peer knows no such connection, and begins again.
+                s.send(seg(RST, seq, 0));
+                let closed = std::iter::from_fn(|| s.event()).last();
+                assert_eq!(closed, Some(Event::Closed { conn, reason: CloseReason::Reset }), "{state}");
+                s.send(syn);
+                s.expect(seg(SYN | ACK, 0, number.wrapping_add(1)));
+            }
+        }
     }
 }
 
