@@ -54,7 +54,6 @@ pub(crate) struct Listeners {
 pub(crate) struct HalfOpen {
     pub handshake: Handshake,
     pub listener: u16,
-    pub retries: u8,
     pub until: Instant,
 }
 
@@ -109,7 +108,7 @@ impl Listeners {
         let place = self.free.pop()?;
         owner.half_open += 1;
         let until = now + SYN_ACK_INTERVAL;
-        self.half_open[place as usize] = Some(HalfOpen { handshake, listener, retries: 0, until });
+        self.half_open[place as usize] = Some(HalfOpen { handshake, listener, until });
         Some((place, until))
     }
 
@@ -127,12 +126,21 @@ impl Listeners {
     /// A half-open connection's timer has fired: when it does so next, or none if the peer is given up.
     pub(crate) fn expire(&mut self, place: u32, now: Instant) -> Option<Instant> {
         let half_open = self.half_open[place as usize].as_mut()?;
-        if half_open.retries >= SYN_ACK_RETRIES {
+        let handshake = &mut half_open.handshake;
+        if handshake.retries >= SYN_ACK_RETRIES {
             return None;
         }
-        half_open.retries += 1;
-        half_open.until = now + SYN_ACK_INTERVAL * (1 << half_open.retries);
+        handshake.retries += 1;
+        handshake.sent_at = None;
+        half_open.until = now + SYN_ACK_INTERVAL * (1 << handshake.retries);
         Some(half_open.until)
+    }
+
+    /// SYN and ACK go out again, since the peer's SYN came again: which of them it will answer cannot be told.
+    pub(crate) fn answered_again(&mut self, place: u32) {
+        if let Some(half_open) = &mut self.half_open[place as usize] {
+            half_open.handshake.sent_at = None;
+        }
     }
 }
 
@@ -171,6 +179,8 @@ mod tests {
             window_scale: None,
             clock: None,
             offered: 0,
+            sent_at: None,
+            retries: 0,
         };
         let now = Instant::ZERO;
         let (first, until) = listeners.insert(handshake, 0, now).unwrap();

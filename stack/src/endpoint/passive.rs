@@ -61,6 +61,8 @@ impl Endpoint {
             window_scale: options.window_scale,
             clock,
             offered: self.first_window(key.is_v4()),
+            sent_at: Some(self.now),
+            retries: 0,
         };
         match self.listeners.insert(handshake, listener, self.now) {
             Some((place, until)) => {
@@ -120,15 +122,20 @@ impl Endpoint {
         let next = handshake.irs + 1;
         let clock = handshake.clock.map(|clock| clock.now(self.now));
         if segment.flags.contains(Flags::RST) {
+            // RFC 5961, section 3.2: only the exact number counts.
             if segment.seq == next {
                 self.forget_half_open(place);
             } else {
                 self.counters.drops.window += 1;
+                if segment.seq.after(next) && segment.seq.before(next + handshake.offered) {
+                    self.challenge_half_open(&handshake);
+                }
             }
             return true;
         }
         if segment.flags.contains(Flags::SYN) {
             if segment.seq == handshake.irs && !segment.flags.contains(Flags::ACK) {
+                self.listeners.answered_again(place);
                 self.send_syn_ack(&handshake, clock);
             } else {
                 // RFC 5961, section 4: whoever has really begun again answers with RST.
@@ -203,6 +210,8 @@ impl Endpoint {
             window_scale: cookie.window_scale,
             clock,
             offered: self.first_window(key.is_v4()),
+            sent_at: None,
+            retries: 0,
         };
         if self.promote(&handshake, listener, segment, frame) {
             self.counters.syn_cookies_accepted += 1;

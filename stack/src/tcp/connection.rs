@@ -209,6 +209,11 @@ pub(crate) struct Handshake {
     pub clock: Option<Clock>,
     /// The window that was offered with SYN and ACK.
     pub offered: u32,
+    /// When SYN and ACK went out, if that is known and was once: what answers them is then a measurement of the
+    /// round trip (RFC 6298, section 3).
+    pub sent_at: Option<Instant>,
+    /// Times that they were sent again for want of an answer.
+    pub retries: u8,
 }
 
 /// Least payload of a segment, whatever the peer's MSS option or a router says.
@@ -301,6 +306,8 @@ impl Connection {
         self.state = State::SynReceived;
         self.mac = Some(handshake.mac);
         (self.snd_nxt, self.snd_max) = (handshake.iss + 1, handshake.iss + 1);
+        self.timing = handshake.sent_at.map(|sent_at| (self.snd_nxt, sent_at));
+        self.retries = handshake.retries;
         self.clock = handshake.clock;
         self.agree(handshake.irs, handshake.mss, handshake.window_scale, cx.config);
         self.rcv_adv = self.rcv_nxt + handshake.offered;

@@ -71,9 +71,13 @@ impl Secret {
         Seq((period as u32 & 31) << 27 | size << 24 | self.cookie_hash(key, irs, period, size))
     }
 
-    /// The low bits of the timestamp that goes out with a cookie hold the peer's window shift.
+    /// The low bits of the timestamp that goes out with a cookie hold the peer's window shift. It is at most 15 ms
+    /// behind the clock and never ahead of it: the connection's first segments carry the clock itself, and would be
+    /// dropped as old ones (RFC 7323, section 5.3).
     pub(crate) fn cookie_clock(clock: u32, options: &Options) -> u32 {
-        (clock & !15) | options.window_scale.map_or(NO_SCALE, u32::from)
+        let scale = options.window_scale.map_or(NO_SCALE, u32::from);
+        let back = if scale > clock & 15 { 16 } else { 0 };
+        ((clock & !15) | scale).wrapping_sub(back)
     }
 
     /// Verifies the cookie that an ACK acknowledges; `echo` is the timestamp echoed with it.
@@ -126,6 +130,18 @@ mod tests {
         assert_eq!(late.since(early), 1000);
         assert_ne!(secret.isn(&key(2), Instant::from_millis(10)), early);
         assert_ne!(Secret::new(&[4; 16]).isn(&key(1), Instant::from_millis(10)), early);
+    }
+
+    #[test]
+    fn a_cookie_s_timestamp_is_never_ahead_of_the_clock() {
+        for clock in (0..64).chain(u32::MAX - 64..=u32::MAX) {
+            for scale in 0..=15u8 {
+                let options = Options { window_scale: Some(scale), ..Options::default() };
+                let value = Secret::cookie_clock(clock, &options);
+                assert_eq!(value & 15, scale.into());
+                assert!(clock.wrapping_sub(value) < 16, "{value} for {clock}");
+            }
+        }
     }
 
     #[test]

@@ -241,9 +241,10 @@ impl Connection {
                 self.due -= Due::SYN;
                 if self.retries > 0 {
                     cx.counters.retransmits += 1;
-                } else if self.timing.is_none() {
-                    self.timing = Some((plan.seq + 1, now));
                 }
+                // A SYN that an ACK follows into a simultaneous open goes out twice, and is not timed (Karn).
+                let first = self.snd_max == plan.seq;
+                self.timing = first.then_some((plan.seq + 1, now));
                 (self.snd_nxt, self.snd_max) = (plan.seq + 1, plan.seq + 1);
                 self.timer = Timer::Retransmit(now + self.rtt.timeout());
             }

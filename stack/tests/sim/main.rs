@@ -6,6 +6,7 @@ mod cores;
 mod data;
 mod durable;
 mod garbage;
+mod handshake;
 mod link;
 mod listen;
 mod neighbours;
