@@ -8,9 +8,8 @@ use clap::ValueEnum as _;
 use super::breakdown::{Breakdown, Kind};
 use super::plots::Plot;
 use super::stats::{Figure, Server, Spread, of_details, paired, spread};
-use super::targets::{TARGETS, Target, Verdict};
+use super::targets::{TARGETS, Target};
 use super::text::COLUMNS;
-use super::why::explanation;
 use super::{number, reference, servers, whole};
 use crate::protocol::Mode;
 use crate::results::{Link, Load, Results};
@@ -183,7 +182,6 @@ fn targets(page: &mut String, results: &Results) {
             ),
         );
     }
-    missed(page, results);
 }
 
 /// The verdict on a target's median, and whether each round agrees.
@@ -192,23 +190,6 @@ fn verdict(target: &Target, measured: Option<Spread>) -> String {
     let of_round = |value| target.verdict(Some(Spread { min: value, median: value, max: value }));
     let agree = measured.is_none_or(|Spread { min, max, .. }| of_round(min) == of_round(max));
     if agree { verdict.to_string() } else { format!("{verdict}, but not in each round") }
-}
-
-/// Why targets were missed.
-fn missed(page: &mut String, results: &Results) {
-    let of = |target| Some((target, Target::measured(target, &results.cells)?));
-    let missed = TARGETS.iter().filter_map(of);
-    let missed = missed.filter(|(target, measured)| target.verdict(Some(*measured)) == Verdict::Missed);
-    let mut compared = Vec::new();
-    for (target, measured) in missed {
-        if compared.is_empty() {
-            text(page, format_args!("\n### What was missed, and why\n"));
-        }
-        // The same two by time of the core and by rate have the same parts.
-        let is_new = !compared.contains(&(target.servers(), target.load()));
-        text(page, format_args!("- {}", explanation(results, target, measured, is_new)));
-        compared.push((target.servers(), target.load()));
-    }
 }
 
 /// The parts of a request's time in the servers that the targets speak of.

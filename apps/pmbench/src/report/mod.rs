@@ -8,7 +8,6 @@ mod targets;
 #[cfg(test)]
 mod tests;
 mod text;
-mod why;
 
 use std::fs;
 use std::io::Write;

@@ -23,7 +23,7 @@ pub struct Target {
 
 /// How two servers are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Measure {
+enum Measure {
     /// How many times as many requests the one answers in a second of its CPU.
     PerCpuSecond,
     /// How many times as many requests the one answers in a second.
@@ -116,8 +116,8 @@ impl Target {
         self.servers
     }
 
-    /// Their names, with their links where these differ.
-    pub fn names(&self) -> (String, String) {
+    /// The names of the two, with their links where these differ.
+    pub fn compared(&self) -> String {
         let (one, other) = self.servers;
         let name = |server: Server| {
             if one.link == other.link {
@@ -126,14 +126,8 @@ impl Target {
                 format!("{} on {}", server.mode, server.link)
             }
         };
-        (name(one), name(other))
-    }
-
-    /// What is compared.
-    pub fn compared(&self) -> String {
         let sign = if self.measure == Measure::LatencyDifference { "less" } else { "/" };
-        let (one, other) = self.names();
-        format!("{one} {sign} {other}")
+        format!("{} {sign} {}", name(one), name(other))
     }
 
     /// The link that both are on, if it is one.
@@ -145,11 +139,6 @@ impl Target {
     /// The load.
     pub fn load(&self) -> Load {
         self.load
-    }
-
-    /// How they are compared.
-    pub fn measure(&self) -> Measure {
-        self.measure
     }
 
     /// What is compared of the two.

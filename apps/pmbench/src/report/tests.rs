@@ -112,57 +112,6 @@ fn a_small_comparison_as_a_page() {
     insta::assert_snapshot!("page", markdown::report(&results(), &[]));
 }
 
-/// The lines on missed targets of a page on servers that were measured, with their rates, and profiled.
-fn missed(load: Load, rates: &[(Link, Mode, f64)], profiles: &[(Link, Mode, [f64; 8])]) -> Vec<String> {
-    let cells: Vec<Cell> = rates.iter().map(|&(link, mode, rate)| cell(link, mode, load, 1, rate)).collect();
-    let details = cells.iter().map(|_| Detail { client_busy: 0.95, ..Detail::default() }).collect();
-    let of = |&(link, mode, ns): &(Link, Mode, [f64; 8])| Profiled { load, ..profiled(link, mode, ns) };
-    let run = Run { details, profiles: profiles.iter().map(of).collect(), ..Run::default() };
-    let page = markdown::report(&Results { cells, run }, &[]);
-    page.lines()
-        .filter(|line| line.starts_with("- **") && line.contains("was wanted"))
-        .map(str::to_owned)
-        .collect()
-}
-
-#[test]
-fn longer_persists_and_busy_clients_are_named_where_they_count() {
-    let load = Load { size: 1024, connections: 100, persist_delay_us: 10 };
-    let rates = [(Link::Veth, Mode::StatusQuo, 50_000.0), (Link::Veth, Mode::Paste, 100_000.0)];
-    let ns = [500.0, 100.0, 200.0, 300.0, 60.0, 400.0, 80.0, 1000.0];
-    let lines = missed(load, &rates, &[(Link::Veth, Mode::Paste, ns)]);
-    let [line] = &lines[..] else { panic!("{lines:?}") };
-    for words in [
-        "2.00 where >= 6.4 was wanted",
-        "Profiled, paste answers a request every 2,967 ns, and status-quo every 20,000 (the rounds' median)",
-        "the target leaves paste 3,125, which the profiled run kept to",
-        "The delay of 0.03 fences a request is 300 ns of paste's time, that of 1.00 is 10,000 ns of status-quo's.",
-        "The client was busy for 95 % of the time with paste, and for 95 % with status-quo, so that it",
-    ] {
-        assert!(line.contains(words), "{words:?} is not in {line}");
-    }
-}
-
-#[test]
-fn latencies_are_explained_by_the_core_and_by_what_lies_outside_of_it() {
-    let load = Load { connections: 1, ..LOAD };
-    let rates = [(Link::Memif, Mode::Paste, 200_000.0), (Link::Memif, Mode::PasteEcho, 500_000.0)];
-    let echo = (Link::Memif, Mode::PasteEcho, [100.0; 8]);
-    let paste = (Link::Memif, Mode::Paste, [100.0, 100.0, 100.0, 100.0, 900.0, 100.0, 100.0, 100.0]);
-    let lines = missed(load, &rates, &[paste, echo]);
-    let [line] = &lines[..] else { panic!("{lines:?}") };
-    for words in [
-        "3.00 where <= 1 was wanted",
-        "the median latency is 81,500 ns with paste, and 41,500 with paste-echo; the target leaves paste 42,500, 39,000 \
-         less than it takes",
-        "39,200 ns in outside the core (79,870 against 40,670)",
-    ] {
-        assert!(line.contains(words), "{words:?} is not in {line}");
-    }
-    let lines = missed(load, &rates, &[paste]);
-    assert!(lines.iter().all(|line| line.ends_with("There is no profile of it.")), "{lines:?}");
-}
-
 #[test]
 fn a_small_comparison_as_a_table() {
     insta::assert_snapshot!("table", text::table(&results()));
