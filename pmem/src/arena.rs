@@ -44,7 +44,7 @@ struct Meta {
     /// References; 0 is free, [`WITH_DEVICE`] is handed out to a device.
     refs: Cell<u32>,
     /// How many of them are the log's.
-    logged: Cell<u16>,
+    logged: Cell<u32>,
     /// The span of bytes that the log has named since the buffer was last free; empty while `from >= to`.
     claimed_from: Cell<u16>,
     claimed_to: Cell<u16>,
@@ -183,16 +183,15 @@ impl Arena {
         drop(unsafe { std::ptr::read(&extent.arena) });
     }
 
-    /// Ends a reference of the log; false if the log had none to that buffer.
-    pub(crate) fn release_logged(&self, id: BufferId) -> bool {
-        let Some(meta) = self.0.metas.get(id.0 as usize) else { return false };
-        let Some(logged) = meta.logged.get().checked_sub(1) else { return false };
+    /// Ends a reference of the log, if it has one to that buffer.
+    pub(crate) fn release_logged(&self, id: BufferId) {
+        let Some(meta) = self.0.metas.get(id.0 as usize) else { return };
+        let Some(logged) = meta.logged.get().checked_sub(1) else { return };
         meta.logged.set(logged);
         if logged == 0 {
             self.0.logged_buffers.set(self.0.logged_buffers.get() - 1);
         }
         self.0.release(id);
-        true
     }
 
     /// Marks a piece as the log's at recovery, while every buffer still counts as free; then
@@ -261,7 +260,7 @@ impl Inner {
         if logged.get() == 0 {
             self.logged_buffers.set(self.logged_buffers.get() + 1);
         }
-        // Pieces in the log are not empty and share no bytes, so that a buffer holds fewer than 65,536 of them.
+        // No more than references, which are counted alike.
         logged.set(logged.get() + 1);
     }
 }

@@ -92,6 +92,11 @@ pub enum EntryFault {
     /// The payload's checksum does not match.
     #[error("the checksum of its payload does not match")]
     Payload,
+    /// Something, which is not noted here: more was damaged than is kept in words.
+    #[error(
+        "it was found damaged when the store was opened, with more than is kept in words; verify names it"
+    )]
+    Unlisted,
     /// Another live record names the same bytes.
     #[error("record {other} names bytes of buffer {buffer} that it names too")]
     Shared {
@@ -177,11 +182,6 @@ impl Entry {
                 EntryFault::Checksum
             });
         }
-        Self::decode_checked(bytes)
-    }
-
-    /// As [`decode`](Self::decode), but for the checksum, which is known to match.
-    pub(crate) fn decode_checked(bytes: &[u8; ENTRY_BYTES]) -> Result<Self, EntryFault> {
         let raw = Raw::of(bytes);
         let (is_first, is_last) = (raw.flags & FIRST != 0, raw.flags & LAST != 0);
         let body = if raw.flags & INLINE != 0 {

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use crate::entry::EntryFault;
-
 /// Why a record was not appended. Nothing of it is in the log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
@@ -66,21 +64,5 @@ pub enum CommitError {
     Poisoned {
         /// What the medium said.
         why: Arc<str>,
-    },
-}
-
-/// Why nothing was trimmed.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum TrimError {
-    /// The new head did not become durable.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
-    /// An entry that was fine when the store was opened no longer is.
-    #[error("log entry {seq} was overwritten: {fault}; something writes into the log from outside")]
-    Corrupt {
-        /// The entry's number.
-        seq: u64,
-        /// What is wrong with it.
-        fault: EntryFault,
     },
 }

@@ -9,6 +9,7 @@ use crate::{
     entry::{ENTRY_BYTES, EntryFault, ExtentName, crc_seed},
     header::{HEADERS_BYTES, Header, HeaderCell},
     medium::Medium,
+    quarantine::Quarantined,
     region::{Claim, OpenError},
     ring::Ring,
     scan::{Corruption, LogPlan, Outcome, Scanned, Source, scan},
@@ -111,7 +112,8 @@ impl ShardSeed {
             rescued_entries: outcome.next.saturating_sub(outcome.known_durable + 1),
             torn: outcome.torn(),
         };
-        Ok(Shard::new(Parts { arena, ring, header, limits, next: outcome.next, recovery }))
+        let quarantined = Quarantined::new(ring.slots());
+        Ok(Shard::new(Parts { arena, ring, header, limits, next: outcome.next, recovery, quarantined }))
     }
 }
 

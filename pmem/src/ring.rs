@@ -32,11 +32,6 @@ impl Ring {
         if entry.seq == seq { Ok(entry) } else { Err(EntryFault::Seq { found: entry.seq }) }
     }
 
-    /// Entry `seq`, which [`read`](Self::read) has just found to be sound.
-    pub(crate) fn read_again(&self, seq: u64) -> Result<Entry, EntryFault> {
-        Entry::decode_checked(&self.slot(seq))
-    }
-
     /// The bytes in the slot of `seq`.
     pub(crate) fn slot(&self, seq: u64) -> [u8; ENTRY_BYTES] {
         let mut bytes = [0; ENTRY_BYTES];

@@ -14,9 +14,10 @@ use crate::{
     crc,
     draft::{Draft, Memory, Pack, take_beyond},
     entry::{Body, ENTRY_BYTES, ENTRY_EXTENTS, Entry, EntryFault, ExtentName, INLINE_BYTES},
-    error::{AppendError, CommitError, Full, TrimError},
+    error::{AppendError, CommitError, Full},
     header::{Header, HeaderCell},
     medium::{Domain, Spent},
+    quarantine::{Quarantine, Quarantined},
     recovery::Recovery,
     ring::Ring,
 };
@@ -35,6 +36,7 @@ pub struct Shard {
     next: u64,
     limits: Limits,
     recovery: Recovery,
+    quarantined: Quarantined,
     /// The buffer that short records are copied into.
     pack: Option<Pack>,
     /// What the medium said when it failed.
@@ -154,6 +156,7 @@ pub(crate) struct Parts {
     /// The next entry; all before are durable.
     pub next: u64,
     pub recovery: Recovery,
+    pub quarantined: Quarantined,
 }
 
 impl Shard {
@@ -171,6 +174,7 @@ impl Shard {
             next: parts.next,
             limits: parts.limits,
             recovery: parts.recovery,
+            quarantined: parts.quarantined,
             pack: None,
             poison: None,
             id: OPENED.fetch_add(1, Ordering::Relaxed),
@@ -207,6 +211,11 @@ impl Shard {
     /// Entries that the log can hold.
     pub fn log_entries(&self) -> u64 {
         self.ring.slots()
+    }
+
+    /// Entries that are free: each record takes one for each four pieces of it, and one at least.
+    pub fn free_log_entries(&self) -> u64 {
+        self.ring.slots() - (self.next - self.head)
     }
 
     /// The longest record in bytes.
@@ -309,7 +318,7 @@ impl Shard {
         pieces: impl Iterator<Item = &'a [u8]>,
     ) -> Result<Pending, AppendError> {
         let needed = draft.extents.len().div_ceil(ENTRY_EXTENTS).max(1) as u64;
-        let free = self.ring.slots() - (self.next - self.head);
+        let free = self.free_log_entries();
         let needed = if draft.is_short() { 1 } else { needed };
         if needed > free {
             return Err(AppendError::Full(Full::LogEntries { needed, free }));
@@ -357,41 +366,59 @@ impl Shard {
         Ok(Durable { shard: self.id, next: self.committed })
     }
 
-    /// Removes the durable records with numbers below `before`. The new head is durable before their buffers
-    /// become free; a buffer that is still referenced elsewhere becomes free with its last reference.
+    /// Removes the durable records with numbers below `before`, readable or not. The new head is durable before their
+    /// buffers become free; a buffer that is still referenced elsewhere becomes free with its last reference, and one
+    /// that only an unreadable entry names when the store is opened again.
     ///
     /// # Errors
-    /// [`TrimError`]: nothing was released.
-    pub fn trim(&mut self, before: u64) -> Result<Trimmed, TrimError> {
+    /// [`CommitError`]: nothing was released.
+    pub fn trim(&mut self, before: u64) -> Result<Trimmed, CommitError> {
         self.sound()?;
         let mut trimmed = Trimmed { head: self.head, records: 0, payload_bytes: 0 };
+        // A record whose first entry was lost since the store was opened still counts.
+        let mut is_first = true;
         while trimmed.head < self.committed {
             let seq = trimmed.head;
-            let entry = self.entry(seq).map_err(|fault| TrimError::Corrupt { seq, fault })?;
-            if entry.is_first && seq >= before {
+            let entry = self.entry(seq).ok();
+            is_first = entry.map_or(is_first, |entry| entry.is_first);
+            if entry.is_none_or(|entry| entry.is_first) && seq >= before {
                 break;
             }
-            trimmed.records += u64::from(entry.is_first);
-            trimmed.payload_bytes += entry.payload_len();
+            if !self.quarantined.holds(seq) {
+                trimmed.records += u64::from(is_first);
+                trimmed.payload_bytes += entry.map_or(0, |entry| entry.payload_len());
+            }
+            is_first = entry.is_none_or(|entry| entry.is_last);
             trimmed.head += 1;
         }
         if trimmed.head == self.head {
             return Ok(trimmed);
         }
         self.persist_header(trimmed.head)?;
-        for seq in self.head..trimmed.head {
-            let entry = self.ring.read_again(seq).map_err(|fault| TrimError::Corrupt { seq, fault })?;
-            for name in entry.extents() {
-                if !self.arena.release_logged(name.buffer) {
-                    return Err(TrimError::Corrupt { seq, fault: name.out_of_bounds() });
-                }
-            }
-            self.head = seq + 1;
+        for entry in (self.head..trimmed.head).filter_map(|seq| self.ring.read(seq).ok()) {
+            self.release(&entry);
         }
+        self.quarantined.forget(self.head, trimmed.head);
+        self.head = trimmed.head;
         self.counters.trimmed_records += trimmed.records;
-        self.counters.live_records -= trimmed.records;
-        self.counters.live_payload_bytes -= trimmed.payload_bytes;
+        self.counters.live_records = self.counters.live_records.saturating_sub(trimmed.records);
+        self.counters.live_payload_bytes =
+            self.counters.live_payload_bytes.saturating_sub(trimmed.payload_bytes);
+        if self.head == self.next {
+            // The bytes of a record whose entry was lost are not known.
+            (self.counters.live_records, self.counters.live_payload_bytes) = (0, 0);
+        }
         Ok(trimmed)
+    }
+
+    /// Ends the log's references to what an entry names.
+    fn release(&self, entry: &Entry) {
+        for &ExtentName { buffer, offset, len } in entry.extents() {
+            // What lies outside of the arena was never held, and neither is what an outsider wrote into the log.
+            if self.arena.holds(buffer, offset, len) {
+                self.arena.release_logged(buffer);
+            }
+        }
     }
 
     /// Notes in the shard's header how far the log is durable, for idle moments and a clean end: records lost
@@ -405,6 +432,36 @@ impl Shard {
             return Ok(());
         }
         self.persist_header(self.head)
+    }
+
+    /// How many damaged records, or runs of damaged entries, the log has, and how many entries those take.
+    pub fn quarantine_counts(&self) -> (u64, u64) {
+        self.quarantined.counts()
+    }
+
+    /// The first [`MAX_NAMED`](crate::MAX_NAMED) of them, oldest first.
+    pub fn quarantines(&self) -> &[Quarantine] {
+        self.quarantined.runs()
+    }
+
+    /// Takes a durable record, which was found damaged while it was read, out of what is listed and given. It stays in
+    /// the log, with its buffers, until it is trimmed. False if it has been taken out before, or is trimmed.
+    pub fn quarantine(&mut self, damage: Quarantine) -> bool {
+        let end = damage.seq.saturating_add(damage.entries);
+        let is_live = damage.seq >= self.head && end <= self.committed && damage.seq < end;
+        if !is_live || (damage.seq..end).any(|seq| self.quarantined.holds(seq)) {
+            return false;
+        }
+        if let Some(info) = self.info(damage.seq) {
+            self.counters.live_records = self.counters.live_records.saturating_sub(1);
+            self.counters.live_payload_bytes = self.counters.live_payload_bytes.saturating_sub(info.len);
+        }
+        self.quarantined.add(damage);
+        true
+    }
+
+    pub(crate) fn quarantined(&self) -> &Quarantined {
+        &self.quarantined
     }
 
     pub(crate) fn entry(&self, seq: u64) -> Result<Entry, EntryFault> {

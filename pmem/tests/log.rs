@@ -2,8 +2,11 @@
 
 mod common;
 
-use common::{PAYLOAD_OFFSET, append, contents, open, payload, store, tiny};
-use pmem::{AppendError, CommitError, Full, LineModel, OpenError, Options, Piece, Region, Shard, TrimError};
+use common::{PAYLOAD_OFFSET, append, contents, open, payload, rot, store, tiny};
+use pmem::{
+    AppendError, CommitError, EntryFault, Full, INLINE_BYTES, LineModel, Lookup, OpenError, Options, Piece,
+    Region, Shard,
+};
 use proptest::prelude::*;
 
 fn shard(bytes: u64) -> Shard {
@@ -371,7 +374,7 @@ fn after_a_failed_fence_a_shard_takes_nothing_more() {
     assert!(matches!(shard.commit(), Err(CommitError::Poisoned { .. })), "a later fence proves nothing");
     let error = append(&mut shard, b"after", 800).unwrap_err();
     assert!(matches!(&error, AppendError::Poisoned { why } if why.contains("the disk is gone")), "{error}");
-    assert!(matches!(shard.trim(seq + 1), Err(TrimError::Commit(CommitError::Poisoned { .. }))));
+    assert!(matches!(shard.trim(seq + 1), Err(CommitError::Poisoned { .. })));
     assert!(matches!(shard.checkpoint(), Err(CommitError::Poisoned { .. })));
     assert_eq!(shard.record(seq).unwrap().to_vec(), b"before", "what was durable can still be read");
     assert_eq!(shard.arena().free_buffers(), all - 1, "what may be in the log is not reused");
@@ -387,6 +390,73 @@ fn a_failed_trim_releases_nothing() {
     assert!(shard.trim(seq + 1).is_err());
     assert_eq!(shard.arena().free_buffers(), free);
     assert!(shard.record(seq).is_some());
+}
+
+#[test]
+fn a_number_says_what_there_is_and_what_there_was() {
+    let mut shard = shard(1 << 20);
+    let long = store(&mut shard, &payload(1, 8000), 800);
+    let short = store(&mut shard, b"short", 800);
+    let _pending = append(&mut shard, b"not durable", 800).unwrap();
+    let is = |shard: &Shard, seq| match shard.lookup(seq) {
+        Lookup::Live(record) => format!("{} bytes", record.len()),
+        other => format!("{other:?}"),
+    };
+    let all = [0, long, long + 1, short, short + 1, u64::MAX].map(|seq| is(&shard, seq));
+    assert_eq!(all, ["NoRecord", "8000 bytes", "NoRecord", "5 bytes", "NotYet", "NotYet"]);
+    shard.trim(short).unwrap();
+    let all = [0, long, long + 1, short].map(|seq| is(&shard, seq));
+    assert_eq!(all, ["NoRecord", "Trimmed", "Trimmed", "5 bytes"]);
+}
+
+#[test]
+fn bytes_that_change_under_an_open_store_are_noticed_before_they_are_given() {
+    for (len, segment) in [(20, 800), (300, 800), (700, 800), (9000, 800)] {
+        let model = LineModel::new(256 << 10);
+        let mut shard = open(&model, &tiny());
+        let bytes = payload(7, len);
+        let seq = store(&mut shard, &bytes, segment);
+        let behind = store(&mut shard, b"behind", segment);
+        let read = |shard: &Shard| {
+            let mut good = Vec::new();
+            for piece in shard.record(seq).unwrap().into_checked_pieces() {
+                match piece {
+                    Ok(piece) => good.extend_from_slice(piece.bytes()),
+                    Err(damage) => return (good, Some(damage)),
+                }
+            }
+            (good, None)
+        };
+        assert_eq!(read(&shard), (bytes.clone(), None), "{len} bytes");
+        // The last byte, wherever it lies: short records have been copied.
+        let image = model.crash(|| 2);
+        let tail = &bytes[len - 16..];
+        let places = image.windows(16).enumerate().filter(|(_, window)| *window == tail);
+        places.for_each(|(at, _)| rot(&model, at + 15, 0x40));
+        if len <= INLINE_BYTES {
+            assert!(
+                matches!(shard.lookup(seq), Lookup::Quarantined(damage) if damage.fault == EntryFault::Checksum)
+            );
+        } else {
+            let (good, damage) = read(&shard);
+            let damage = damage.expect("the last byte is wrong");
+            assert!(good.len() < len && bytes.starts_with(&good), "{} of {len} bytes", good.len());
+            assert_eq!((damage.seq, damage.fault), (seq, EntryFault::Payload));
+            assert!(shard.quarantine(damage) && !shard.quarantine(damage), "once");
+            assert!(matches!(shard.lookup(seq), Lookup::Quarantined(found) if found == damage));
+            assert_eq!((shard.quarantine_counts().0, shard.quarantines()), (1, &[damage][..]));
+        }
+        assert_eq!(contents(&shard), [(behind, b"behind".to_vec())]);
+        // A trim passes it, and nothing of it is held any longer than that.
+        let trimmed = shard.trim(behind).unwrap();
+        assert_eq!((trimmed.head, shard.quarantine_counts()), (behind, (0, 0)));
+        assert_eq!(shard.counters().live_records, 1, "{len} bytes");
+        shard.trim(u64::MAX).unwrap();
+        assert_eq!(shard.counters().live_records, 0);
+        drop(shard);
+        let shard = open(&model, &tiny());
+        assert_eq!(shard.arena().free_buffers(), shard.arena().buffers());
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the tests of the store share: records of known bytes, cut into segments as a network would.
 
 #![allow(dead_code, reason = "each test program uses another part of it")]
+#![allow(unsafe_code, reason = "a medium changes under an open store where somebody else writes to it")]
 
 use std::sync::Arc;
 
@@ -59,4 +60,14 @@ pub fn contents(shard: &Shard) -> Vec<(u64, Vec<u8>)> {
         (seq, bytes)
     };
     shard.records(0).map(|info| read(info.seq)).collect()
+}
+
+/// Changes bits of a byte of the medium behind an open store's back.
+pub fn rot(model: &Arc<LineModel>, at: usize, bits: u8) {
+    assert!(at < model.len());
+    // SAFETY: inside of the medium; the test is the only thread, and no reference into the medium lives meanwhile.
+    unsafe {
+        let byte = model.base().as_ptr().add(at);
+        byte.write(byte.read() ^ bits);
+    }
 }
