@@ -261,6 +261,74 @@ fn listings_have_all_records_in_the_order_of_epoch_shard_and_number() {
 }
 
 #[test]
+fn a_follower_of_several_shards_sees_what_a_trim_took_before_it_was_read() {
+    let mut cores = Cores::new(2);
+    for n in 0..40 {
+        cores.append(n % 2, b"a record");
+    }
+    let conn = cores.0[0].connect();
+    cores.ask(0, conn, &request("DELETE", "/records?before=1-11"));
+    for core in 0..2 {
+        for (target, head, next) in [
+            ("/records", "0-1, 1-11", "0-21, 1-21"),
+            ("/records?from=1-0-5", "0-1, 1-11", "0-21, 1-21"),
+            ("/records?from=1-1-0", "0-1, 1-11", "0-21, 1-21"),
+            ("/records?from=1-1-11", "0-1, 1-11", "0-21, 1-21"),
+            ("/records?shard=0&from=5", "0-1", "0-21"),
+            ("/records?shard=1", "1-11", "1-21"),
+            ("/records?shard=1&from=0", "1-11", "1-21"),
+            ("/records?shard=1&from=11", "1-11", "1-21"),
+        ] {
+            let reply = cores.get(core, target);
+            assert_eq!(reply.status, 200, "{target} at core {core}");
+            assert_eq!(
+                (reply.field("log-head"), reply.field("log-next")),
+                (Some(head), Some(next)),
+                "{target}"
+            );
+        }
+        for target in ["/records?shard=1&from=1", "/records?shard=1&from=10", "/records?from=1-1-10"] {
+            let reply = cores.get(core, target);
+            assert_eq!(reply.status, 410, "{target} at core {core}");
+            let json = reply.json();
+            assert_eq!((&json["shard"], &json["head"], &json["next"]), (&1.into(), &11.into(), &21.into()));
+            assert!(reply.reason().contains("trimmed"), "{}", reply.reason());
+        }
+    }
+}
+
+#[test]
+fn a_list_of_several_shards_ends_where_records_are_trimmed_before_their_turn() {
+    for (target, trimmed_shard) in [("/records?limit=1000", 0), ("/records?shard=1&limit=1000", 1)] {
+        for reader in 0..2 {
+            let mut cores = Cores::new(2);
+            for n in 0..200 {
+                cores.append(n % 2, b"a record");
+            }
+            let slow = cores.0[reader].connect();
+            cores.0[reader].client(slow).room_bytes = 1500;
+            cores.0[reader].send(slow, &request("GET", target));
+            cores.settle();
+            let other = cores.0[1].connect();
+            cores.ask(1, other, &request("DELETE", &format!("/records?before={trimmed_shard}-60")));
+            while cores.0[reader].make_room(slow, 1500, 1) {
+                cores.settle();
+            }
+            let list = cores.0[reader].replies(slow)[0].json();
+            let seqs: Vec<u64> = places(&list).iter().map(|place| place.2).collect();
+            assert!(seqs.len() < 59 && !seqs.is_empty(), "{target} at core {reader}: {seqs:?}");
+            assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>(), "no gap is hidden");
+            let last = &list[seqs.len() - 1];
+            let from = match target.contains("shard") {
+                true => format!("shard=1&from={}", last["next"]),
+                false => format!("from={}-{}-{}", last["epoch"], last["shard"], last["next"]),
+            };
+            assert_eq!(cores.get(reader, &format!("/records?{from}")).status, 410, "{from}");
+        }
+    }
+}
+
+#[test]
 fn any_core_trims_any_shard_and_no_other() {
     let mut cores = Cores::new(2);
     let names: Vec<String> = (0..6).map(|n| cores.append(n % 2, b"to be trimmed, or not")).collect();

@@ -128,6 +128,84 @@ fn a_listing_tells_numbers_lengths_and_checksums() {
     assert_eq!(listed(&mut lab, "?from=18446744073709551615").len(), 0);
 }
 
+/// A follower asks for what comes behind what it has. It is told if that was trimmed, and never goes on as if nothing
+/// had been there.
+#[test]
+fn a_follower_sees_what_a_trim_took_before_it_was_read() {
+    let mut lab = Lab::roomy();
+    let conn = lab.connect();
+    (0..30).for_each(|seed| _ = lab.append(conn, &body(seed, 10)));
+    lab.ask(conn, &request("DELETE", "/records?before=21"));
+    for version in ["1.0", "1.1"] {
+        let mut list = |method: &str, query: &str| {
+            let conn = lab.connect();
+            let text = format!("{method} /records{query} HTTP/{version}\r\nHost: a\r\n\r\n");
+            lab.send(conn, text.as_bytes());
+            lab.replies_to(conn, method)
+        };
+        for query in ["", "?from=0", "?from=21", "?from=21&limit=3", "?from=31", "?from=99", "?limit=0"] {
+            for method in ["GET", "HEAD"] {
+                let reply = list(method, query);
+                assert_eq!(reply.status, 200, "{query}");
+                assert_eq!(
+                    (reply.field("log-head"), reply.field("log-next")),
+                    (Some("21"), Some("31")),
+                    "{query}"
+                );
+            }
+        }
+        assert_eq!(list("GET", "").json()[0]["seq"], 21);
+        assert_eq!(list("GET", "?from=0").json()[0]["seq"], 21);
+        for from in [1, 19, 20] {
+            let reply = list("GET", &format!("?from={from}"));
+            assert_eq!(reply.status, 410, "from {from}");
+            assert_eq!((&reply.json()["head"], &reply.json()["next"]), (&21.into(), &31.into()));
+            assert!(reply.reason().contains("trimmed") && reply.reason().contains("from 21"), "{reply:?}");
+            assert_eq!(list("HEAD", &format!("?from={from}")).status, 410);
+        }
+    }
+}
+
+#[test]
+fn whoever_goes_on_at_next_misses_nothing_and_is_not_alarmed() {
+    let mut lab = Lab::roomy();
+    let conn = lab.connect();
+    // Of several log entries each.
+    let seqs: Vec<_> = (0..20).map(|seed| lab.append(conn, &body(seed, 50_000))).collect();
+    assert!(seqs[1] > seqs[0] + 1);
+    let (mut from, mut seen) = (0, Vec::new());
+    loop {
+        let reply = lab.ask(conn, &request("GET", &format!("/records?from={from}&limit=3")));
+        assert_eq!(reply.status, 200, "from {from}");
+        let Some(last) = reply.json().as_array().expect("a list").last().cloned() else { break };
+        seen.extend(
+            reply.json().as_array().expect("a list").iter().map(|entry| entry["seq"].as_u64().unwrap()),
+        );
+        from = last["next"].as_u64().expect("a number");
+        // All that was read goes, and no more.
+        lab.ask(conn, &request("DELETE", &format!("/records?before={from}")));
+    }
+    assert_eq!(seen, seqs);
+}
+
+#[test]
+fn a_list_ends_where_records_are_trimmed_before_their_turn() {
+    let mut lab = Lab::roomy();
+    let (slow, other) = (lab.connect(), lab.connect());
+    (0..100).for_each(|seed| _ = lab.append(other, &body(seed, 10)));
+    lab.client(slow).room_bytes = 1500;
+    lab.send(slow, &request("GET", "/records?limit=1000"));
+    lab.ask(other, &request("DELETE", "/records?before=60"));
+    while lab.make_room(slow, 1500, 1) {}
+    let list = lab.replies(slow)[0].json();
+    let seqs: Vec<_> =
+        list.as_array().expect("a list").iter().map(|entry| entry["seq"].as_u64().unwrap()).collect();
+    assert!(seqs.len() < 59 && !seqs.is_empty(), "{seqs:?}");
+    assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>(), "no gap is hidden");
+    let next = &list[seqs.len() - 1]["next"];
+    assert_eq!(lab.ask(slow, &request("GET", &format!("/records?from={next}"))).status, 410);
+}
+
 #[test]
 fn a_listing_for_an_old_client_ends_with_the_connection() {
     let mut lab = Lab::roomy();

@@ -61,12 +61,13 @@ fn other_replies_are_these_texts() {
         answer(&mut lab, conn, &request("GET", &format!("/records/{seq}"))),
         "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: 5\r\n\r\nhello"
     );
-    let list = format!("[{{\"seq\":{seq},\"epoch\":1,\"length\":5,\"crc32c\":\"9a71bb4c\"}}");
+    let next = seq + 1;
+    let list = format!("[{{\"seq\":{seq},\"epoch\":1,\"length\":5,\"crc32c\":\"9a71bb4c\",\"next\":{next}}}");
     assert_eq!(
         answer(&mut lab, conn, &request("GET", "/records")),
         format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n\
-             {:x}\r\n{list}]\n\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\
+             Log-Head: {seq}\r\nLog-Next: {next}\r\n\r\n{:x}\r\n{list}]\n\r\n0\r\n\r\n",
             list.len() + 2
         )
     );
@@ -94,6 +95,7 @@ fn other_replies_are_these_texts() {
     let old = b"GET /records HTTP/1.0\r\nConnection: keep-alive\r\n\r\n";
     assert_eq!(
         answer(&mut lab, conn, old),
-        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n[]\n"
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nLog-Head: 2\r\nLog-Next: 2\r\n\
+         Connection: close\r\n\r\n[]\n"
     );
 }

@@ -48,6 +48,22 @@ pub enum Refusal {
         /// The number of the next record to come.
         next: u64,
     },
+    /// A list was to begin with records that are trimmed.
+    #[error(
+        "records from {from} on were trimmed: shard {} holds those from {head} to before {next}; go on from there, or \
+         leave from out for all that there are",
+        shard.unwrap_or(0)
+    )]
+    Trimmed {
+        /// Which shard, where there are several.
+        shard: Option<u32>,
+        /// The number asked for.
+        from: u64,
+        /// The oldest record's number.
+        head: u64,
+        /// The number of the next record to come.
+        next: u64,
+    },
     /// A number alone does not name a record here.
     #[error(
         "the store has {shards} shards, which number their records each on its own: name SHARD-NUMBER, such as 0-{seq}"
@@ -151,6 +167,7 @@ impl Refusal {
             Self::NoResource | Self::NoRecord { .. } | Self::NoShard { .. } => Status::new(404, "Not Found"),
             Self::Method { .. } => Status::new(405, "Method Not Allowed"),
             Self::Timeout => Status::new(408, "Request Timeout"),
+            Self::Trimmed { .. } => Status::new(410, "Gone"),
             Self::LengthRequired => Status::new(411, "Length Required"),
             Self::TooLarge { .. } => Status::new(413, "Content Too Large"),
             Self::Expectation => Status::new(417, "Expectation Failed"),

@@ -9,7 +9,7 @@ use stack::net::Net;
 use super::hall::{PAGE_RECORDS, Page, PageWish, Wish};
 use super::peers::{Borrowed, Held, Peers, Whose};
 use super::render::{Manner, Rendered};
-use super::reply::{Out, Progress};
+use super::reply::{Out, Progress, ends};
 use crate::http::{Place, Start};
 
 /// Bytes given to the network at a time: well below a send queue.
@@ -137,7 +137,7 @@ impl RemoteTrim {
 }
 
 /// A listing of the records of all shards, or of one, in the order of epoch, shard and number. The store may change
-/// between two pieces: a record that is trimmed before its turn is left out, and so is one that comes after it.
+/// between two pieces: what comes after its turn is left out, and the list ends where records are trimmed before theirs.
 #[derive(Debug)]
 pub(super) struct Merged {
     /// One shard only, in the order of numbers.
@@ -198,7 +198,7 @@ impl Merged {
         manner: Manner,
     ) -> Result<(), Progress> {
         if !self.has_head {
-            out.text(rendered.list_head(manner))?;
+            out.text(rendered.list_head(&ends(Some(peers), self.only, main), manner))?;
             self.has_head = true;
         }
         if manner.is_head() {
@@ -211,6 +211,9 @@ impl Merged {
                 MergedStage::End => {
                     let end = rendered.list_end(self.is_first, manner);
                     return out.text(end);
+                }
+                MergedStage::Page(page) if self.at.seq != 0 && self.at.seq < page.head => {
+                    self.stage = MergedStage::End;
                 }
                 MergedStage::Page(page) => {
                     if !page.records.is_empty() {

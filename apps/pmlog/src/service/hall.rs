@@ -21,7 +21,7 @@ pub(super) const MAX_ASKED: usize = 256;
 /// Bytes of a record that go from core to core at a time.
 pub(super) const CHUNK_BYTES: usize = 16 * 1024;
 /// Records that one answer lists: as many as a piece of a listing holds.
-pub(super) const PAGE_RECORDS: usize = 8;
+pub(super) const PAGE_RECORDS: usize = 6;
 
 /// The desks of all cores, and the boards of all shards.
 pub struct Hall {
@@ -109,6 +109,8 @@ pub(super) enum Outcome {
 #[derive(Clone, Debug)]
 pub(super) struct Page {
     pub(super) records: ArrayVec<RecordInfo, PAGE_RECORDS>,
+    /// The shard's oldest record.
+    pub(super) head: u64,
     /// If one epoch was asked for, and its records are at an end: the next epoch that the shard has records of.
     pub(super) next_epoch: Option<u32>,
 }
@@ -233,6 +235,11 @@ impl Hall {
         self.desks.iter().find_map(|desk| desk.failure.get()).map(String::as_str)
     }
 
+    /// How a shard was when its core last said so.
+    pub(super) fn state(&self, shard: u32) -> ShardState {
+        self.boards[shard as usize].load()
+    }
+
     /// How each shard was when its core last said so: before any reply that depends on it.
     pub(super) fn states(&self) -> impl Iterator<Item = ShardState> {
         self.boards.iter().map(Board::load)
@@ -282,7 +289,7 @@ impl ShardState {
         let counters = shard.counters();
         Self {
             head: shard.head_seq(),
-            next: shard.next_seq(),
+            next: shard.committed_seq(),
             records: shard.recovery().records + counters.appended_records - counters.trimmed_records,
             free_buffers: shard.arena().free_buffers() as u64,
             buffers: shard.arena().buffers() as u64,

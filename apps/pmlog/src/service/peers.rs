@@ -217,7 +217,7 @@ impl Peers {
         let shard = self.shard(shard, main);
         let Some(record) = shard.record(seq) else {
             chunk.len = 0;
-            return Outcome::NoRecord { chunk, head: shard.head_seq(), next: shard.next_seq() };
+            return Outcome::NoRecord { chunk, head: shard.head_seq(), next: shard.committed_seq() };
         };
         let len_bytes = record.len();
         let lease = self.leases.begin(record, &mut chunk);
@@ -234,7 +234,7 @@ impl Peers {
         let records = shard.records(from).take_while(|info| is_wanted(info.epoch)).take(limit).collect();
         let later = epoch.and_then(|epoch| epoch.checked_add(1));
         let next_epoch = later.and_then(|epoch| shard.records(shard.first_of_epoch(epoch)).next());
-        Page { records, next_epoch: next_epoch.map(|info| info.epoch) }
+        Page { records, head: shard.head_seq(), next_epoch: next_epoch.map(|info| info.epoch) }
     }
 
     /// How this core's further shards are.

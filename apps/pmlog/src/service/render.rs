@@ -14,8 +14,8 @@ use crate::http::{Ask, Head, Refusal, Route, Status};
 
 /// Bytes of one piece of a listing. It is sent whole or not at all, so it stays well below a send queue.
 const LIST_PIECE_BYTES: usize = 1024;
-/// No entry of a listing is longer: two numbers of at most 20 digits and two of 10, a checksum, their keys, a comma.
-const LIST_ENTRY_BYTES: usize = 128;
+/// No entry of a listing is longer: three numbers of at most 20 digits and two of 10, a checksum, their keys, a comma.
+const LIST_ENTRY_BYTES: usize = 160;
 
 /// The status line of nearly every reply.
 const OK: &str = "HTTP/1.1 200 OK\r\n";
@@ -132,6 +132,18 @@ impl<'a> Health<'a> {
     }
 }
 
+/// Where a shard's log begins and ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct End {
+    /// Which, where there are several.
+    pub(super) shard: Option<u32>,
+    pub(super) head: u64,
+    pub(super) next: u64,
+}
+
+/// Of all shards that a list is about.
+pub(super) type Ends = ArrayVec<End, MAX_SHARDS>;
+
 /// Room to write replies in.
 #[derive(Debug, Default)]
 pub(super) struct Rendered {
@@ -195,7 +207,14 @@ impl Rendered {
     pub(super) fn refused(&mut self, refusal: &Refusal, manner: Manner) -> &[u8] {
         // The reasons are this program's own words: nothing in them needs escaping.
         self.json(refusal.status(), manner, refusal.allow(), |body| {
-            written(writeln!(body, r#"{{"error":"{refusal}"}}"#));
+            written(write!(body, r#"{{"error":"{refusal}""#));
+            if let Refusal::Trimmed { shard, head, next, .. } = refusal {
+                if let Some(shard) = *shard {
+                    body.text(r#","shard":"#).decimal(shard.into());
+                }
+                body.text(r#","head":"#).decimal(*head).text(r#","next":"#).decimal(*next);
+            }
+            body.text("}\n");
         })
     }
 
@@ -215,12 +234,27 @@ impl Rendered {
         &self.text
     }
 
-    /// The head before a listing.
-    pub(super) fn list_head(&mut self, manner: Manner) -> &[u8] {
+    /// The head before a listing. It says from where on, and up to where, there are records.
+    pub(super) fn list_head(&mut self, ends: &[End], manner: Manner) -> &[u8] {
         self.text.clear();
         let coding = if manner.is_http11 { "Transfer-Encoding: chunked\r\n" } else { "" };
-        self.text.text(OK).text("Content-Type: application/json\r\n").text(coding).text(manner.end_of_head());
+        self.text.text(OK).text("Content-Type: application/json\r\n").text(coding);
+        self.log_field("Log-Head: ", ends, |end| end.head);
+        self.log_field("Log-Next: ", ends, |end| end.next);
+        self.text.text(manner.end_of_head());
         &self.text
+    }
+
+    /// A field with a record's name for each shard.
+    fn log_field(&mut self, name: &str, ends: &[End], number: impl Fn(&End) -> u64) {
+        for (place, end) in ends.iter().enumerate() {
+            self.text.text(if place == 0 { name } else { ", " });
+            if let Some(shard) = end.shard {
+                self.text.decimal(shard.into()).text("-");
+            }
+            self.text.decimal(number(end));
+        }
+        self.text.text("\r\n");
     }
 
     /// As many records as fit into one piece, and the end of the list behind the last of them.
@@ -328,11 +362,12 @@ fn open_object(body: &mut impl Text, shard: Option<u32>) {
 
 /// An entry of a listing.
 fn entry(body: &mut Vec<u8>, info: &RecordInfo, shard: Option<u32>, is_first: bool) {
-    let RecordInfo { seq, epoch, len, crc32c, .. } = *info;
+    let RecordInfo { seq, epoch, len, crc32c, entries, .. } = *info;
     body.text(if is_first { "[" } else { ",\n " });
     open_object(body, shard);
     body.text(r#""seq":"#).decimal(seq).text(r#","epoch":"#).decimal(epoch.into());
-    body.text(r#","length":"#).decimal(len).text(r#","crc32c":""#).hex(crc32c).text("\"}");
+    body.text(r#","length":"#).decimal(len).text(r#","crc32c":""#).hex(crc32c);
+    body.text(r#"","next":"#).decimal(seq + entries).text("}");
 }
 
 /// Writing into memory does not fail.

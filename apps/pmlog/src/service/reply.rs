@@ -6,8 +6,9 @@ use stack::net::{ConnId, Net, SendError};
 use super::{
     Common,
     foreign::{Fetch, Merged, RemoteTrim},
+    hall::ShardState,
     peers::{Peers, Reading, Whose},
-    render::{Health, Manner, Rendered},
+    render::{End, Ends, Health, MAX_SHARDS, Manner, Rendered},
     stream::{Listing, Sending},
 };
 use crate::http::{Ask, RecordName, Refusal, Start};
@@ -240,7 +241,7 @@ fn answered(ask: Ask, common: &mut Common, shard: &mut Shard) -> Result<Content,
                 return Ok(Content::Underway(Underway::Fetch(Fetch::new(core, index, seq))));
             }
             let shard = own(common, index, shard);
-            let (head, next) = (shard.head_seq(), shard.next_seq());
+            let (head, next) = (shard.head_seq(), shard.committed_seq());
             let record = shard.record(seq).ok_or(Refusal::NoRecord { seq, head, next })?;
             common.counters.read_records += 1;
             Ok(Content::Underway(Underway::Record(Sending::new(record))))
@@ -277,9 +278,13 @@ fn listing(
     if let Some(shard) = named.filter(|&shard| shard >= shards) {
         return Err(Refusal::NoShard { shard, shards });
     }
+    let (first, in_shard) = match from {
+        None => (0, 0),
+        Some(Start::Seq(seq)) => (seq, only.unwrap_or(0)),
+        Some(Start::Place(place)) => (place.seq, place.shard),
+    };
     let underway = match (&common.peers, only, from) {
-        (None, _, None) => Underway::Listing(Listing::new(shard.head_seq(), limit)),
-        (None, _, Some(Start::Seq(seq))) => Underway::Listing(Listing::new(seq, limit)),
+        (None, _, None | Some(Start::Seq(_))) => Underway::Listing(Listing::new(first, limit)),
         (Some(_), Some(_), None | Some(Start::Seq(_))) | (Some(_), None, None | Some(Start::Place(_))) => {
             Underway::Merged(Merged::new(only, from, limit))
         }
@@ -287,7 +292,28 @@ fn listing(
         | (Some(_), None, Some(Start::Seq(_)))
         | (Some(_), Some(_), Some(Start::Place(_))) => return Err(Refusal::NoPlace { shards }),
     };
+    // Who goes on behind what he has read is told if there is a gap. At 0, and without a number, everybody begins with
+    // what there is.
+    for End { shard, head, next } in ends(common.peers.as_ref(), Some(in_shard), shard) {
+        if first != 0 && first < head {
+            return Err(Refusal::Trimmed { shard, from: first, head, next });
+        }
+    }
     Ok(Content::Underway(underway))
+}
+
+/// Where the logs of all shards begin and end, or that of one.
+pub(super) fn ends(peers: Option<&Peers>, only: Option<u32>, main: &Shard) -> Ends {
+    let Some(peers) = peers else {
+        let alone = End { shard: None, head: main.head_seq(), next: main.committed_seq() };
+        return Ends::from_iter([alone]);
+    };
+    // What this core has not said yet is in the list, too.
+    peers.publish(main);
+    let state =
+        |(shard, state): (u32, ShardState)| End { shard: Some(shard), head: state.head, next: state.next };
+    let wanted = |(shard, _): &(u32, ShardState)| only.is_none_or(|only| only == *shard);
+    (0..).zip(peers.hall.states()).filter(wanted).take(MAX_SHARDS).map(state).collect()
 }
 
 /// The shard and the number that a name means.

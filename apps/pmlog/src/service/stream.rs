@@ -7,7 +7,7 @@ use stack::net::Net;
 
 use super::{
     render::{Manner, Rendered},
-    reply::{Out, Progress},
+    reply::{Out, Progress, ends},
 };
 
 /// A record, piece by piece from where it lies. Each piece is let go once the network has it.
@@ -54,10 +54,11 @@ impl fmt::Debug for Sending {
     }
 }
 
-/// A listing, some records at a time. The store may change between two pieces: a record that is trimmed
-/// before its turn is left out.
+/// A listing, some records at a time. The store may change between two pieces: where records are trimmed before their
+/// turn, the list ends, so that nobody who goes on behind its last entry misses them unknowingly.
 #[derive(Debug)]
 pub(super) struct Listing {
+    /// The number to go on from; at first 0 for the oldest record there is.
     from: u64,
     left: u64,
     stage: Stage,
@@ -86,13 +87,16 @@ impl Listing {
         manner: Manner,
     ) -> Result<(), Progress> {
         if self.stage == Stage::Head {
-            out.text(rendered.list_head(manner))?;
+            out.text(rendered.list_head(&ends(None, None, shard), manner))?;
             self.stage = Stage::First;
         }
         if manner.is_head() {
             return Ok(());
         }
         loop {
+            if self.from != 0 && self.from < shard.head_seq() {
+                return out.text(rendered.list_end(self.stage == Stage::First, manner));
+            }
             let mut records = shard.records(self.from).take(usize::try_from(self.left).unwrap_or(usize::MAX));
             let piece = rendered.list_piece(self.from, &mut records, self.stage == Stage::First, manner);
             out.text(piece.text)?;

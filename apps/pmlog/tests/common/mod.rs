@@ -201,6 +201,18 @@ impl Lab {
         responses(&sent)
     }
 
+    /// Takes the one reply to a request with a method: to HEAD it has no body, whatever its fields say.
+    pub fn replies_to(&mut self, conn: ConnId, method: &str) -> Response {
+        let sent = std::mem::take(&mut self.client(conn).sent);
+        if method != "HEAD" {
+            return responses(&sent).remove(0);
+        }
+        let mut fields = [httparse::EMPTY_HEADER; 16];
+        let mut head = httparse::Response::new(&mut fields);
+        assert_eq!(head.parse(&sent), Ok(httparse::Status::Complete(sent.len())), "no body");
+        Response::of(&head)
+    }
+
     /// Sends one request and takes the one reply to it.
     pub fn ask(&mut self, conn: ConnId, request: &[u8]) -> Response {
         self.send(conn, request);
@@ -261,6 +273,12 @@ pub struct Response {
 }
 
 impl Response {
+    fn of(head: &httparse::Response<'_, '_>) -> Self {
+        let value = |field: &httparse::Header<'_>| String::from_utf8_lossy(field.value).into_owned();
+        let fields = head.headers.iter().map(|field| (field.name.to_owned(), value(field))).collect();
+        Self { status: head.code.expect("a status"), fields, body: Vec::new() }
+    }
+
     pub fn field(&self, name: &str) -> Option<&str> {
         let field = self.fields.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
         field.map(|(_, value)| value.as_str())
@@ -285,13 +303,7 @@ pub fn responses(mut bytes: &[u8]) -> Vec<Response> {
         let mut fields = [httparse::EMPTY_HEADER; 16];
         let mut head = httparse::Response::new(&mut fields);
         let length = head.parse(bytes).expect("a reply's head").unwrap();
-        let status = head.code.expect("a status");
-        let fields: Vec<_> = head
-            .headers
-            .iter()
-            .map(|field| (field.name.to_owned(), String::from_utf8_lossy(field.value).into_owned()))
-            .collect();
-        let mut response = Response { status, fields, body: Vec::new() };
+        let mut response = Response::of(&head);
         bytes = &bytes[length..];
         if let Some(length) = response.field("content-length") {
             let length: usize = length.parse().expect("a length");
@@ -299,7 +311,7 @@ pub fn responses(mut bytes: &[u8]) -> Vec<Response> {
             bytes = &bytes[length..];
         } else if response.field("transfer-encoding") == Some("chunked") {
             (response.body, bytes) = dechunk(bytes);
-        } else if status != 100 {
+        } else if response.status != 100 {
             // The end of the connection ends the body.
             response.body = bytes.to_vec();
             bytes = &[];
