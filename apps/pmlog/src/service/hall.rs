@@ -235,11 +235,6 @@ impl Hall {
         self.desks.iter().find_map(|desk| desk.failure.get()).map(String::as_str)
     }
 
-    /// How a shard was when its core last said so.
-    pub(super) fn state(&self, shard: u32) -> ShardState {
-        self.boards[shard as usize].load()
-    }
-
     /// How each shard was when its core last said so: before any reply that depends on it.
     pub(super) fn states(&self) -> impl Iterator<Item = ShardState> {
         self.boards.iter().map(Board::load)
