@@ -1,37 +1,30 @@
-//! A userspace TCP/IP stack over named persistent packet buffers.
+//! Network stacks over named persistent packet buffers, under one name.
 //!
-//! The core is an [`Endpoint`]: frames and the time come in, frames and events go out. It reads no clock,
-//! owns no device and starts no thread. Applications see it through [`net::Net`].
+//! An application is written against [`net::Net`] and [`net::Service`], and run by a [`server::Server`] on any of
+//! the transports, which features choose:
+//!
+//! - `kernel` (default): Linux' own TCP, through io_uring (`transport::kernel`).
+//! - `dpdk`: the TCP/IP core on a DPDK port (`transport::dpdk`).
+//! - `sim`: the TCP/IP core on a simulated link in virtual time, for tests (`sim`).
+//! - `tcp`: the TCP/IP core alone, for a transport of one's own.
 
-mod checksum;
-pub mod config;
-pub mod counters;
-pub mod doze;
-mod emit;
-pub mod endpoint;
-mod flow;
-pub mod frame;
-mod icmp;
-mod iface;
-mod limit;
-mod listen;
-mod neighbor;
-pub mod net;
-pub mod profile;
-pub mod server;
+#![forbid(unsafe_code)]
+
+pub use stack_net::{doze, net, profile, server};
 #[cfg(feature = "sim")]
-pub mod sim;
-mod steer;
-mod tcp;
-#[cfg(test)]
-mod testing;
-mod time_wait;
-mod timer;
-pub mod transport;
-mod window;
+pub use stack_tcp::sim;
+#[cfg(feature = "tcp")]
+pub use stack_tcp::{
+    AddressConflict, Config, ConfigError, ConnectError, CoreShare, Counters, Drops, Endpoint, FrameSink,
+    Keepalive, ListenError, RxChecksum, RxFrame, Share, SinkFull, TxChecksum, TxFrame, config, counters,
+    endpoint, frame,
+};
 
-pub use config::{Config, ConfigError, Keepalive};
-pub use counters::{Counters, Drops};
-pub use endpoint::{AddressConflict, ConnectError, Endpoint, ListenError, Share};
-pub use frame::{FrameSink, RxChecksum, RxFrame, SinkFull, TxChecksum, TxFrame};
-pub use steer::CoreShare;
+/// What carries frames to and from the stack, or payload to and from the kernel's.
+pub mod transport {
+    #[cfg(feature = "dpdk")]
+    pub use stack_dpdk as dpdk;
+    #[cfg(feature = "kernel")]
+    pub use stack_kernel as kernel;
+    pub use stack_net::net::OverEndpoint;
+}

@@ -44,7 +44,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     let step = Step::start("bench");
     let mut output = String::new();
     let mut command = cargo();
-    command.args(["bench", "--package", "pmem", "--package", "stack", "--bench", "micro", "--"]);
+    command.args(["bench", "--package", "pmem", "--package", "stack-tcp", "--bench", "micro", "--"]);
     command.arg("--noplot").args(filter).env("CRITERION_HOME", &raw);
     let status = lines(&mut command, |line| {
         step.progress(line.trim());

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use hdrhistogram::Histogram;
 use pmem::Extent;
 use smoltcp::time::Instant;
+use stack::Endpoint;
 use stack::net::{CloseReason, ConnId, Event, Transport};
 use stack::transport::OverEndpoint;
 
@@ -75,7 +76,7 @@ impl Counts {
     }
 }
 
-impl<T: Transport + OverEndpoint> Client<T> {
+impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
     /// A client that will have `connections` connections and sends `request` on them.
     pub fn new(
         transport: T,

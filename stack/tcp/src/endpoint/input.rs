@@ -34,6 +34,10 @@ pub enum Share {
     Stray,
 }
 
+/// What the headers of a frame say, for [`Endpoint::accept`].
+#[derive(Debug)]
+pub struct Headers(Parsed);
+
 impl Endpoint {
     /// Takes a frame in, for a host of one core.
     pub fn receive<F: RxFrame>(&mut self, now: Instant, frame: &mut F) {
@@ -47,18 +51,18 @@ impl Endpoint {
         self.accept(now, &parsed, frame, is_last)
     }
 
-    /// What a frame is, without taking it in.
+    /// What a frame is, without taking it in: the first half of [`receive_among`](Self::receive_among).
     #[inline]
-    pub(crate) fn parse<F: RxFrame>(&self, frame: &F) -> Parsed {
-        frame::parse(frame.bytes(), frame.apart().len(), &self.local, frame.checksum())
+    pub fn parse<F: RxFrame>(&self, frame: &F) -> Headers {
+        Headers(frame::parse(frame.bytes(), frame.apart().len(), &self.local, frame.checksum()))
     }
 
-    /// Takes in a frame that was [parsed](Self::parse).
+    /// Takes in a frame that was [parsed](Self::parse): the other half.
     #[inline]
-    pub(crate) fn accept<F: RxFrame>(
+    pub fn accept<F: RxFrame>(
         &mut self,
         now: Instant,
-        parsed: &Parsed,
+        Headers(parsed): &Headers,
         frame: &mut F,
         is_last: bool,
     ) -> Share {

@@ -16,6 +16,8 @@
 //! errors about connections) they get as copies. All queues between cores are bounded; what does not fit is lost and
 //! counted.
 
+#![forbid(unsafe_code)]
+
 mod exchange;
 mod receive;
 mod seat;
@@ -34,13 +36,11 @@ use dpdk::{
 };
 use pmem::Arena;
 use smoltcp::time::Instant;
+use stack_net::doze::Waker;
+use stack_net::net::{Event, OverEndpoint, Transport};
+use stack_net::profile::{Laps, NoLaps, Stage};
+use stack_tcp::{Config, ConfigError, Endpoint, Share, Steering};
 
-use super::OverEndpoint;
-use crate::doze::Waker;
-use crate::net::{Event, Transport};
-use crate::profile::{Laps, NoLaps, Stage};
-use crate::steer::Steering;
-use crate::{Config, ConfigError, Endpoint, Share};
 use exchange::{NEWS, STRAYS, Stray};
 use receive::{Buffers, Frame, Origin};
 use send::Sender;
@@ -331,6 +331,8 @@ impl DpdkTransport {
 }
 
 impl OverEndpoint for DpdkTransport {
+    type Endpoint = Endpoint;
+
     fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }

@@ -29,12 +29,12 @@ use std::os::fd::OwnedFd;
 use pmem::{Arena, Extent};
 use rustix::net::{self, Shutdown, sockopt};
 use smoltcp::time::{Duration, Instant};
+use stack_net::net::{CloseReason, ConnId, Event, Net, SendError, SendSpace, Slot, Transport};
 
 pub use config::{KernelConfig, KernelCounters, KernelError};
 pub use listener::{Listener, Stacks};
 pub use waker::Waker;
 
-use crate::net::{CloseReason, ConnId, Event, Net, SendError, SendSpace, Slot, Transport};
 use connection::Connection;
 use ring::{Completion, Ring};
 

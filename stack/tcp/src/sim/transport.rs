@@ -12,8 +12,7 @@ use thiserror::Error;
 
 use super::cores::{self, Parcel, Seat};
 use super::{Host, Port};
-use crate::net::{Event, Transport};
-use crate::transport::OverEndpoint;
+use crate::net::{Event, OverEndpoint, Transport};
 use crate::{
     Config, ConfigError, CoreShare, Endpoint, FrameSink, RxChecksum, RxFrame, SinkFull, TxChecksum, TxFrame,
 };
@@ -166,6 +165,8 @@ impl SimTransport {
 }
 
 impl OverEndpoint for SimTransport {
+    type Endpoint = Endpoint;
+
     fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }

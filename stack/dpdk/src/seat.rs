@@ -10,13 +10,12 @@ use dpdk::{
 };
 use pmem::Arena;
 use smoltcp::time::Instant;
+use stack_tcp::{Config, CoreShare, Endpoint, Steering};
 
 use super::exchange::{Exchange, NEWS, STRAYS};
 use super::receive::Buffers;
 use super::send::{Exit, Sender};
 use super::{DpdkConfig, DpdkCounters, DpdkError, DpdkTransport};
-use crate::steer::Steering;
-use crate::{Config, CoreShare, Endpoint};
 
 /// Mbufs that a pool's caches may hold back for each core.
 const POOL_CACHE: u32 = 128;

@@ -257,8 +257,7 @@ pub(crate) fn parse(frame: &[u8], apart: usize, local: &Local, checksum: RxCheck
 }
 
 /// Whether a frame's first bytes `head` are all its headers up to TCP's, and nothing more.
-#[cfg(feature = "dpdk")]
-pub(crate) fn ends_with_tcp_header(head: &[u8]) -> bool {
+pub fn ends_with_tcp_header(head: &[u8]) -> bool {
     let Ok(ethernet) = EthernetFrame::new_checked(head) else { return false };
     // As much may follow as a packet can hold.
     let ip = match ethernet.ethertype() {
@@ -274,7 +273,6 @@ pub(crate) fn ends_with_tcp_header(head: &[u8]) -> bool {
 
 /// The flow of a frame that carries TCP, of which `apart` bytes follow in another place. What else is wrong with it
 /// is for [`parse`] to find.
-#[cfg(feature = "dpdk")]
 pub(crate) fn flow_of(frame: &[u8], apart: usize) -> Option<FlowKey> {
     let ethernet = EthernetFrame::new_checked(frame).ok()?;
     let ip = match ethernet.ethertype() {

@@ -5,7 +5,7 @@ use pmem::{Arena, Buffer, Extent, Options, Region};
 use crate::{RxChecksum, RxFrame};
 
 /// An arena with at least `buffers` buffers, all of them free.
-pub(crate) fn arena(buffers: usize) -> Arena {
+pub fn arena(buffers: usize) -> Arena {
     let size = Some((64 * 1024 + buffers as u64 * 4096).max(256 * 1024));
     let region = Region::open("memory:", &Options { size, ..Options::default() }).unwrap();
     let arena = region.into_shard().unwrap().arena().clone();
@@ -14,14 +14,14 @@ pub(crate) fn arena(buffers: usize) -> Arena {
 }
 
 /// `bytes` in a buffer of their own.
-pub(crate) fn extent_of(arena: &Arena, bytes: &[u8]) -> Extent {
+pub fn extent_of(arena: &Arena, bytes: &[u8]) -> Extent {
     let mut buffer = arena.take().unwrap();
     assert!(buffer.arrive(0, bytes));
     buffer.into_extent(0, bytes.len() as u16).unwrap()
 }
 
 /// A frame that has arrived, and the arena whose buffers it may claim.
-pub(crate) struct Arrived<'a>(pub(crate) Vec<u8>, pub(crate) &'a Arena);
+pub struct Arrived<'a>(pub Vec<u8>, pub &'a Arena);
 
 impl RxFrame for Arrived<'_> {
     fn bytes(&self) -> &[u8] {

@@ -5,10 +5,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use pmem::Extent;
+use stack_net::net::{CloseReason, ConnId, SendError, SendSpace, Slot};
 
 use super::KernelConfig;
 use super::ring::{MAX_PIECES, Piece, Ring};
-use crate::net::{CloseReason, ConnId, SendError, SendSpace, Slot};
 
 /// Pieces below this many bytes are copied together once a connection's queue is full of such.
 const SMALL_BYTES: usize = 256;

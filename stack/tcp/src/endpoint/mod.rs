@@ -35,7 +35,7 @@ use crate::timer::TimerWheel;
 use crate::window::WindowPool;
 
 pub use error::{AddressConflict, ConnectError, ListenError};
-pub use input::Share;
+pub use input::{Headers, Share};
 
 /// Segments without a connection that may wait for the device.
 const MAX_REPLIES: usize = 512;

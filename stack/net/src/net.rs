@@ -201,6 +201,44 @@ pub trait Transport: Net {
     fn next_deadline(&self) -> Option<Instant>;
 }
 
+/// A transport whose connections are kept by an endpoint, and which is therefore a [`Net`].
+pub trait OverEndpoint {
+    /// What keeps the connections.
+    type Endpoint: Net;
+
+    /// What keeps the connections.
+    fn endpoint(&self) -> &Self::Endpoint;
+
+    /// What keeps the connections, to listen and to connect.
+    fn endpoint_mut(&mut self) -> &mut Self::Endpoint;
+}
+
+impl<T: OverEndpoint> Net for T {
+    fn recv(&mut self, conn: ConnId) -> Option<Slot> {
+        self.endpoint_mut().recv(conn)
+    }
+
+    fn send_space(&self, conn: ConnId) -> SendSpace {
+        self.endpoint().send_space(conn)
+    }
+
+    fn send(&mut self, conn: ConnId, bytes: &[u8]) -> Result<(), SendError> {
+        self.endpoint_mut().send(conn, bytes)
+    }
+
+    fn send_extent(&mut self, conn: ConnId, extent: Extent) -> Result<(), SendError> {
+        self.endpoint_mut().send_extent(conn, extent)
+    }
+
+    fn finish(&mut self, conn: ConnId) {
+        self.endpoint_mut().finish(conn);
+    }
+
+    fn abort(&mut self, conn: ConnId) {
+        self.endpoint_mut().abort(conn);
+    }
+}
+
 /// An application: it turns events into appends and replies.
 pub trait Service {
     /// One event happened. Appends made here become durable together, after the burst's last event.

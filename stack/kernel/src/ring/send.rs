@@ -7,7 +7,7 @@ use pmem::Extent;
 use super::SEND;
 
 /// Pieces of one send.
-pub(in crate::transport::kernel) const MAX_PIECES: usize = 64;
+pub(crate) const MAX_PIECES: usize = 64;
 /// Extents in one send from which on it is worth pinning their pages instead of copying them.
 const ZERO_COPY_BYTES: usize = 16 * 1024;
 
@@ -28,7 +28,7 @@ pub(super) struct Send {
 }
 
 /// One piece of a send, in order.
-pub(in crate::transport::kernel) enum Piece<'a> {
+pub(crate) enum Piece<'a> {
     Bytes(&'a [u8]),
     Extent(Extent),
 }

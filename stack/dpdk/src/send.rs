@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use dpdk::{Completions, ExternalArea, IpVersion, Mbuf, MbufBatch, Pool, TxChecksums, TxQueue};
 use pmem::Extent;
+use stack_tcp::{FrameSink, SinkFull, TxChecksum, TxFrame};
 
 use super::exchange::Exchange;
-use crate::{FrameSink, SinkFull, TxChecksum, TxFrame};
 
 /// Extents behind one header; a frame of more pieces is sent with all of them copied into one segment, and so is
 /// one with a piece that the device does not see as one.

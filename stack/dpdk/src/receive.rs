@@ -2,10 +2,10 @@
 
 use dpdk::{Checksum, ExternalArea, ExternalPool, Mbuf, NotSwapped, WrittenSoon};
 use pmem::{Arena, Buffer};
+use stack_tcp::frame::ends_with_tcp_header;
+use stack_tcp::{RxChecksum, RxFrame};
 
 use super::DpdkCounters;
-use crate::frame::ends_with_tcp_header;
-use crate::{RxChecksum, RxFrame};
 
 /// Lines fetched at a time. More of them make the core wait; with fewer, short bursts leave spares cold.
 const WARMED_LINES: usize = 6;

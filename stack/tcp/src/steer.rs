@@ -5,7 +5,6 @@ use std::hash::Hasher as _;
 use siphasher::sip::SipHasher13;
 
 use crate::flow::FlowKey;
-#[cfg(feature = "dpdk")]
 use crate::frame::flow_of;
 
 /// One core of those that serve a host's addresses together.
@@ -24,13 +23,14 @@ impl CoreShare {
 
 /// Deals connections out to cores by a keyed hash, so that peers cannot choose ports that all come to one core.
 #[derive(Clone, Debug)]
-pub(crate) struct Steering {
+pub struct Steering {
     key: [u8; 16],
     cores: u16,
 }
 
 impl Steering {
-    pub(crate) fn new(secret: &[u8; 16], cores: u16) -> Self {
+    /// For so many cores, by a key that follows from the host's secret.
+    pub fn new(secret: &[u8; 16], cores: u16) -> Self {
         // Another key than the flow table's: its hashes would otherwise be alike within a core.
         Self { key: secret.map(|byte| byte ^ 0x5a), cores }
     }
@@ -48,8 +48,7 @@ impl Steering {
 
     /// The core to which a frame goes, of which `apart` bytes follow in another place; none if it carries no whole
     /// header of TCP, so that any core may see to it.
-    #[cfg(feature = "dpdk")]
-    pub(crate) fn core_of_frame(&self, frame: &[u8], apart: usize) -> Option<u16> {
+    pub fn core_of_frame(&self, frame: &[u8], apart: usize) -> Option<u16> {
         flow_of(frame, apart).map(|flow| self.core_of(&flow))
     }
 }

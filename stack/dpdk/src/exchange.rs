@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 use dpdk::{Mbuf, MbufBatch};
-
-use crate::doze::{Doze, Waker};
+use stack_net::doze::{Doze, Waker};
 
 /// Segments without a connection that may wait for a core.
 pub(super) const STRAYS: usize = 256;

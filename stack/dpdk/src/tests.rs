@@ -4,12 +4,11 @@ use dpdk::{Checksum, Eal, ExternalArea, Mbuf, MbufBatch, Pool, PoolConfig};
 use pmem::{Arena, BufferId, Options, Region};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, Ipv4Packet, TcpPacket};
+use stack_net::net::{ConnId, Event, Net as _, OverEndpoint as _, Slot, Transport as _};
+use stack_tcp::testing::{Arrived, arena};
+use stack_tcp::{Config, Endpoint, FrameSink, SinkFull, TxFrame};
 
 use super::{DpdkConfig, DpdkCounters, DpdkTransport};
-use crate::net::{ConnId, Event, Net as _, Slot, Transport as _};
-use crate::testing::{Arrived, arena};
-use crate::transport::OverEndpoint as _;
-use crate::{Config, Endpoint, FrameSink, SinkFull, TxFrame};
 
 const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 const TEXT_BYTES: usize = 1000;

@@ -5,7 +5,7 @@ use std::io;
 use io_uring::{IoUring, Probe, opcode};
 
 use super::buffers::ProvidedBuffers;
-use crate::transport::kernel::KernelError;
+use crate::KernelError;
 
 /// Lengths of the submission queue, which is emptied when it is full: the first for which there is memory. Queues
 /// count as locked memory of the user, who may have little left (`ulimit -l`).
@@ -16,7 +16,7 @@ const COMPLETIONS_PER_SUBMISSION: u32 = 8;
 pub(super) const GROUP: u16 = 0;
 
 /// Whether the kernel has what a ring needs.
-pub(in crate::transport::kernel) fn probe() -> Result<(), KernelError> {
+pub(crate) fn probe() -> Result<(), KernelError> {
     let buffers = ProvidedBuffers::new(1).map_err(KernelError::Ring)?;
     let uring = uring(&[1])?;
     features(&uring)?;

@@ -1,0 +1,11 @@
+//! What an application is written against, whatever carries its connections.
+//!
+//! [`net`] has connections, events, slots and replies, [`server`] the loop of one core, [`profile`] where its time
+//! goes, and [`doze`] how cores that sleep are woken.
+
+#![forbid(unsafe_code)]
+
+pub mod doze;
+pub mod net;
+pub mod profile;
+pub mod server;

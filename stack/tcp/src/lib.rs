@@ -1,0 +1,37 @@
+//! A userspace TCP/IP stack over named persistent packet buffers.
+//!
+//! The core is an [`Endpoint`]: frames and the time come in, frames and events go out. It reads no clock,
+//! owns no device and starts no thread. Applications see it through [`Net`](net::Net).
+
+#![forbid(unsafe_code)]
+
+mod checksum;
+pub mod config;
+pub mod counters;
+mod emit;
+pub mod endpoint;
+mod flow;
+pub mod frame;
+mod icmp;
+mod iface;
+mod limit;
+mod listen;
+mod neighbor;
+#[cfg(feature = "sim")]
+pub mod sim;
+mod steer;
+mod tcp;
+#[cfg(any(test, feature = "sim"))]
+#[doc(hidden)]
+pub mod testing;
+mod time_wait;
+mod timer;
+mod window;
+
+pub use config::{Config, ConfigError, Keepalive};
+pub use counters::{Counters, Drops};
+pub use endpoint::{AddressConflict, ConnectError, Endpoint, Headers, ListenError, Share};
+pub use frame::{FrameSink, RxChecksum, RxFrame, SinkFull, TxChecksum, TxFrame};
+pub use steer::{CoreShare, Steering};
+
+use stack_net::net;
