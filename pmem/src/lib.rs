@@ -44,6 +44,7 @@ mod scan;
 mod shard;
 mod snapshot;
 mod superblock;
+mod watch;
 
 pub use arena::{Arena, Buffer, BufferId, DEFAULT_BUFFER_BYTES, Extent};
 pub use crc::{crc32c, crc32c_append};
@@ -59,3 +60,4 @@ pub use scan::Corruption;
 pub use shard::{Counters, Durable, Pending, Receipt, Shard, Trimmed};
 pub use snapshot::{PieceName, ShardReport, Snapshot, SnapshotEvent, SnapshotRecord};
 pub use superblock::Geometry;
+pub use watch::{Step, Watch, Work};

@@ -4,6 +4,7 @@
 //! [`LineModel`](crate::LineModel) can stand in for real persistent memory in crash tests.
 
 mod around;
+mod fault;
 mod line_model;
 mod mapped;
 mod slowed;
@@ -12,6 +13,7 @@ mod timed;
 use std::{fmt, io, ptr::NonNull, sync::Arc};
 
 pub(crate) use around::Around;
+pub(crate) use fault::Named;
 pub use line_model::LineModel;
 pub(crate) use mapped::{Mapped, Mapping, best_flush_instruction};
 pub(crate) use slowed::Slowed;

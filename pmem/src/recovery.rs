@@ -1,6 +1,6 @@
 //! Opening a shard: from what a crash left behind to a log that can go on.
 
-use std::{io, ops::ControlFlow, sync::Arc};
+use std::{cell::Cell, io, ops::ControlFlow, path::PathBuf, sync::Arc};
 
 use uuid::Uuid;
 
@@ -10,15 +10,18 @@ use crate::{
     header::{HEADERS_BYTES, Header, HeaderCell},
     medium::Medium,
     quarantine::Quarantined,
-    region::{Claim, OpenError},
+    region::{Claim, OpenError, Pending},
     ring::Ring,
     scan::{Corruption, LogPlan, Outcome, Scanned, Source, scan},
     shard::{Limits, Parts, Shard},
     superblock::Geometry,
+    watch::{Watch, Work},
 };
 
 /// A shard that is not open yet; can be sent to the thread that will own it.
 pub struct ShardSeed {
+    // Undone, if it comes to that, while the medium is still there.
+    pub(crate) pending: Arc<Pending>,
     pub(crate) claim: Arc<Claim>,
     pub(crate) medium: Arc<dyn Medium>,
     pub(crate) geometry: Geometry,
@@ -27,6 +30,9 @@ pub struct ShardSeed {
     pub(crate) limits: Limits,
     /// The highest epoch of any shard of the region.
     pub(crate) latest_epoch: u32,
+    pub(crate) path: PathBuf,
+    pub(crate) watch: Watch,
+    pub(crate) is_new: bool,
 }
 
 /// What opening a shard found.
@@ -56,7 +62,8 @@ impl ShardSeed {
         (self.medium.base().as_ptr().wrapping_add(offset), self.geometry.arena_stride as usize)
     }
 
-    /// Recovers the shard, and opens it for the thread that calls this.
+    /// Recovers the shard, and opens it for the thread that calls this. With the first shard of a region, what opening
+    /// the region left to be written is written first: a new store, say.
     ///
     /// The log is scanned from its head. What is found beyond the known-durable part is flushed and fenced: after
     /// a killed process those bytes may sit in the CPU's caches only. Then the epoch rises above that of
@@ -64,9 +71,23 @@ impl ShardSeed {
     /// to life.
     ///
     /// # Errors
-    /// [`OpenError::Corrupt`] if something durable is damaged; [`OpenError::Io`] if the medium fails.
+    /// [`OpenError::Corrupt`] if something durable is damaged; [`OpenError::Io`] if the medium fails;
+    /// [`OpenError::Interrupted`] if the watch ended it, and then nothing of the shard was changed.
     pub fn open(self) -> Result<Shard, OpenError> {
-        let Self { medium, claim, geometry, uuid, index, limits, latest_epoch } = self;
+        let Self { pending, medium, claim, geometry, uuid, index, limits, latest_epoch, path, watch, is_new } =
+            self;
+        let mut progress = Progress::new(&watch, index);
+        progress.tell();
+        let interrupted = || OpenError::Interrupted { path: path.clone() };
+        if progress.is_stopped.get() {
+            return Err(interrupted());
+        }
+        pending.finish()?;
+        let nobody = Watch::default();
+        if is_new {
+            // Now that it is made there is nothing left to go back to, and little to read.
+            progress = Progress::new(&nobody, index);
+        }
         let seed = crc_seed(uuid, index);
         let corrupt = |corruption| OpenError::Corrupt { shard: index, corruption };
         let headers = HeaderCell::read(&*medium, geometry.header_of(index));
@@ -81,13 +102,20 @@ impl ShardSeed {
             buffer_bytes: geometry.buffer_bytes,
         };
         let mut first_fault = None;
-        let outcome = scan(&Open { arena: &arena, ring: &ring }, &plan, &mut |scanned| match scanned {
-            Scanned::Record(..) => ControlFlow::Continue(()),
-            Scanned::Corrupt(corruption) => {
-                first_fault = Some(corruption);
-                ControlFlow::Break(())
-            }
-        });
+        let outcome =
+            scan(&Open { arena: &arena, ring: &ring, progress: &progress }, &plan, &mut |scanned| {
+                match scanned {
+                    Scanned::Record(..) => ControlFlow::Continue(()),
+                    Scanned::Corrupt(corruption) => {
+                        first_fault = Some(corruption);
+                        ControlFlow::Break(())
+                    }
+                }
+            });
+        // What was not read any more looks as if it were missing.
+        if progress.is_stopped.get() {
+            return Err(interrupted());
+        }
         let ControlFlow::Continue(outcome) = outcome else {
             return Err(corrupt(first_fault.expect("only corruption breaks the scan off")));
         };
@@ -142,14 +170,49 @@ fn rescue(
 struct Open<'a> {
     arena: &'a Arena,
     ring: &'a Ring,
+    progress: &'a Progress<'a>,
+}
+
+/// How much of a shard has been read, and whether to go on.
+struct Progress<'a> {
+    watch: &'a Watch,
+    shard: u32,
+    read: Cell<u64>,
+    is_stopped: Cell<bool>,
+}
+
+/// Bytes read between two looks at whether to go on.
+const LOOK_BYTES: u64 = 1 << 20;
+
+impl<'a> Progress<'a> {
+    fn new(watch: &'a Watch, shard: u32) -> Self {
+        Self { watch, shard, read: Cell::new(0), is_stopped: Cell::new(false) }
+    }
+
+    /// Counts what is about to be read; none if it shall not be.
+    fn advance(&self, bytes: u64) -> Option<()> {
+        let before = self.read.get();
+        self.read.set(before + bytes);
+        if before / LOOK_BYTES != (before + bytes) / LOOK_BYTES {
+            self.tell();
+        }
+        (!self.is_stopped.get()).then_some(())
+    }
+
+    fn tell(&self) {
+        let told = self.watch.tell(Work::Recovering { shard: self.shard }, self.read.get(), None);
+        self.is_stopped.set(self.is_stopped.get() || told.is_err());
+    }
 }
 
 impl Source for Open<'_> {
     fn slot(&self, index: u64) -> Option<[u8; ENTRY_BYTES]> {
+        self.progress.advance(ENTRY_BYTES as u64)?;
         Some(self.ring.slot(index))
     }
 
     fn checksum(&self, crc: u32, name: ExtentName) -> Option<u32> {
+        self.progress.advance(name.len.into())?;
         self.arena.checksum(crc, name)
     }
 }

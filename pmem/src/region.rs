@@ -1,6 +1,8 @@
 //! Regions: where the persistent memory comes from, what it turns out to be, and whether a store is there.
 
 mod map;
+mod pending;
+mod room;
 mod sysfs;
 
 use std::{
@@ -15,15 +17,21 @@ use std::{
 use uuid::Uuid;
 
 pub(crate) use map::ReadOnly;
+pub(crate) use pending::Pending;
 
+use self::{
+    pending::Task,
+    room::{Unfinished, stopped},
+};
 use crate::{
     entry::crc_seed,
-    header::{HEADER_BYTES, HEADERS_BYTES, Header, HeaderCell},
+    header::{Header, HeaderCell},
     medium::{Around as _, Domain, Medium, Slowed, Timed},
     recovery::ShardSeed,
     scan::Corruption,
     shard::{Limits, Shard},
-    superblock::{Found, Geometry, SUPERBLOCK_BYTES, SUPERBLOCKS_BYTES, Superblock, VERSION, Wish},
+    superblock::{Found, Geometry, SUPERBLOCKS_BYTES, Superblock, VERSION, Wish},
+    watch::{Watch, Work},
 };
 
 /// How to open a region; the defaults open an existing store as it is.
@@ -58,6 +66,8 @@ pub struct Options {
     pub volatile: bool,
     /// Formats a new store over whatever is there.
     pub force: bool,
+    /// Is told how far opening has come, and may end it.
+    pub watch: Watch,
 }
 
 impl Default for Options {
@@ -75,6 +85,7 @@ impl Default for Options {
             populate: false,
             volatile: false,
             force: false,
+            watch: Watch::default(),
         }
     }
 }
@@ -156,14 +167,43 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The file system is full; no half-made file is left.
-    #[error("no room for {bytes} bytes at {}: {reason}; make room, or ask for a smaller store", path.display())]
+    #[error(
+        "no room for the {bytes} bytes of {}: {missing} of them have no blocks yet{}: {reason}; make room there, or \
+         make a smaller store",
+        path.display(),
+        free.map_or_else(String::new, |free| format!(", and the file system has {free} free"))
+    )]
     NoSpace {
+        /// The path.
+        path: PathBuf,
+        /// Bytes that the store has.
+        bytes: u64,
+        /// Bytes of it that are still to be reserved.
+        missing: u64,
+        /// What is free on the file system, where that has a bound.
+        free: Option<u64>,
+        /// What the system said.
+        reason: io::Error,
+    },
+    /// The process may not have such a file.
+    #[error(
+        "{} would have {bytes} bytes, and this process may write files of {limit}; raise that limit (ulimit -f), or ask \
+         for a smaller store",
+        path.display()
+    )]
+    FileLimit {
         /// The path.
         path: PathBuf,
         /// Bytes asked for.
         bytes: u64,
-        /// What the system said.
-        reason: io::Error,
+        /// The limit.
+        limit: u64,
+    },
+    /// The watch ended it.
+    #[error("opening {} was ended before it was done; what is there is as it was", path.display())]
+    Interrupted {
+        /// The path.
+        path: PathBuf,
     },
     /// The path is on memory that does not survive.
     #[error("{} is on {filesystem}, which does not survive a reboot; allow volatile memory if that is meant", path.display())]
@@ -271,10 +311,12 @@ impl fmt::Display for RegionInfo {
 /// An open region, locked against other processes until its last shard is gone.
 pub struct Region {
     // The claim ends before the medium does, as the next one may be mapped there.
+    pending: Arc<Pending>,
     claim: Arc<Claim>,
     medium: Arc<dyn Medium>,
     info: RegionInfo,
     limits: Limits,
+    watch: Watch,
 }
 
 /// The right to a medium: within the process nobody else has its region open.
@@ -314,13 +356,15 @@ impl Region {
     ///
     /// A new store is only made where nothing is yet, or zeros, unless `options.force` says otherwise.
     ///
+    /// What is there stays byte for byte as it is until the first shard is opened: a new store is made only then, so
+    /// that a program can find out first whether all else that it needs is to be had. A region that is dropped before
+    /// leaves no new file, and no longer one.
+    ///
     /// # Errors
     /// [`OpenError`]; what was there is untouched, and a file that was just created is gone again.
     pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Self, OpenError> {
         let (place, unfinished) = map::open(path.as_ref(), options)?;
-        let region = Self::inspect(place, options)?;
-        unfinished.keep()?;
-        Ok(region)
+        Self::inspect(place, unfinished, options)
     }
 
     /// Opens the store on a medium, or creates one there.
@@ -329,7 +373,8 @@ impl Region {
     /// As [`open`](Self::open); [`OpenError::Locked`] while an earlier opening of the same medium is in use.
     pub fn over(medium: Arc<dyn Medium>, options: &Options) -> Result<Self, OpenError> {
         let path = PathBuf::from("(medium)");
-        Self::inspect(Place { path, kind: Kind::Medium, platform: None, medium, size: options.size }, options)
+        let place = Place { path, kind: Kind::Medium, platform: None, medium, size: options.size };
+        Self::inspect(place, Unfinished::nothing(), options)
     }
 
     /// What was found.
@@ -337,11 +382,25 @@ impl Region {
         &self.info
     }
 
+    /// Writes what opening left to be written: a new store, or a copy of the superblock. Opening a shard does that
+    /// first, if nobody has done it before.
+    ///
+    /// # Errors
+    /// [`OpenError::Io`] if the medium fails.
+    pub fn begin(&self) -> Result<(), OpenError> {
+        self.pending.finish()
+    }
+
     /// The shards, to be opened each in its own thread. All that are opened get the same epoch.
     pub fn into_seeds(self) -> Vec<ShardSeed> {
         let epochs = (0..self.info.geometry.shards).filter_map(|shard| self.header(shard)).map(|h| h.epoch);
-        let latest_epoch = epochs.max().unwrap_or(0);
+        // What lies where a new store will be is no header of it.
+        let latest_epoch = epochs.max().filter(|_| !self.info.is_new).unwrap_or(0);
         let seed = |index| ShardSeed {
+            pending: self.pending.clone(),
+            watch: self.watch.clone(),
+            path: self.info.path.clone(),
+            is_new: self.info.is_new,
             latest_epoch,
             medium: self.medium.clone().fork(),
             claim: self.claim.clone(),
@@ -367,24 +426,23 @@ impl Region {
         Header::newest(&copies, crc_seed(self.info.uuid, shard))
     }
 
-    fn inspect(place: Place, options: &Options) -> Result<Self, OpenError> {
+    fn inspect(place: Place, unfinished: Unfinished, options: &Options) -> Result<Self, OpenError> {
         let claim =
             Claim::new(&*place.medium).ok_or_else(|| OpenError::Locked { path: place.path.clone() })?;
-        let (store, is_new, repaired) = match look(&*place.medium) {
+        let (store, task) = match look(&*place.medium) {
             Found::Store { superblock, damaged_copy } if !options.force => {
-                matches(&place, &superblock.geometry, options)?;
-                if let Some(copy) = damaged_copy {
-                    tracing::warn!(path = %place.path.display(), copy, "repairing a copy of the superblock");
-                    write_superblock(&place, &superblock, copy);
-                    fence(&place)?;
-                }
-                (superblock, false, damaged_copy.is_some())
+                check(&place.path, place.medium.len() as u64, &superblock.geometry, options)?;
+                (superblock, damaged_copy.map_or(Task::Nothing, |copy| Task::Repair { superblock, copy }))
             }
             found => {
                 may_format(&place, found, options)?;
-                (format(&place, options)?, true, false)
+                let geometry = plan(place.size.unwrap_or(u64::MAX).min(place.medium.len() as u64), options)?;
+                let superblock = Superblock { uuid: Uuid::new_v4(), geometry };
+                (superblock, Task::Format(superblock))
             }
         };
+        let (is_new, repaired) = (matches!(task, Task::Format(_)), matches!(task, Task::Repair { .. }));
+        let pending = Pending::new(task, place.path.clone(), place.medium.clone(), unfinished);
         let Place { path, kind, platform, medium, .. } = place;
         let (domain, geometry) = (medium.domain(), store.geometry);
         let reserve = options.reserve.unwrap_or((geometry.buffers / 8).max(64)).min(geometry.buffers / 2);
@@ -393,7 +451,8 @@ impl Region {
         let delay = options.persist_delay;
         let medium = if delay.is_zero() { medium } else { Slowed(delay).over(medium) };
         let medium = if options.timed { Timed::new().over(medium) } else { medium };
-        Ok(Self { medium, claim: Arc::new(claim), info, limits })
+        let watch = options.watch.clone();
+        Ok(Self { pending: Arc::new(pending), medium, claim: Arc::new(claim), info, limits, watch })
     }
 }
 
@@ -408,9 +467,9 @@ fn look(medium: &dyn Medium) -> Found {
 }
 
 /// Checks that an existing store is what the options ask for.
-fn matches(place: &Place, geometry: &Geometry, options: &Options) -> Result<(), OpenError> {
-    let path = || place.path.clone();
-    let (expected, actual) = (geometry.region_bytes, place.medium.len() as u64);
+fn check(path: &Path, actual: u64, geometry: &Geometry, options: &Options) -> Result<(), OpenError> {
+    let path = || path.to_path_buf();
+    let expected = geometry.region_bytes;
     if expected > actual {
         return Err(OpenError::Truncated { path: path(), expected, actual });
     }
@@ -441,40 +500,30 @@ fn may_format(place: &Place, found: Found, options: &Options) -> Result<(), Open
         {
             Ok(())
         }
-        Found::Empty if is_zero(&*place.medium) => Ok(()),
+        Found::Empty if is_zero(place, &options.watch)? => Ok(()),
         Found::Empty | Found::Foreign => Err(OpenError::NotAStore { path }),
         Found::Version(found) => Err(OpenError::Version { path, found, supported: VERSION }),
         Found::Store { .. } | Found::Damaged => Err(OpenError::Damaged { path }),
     }
 }
 
-fn is_zero(medium: &dyn Medium) -> bool {
+fn is_zero(place: &Place, watch: &Watch) -> Result<bool, OpenError> {
+    let len = place.medium.len();
     // SAFETY: the medium is mapped, and nothing writes to it before its shards are open.
-    let bytes = unsafe { slice::from_raw_parts(medium.base().as_ptr(), medium.len()) };
-    bytes.chunks(4096).all(|page| page.iter().all(|&byte| byte == 0))
+    let bytes = unsafe { slice::from_raw_parts(place.medium.base().as_ptr(), len) };
+    for (number, block) in bytes.chunks(ZEROS_BYTES).enumerate() {
+        watch
+            .tell(Work::ReadingZeros, (number * ZEROS_BYTES) as u64, Some(len as u64))
+            .map_err(stopped(&place.path))?;
+        if block.iter().any(|&byte| byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
-/// Makes a new, empty store. The superblock comes last: before it is durable there is no store.
-fn format(place: &Place, options: &Options) -> Result<Superblock, OpenError> {
-    let geometry = plan(place.size.unwrap_or(u64::MAX).min(place.medium.len() as u64), options)?;
-    let superblock = Superblock { uuid: Uuid::new_v4(), geometry };
-    // What an older store left must not outlive the first of these writes.
-    // SAFETY: as for every store in this file: inside the medium, and its shards are not open yet.
-    unsafe { place.medium.store(0, &[0; SUPERBLOCKS_BYTES]) };
-    place.medium.flush(0, SUPERBLOCKS_BYTES);
-    fence(place)?;
-    for shard in 0..geometry.shards {
-        let header = Header::NEW.encode(crc_seed(superblock.uuid, shard));
-        let offset = geometry.header_of(shard);
-        // SAFETY: the geometry lies inside the medium, and its shards are not open yet.
-        unsafe { place.medium.store(offset, &[header, [0; HEADER_BYTES]].concat()) };
-        place.medium.flush(offset, HEADERS_BYTES);
-    }
-    fence(place)?;
-    (0..2).for_each(|copy| write_superblock(place, &superblock, copy));
-    fence(place)?;
-    Ok(superblock)
-}
+/// Between two looks at whether to go on.
+const ZEROS_BYTES: usize = 1 << 20;
 
 fn plan(bytes: u64, options: &Options) -> Result<Geometry, OpenError> {
     let wish = Wish {
@@ -483,20 +532,4 @@ fn plan(bytes: u64, options: &Options) -> Result<Geometry, OpenError> {
         log_entries: options.log_entries,
     };
     Geometry::plan(bytes, wish).map_err(|error| OpenError::Geometry(error.to_string()))
-}
-
-fn write_superblock(place: &Place, superblock: &Superblock, copy: usize) {
-    let offset = copy * SUPERBLOCK_BYTES;
-    // SAFETY: a region is longer than its superblocks, and its shards are not open yet.
-    unsafe { place.medium.store(offset, &superblock.encode()) };
-    place.medium.flush(offset, SUPERBLOCK_BYTES);
-}
-
-fn fence(place: &Place) -> Result<(), OpenError> {
-    let path = || place.path.clone();
-    place.medium.fence().map_err(|reason| OpenError::Io {
-        what: "writing the superblock",
-        path: path(),
-        reason,
-    })
 }

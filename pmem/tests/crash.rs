@@ -209,6 +209,7 @@ impl History {
         let medium = self.medium();
         let made =
             Region::over(medium.clone(), &tiny()).map_err(|error| format!("making the store: {error}"))?;
+        made.begin().map_err(|error| format!("making the store: {error}"))?;
         self.forgot |= medium.forgot.load(Ordering::Relaxed);
         if let Some(image) = self.model.crashed() {
             match reopen(&image) {
@@ -521,7 +522,8 @@ fn format_over(seed: u64, forgets: Option<Kind>) -> Result<(), String> {
     let medium = history.medium();
     history.cut_power_soon(20);
     let force = Options { force: true, ..tiny() };
-    Region::over(medium, &force).map_err(|error| error.to_string())?;
+    let region = Region::over(medium, &force).map_err(|error| error.to_string())?;
+    region.begin().map_err(|error| error.to_string())?;
     let image = match history.model.crashed() {
         Some(image) => image,
         None => history.crash_image(),

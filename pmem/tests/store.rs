@@ -198,6 +198,8 @@ fn one_damaged_superblock_is_repaired_and_two_are_reported() {
         let region = open(&path, &Options::default()).unwrap();
         assert!(region.info().repaired && !region.info().is_new);
         drop(region);
+        assert!(Snapshot::open(&path).unwrap().has_damaged_superblock(), "repaired before a shard is open");
+        open(&path, &Options::default()).unwrap().into_shard().unwrap();
         assert!(!open(&path, &Options::default()).unwrap().info().repaired);
     }
     patch(&path, 0, &[b"PASTE-PM".as_slice(), &[0xff; 504]].concat());
@@ -268,28 +270,175 @@ fn another_process_is_kept_out() {
     assert!(child.status.success() && output.contains("1 passed"), "{output}");
 }
 
-/// Runs into a limit that the shell puts on this test program's files, which is what a full disk looks like.
+/// Runs into a limit that the shell puts on this test program's files.
 #[test]
-fn a_full_disk_is_said_and_leaves_no_file() {
+fn a_limit_on_files_is_said_and_leaves_no_file() {
     const STORE: &str = "PMEM_TEST_LIMITED_STORE";
     if let Some(path) = std::env::var_os(STORE) {
         let error = open(path.as_ref(), &new(1 << 20)).map(|_| ()).unwrap_err();
-        assert!(matches!(error, OpenError::NoSpace { bytes: 1_048_576, .. }), "{error}");
+        assert!(matches!(error, OpenError::FileLimit { bytes: 1_048_576, limit: 262_144, .. }), "{error}");
+        assert!(error.to_string().contains("ulimit -f"), "{error}");
         assert!(!Path::new(&path).exists());
+        // What is there already may be longer.
+        let path = Path::new(&path).with_file_name("longer");
+        open(&path, &Options::default()).unwrap().into_shard().unwrap();
+        let before = fs::read(&path).unwrap();
+        let error = open(&path, &Options { force: true, ..new(2 << 20) }).map(|_| ()).unwrap_err();
+        assert!(matches!(error, OpenError::FileLimit { .. }), "{error}");
+        assert!(fs::read(&path).unwrap() == before);
         return;
     }
     let dir = disk();
+    open(&dir.path().join("longer"), &new(1 << 20)).unwrap().into_shard().unwrap();
     let child = std::process::Command::new("sh")
-        .args([
-            "-c",
-            r#"trap "" XFSZ; ulimit -f 512; exec "$0" --exact a_full_disk_is_said_and_leaves_no_file"#,
-        ])
+        .args(["-c", r#"ulimit -f 512; exec "$0" --exact a_limit_on_files_is_said_and_leaves_no_file"#])
         .arg(std::env::current_exe().unwrap())
         .env(STORE, dir.path().join("store"))
         .output()
         .unwrap();
     let output = String::from_utf8_lossy(&child.stdout);
     assert!(child.status.success() && output.contains("1 passed"), "{output}");
+}
+
+/// What opens with which options is refused, and leaves a store, its length, its copy with holes, and the folder alone.
+#[test]
+fn whatever_is_refused_leaves_the_store_as_it_was() {
+    let dir = disk();
+    let path = made(&dir);
+    let before = fs::read(&path).unwrap();
+    let base = Options::default();
+    let refused = [
+        Options { size: Some(4096), ..base.clone() },
+        Options { size: Some(2 << 20), ..base.clone() },
+        Options { size: Some(1 << 60), ..base.clone() },
+        Options { shards: Some(2), ..base.clone() },
+        Options { shards: Some(0), ..base.clone() },
+        Options { shards: Some(100_000), ..base.clone() },
+        Options { buffer_bytes: Some(100), ..base.clone() },
+        Options { buffer_bytes: Some(4096), ..base.clone() },
+        Options { log_entries: Some(100), ..base.clone() },
+        Options { log_entries: Some(1 << 30), ..base.clone() },
+    ];
+    for options in refused {
+        for force in [false, true] {
+            // What would make a store if it were forced to.
+            let is_possible = options.size == Some(2 << 20)
+                || options.shards == Some(2)
+                || options.buffer_bytes == Some(4096);
+            let options = Options { force, ..options.clone() };
+            match open(&path, &options) {
+                Ok(region) => {
+                    assert!(force && is_possible, "{options:?}");
+                    assert!(region.info().is_new);
+                }
+                Err(error) => assert!(!(force && is_possible), "{options:?}: {error}"),
+            }
+            // Also where no shard was opened of what could be made.
+            assert!(fs::read(&path).unwrap() == before, "{options:?}");
+            let fresh = dir.path().join("fresh");
+            let _ = open(&fresh, &options);
+            assert!(!fresh.exists(), "{options:?}");
+            File::create(&fresh).unwrap();
+            let _ = open(&fresh, &options);
+            assert_eq!(fs::metadata(&fresh).unwrap().len(), 0, "{options:?}");
+            fs::remove_file(&fresh).unwrap();
+        }
+    }
+    let shard = open(&path, &base).unwrap().into_shard().unwrap();
+    assert_eq!(contents(&shard), [(1, b"record".to_vec())]);
+}
+
+#[test]
+fn a_store_that_is_made_smaller_gives_the_rest_back() {
+    let dir = disk();
+    let path = dir.path().join("store");
+    open(&path, &new(4 << 20)).unwrap().into_shard().unwrap();
+    open(&path, &Options { force: true, ..new(1 << 20) }).unwrap().into_shard().unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 20);
+    assert_eq!(open(&path, &Options::default()).unwrap().info().geometry.region_bytes, 1 << 20);
+}
+
+/// Bytes on the disk.
+fn allocated(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().blocks() * 512
+}
+
+#[test]
+fn the_holes_of_a_copied_store_are_filled_when_it_is_opened() {
+    let dir = disk();
+    let path = made(&dir);
+    let sparse = dir.path().join("sparse");
+    let copied = std::process::Command::new("cp").arg("--sparse=always").args([&path, &sparse]).status();
+    assert!(copied.unwrap().success());
+    assert!(allocated(&sparse) < 1 << 19, "{} bytes are there: no holes to test with", allocated(&sparse));
+    let before = fs::read(&sparse).unwrap();
+    // Not for a store that is refused.
+    open(&sparse, &Options { shards: Some(2), ..Options::default() }).map(|_| ()).unwrap_err();
+    assert!(allocated(&sparse) < 1 << 19);
+    let region = open(&sparse, &Options::default()).unwrap();
+    assert!(allocated(&sparse) >= 1 << 20, "{} bytes are there", allocated(&sparse));
+    assert!(fs::read(&sparse).unwrap() == before);
+    assert_eq!(contents(&region.into_shard().unwrap()), [(1, b"record".to_vec())]);
+}
+
+/// Ends opening at each step in turn, until it is not ended any more.
+#[test]
+fn opening_can_be_ended_at_any_step_and_leaves_what_was_there() {
+    use std::{
+        collections::BTreeSet,
+        ops::ControlFlow,
+        sync::{
+            Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
+    use pmem::{Watch, Work};
+
+    let dir = disk();
+    let store = dir.path().join("store");
+    let mut shard = open(&store, &new(8 << 20)).unwrap().into_shard().unwrap();
+    for seed in 0..30 {
+        common::store(&mut shard, &payload(seed, 100_000), 1448);
+    }
+    drop(shard);
+    let zeros = dir.path().join("zeros");
+    fs::write(&zeros, vec![0; 4 << 20]).unwrap();
+    let fresh = dir.path().join("fresh");
+    for (path, options) in [
+        (&store, Options::default()),
+        (&store, Options { force: true, ..new(16 << 20) }),
+        (&zeros, Options::default()),
+        (&fresh, new(4 << 20)),
+    ] {
+        let before = fs::read(path).ok();
+        let works = Arc::new(Mutex::new(BTreeSet::new()));
+        for allowed in 0.. {
+            let left = AtomicUsize::new(allowed);
+            let seen = works.clone();
+            let watch = Watch::new(move |step| {
+                seen.lock().unwrap().insert(step.work.to_string());
+                match left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) {
+                    Ok(_) => ControlFlow::Continue(()),
+                    Err(_) => ControlFlow::Break(()),
+                }
+            });
+            let options = Options { watch, ..options.clone() };
+            match open(path, &options).and_then(Region::into_shard) {
+                Ok(_) => {
+                    assert!(allowed > 1, "{options:?}: there was nothing to end");
+                    break;
+                }
+                Err(OpenError::Interrupted { .. }) => {
+                    assert!(fs::read(path).ok() == before, "{options:?} at step {allowed}");
+                }
+                Err(error) => panic!("{options:?} at step {allowed}: {error}"),
+            }
+        }
+        let works = works.lock().unwrap();
+        assert!(works.contains(&Work::Recovering { shard: 0 }.to_string()), "{works:?}");
+        assert_eq!(works.contains(&Work::ReadingZeros.to_string()), path == &zeros, "{works:?}");
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ pub use kernel::allow_descriptors;
 
 use std::fmt;
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::num::NonZeroU16;
 use std::ops::AddAssign;
 use std::sync::atomic::AtomicBool;
@@ -131,7 +131,9 @@ fn serve_over<A: Access>(
     };
     // Nobody has put anything into a file that this call has made.
     let is_file = info.kind != Kind::Memory;
-    if !ended.has_served && info.is_new && !existed && is_file && fs::remove_file(&args.pm).is_err() {
+    // Gone already if its first shard was not even opened.
+    let is_left = || fs::remove_file(&args.pm).is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
+    if !ended.has_served && info.is_new && !existed && is_file && is_left() {
         tracing::warn!(path = %args.pm.display(), "an empty store is left behind");
     }
     ended.result

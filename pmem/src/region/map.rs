@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read, Write},
+    io,
     ops::Deref,
     os::{
         fd::AsFd,
@@ -15,59 +15,29 @@ use std::{
 
 use memmap2::MmapRaw;
 use rustix::{
-    fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatfs},
+    fs::{FlockOperation, flock, fstatfs},
     io::Errno,
     mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap},
 };
 
 use super::{
     Kind, MEMORY, OpenError, Options, Place,
+    room::{self, Unfinished},
     sysfs::{Device, Sysfs},
 };
 use crate::{
-    medium::{Domain, Mapped, Mapping, best_flush_instruction},
-    superblock::{Found, SUPERBLOCKS_BYTES, Superblock},
+    medium::{Domain, Mapped, Mapping, Named, best_flush_instruction},
+    watch::Work,
 };
-
-/// A file that was just created and goes away again unless it is kept.
-pub(super) struct Unfinished(Option<PathBuf>);
-
-impl Unfinished {
-    /// Keeps the file, and makes its name durable.
-    pub(super) fn keep(mut self) -> Result<(), OpenError> {
-        let Some(path) = &self.0 else { return Ok(()) };
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent).and_then(|dir| dir.sync_all()).map_err(io_error("syncing the directory", path))?;
-        self.0 = None;
-        Ok(())
-    }
-}
-
-impl Unfinished {
-    /// Leaves the file to somebody else.
-    fn abandon(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if let Some(path) = self.0.take()
-            && let Err(error) = std::fs::remove_file(&path)
-        {
-            tracing::warn!(path = %path.display(), %error, "a half-made store is left behind");
-        }
-    }
-}
 
 /// Opens, locks and maps what is at `path`, and creates it if it is a file that is not there.
 pub(super) fn open(path: &Path, options: &Options) -> Result<(Place, Unfinished), OpenError> {
     if path == Path::new(MEMORY) {
-        return Ok((memory(options)?, Unfinished(None)));
+        return Ok((memory(options)?, Unfinished::nothing()));
     }
     let existing = OpenOptions::new().read(true).write(true).open(path);
-    let (file, unfinished) = match existing {
-        Ok(file) => (file, Unfinished(None)),
+    let (file, mut unfinished) = match existing {
+        Ok(file) => (file, Unfinished::nothing()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => create(path, options)?,
         Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
             return Err(unsupported(path, "a directory", "name a file in it"));
@@ -87,7 +57,7 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<(Place, Unfinished)
     let place = if kind.is_char_device() {
         device_dax(path, file, &meta, options, &Sysfs::new("/sys"))?
     } else if kind.is_file() {
-        regular(path, file, &meta, options, &Sysfs::new("/sys"))?
+        regular(path, file, &meta, options, &Sysfs::new("/sys"), &mut unfinished)?
     } else if kind.is_block_device() {
         let remedy = "make a file on a DAX file system on it, or turn the namespace into device-DAX (ndctl create-namespace --mode=devdax)";
         return Err(unsupported(path, "a block device", remedy));
@@ -102,7 +72,7 @@ pub(crate) enum ReadOnly {
     /// A file, read with system calls: a mapping would fault where the file is cut off.
     File(Locked),
     /// A device that can only be mapped.
-    Device { map: MmapRaw, _lock: Locked },
+    Device { _named: Named, map: MmapRaw, _lock: Locked },
 }
 
 impl ReadOnly {
@@ -117,7 +87,10 @@ impl ReadOnly {
             let len = sysfs.dax_size(device).filter(|_| sysfs.is_dax(device));
             let len = len.ok_or_else(|| not_dax(path))? as usize;
             let map = memmap2::MmapOptions::new().len(len).map_raw_read_only(&*file);
-            return Ok(Self::Device { map: map.map_err(io_error("mapping", path))?, _lock: file });
+            let map = map.map_err(io_error("mapping", path))?;
+            let base = NonNull::new(map.as_mut_ptr()).expect("a mapping does not lie at address 0");
+            let named = Named::new(base, len, path, file.as_fd());
+            return Ok(Self::Device { _named: named, map, _lock: file });
         }
         if !meta.is_file() {
             return Err(unsupported(path, "no file and no device", "name a file or a device-DAX device"));
@@ -154,8 +127,8 @@ fn memory(options: &Options) -> Result<Place, OpenError> {
     let len = mapped_len(bytes)?;
     let map = memmap2::MmapOptions::new().len(len.max(1)).map_anon().map_err(io_error("mapping", &path))?;
     let map = MmapRaw::from(map);
-    populate(&map, options);
-    let medium = mapped(map, None, Domain::Volatile(best_flush_instruction()));
+    populate(&path, &map, options)?;
+    let medium = mapped(&path, map, None, Domain::Volatile(best_flush_instruction()));
     Ok(Place { path, kind: Kind::Memory, platform: None, medium, size: options.size })
 }
 
@@ -166,7 +139,7 @@ fn create(path: &Path, options: &Options) -> Result<(File, Unfinished), OpenErro
     }
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
     let file = file.map_err(io_error("creating", path))?;
-    Ok((file, Unfinished(Some(path.into()))))
+    Ok((file, Unfinished::new_file(path)))
 }
 
 /// A file whose lock ends with this handle, whoever else has its descriptor: a process that is being started has a
@@ -204,122 +177,38 @@ fn regular(
     meta: &std::fs::Metadata,
     options: &Options,
     sysfs: &Sysfs,
+    unfinished: &mut Unfinished,
 ) -> Result<Place, OpenError> {
     let volatile = volatile_filesystem(&file, path)?;
     if let Some(filesystem) = volatile.filter(|_| !options.volatile) {
         return Err(OpenError::Volatile { path: path.into(), filesystem });
     }
-    let len = size_file(path, &file, meta.len(), options)?;
+    let page_bytes = huge_page_bytes(&file).unwrap_or(1);
+    let len = room::prepare(path, &file, options, page_bytes, unfinished)?;
     let (path, size) = (path.to_path_buf(), Some(len));
-    if let Some(page) = huge_page_bytes(&file).filter(|page| len % page != 0) {
-        return Err(OpenError::Geometry(format!("{len} bytes are no multiple of the huge page size {page}")));
-    }
     let len = mapped_len(len)?;
     if volatile.is_some() {
         let map = memmap2::MmapOptions::new().len(len).map_raw(&*file).map_err(io_error("mapping", &path))?;
-        populate(&map, options);
-        let medium = mapped(map, Some(file), Domain::Volatile(best_flush_instruction()));
+        populate(&path, &map, options)?;
+        let medium = mapped(&path, map, Some(file), Domain::Volatile(best_flush_instruction()));
         return Ok(Place { path, kind: Kind::VolatileFile, platform: None, medium, size });
     }
     match Span::map_sync(&file, len, HUGE_PAGE_BYTES) {
         Ok(span) => {
             let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
             let platform = sysfs.persistence_domain(Device::Block { major, minor });
-            let medium = span.into_medium(file, dax_domain(platform.as_deref()));
+            let medium = span.into_medium(&path, file, dax_domain(platform.as_deref()));
             Ok(Place { path, kind: Kind::FsDax, platform, medium, size })
         }
         // What file systems without DAX say to MAP_SYNC, mmap(2).
         Err(Errno::OPNOTSUPP | Errno::INVAL) => {
             let map =
                 memmap2::MmapOptions::new().len(len).map_raw(&*file).map_err(io_error("mapping", &path))?;
-            let medium = mapped(map, Some(file), Domain::Msync);
+            let medium = mapped(&path, map, Some(file), Domain::Msync);
             Ok(Place { path, kind: Kind::File, platform: None, medium, size })
         }
         Err(errno) => Err(io_error("mapping", &path)(errno.into())),
     }
-}
-
-/// Gives a file its length if it is new or to be formatted again; returns the length to map.
-fn size_file(path: &Path, file: &File, len: u64, options: &Options) -> Result<u64, OpenError> {
-    let mut start = [0; SUPERBLOCKS_BYTES];
-    let read = file.read_exact_at(&mut start, 0);
-    let found = if read.is_ok() { Superblock::find(&start) } else { Found::Foreign };
-    match (len, found) {
-        (0, _) => {
-            let size = options.size.ok_or_else(|| OpenError::NoSize { path: path.into() })?;
-            super::plan(size, options)?;
-            allocate(path, file, size).inspect_err(|_| {
-                // The file was empty before; it goes back to that if it stays at all.
-                let _ = file.set_len(0);
-            })?;
-            Ok(size)
-        }
-        (len, _) if options.force => {
-            let size = options.size.unwrap_or(len);
-            file.set_len(size).map_err(io_error("resizing", path))?;
-            allocate(path, file, size)?;
-            Ok(size)
-        }
-        (len, Found::Empty) => match options.size {
-            Some(asked) if asked != len => {
-                Err(OpenError::Mismatch { path: path.into(), what: "a size in bytes of", found: len, asked })
-            }
-            _ if !is_zero(file).map_err(io_error("reading", path))? => {
-                Err(OpenError::NotAStore { path: path.into() })
-            }
-            _ => allocate(path, file, len).map(|()| len),
-        },
-        (actual, Found::Store { superblock, .. }) if superblock.geometry.region_bytes > actual => {
-            Err(OpenError::Truncated {
-                path: path.into(),
-                expected: superblock.geometry.region_bytes,
-                actual,
-            })
-        }
-        (len, _) => Ok(len),
-    }
-}
-
-fn is_zero(file: &File) -> io::Result<bool> {
-    let mut file = file.try_clone()?;
-    io::Seek::rewind(&mut file)?;
-    let mut block = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut block)? {
-            0 => return Ok(true),
-            len if block[..len].iter().any(|&byte| byte != 0) => return Ok(false),
-            _ => {}
-        }
-    }
-}
-
-/// Gives a file all its blocks: a hole would have to be filled in the midst of a commit, where there may be no
-/// room left.
-fn allocate(path: &Path, file: &File, bytes: u64) -> Result<(), OpenError> {
-    let result = match fallocate(file, FallocateFlags::empty(), 0, bytes) {
-        Err(Errno::OPNOTSUPP) => fill(file, bytes),
-        result => result.map_err(io::Error::from),
-    };
-    result.and_then(|()| file.sync_all()).map_err(|reason| match Errno::from_io_error(&reason) {
-        Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => {
-            OpenError::NoSpace { path: path.into(), bytes, reason }
-        }
-        _ => io_error("allocating", path)(reason),
-    })
-}
-
-/// Writes zeros to the file's end, on file systems that cannot allocate.
-fn fill(file: &File, bytes: u64) -> io::Result<()> {
-    let zeros = [0; 64 << 10];
-    let mut at = file.metadata()?.len();
-    let mut file = file.try_clone()?;
-    io::Seek::seek(&mut file, io::SeekFrom::Start(at))?;
-    while at < bytes {
-        let len = (bytes - at).min(zeros.len() as u64);
-        file.write_all(&zeros[..len as usize])?;
-        at += len;
-    }
-    Ok(())
 }
 
 fn volatile_filesystem(file: &File, path: &Path) -> Result<Option<&'static str>, OpenError> {
@@ -352,7 +241,7 @@ fn device_dax(
     let len = mapped_len(size)?;
     let span = Span::map_sync(&file, len, align).map_err(|errno| io_error("mapping", path)(errno.into()))?;
     let platform = sysfs.persistence_domain(device);
-    let medium = span.into_medium(file, dax_domain(platform.as_deref()));
+    let medium = span.into_medium(path, file, dax_domain(platform.as_deref()));
     Ok(Place { path: path.into(), kind: Kind::DeviceDax, platform, medium, size: options.size })
 }
 
@@ -412,10 +301,11 @@ impl Span {
         Ok(Self { reserved, reserved_len, base, len })
     }
 
-    fn into_medium(self, file: Locked, domain: Domain) -> Arc<Mapped> {
+    fn into_medium(self, path: &Path, file: Locked, domain: Domain) -> Arc<Mapped> {
         let (base, len) = (self.base, self.len);
+        let named = Named::new(base, len, path, file.as_fd());
         // SAFETY: the range stays mapped until the span is dropped.
-        let mapping = unsafe { Mapping::new(base, len, Box::new((self, file))) };
+        let mapping = unsafe { Mapping::new(base, len, Box::new((named, self, file))) };
         Arc::new(Mapped::new(Arc::new(mapping), domain))
     }
 }
@@ -435,19 +325,35 @@ fn mapped_len(bytes: u64) -> Result<usize, OpenError> {
 }
 
 /// Faults all pages in, if that is wanted. A kernel that cannot (before Linux 5.14) faults them in one by one later.
-fn populate(map: &MmapRaw, options: &Options) {
-    if options.populate
-        && let Err(error) = map.advise(memmap2::Advice::PopulateWrite)
-    {
-        tracing::debug!("pages are faulted in as they are used: {error}");
+fn populate(path: &Path, map: &MmapRaw, options: &Options) -> Result<(), OpenError> {
+    let total = map.len();
+    let mut from = 0;
+    while options.populate && from < total {
+        options.watch.tell(Work::FaultingIn, from as u64, Some(total as u64)).map_err(room::stopped(path))?;
+        let step = (total - from).min(POPULATE_BYTES);
+        match map.advise_range(memmap2::Advice::PopulateWrite, from, step) {
+            Ok(()) => from += step,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                tracing::debug!("pages are faulted in as they are used: {error}");
+                break;
+            }
+            // Later it would be SIGBUS, or the end by the kernel's hand for want of memory.
+            Err(error) => return Err(io_error("bringing pages into memory", path)(error)),
+        }
     }
+    Ok(())
 }
 
-fn mapped(map: MmapRaw, file: Option<Locked>, domain: Domain) -> Arc<Mapped> {
+/// Pages are faulted in in steps of this many bytes, which all kinds of page divide but the largest.
+const POPULATE_BYTES: usize = 64 << 20;
+
+fn mapped(path: &Path, map: MmapRaw, file: Option<Locked>, domain: Domain) -> Arc<Mapped> {
     let base = NonNull::new(map.as_mut_ptr()).expect("a mapping does not lie at address 0");
     let len = map.len();
+    let named = file.as_ref().map(|file| Named::new(base, len, path, file.as_fd()));
     // SAFETY: the range stays mapped until the map is dropped.
-    let mapping = unsafe { Mapping::new(base, len, Box::new((map, file))) };
+    let mapping = unsafe { Mapping::new(base, len, Box::new((named, map, file))) };
     Arc::new(Mapped::new(Arc::new(mapping), domain))
 }
 
@@ -459,7 +365,7 @@ fn unsupported(path: &Path, what: &'static str, remedy: &'static str) -> OpenErr
     OpenError::Unsupported { path: path.into(), what, remedy }
 }
 
-fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+pub(super) fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_path_buf();
     move |reason| OpenError::Io { what, path, reason }
 }
