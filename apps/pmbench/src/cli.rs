@@ -2,6 +2,8 @@
 
 use clap::{Parser, Subcommand};
 
+use crate::cores::CoresArgs;
+use crate::fwd::FwdArgs;
 use crate::load::cli::LoadArgs;
 use crate::report::ReportArgs;
 use crate::run::cli::RunArgs;
@@ -26,6 +28,10 @@ pub enum Command {
     Run(RunArgs),
     /// Report once more on what a run found.
     Report(ReportArgs),
+    /// Compare pmlog with one core and with two: requests by second, and CPU time by request.
+    Cores(CoresArgs),
+    /// Compare pmfwd with dpdk-testpmd, on the same virtual devices: packets by second of CPU time.
+    Fwd(FwdArgs),
     /// Serve appends in one of the modes that are compared, and count what it costs.
     Serve(ServeArgs),
     /// Load a server with appends over many connections, and measure rate and latency.
@@ -42,7 +48,7 @@ mod tests {
     fn help_shows_each_option_and_an_example() {
         let mut command = Cli::command().term_width(100);
         command.build();
-        for name in ["run", "load", "report"] {
+        for name in ["run", "load", "report", "cores", "fwd"] {
             let help = command.find_subcommand_mut(name).expect("the subcommand").render_long_help();
             insta::assert_snapshot!(name, help.to_string());
         }

@@ -2,12 +2,18 @@
 //!
 //! [`serve`] is the servers, one for each way the field has of doing it; [`load`] is the client of all of them;
 //! [`run`] measures each server with that client, and talks to both over [`protocol`]; [`report`] shows what it found.
+//! [`cores`] measures how pmlog scales, and [`fwd`] how pmfwd forwards.
 
+mod child;
 pub mod cli;
+pub mod cores;
+pub mod fwd;
 pub mod load;
 mod nic;
+mod progress;
 pub mod protocol;
 pub mod report;
 pub mod results;
 pub mod run;
 pub mod serve;
+mod spread;

@@ -108,6 +108,9 @@ impl Cell {
     }
 }
 
+/// More than this part of a CPU is not taken by accident.
+pub const QUIET: f64 = 0.1;
+
 /// Where, when and how a run was made; what run.json holds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Run {
@@ -272,14 +275,16 @@ impl Results {
     /// # Errors
     /// What the file system says.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        fn write<T: Serialize>(file: &Path, what: &T) -> Result<()> {
-            let text = serde_json::to_string_pretty(what)? + "\n";
-            fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
-        }
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        write(&folder.join("results.json"), &self.cells)?;
-        write(&folder.join("run.json"), &self.run)
+        write_json(folder, "results.json", &self.cells)?;
+        write_json(folder, "run.json", &self.run)
     }
+}
+
+/// Writes a file into a folder, which is made.
+pub(crate) fn write_json(folder: &Path, name: &str, what: &impl Serialize) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let (file, text) = (folder.join(name), serde_json::to_string_pretty(what)? + "\n");
+    fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
 #[cfg(test)]

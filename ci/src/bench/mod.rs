@@ -1,18 +1,21 @@
 //! `cargo xtask bench`: measurements, as a table and as JSON.
 
-mod compare;
-mod cores;
-mod fwd;
 mod micro;
-mod rounds;
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand};
 
 use crate::Packages;
-use crate::steps::workspace;
+use crate::setup::{self, Verbosity};
+use crate::steps::{Profile, programs_in, workspace};
+
+/// The loads that the targets speak of, once each.
+const QUICK: &str = "--sizes 1024,8192 --connections 1,50,100 --rounds 1 --seconds 0.8 --warmup 0.1";
+/// All loads, several times.
+const FULL: &str = "--sizes 64,1024,8192 --connections 1,10,50,100 --rounds 5 --seconds 1 --warmup 0.2";
+const TESTPMD: [(&str, &str); 1] = [("dpdk-dev", "dpdk-testpmd, beside which pmfwd is measured")];
 
 #[derive(Args)]
 pub struct Options {
@@ -30,21 +33,85 @@ enum Suite {
         filter: Option<String>,
     },
     /// Every way of serving durable appends, side by side: a table, and a report in target/bench/compare.
-    Compare(compare::Options),
+    #[command(after_help = "\
+Examples:
+  sudo -E cargo xtask bench compare --quick     the loads that the targets speak of, once: 3 minutes
+  sudo -E cargo xtask bench compare             all loads, five times
+Leave the machine alone meanwhile; it needs two CPUs that nothing else uses.")]
+    Compare {
+        /// Few loads, one round, short cells.
+        #[arg(long)]
+        quick: bool,
+        /// Do without root, at the price of fairness on veth: see `pmbench run --help`.
+        #[arg(long)]
+        unsteered: bool,
+    },
     /// pmlog with one core and with two: requests by second, and CPU time by request.
-    Cores(cores::Options),
+    #[command(after_help = "\
+Examples:
+  cargo xtask bench cores            each cell 9 times for 1 s
+  cargo xtask bench cores --quick    each cell twice for 1 s
+Leave the machine alone meanwhile; it needs two CPUs, and is better off with three.")]
+    Cores {
+        /// Few rounds.
+        #[arg(long)]
+        quick: bool,
+    },
     /// pmfwd beside dpdk-testpmd, on the same virtual devices: packets by second of CPU time.
-    Fwd(fwd::Options),
+    #[command(after_help = "\
+Examples:
+  cargo xtask bench fwd              each cell 11 times for 0.3 s: 4 minutes
+  cargo xtask bench fwd --quick      each cell 3 times for 0.1 s
+Leave the machine alone meanwhile; it needs two CPUs.")]
+    Fwd {
+        /// Few and short rounds.
+        #[arg(long)]
+        quick: bool,
+        /// Only this device: null, ring, memif or af_packet.
+        #[arg(long, value_name = "NAME")]
+        device: Option<String>,
+    },
 }
 
 pub fn run(options: &Options) -> Result<()> {
     options.packages.provide()?;
     match &options.suite {
         Suite::Micro { filter } => micro::run(filter.as_deref()),
-        Suite::Compare(options) => compare::run(options),
-        Suite::Cores(options) => cores::run(options),
-        Suite::Fwd(options) => fwd::run(options),
+        Suite::Compare { quick, unsteered } => {
+            let profile = if *quick { Profile::Quick } else { Profile::Release };
+            let [pmbench] = programs_in(profile, ["pmbench"])?;
+            let mut command = Command::new(pmbench);
+            command.arg("run").args(if *quick { QUICK } else { FULL }.split(' '));
+            command.args(unsteered.then_some("--unsteered"));
+            measure(&mut command, "compare")
+        }
+        Suite::Cores { quick } => {
+            let (rounds, profile) = if *quick { ("2", Profile::Quick) } else { ("9", Profile::Release) };
+            let [pmbench, _] = programs_in(profile, ["pmbench", "pmlog"])?;
+            measure(Command::new(pmbench).args(["cores", "--rounds", rounds]), "cores")
+        }
+        Suite::Fwd { quick, device } => {
+            setup::provide(&TESTPMD, Verbosity::WhenInstalling)?;
+            let (rounds, seconds) = if *quick { ("3", "0.1") } else { ("11", "0.3") };
+            let [pmbench, _] = programs_in(Profile::Release, ["pmbench", "pmfwd"])?;
+            let mut command = Command::new(pmbench);
+            command.args(["fwd", "--rounds", rounds, "--seconds", seconds]);
+            command.args(device.iter().flat_map(|device| ["--device", device]));
+            measure(&mut command, "fwd")
+        }
     }
+}
+
+/// Has pmbench measure, and write what it finds into a folder below target/bench.
+fn measure(pmbench: &mut Command, folder: &str) -> Result<()> {
+    let folder = lab::target_directory().join("bench").join(folder);
+    pmbench.arg("--out").arg(&folder);
+    pmbench.args(["--commit", &said_by(Command::new("git").args(["describe", "--always", "--dirty"]))]);
+    let status = pmbench.status().context("cannot start pmbench")?;
+    // It has said what is wrong.
+    ensure!(status.success(), "pmbench ended with {status}");
+    println!("written to {}", folder.display());
+    Ok(())
 }
 
 /// A fact for the record; empty where nobody knows it.

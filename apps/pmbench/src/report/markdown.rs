@@ -7,13 +7,13 @@ use clap::ValueEnum as _;
 
 use super::breakdown::{Breakdown, Kind};
 use super::plots::Plot;
-use super::stats::{Figure, Server, Spread, of_details, paired, spread};
+use super::stats::{Figure, Server, of_details, paired, spread};
 use super::targets::{TARGETS, Target};
 use super::text::COLUMNS;
 use super::{number, reference, servers, whole};
 use crate::protocol::Mode;
-use crate::results::{Link, Load, Results};
-use crate::run::QUIET;
+use crate::results::{Link, Load, QUIET, Results};
+use crate::spread::Spread;
 
 /// What a reader must know who compares two of the figures.
 const COMPARABLE: &str = "\

@@ -12,10 +12,11 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{FontStyle, register_font};
 
 use super::breakdown::{Breakdown, Kind};
-use super::stats::{Figure, Server, Spread, spread};
+use super::stats::{Figure, Server, spread};
 use super::{number, reference, servers, whole};
 use crate::protocol::Mode;
 use crate::results::{Link, Load, Results};
+use crate::spread::Spread;
 
 /// Where Linux distributions put a font that fits, and the last a place of one's own.
 const FONTS: [&str; 4] = [

@@ -2,32 +2,10 @@
 
 use crate::protocol::Mode;
 use crate::results::{Cell, Detail, Link, Load, Results};
+use crate::spread::Spread;
 
 /// A figure of a cell.
 pub type Figure = fn(&Cell) -> Option<f64>;
-
-/// The median of several rounds, and how far they lie apart.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Spread {
-    /// The smallest.
-    pub min: f64,
-    /// The one in the middle, or the mean of the two that are.
-    pub median: f64,
-    /// The largest.
-    pub max: f64,
-}
-
-impl Spread {
-    /// Of some values; none of no values.
-    pub fn of(mut values: Vec<f64>) -> Option<Self> {
-        values.sort_by(f64::total_cmp);
-        let (min, max) = (*values.first()?, *values.last()?);
-        let middle = values.len() / 2;
-        let median =
-            if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
-        Some(Self { min, median, max })
-    }
-}
 
 /// Who was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,15 +75,6 @@ mod tests {
     fn cell(server: Server, round: u32, requests_per_s: Option<f64>) -> Cell {
         let Server { link, mode } = server;
         Cell { requests_per_s, skipped: None, ..Cell::skipped(link, mode, LOAD, round, String::new()) }
-    }
-
-    #[test]
-    fn the_median_is_in_the_middle() {
-        let of = |values: &[f64]| Spread::of(values.to_vec());
-        assert_eq!(of(&[]), None);
-        assert_eq!(of(&[3.0]), Some(Spread { min: 3.0, median: 3.0, max: 3.0 }));
-        assert_eq!(of(&[9.0, 1.0, 2.0]), Some(Spread { min: 1.0, median: 2.0, max: 9.0 }));
-        assert_eq!(of(&[4.0, 1.0, 2.0, 9.0]), Some(Spread { min: 1.0, median: 3.0, max: 9.0 }));
     }
 
     #[test]

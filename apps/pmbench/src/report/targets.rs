@@ -3,8 +3,9 @@
 use std::fmt;
 
 use crate::protocol::Mode;
-use crate::report::stats::{Figure, Server, Spread, paired};
+use crate::report::stats::{Figure, Server, paired};
 use crate::results::{Cell, Link, Load};
+use crate::spread::Spread;
 
 /// The load that most targets speak of.
 const KIB_50: Load = Load { size: 1024, connections: 50, persist_delay_us: 0 };

@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use lab::run;
 
-use super::child::Child;
 use super::measure::{Moment, Place, Server, Started, Window};
 use super::world::{PORT, PREFIX, Pair, World};
+use crate::child::Child;
 use crate::protocol::Mode;
 use crate::results::{Confirmation, Failure, Link, Load, Results};
 use crate::run::cli::RunArgs;

@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use stack::profile::Stage;
 
-use super::child::Child;
 use super::core_time::{CoreTime, CoreUse};
 use super::matrix::Task;
 use super::world::{CLIENT, DPDK_PAIR, KERNEL_PAIR, PORT, PREFIX, SERVER, SERVER_MAC, World};
+use crate::child::Child;
 use crate::load::{LoadEvent, Summary};
 use crate::protocol::{Mark, Mode, Ready, ServerEvent, Wish};
 use crate::results::{Cell, CoreShares, Detail, Link, Load, Profiled, StageShare};

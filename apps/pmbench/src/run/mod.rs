@@ -3,14 +3,12 @@
 //! A cell is a fresh server on one CPU and a fresh client on another. The modes take turns with each load, so that
 //! what is compared lies close together in time, and all of it is done several times.
 
-mod child;
 pub mod cli;
 mod confirm;
 mod core_time;
 mod matrix;
 mod measure;
 mod profile;
-mod progress;
 mod world;
 
 use std::fs;
@@ -22,18 +20,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::progress::Progress;
 use crate::protocol::Ready;
 use crate::report::{self, Font};
-use crate::results::{Failure, ModeNotes, Results, Run};
+use crate::results::{Failure, ModeNotes, QUIET, Results, Run};
 use crate::run::cli::RunArgs;
 use crate::run::core_time::CoreTime;
 use crate::run::matrix::Task;
 use crate::run::measure::measure;
-use crate::run::progress::Progress;
 use crate::run::world::{Cores, World};
-
-/// More than this part of a CPU is not taken by accident.
-pub(crate) const QUIET: f64 = 0.1;
 
 /// Runs the comparison, writes its results and their report, and the table to `out`.
 ///
@@ -135,7 +130,8 @@ fn measure_all(args: &RunArgs, world: &World, stop: &AtomicBool, results: &mut R
         progress.begin(&what);
         match measure(world, args, task) {
             Ok(measured) => {
-                progress.end(&what, measured.cell.requests_per_s);
+                let rate = measured.cell.requests_per_s.map(|rate| format!("{rate:.0} requests/s"));
+                progress.end(&what, rate.as_deref().unwrap_or("skipped"));
                 if let Some(ready) = measured.ready {
                     note(&mut results.run.modes, ready);
                 }

@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 
 use super::matrix::Task;
 use super::measure;
-use super::progress::Progress;
 use super::world::World;
+use crate::progress::Progress;
 use crate::report;
 use crate::results::{Failure, Results};
 use crate::run::cli::RunArgs;
@@ -22,7 +22,7 @@ pub fn profile(args: &RunArgs, world: &World, stop: &AtomicBool, results: &mut R
         progress.begin(&what);
         match measure::profile(world, args, Task { link, mode, load, round: 0 }) {
             Ok(profiled) => {
-                progress.end(&what, Some(profiled.requests_per_s));
+                progress.end(&what, &format!("{:.0} requests/s", profiled.requests_per_s));
                 results.run.profiles.push(profiled);
             }
             Err(error) => {

@@ -1,4 +1,4 @@
-//! `cargo xtask bench cores`: pmlog with one core and with two, under the same loads.
+//! `pmbench cores`: pmlog with one core and with two, under the same loads.
 //!
 //! The generator takes a CPU of its own where there is a third. Where there are only two, it takes turns with the
 //! server's second core, and plain requests keep it nearly as busy as a core of the server. Requests by second then say
@@ -7,22 +7,23 @@
 //! which sleeps between bursts: bodies in many short chunks.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::Write;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::fwd::{EAL, VETH};
-use super::rounds::{median, range, ratios};
-use super::said_by;
-use crate::steps::{Profile, Step, programs_in};
+use crate::child::{Child, EAL, beside, to_start};
+use crate::load::{LoadEvent, Summary};
+use crate::progress::Progress;
+use crate::results::write_json;
+use crate::spread::Spread;
 
 const SIZE_BYTES: u32 = 1024;
 /// How long a cell is measured. For long enough, and not so long that a shard of a million log entries fills up.
@@ -30,16 +31,29 @@ const SECONDS: f64 = 1.0;
 /// Room in each core's shard for all that is appended in one cell, should all connections come to one core.
 const SHARD_GIB: usize = 3;
 
-#[derive(Args)]
+/// How long a program has to start, to answer and to end.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What to measure.
+#[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Examples:
-  cargo xtask bench cores            each cell 9 times for 1 s
-  cargo xtask bench cores --quick    each cell twice for 1 s
+  Each load and way of serving nine times, for a second each:
+    pmbench cores --out cores
 Leave the machine alone meanwhile; it needs two CPUs, and is better off with three.")]
-pub struct Options {
-    /// Few and short rounds.
-    #[arg(long)]
-    quick: bool,
+pub struct CoresArgs {
+    /// How often to measure each cell; all have their turn in each round.
+    #[arg(long, value_name = "N", default_value = "9")]
+    pub rounds: NonZeroUsize,
+    /// Where to write results.json.
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// The server; the pmlog beside this program, if not given.
+    #[arg(long, value_name = "PROGRAM")]
+    pub pmlog: Option<PathBuf>,
+    /// What was built, for the results.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub commit: String,
 }
 
 /// What the generator asks for.
@@ -92,7 +106,7 @@ impl Mode {
     }
 }
 
-/// What a run found, as target/bench/cores/results.json holds it.
+/// What a run found, as results.json holds it.
 #[derive(Serialize)]
 struct Results {
     commit: String,
@@ -137,60 +151,59 @@ struct Round {
     crossed_bytes: f64,
 }
 
-pub fn run(options: &Options) -> Result<()> {
-    let (rounds, profile) = if options.quick { (2, Profile::Quick) } else { (9, Profile::Release) };
-    let seconds = SECONDS;
-    let [pmlog, pmbench] = programs_in(profile, ["pmlog", "pmbench"])?;
-    let cpus = cpus()?;
+/// Measures, and writes the results and a table of them.
+///
+/// # Errors
+/// The machine does not offer what is needed, or a program failed.
+pub fn run(args: &CoresArgs, out: &mut impl Write) -> Result<()> {
+    let rounds = args.rounds.get();
+    let pmlog = args.pmlog.clone().map_or_else(|| beside("pmlog"), Ok)?;
     let scratch = lab::scratch_directory("cores-")?;
-    let bench = Bench { pmlog, pmbench, cpus, folder: scratch.path().to_owned(), seconds };
+    let bench = Bench { pmlog, cpus: cpus()?, folder: scratch.path().to_owned() };
     let mut found: Found = BTreeMap::new();
+    let progress = Progress::start(LOADS.len() * rounds * MODES.len());
     for (at, load) in LOADS.iter().enumerate() {
-        let step = Step::start(&format!("{}, {} connections", load.name, load.connections));
         for round in 0..rounds {
             for turn in 0..MODES.len() {
                 // Each is first, second and third in turn.
                 let mode = MODES[(round + turn) % MODES.len()];
-                step.progress(&format!("{}, round {} of {rounds}", mode.name(), round + 1));
-                found.entry((at, mode)).or_default().push(bench.measure(mode, load)?);
+                let Load { name, connections, .. } = load;
+                let what = format!("{name}, {connections} connections, {}, round {}", mode.name(), round + 1);
+                progress.begin(&what);
+                let measured = bench.measure(mode, load)?;
+                progress.end(&what, &format!("{:.0} requests/s", measured.requests_per_s));
+                found.entry((at, mode)).or_default().push(measured);
             }
         }
-        let rates: Vec<_> = MODES.iter().map(|&mode| cell(&found, at, mode)).collect();
-        let rates: Vec<_> = rates.iter().map(|cell| format!("{:.0}", cell.requests_per_s)).collect();
-        step.end(&format!("{} requests/s", rates.join(", ")));
     }
-    let cells: Vec<Cell> = found.keys().map(|&(load, mode)| cell(&found, load, mode)).collect();
-    print!("{}", table(&cells));
+    drop(progress);
+    let cells = found.keys().map(|&(load, mode)| cell(&found, load, mode)).collect::<Option<Vec<_>>>();
+    let cells = cells.context("a cell has no round")?;
+    write!(out, "{}", table(&cells))?;
     let shares = bench.shares();
     if shares {
-        println!(
+        writeln!(
+            out,
             "two CPUs: the generator shares one with the server's second core; where requests keep it as busy as the \
              server, compare the CPU by request"
-        );
+        )?;
     }
     let results = Results {
-        commit: said_by(Command::new("git").args(["describe", "--always", "--dirty"])),
+        commit: args.commit.clone(),
         rounds,
-        seconds,
+        seconds: SECONDS,
         size: SIZE_BYTES,
         generator_shares_a_cpu: shares,
         cells,
     };
-    let folder = lab::target_directory().join("bench/cores");
-    fs::create_dir_all(&folder)?;
-    let file = folder.join("results.json");
-    fs::write(&file, serde_json::to_string_pretty(&results)? + "\n")?;
-    println!("written to {}", file.display());
-    Ok(())
+    write_json(&args.out, "results.json", &results)
 }
 
 struct Bench {
     pmlog: PathBuf,
-    pmbench: PathBuf,
     /// The server's first, the server's second, and the generator's if there is a third.
     cpus: Vec<usize>,
     folder: PathBuf,
-    seconds: f64,
 }
 
 /// The rounds of each load and way of serving.
@@ -203,22 +216,51 @@ impl Bench {
     }
 
     fn measure(&self, mode: Mode, load: &Load) -> Result<Round> {
-        let server = Server::start(self, mode)?;
+        let mut server = Child::start("pmlog", &mut self.server(mode), &self.folder)?;
+        server.line_with(r#""event":"start""#, PATIENCE)?;
+        let generator = Child::start("load", &mut self.generator(load, server.id())?, &self.folder)?;
+        let summary = generator.wait(PATIENCE).and_then(|lines| last::<LoadEvent>(&lines));
+        server.interrupt()?;
+        let report: Value = last(&server.wait(PATIENCE)?)?;
+        let LoadEvent::Finished(Summary { requests_per_s, p50_us, .. }) = summary? else {
+            bail!("the generator has no result");
+        };
+        let number = |key: &str| report[key].as_f64().with_context(|| format!("no {key} in {report}"));
+        let requests = number("requests")?;
+        ensure!(requests > 0.0, "nothing was served: {report}");
+        Ok(Round {
+            requests_per_s,
+            cpu_ns: number("busy_cpu_us")? * 1e3 / requests,
+            p50_us,
+            burst: requests / number("fences")?,
+            crossed_bytes: number("crossed_bytes")? / requests,
+        })
+    }
+
+    /// A server in a network of its own.
+    fn server(&self, mode: Mode) -> Command {
+        let cpus: Vec<String> = self.cpus[..mode.cores()].iter().map(usize::to_string).collect();
+        let store = format!("{}GiB", SHARD_GIB * mode.cores());
+        let mut command = to_start(true);
+        command.arg(&self.pmlog).args(["serve", "--json", "--pm", "memory:", "--pm-size", &store]);
+        command.args(["--cores", &cpus.join(","), "--dev", mode.device(), "--mac", SERVER_MAC]);
+        command.args(["--ip", "10.0.0.2/24", "--"]).args(EAL);
+        command.env("RUNTIME_DIRECTORY", &self.folder);
+        command
+    }
+
+    /// The generator, in the network of a process.
+    fn generator(&self, load: &Load, process: u32) -> Result<Command> {
         let core = self.cpus.last().context("there are CPUs")?.to_string();
         let mut command = Command::new("nsenter");
-        command.args(["--target", &server.pid().to_string(), "--net"]);
+        command.args(["--target", &process.to_string(), "--net"]);
         if !rustix::process::geteuid().is_root() {
             command.args(["--user", "--preserve-credentials"]);
         }
-        command.arg(&self.pmbench).args(["load", "--json", "--core", &core]);
+        command.arg(std::env::current_exe()?).args(["load", "--json", "--core", &core]);
         command.args(["--dev", "net_af_packet0,iface=veth0", "--ip", "10.0.0.1/24", "--mac", GENERATOR_MAC]);
         command.args(["--target", "10.0.0.2:80", "--size", &SIZE_BYTES.to_string()]);
-        command.args([
-            "--connections",
-            &load.connections.to_string(),
-            "--seconds",
-            &self.seconds.to_string(),
-        ]);
+        command.args(["--connections", &load.connections.to_string(), "--seconds", &SECONDS.to_string()]);
         if let Some(chunk_bytes) = load.chunk_bytes {
             command.args(["--chunk", &chunk_bytes.to_string()]);
         }
@@ -227,20 +269,7 @@ impl Bench {
         }
         command.arg("--").args(EAL).args(["-l", &core]);
         command.env("RUNTIME_DIRECTORY", &self.folder);
-        let ran = lab::run_for(&mut command, Duration::from_secs(60));
-        let report = server.end()?;
-        let summary = last_line(&String::from_utf8_lossy(&ran?.stdout))?;
-        let number =
-            |value: &Value, key: &str| value[key].as_f64().with_context(|| format!("no {key} in {value}"));
-        let requests = number(&report, "requests")?;
-        ensure!(requests > 0.0, "nothing was served: {report}");
-        Ok(Round {
-            requests_per_s: number(&summary, "requests_per_s")?,
-            cpu_ns: number(&report, "busy_cpu_us")? * 1e3 / requests,
-            p50_us: number(&summary, "p50_us")?,
-            burst: requests / number(&report, "fences")?,
-            crossed_bytes: number(&report, "crossed_bytes")? / requests,
-        })
+        Ok(command)
     }
 }
 
@@ -249,65 +278,9 @@ const GENERATOR_MAC: &str = "02:00:00:00:00:01";
 /// The server's.
 const SERVER_MAC: &str = "02:00:00:00:00:02";
 
-/// A server in a network of its own.
-struct Server {
-    child: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-}
-
-impl Server {
-    fn start(bench: &Bench, mode: Mode) -> Result<Self> {
-        let cpus: Vec<String> = bench.cpus[..mode.cores()].iter().map(usize::to_string).collect();
-        // Whatever becomes of this process, the server ends.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "unshare", "--net"]);
-        if !rustix::process::geteuid().is_root() {
-            command.args(["--user", "--map-root-user"]);
-        }
-        command.args(["sh", "-e", "-c", VETH, "sh"]).arg(&bench.pmlog);
-        let store = format!("{}GiB", SHARD_GIB * mode.cores());
-        command.args(["serve", "--json", "--pm", "memory:", "--pm-size", &store]);
-        command.args(["--cores", &cpus.join(","), "--dev", mode.device(), "--mac", SERVER_MAC]);
-        command.args(["--ip", "10.0.0.2/24", "--"]).args(EAL);
-        command.env("RUNTIME_DIRECTORY", &bench.folder).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command.spawn().context("cannot start setpriv and unshare")?;
-        let output = child.stdout.take().context("a piped child has an output")?;
-        let mut server = Self { child, lines: BufReader::new(output).lines() };
-        // The first line says that it serves.
-        match server.lines.next() {
-            Some(Ok(line)) if line.contains(r#""event":"start""#) => Ok(server),
-            _ => bail!("pmlog did not start to serve"),
-        }
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Ends the server, and returns its last report.
-    fn end(mut self) -> Result<Value> {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::INT)?;
-        let mut last = String::new();
-        for line in self.lines.by_ref() {
-            last = line?;
-        }
-        let status = self.child.wait()?;
-        ensure!(status.success(), "pmlog ended with {status}");
-        last_line(&last)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // After an orderly end there is nothing left to be killed.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn last_line(text: &str) -> Result<Value> {
-    let line = text.lines().last().context("no report")?;
+/// What a program said last.
+fn last<T: DeserializeOwned>(lines: &[String]) -> Result<T> {
+    let line = lines.last().context("no report")?;
     serde_json::from_str(line).with_context(|| format!("not a report: {line}"))
 }
 
@@ -319,28 +292,27 @@ fn cpus() -> Result<Vec<usize>> {
     Ok(cpus)
 }
 
-fn cell(found: &Found, load: usize, mode: Mode) -> Cell {
-    let rounds = &found[&(load, mode)];
-    let alone = &found[&(load, Mode::OneCore)];
-    let all = |rounds: &[Round], part: fn(&Round) -> f64| rounds.iter().map(part).collect::<Vec<_>>();
-    let by_one = |part: fn(&Round) -> f64| ratios(&all(rounds, part), &all(alone, part));
-    let median_of = |part| median(&all(rounds, part));
-    let rate_ratios = by_one(|round| round.requests_per_s);
-    Cell {
+fn cell(found: &Found, load: usize, mode: Mode) -> Option<Cell> {
+    let of = |mode, part: fn(&Round) -> f64| found[&(load, mode)].iter().map(part).collect::<Vec<_>>();
+    let spread = |part| Spread::of(of(mode, part));
+    let by_one = |part| Spread::of_ratios(&of(mode, part), &of(Mode::OneCore, part));
+    let rate_by_one = by_one(|round| round.requests_per_s)?;
+    let cpu_ns = spread(|round| round.cpu_ns)?;
+    Some(Cell {
         load: LOADS[load].name,
         connections: LOADS[load].connections,
         mode: mode.name(),
         cores: mode.cores(),
-        requests_per_s: median_of(|round| round.requests_per_s),
-        rate_ratio_range: range(&rate_ratios),
-        rate_ratio: median(&rate_ratios),
-        server_cpu_ns_per_request: median_of(|round| round.cpu_ns),
-        server_cpu_ns_range: range(&all(rounds, |round| round.cpu_ns)),
-        cpu_ratio: median(&by_one(|round| round.cpu_ns)),
-        p50_us: median_of(|round| round.p50_us),
-        requests_per_fence: median_of(|round| round.burst),
-        crossed_bytes_per_request: median_of(|round| round.crossed_bytes),
-    }
+        requests_per_s: spread(|round| round.requests_per_s)?.median,
+        rate_ratio: rate_by_one.median,
+        rate_ratio_range: rate_by_one.range(),
+        server_cpu_ns_per_request: cpu_ns.median,
+        server_cpu_ns_range: cpu_ns.range(),
+        cpu_ratio: by_one(|round| round.cpu_ns)?.median,
+        p50_us: spread(|round| round.p50_us)?.median,
+        requests_per_fence: spread(|round| round.burst)?.median,
+        crossed_bytes_per_request: spread(|round| round.crossed_bytes)?.median,
+    })
 }
 
 fn table(cells: &[Cell]) -> String {
@@ -395,7 +367,7 @@ mod tests {
             ((0, Mode::OneCore), [100.0, 200.0, 1000.0].map(round).into()),
             ((0, Mode::TwoQueues), [120.0, 220.0, 1100.0].map(round).into()),
         ]);
-        let cell = cell(&found, 0, Mode::TwoQueues);
+        let cell = cell(&found, 0, Mode::TwoQueues).expect("rounds");
         assert_eq!((cell.server_cpu_ns_per_request, cell.server_cpu_ns_range), (220.0, [120.0, 1100.0]));
         assert!((cell.cpu_ratio - 1.1).abs() < 1e-9, "{}", cell.cpu_ratio);
         let rate_ratios = [cell.rate_ratio, cell.rate_ratio_range[0], cell.rate_ratio_range[1]];

@@ -1,4 +1,4 @@
-//! A program that talks in lines of JSON.
+//! A program that is started, told and heard.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -7,7 +7,8 @@ use std::process::{Child as Process, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 
 /// How much of what a program complained of goes into a message.
@@ -42,6 +43,11 @@ impl Child {
         Ok(Self { name: name.to_owned(), process, input, lines, complaints })
     }
 
+    /// What it is called here.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The process's number.
     pub fn id(&self) -> u32 {
         self.process.id()
@@ -72,6 +78,23 @@ impl Child {
     pub fn event<T: DeserializeOwned>(&mut self, limit: Duration) -> Result<T> {
         let line = self.line(limit)?;
         serde_json::from_str(&line).with_context(|| format!("{} said something else: {line}", self.name))
+    }
+
+    /// Reads lines until one has `text` in it.
+    pub fn line_with(&mut self, text: &str, limit: Duration) -> Result<String> {
+        let end = Instant::now() + limit;
+        loop {
+            let line = self.line(end.saturating_duration_since(Instant::now()));
+            let line = line.with_context(|| format!("waited for {text:?}"))?;
+            if line.contains(text) {
+                return Ok(line);
+            }
+        }
+    }
+
+    /// Sends SIGINT.
+    pub fn interrupt(&self) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.process), Signal::INT)?)
     }
 
     /// Waits for the program's end, and fails if that is not a good one.
@@ -107,6 +130,41 @@ impl Drop for Child {
         let _ = self.process.wait();
     }
 }
+
+/// Makes a veth pair that no protocol of the kernel's speaks on, and becomes the program.
+const VETH: &str = "\
+    ip link add veth0 arp off type veth peer name veth1 arp off; \
+    for side in veth0 veth1; do \
+        if [ -d /proc/sys/net/ipv6 ]; then echo 1 > /proc/sys/net/ipv6/conf/$side/disable_ipv6; fi; \
+        ip link set $side up; \
+    done; \
+    exec \"$@\"";
+
+/// A command whose words are a program and its arguments, and that ends whatever becomes of this process. With `veth`,
+/// it runs in a network of its own that has one wire, from veth0 to veth1.
+pub fn to_start(veth: bool) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]);
+    if veth {
+        command.args(["unshare", "--net"]);
+        if !rustix::process::geteuid().is_root() {
+            command.args(["--user", "--map-root-user"]);
+        }
+        command.args(["sh", "-e", "-c", VETH, "sh"]);
+    }
+    command
+}
+
+/// The program of that name that lies beside this one.
+pub fn beside(name: &str) -> Result<PathBuf> {
+    let program = std::env::current_exe()?.with_file_name(name);
+    ensure!(program.exists(), "there is no {}; build {name} into the same folder", program.display());
+    Ok(program)
+}
+
+/// What EAL gets where programs are measured: memory without hugepages is what every machine has.
+pub const EAL: [&str; 7] =
+    ["--no-huge", "-m", "512", "--no-shconf", "--no-pci", "--iova-mode=va", "--no-telemetry"];
 
 #[cfg(test)]
 mod tests {

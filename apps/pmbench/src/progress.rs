@@ -1,4 +1,4 @@
-//! How far a comparison has come.
+//! How far measuring has come.
 
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -28,10 +28,9 @@ impl Progress {
     }
 
     /// It is over.
-    pub fn end(&self, what: &str, requests_per_s: Option<f64>) {
+    pub fn end(&self, what: &str, result: &str) {
         self.bar.inc(1);
         if !self.is_terminal {
-            let result = requests_per_s.map_or("skipped".to_owned(), |rate| format!("{rate:.0} requests/s"));
             let seconds = self.started.elapsed().as_secs_f64();
             eprintln!("{seconds:>7.1} s  {what}: {result}");
         }
