@@ -153,9 +153,13 @@ impl Arena {
         self.0.logged_buffers.get()
     }
 
-    /// Payload bytes copied by [`Extent::extend_by_copy`].
+    /// Payload bytes copied by [`Extent::extend_by_copy`] and onto [shelves](crate::Shelf).
     pub(crate) fn copied_bytes(&self) -> u64 {
         self.0.copied_bytes.get()
+    }
+
+    pub(crate) fn count_copied(&self, bytes: usize) {
+        self.0.copied_bytes.set(self.0.copied_bytes.get() + bytes as u64);
     }
 
     /// Whether a piece lies inside a buffer of this arena.
@@ -428,7 +432,7 @@ impl Extent {
         }
         // SAFETY: the range was checked; the reference is the only one and borrowed mutably.
         unsafe { inner.medium.store(inner.offset_of(self.id) + end, bytes) };
-        inner.copied_bytes.set(inner.copied_bytes.get() + bytes.len() as u64);
+        self.arena.count_copied(bytes.len());
         self.len += bytes.len() as u16;
         true
     }
