@@ -13,17 +13,22 @@ pub(crate) struct WindowPool {
     /// Buffers that are never offered; frames which are no payload need some.
     reserve: usize,
     offered: usize,
+    /// Buffers that hold payload ahead of holes.
+    early: usize,
     connections: usize,
 }
 
 /// One connection's part of the pool, in buffers.
 #[derive(Debug, Default)]
-pub(crate) struct Offer(usize);
+pub(crate) struct Offer {
+    open: usize,
+    early: usize,
+}
 
 impl WindowPool {
     pub(crate) fn new(arena: Arena) -> Self {
         let reserve = (arena.buffers() / 16).min(32);
-        Self { arena, reserve, offered: 0, connections: 0 }
+        Self { arena, reserve, offered: 0, early: 0, connections: 0 }
     }
 
     pub(crate) fn connection_opened(&mut self) {
@@ -32,7 +37,12 @@ impl WindowPool {
 
     pub(crate) fn connection_closed(&mut self, offer: &mut Offer) {
         self.set(offer, 0);
+        self.set_early(offer, 0);
         self.connections -= 1;
+    }
+
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.arena
     }
 
     fn free_buffers(&self) -> usize {
@@ -48,15 +58,32 @@ impl WindowPool {
     /// share or at most half of it.
     pub(crate) fn grant(&self, own: &Offer) -> usize {
         let free = self.free_buffers().saturating_sub(self.reserve);
-        let unclaimed = free.saturating_sub(self.offered - own.0);
+        let unclaimed = free.saturating_sub(self.offered - own.open);
         let fair = free / self.connections.max(1);
         unclaimed.min(fair.max(unclaimed / 2)).max(fair.clamp(1, LEAST_BUFFERS)).min(free)
     }
 
     /// Notes that a connection's open window takes `buffers` buffers.
     pub(crate) fn set(&mut self, offer: &mut Offer, buffers: usize) {
-        self.offered = self.offered - offer.0 + buffers;
-        offer.0 = buffers;
+        self.offered = self.offered - offer.open + buffers;
+        offer.open = buffers;
+    }
+
+    /// Notes that a connection holds `buffers` buffers with payload ahead of a hole.
+    pub(crate) fn set_early(&mut self, offer: &mut Offer, buffers: usize) {
+        self.early = self.early - offer.early + buffers;
+        offer.early = buffers;
+    }
+
+    /// Whether a connection that holds `held` buffers with payload ahead of a hole may take one more. Such payload is
+    /// worth nothing before the hole is filled, which may be never. So all of it together takes at most half of the
+    /// buffers that are free or taken by it, and once it takes a quarter, no connection more than its even share of
+    /// that half. What is refused is sent again: it was not acknowledged.
+    pub(crate) fn has_early_room(&self, held: usize) -> bool {
+        let free = self.free_buffers().saturating_sub(self.reserve);
+        let most = (free + self.early) / 2;
+        let share = most / self.connections.max(1);
+        self.early < most && (held < share || self.early < most / 2)
     }
 }
 

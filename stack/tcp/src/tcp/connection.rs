@@ -433,6 +433,11 @@ impl Connection {
         cx.pool.set(&mut self.offer, buffers as usize);
     }
 
+    /// Notes how many buffers hold payload ahead of a hole.
+    pub(super) fn note_early(&mut self, cx: &mut Context<'_>) {
+        cx.pool.set_early(&mut self.offer, self.recv.early.buffers());
+    }
+
     /// Gives up everything the connection holds, except what the application has still to be told.
     pub(crate) fn release(&mut self, reason: CloseReason, cx: &mut Context<'_>) {
         self.leave(cx);
@@ -454,6 +459,7 @@ impl Connection {
 
     fn leave(&mut self, cx: &mut Context<'_>) {
         if !matches!(self.state, State::Closed | State::Drained) {
+            self.recv.early.clear();
             cx.pool.connection_closed(&mut self.offer);
             cx.counters.closed += 1;
         }

@@ -1,10 +1,9 @@
 //! Received payload in the buffers where it arrived: what is in order and waits for the application, and what
 //! waits for a hole to be filled.
 
-use std::collections::VecDeque;
+use pmem::{Arena, Extent, Shelf};
 
-use pmem::Extent;
-
+use super::early::{COPIED_BYTES, EarlyQueue};
 use super::pieces::{PiecePool, PieceQueue};
 use super::seq::Seq;
 
@@ -17,31 +16,14 @@ const SMALL_BYTES: usize = 256;
 /// Pieces are packed while they are shorter than this on average: the short tail of an upload is not copied.
 const THIN_BYTES: usize = 512;
 
-/// A connection's receive queues; together they hold at most `quota` pieces, each in a buffer of its own.
+/// A connection's receive queues; together they hold at most `quota` buffers.
 #[derive(Debug)]
 pub(crate) struct RecvQueue {
     ready: PieceQueue,
     ready_bytes: u32,
-    /// Beyond the hole, sorted, not overlapping.
-    early: VecDeque<Early>,
-    early_bytes: u32,
+    /// Beyond the hole.
+    pub(super) early: EarlyQueue,
     quota: usize,
-}
-
-#[derive(Debug)]
-struct Early {
-    seq: Seq,
-    extent: Extent,
-}
-
-impl Early {
-    fn len(&self) -> u32 {
-        self.extent.len() as u32
-    }
-
-    fn end(&self) -> Seq {
-        self.seq + self.len()
-    }
 }
 
 /// What became of a piece of payload.
@@ -55,19 +37,13 @@ pub(crate) enum Packed {
 
 impl RecvQueue {
     pub(crate) fn new(quota: usize) -> Self {
-        Self {
-            ready: PieceQueue::new(),
-            ready_bytes: 0,
-            early: VecDeque::with_capacity(quota),
-            early_bytes: 0,
-            quota,
-        }
+        Self { ready: PieceQueue::new(), ready_bytes: 0, early: EarlyQueue::new(quota), quota }
     }
 
     pub(crate) fn clear(&mut self, pool: &mut PiecePool) {
         self.ready.clear(pool);
         self.early.clear();
-        (self.ready_bytes, self.early_bytes) = (0, 0);
+        self.ready_bytes = 0;
     }
 
     /// The next piece for the application.
@@ -82,26 +58,26 @@ impl RecvQueue {
         self.ready_bytes
     }
 
-    pub(crate) fn has_early(&self) -> bool {
-        !self.early.is_empty()
-    }
-
-    /// Pieces that may still be added.
+    /// Buffers that may still be added.
     pub(crate) fn free_pieces(&self) -> usize {
-        self.quota - self.ready.len() - self.early.len()
+        self.quota.saturating_sub(self.ready.len() + self.early.buffers())
     }
 
-    /// Makes room for a piece that is in order, at the cost of the one furthest ahead: nothing was promised
-    /// about it, and without the former it is useless.
+    /// Makes room for a piece that is in order, at the cost of those furthest ahead: nothing was promised about
+    /// them, and without the former they are useless.
     pub(crate) fn make_room(&mut self) -> bool {
-        self.free_pieces() > 0 || self.drop_last_early()
+        while self.free_pieces() == 0 {
+            if !self.early.drop_last() {
+                return false;
+            }
+        }
+        true
     }
 
-    /// Gives the early piece furthest ahead back to the arena; false if there is none.
-    pub(crate) fn drop_last_early(&mut self) -> bool {
-        let last = self.early.pop_back();
-        self.early_bytes -= last.as_ref().map_or(0, Early::len);
-        last.is_some()
+    /// Gives a buffer with early payload, that furthest ahead, back to the arena, if there is one.
+    pub(crate) fn drop_early_buffer(&mut self) {
+        let before = self.early.buffers();
+        while self.early.buffers() == before && self.early.drop_last() {}
     }
 
     /// Tries to copy small in-order payload behind the last piece, so that a peer which sends a few bytes a
@@ -110,6 +86,10 @@ impl RecvQueue {
         if bytes.len() >= SMALL_BYTES || !is_thin(self.ready.len(), self.ready_bytes) {
             return Packed::No;
         }
+        self.grow_last(bytes, pool)
+    }
+
+    fn grow_last(&mut self, bytes: &[u8], pool: &mut PiecePool) -> Packed {
         if !self.ready.last_mut(pool).is_some_and(|last| last.extend_by_copy(bytes)) {
             return Packed::No;
         }
@@ -125,70 +105,50 @@ impl RecvQueue {
         pushed
     }
 
-    /// Moves early pieces that are in order by now, and drops those that came twice; returns the next
-    /// sequence number expected.
-    pub(crate) fn fill_from_early(&mut self, mut next: Seq, pool: &mut PiecePool) -> Seq {
+    /// Moves early pieces that are in order by now, and drops those that came twice. Returns the next sequence number
+    /// expected, and how many bytes were copied so that short pieces hold no buffer each.
+    pub(crate) fn fill_from_early(
+        &mut self,
+        mut next: Seq,
+        pool: &mut PiecePool,
+        arena: &Arena,
+    ) -> (Seq, u64) {
+        let mut copied_bytes = 0;
         while pool.has_room()
-            && let Some(early) = self.early.pop_front_if(|early| early.seq.at_or_before(next))
+            && let Some(early) = self.early.pop_at(next)
         {
             let end = early.end();
-            self.early_bytes -= early.len();
             if end.at_or_before(next) {
                 continue;
             }
             let known = next.since(early.seq) as usize;
             let rest = early.extent.len() - known;
             if let Some(extent) = early.extent.slice(known, rest) {
-                self.push(extent, pool);
+                copied_bytes += self.append(extent, pool, arena);
             }
             next = end;
         }
-        next
+        (next, copied_bytes)
     }
 
-    /// The part of `from..to` beyond the hole that is worth keeping: none if all of it is here, or if there is
-    /// no room. What it covers wholly is dropped in its favour; what it overlaps stays.
-    pub(crate) fn early_part(&mut self, from: Seq, to: Seq) -> Option<(Seq, Seq)> {
-        let at = self.early.partition_point(|early| early.seq.before(from));
-        let from = match at.checked_sub(1).and_then(|before| self.early.get(before)) {
-            Some(before) => from.max(before.end()),
-            None => from,
-        };
-        if from.at_or_after(to) {
-            return None;
+    /// Adds a piece that was early; returns how much of it was copied.
+    fn append(&mut self, extent: Extent, pool: &mut PiecePool, arena: &Arena) -> u64 {
+        let bytes = extent.len() as u64;
+        if extent.len() < COPIED_BYTES && self.grow_last(extent.bytes(), pool) == Packed::Yes {
+            return bytes;
         }
-        let len = to.since(from);
-        while self.early.get(at).is_some_and(|early| early.end().at_or_before(to) && early.len() < len) {
-            let covered = self.early.remove(at);
-            self.early_bytes -= covered.as_ref().map_or(0, Early::len);
+        // A piece that shares its buffer gets one which those behind it can follow into.
+        let own = if extent.is_unique() { None } else { arena.take().and_then(Shelf::new) };
+        match own.and_then(|mut own| own.put(extent.bytes())) {
+            Some(copy) => {
+                self.push(copy, pool);
+                bytes
+            }
+            None => {
+                self.push(extent, pool);
+                0
+            }
         }
-        let to = match self.early.get(at) {
-            Some(after) => to.min(after.seq),
-            None => to,
-        };
-        (from.before(to) && self.free_pieces() > 0).then_some((from, to))
-    }
-
-    /// Tries to copy small early payload behind the early piece that it follows.
-    pub(crate) fn pack_early(&mut self, from: Seq, bytes: &[u8]) -> Packed {
-        if bytes.len() >= SMALL_BYTES || !is_thin(self.early.len(), self.early_bytes) {
-            return Packed::No;
-        }
-        let at = self.early.partition_point(|early| early.seq.before(from));
-        let before = at.checked_sub(1).and_then(|before| self.early.get_mut(before));
-        let before = before.filter(|before| before.end() == from);
-        if !before.is_some_and(|before| before.extent.extend_by_copy(bytes)) {
-            return Packed::No;
-        }
-        self.early_bytes += bytes.len() as u32;
-        Packed::Yes
-    }
-
-    /// Adds the piece at `from` that [`early_part`](Self::early_part) found worth keeping.
-    pub(crate) fn push_early(&mut self, from: Seq, extent: Extent) {
-        let at = self.early.partition_point(|early| early.seq.before(from));
-        self.early_bytes += extent.len() as u32;
-        self.early.insert(at, Early { seq: from, extent });
     }
 }
 
@@ -214,7 +174,7 @@ mod tests {
     }
 
     /// Brings `stream[from..to]` in as a connection does.
-    fn arrive(side: &mut Side, arena: &pmem::Arena, next: &mut Seq, stream: &[u8], from: u32, to: u32) {
+    fn arrive(side: &mut Side, arena: &Arena, next: &mut Seq, stream: &[u8], from: u32, to: u32) {
         let Side { queue, pool } = side;
         let base = Seq(u32::MAX - 20);
         let bytes = |from: Seq, to: Seq| &stream[from.since(base) as usize..to.since(base) as usize];
@@ -227,11 +187,14 @@ mod tests {
             if queue.pack(bytes(from, to), pool) == Packed::No {
                 assert!(queue.push(extent_of(arena, bytes(from, to)), pool));
             }
-            *next = queue.fill_from_early(to, pool);
-        } else if let Some((from, to)) = queue.early_part(from, to)
-            && queue.pack_early(from, bytes(from, to)) == Packed::No
-        {
-            queue.push_early(from, extent_of(arena, bytes(from, to)));
+            (*next, _) = queue.fill_from_early(to, pool, arena);
+        } else if let Some((from, to)) = queue.early.part(from, to) {
+            let bytes = bytes(from, to);
+            if to.since(base).is_multiple_of(7) {
+                queue.early.insert(from, extent_of(arena, bytes));
+            } else {
+                assert!(queue.early.copy(from, bytes, || arena.take()));
+            }
         }
     }
 
@@ -254,25 +217,35 @@ mod tests {
             }
             read.extend(std::iter::from_fn(|| side.queue.pop(&mut side.pool).map(|extent| extent.bytes().to_vec())));
             prop_assert_eq!(read.concat(), stream);
-            prop_assert!(!side.queue.has_early());
-            prop_assert_eq!((side.queue.ready_bytes(), side.queue.early_bytes), (0, 0));
+            prop_assert!(side.queue.early.is_empty());
+            prop_assert_eq!((side.queue.ready_bytes(), side.queue.early.buffers()), (0, 0));
             prop_assert_eq!(arena.free_buffers(), free);
         }
     }
 
-    /// The last piece is packed behind one that waits for a hole, and counted.
+    /// Every second byte, then the others: two buffers hold them while they wait, and as few afterwards.
     #[test]
-    fn early_payload_that_is_packed_counts() {
+    fn every_second_byte_holds_few_buffers() {
         let arena = arena(16);
-        let mut side = side(8);
+        let free = arena.free_buffers();
+        let mut side = side(100);
         let mut next = Seq(u32::MAX - 20);
-        let stream = [7; 140];
-        for (from, len) in [(1, 1), (15, 26), (62, 17), (90, 2), (79, 11)] {
-            arrive(&mut side, &arena, &mut next, &stream, from, from + len);
+        let stream: Vec<u8> = (0..200).collect();
+        for at in (1..200).step_by(2) {
+            arrive(&mut side, &arena, &mut next, &stream, at, at + 1);
         }
-        assert_eq!((side.queue.early.len(), side.queue.early_bytes), (4, 57));
-        arrive(&mut side, &arena, &mut next, &stream, 0, 100);
-        assert_eq!((side.queue.ready_bytes(), side.queue.early_bytes), (100, 0));
+        // One in seven was not copied.
+        assert_eq!(side.queue.early.buffers(), 1 + 14);
+        assert_eq!(free - arena.free_buffers(), 1 + 14);
+        for at in (0..200).step_by(2) {
+            arrive(&mut side, &arena, &mut next, &stream, at, at + 1);
+        }
+        assert_eq!((side.queue.ready_bytes(), side.queue.early.buffers()), (200, 0));
+        assert!(side.queue.ready.len() <= UNPACKED_PIECES + 1, "{}", side.queue.ready.len());
+        let read =
+            std::iter::from_fn(|| side.queue.pop(&mut side.pool).map(|extent| extent.bytes().to_vec()));
+        assert_eq!(read.collect::<Vec<_>>().concat(), stream);
+        assert_eq!(arena.free_buffers(), free);
     }
 
     #[test]
@@ -305,12 +278,12 @@ mod tests {
         let mut side = side(4);
         let mut next = Seq(u32::MAX - 20);
         let stream = [7; 100];
-        for at in [50, 30, 70, 10, 90] {
-            arrive(&mut side, &arena, &mut next, &stream, at, at + 5);
+        for at in [49, 28, 70, 14, 91] {
+            arrive(&mut side, &arena, &mut next, &stream, at - 5, at);
         }
         assert_eq!(side.queue.free_pieces(), 0);
-        arrive(&mut side, &arena, &mut next, &stream, 0, 10);
-        assert_eq!(side.queue.ready_bytes(), 15);
-        assert_eq!(side.queue.ready.len() + side.queue.early.len(), 4);
+        arrive(&mut side, &arena, &mut next, &stream, 0, 9);
+        assert_eq!(side.queue.ready_bytes(), 14);
+        assert_eq!(side.queue.ready.len() + side.queue.early.buffers(), 3);
     }
 }

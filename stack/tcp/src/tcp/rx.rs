@@ -3,6 +3,7 @@
 use smoltcp::time::{Duration, Instant};
 
 use super::connection::{Clock, Connection, Context, Due, Happened, Outcome, State, Timer};
+use super::early::COPIED_BYTES;
 use super::recovery::Verdict;
 use super::recv_queue::Packed;
 use super::seq::Seq;
@@ -71,7 +72,7 @@ impl Connection {
             }
             self.ack.now = true;
         }
-        let outcome = self.peer_finished();
+        let outcome = self.peer_finished(cx);
         self.note_offer(cx);
         outcome
     }
@@ -363,7 +364,7 @@ impl Connection {
     }
 
     fn in_order<F: RxFrame>(&mut self, now: Instant, piece: &Piece, frame: &mut F, cx: &mut Context<'_>) {
-        let fills_hole = self.recv.has_early();
+        let fills_hole = !self.recv.early.is_empty();
         let bytes = piece.bytes(frame);
         let kept = if self.recv.pack(bytes, cx.pieces) == Packed::Yes {
             cx.counters.copied_bytes += u64::from(piece.len());
@@ -374,13 +375,20 @@ impl Connection {
         };
         if !kept {
             // What waits beyond the hole gives way, so that the next attempt finds a buffer.
-            self.recv.drop_last_early();
+            self.recv.drop_early_buffer();
+            self.note_early(cx);
             cx.counters.drops.no_buffer += 1;
             self.ack.now = true;
             return;
         }
         let before = self.rcv_nxt;
-        self.rcv_nxt = self.recv.fill_from_early(piece.to, cx.pieces);
+        self.rcv_nxt = piece.to;
+        if fills_hole {
+            let (next, copied_bytes) = self.recv.fill_from_early(piece.to, cx.pieces, cx.pool.arena());
+            self.rcv_nxt = next;
+            cx.counters.copied_bytes += copied_bytes;
+            self.note_early(cx);
+        }
         self.rcv_adv = self.rcv_adv.max(self.rcv_nxt);
         cx.counters.payload_in_bytes += u64::from(self.rcv_nxt.since(before));
         self.events |= Happened::READABLE;
@@ -396,22 +404,30 @@ impl Connection {
     fn ahead<F: RxFrame>(&mut self, piece: Piece, frame: &mut F, cx: &mut Context<'_>) {
         cx.counters.out_of_order += 1;
         self.ack.duplicates = (self.ack.duplicates + 1).min(MAX_DUPLICATES);
-        let Some((from, to)) = self.recv.early_part(piece.from, piece.to) else {
+        let Some((from, to)) = self.recv.early.part(piece.from, piece.to) else {
             cx.counters.drops.duplicate += 1;
             return;
         };
         let piece = Piece { from, to, at: piece.at + from.since(piece.from) as usize };
-        if self.recv.pack_early(from, piece.bytes(frame)) == Packed::Yes {
-            cx.counters.copied_bytes += u64::from(piece.len());
-        } else if let Some(extent) = piece.claim(frame) {
-            self.recv.push_early(from, extent);
+        let room = self.recv.free_pieces() > 0 && cx.pool.has_early_room(self.recv.early.buffers());
+        let kept = if (piece.len() as usize) < COPIED_BYTES {
+            let take = || if room { cx.pool.arena().take() } else { None };
+            let copied = self.recv.early.copy(from, piece.bytes(frame), take);
+            cx.counters.copied_bytes += if copied { piece.len().into() } else { 0 };
+            copied
+        } else {
+            let extent = if room { piece.claim(frame) } else { None };
+            extent.map(|extent| self.recv.early.insert(from, extent)).is_some()
+        };
+        if kept {
+            self.note_early(cx);
         } else {
             cx.counters.drops.no_buffer += 1;
         }
     }
 
     /// FIN, once everything before it is here (RFC 9293, section 3.10.7.4, eighth).
-    fn peer_finished(&mut self) -> Outcome {
+    fn peer_finished(&mut self, cx: &mut Context<'_>) -> Outcome {
         if self.rcv_fin != Some(self.rcv_nxt) {
             return Outcome::Goes;
         }
@@ -419,6 +435,9 @@ impl Connection {
         self.rcv_adv = self.rcv_adv.max(self.rcv_nxt);
         self.ack.now = true;
         self.events |= Happened::PEER_FINISHED;
+        // Whatever was sent from beyond the end.
+        self.recv.early.clear();
+        self.note_early(cx);
         match self.state {
             State::Established => self.state = State::CloseWait,
             State::FinWait1 => self.state = State::Closing,
