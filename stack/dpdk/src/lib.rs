@@ -313,9 +313,14 @@ impl DpdkTransport {
                         self.buffers.counters.crossing_lost += u64::from(!is_told);
                     }
                 }
-                Share::Stray => {
+                share @ (Share::Stray | Share::StrayWhole) => {
                     let next = (self.core + 1) % cores;
-                    let copy = self.sender.copy_of(mbuf);
+                    let mut copy = None;
+                    if share == Share::Stray {
+                        copy = self.sender.copy_of(mbuf);
+                    } else {
+                        self.endpoint.take_whole(|frame| copy = self.sender.copy_of_bytes(frame));
+                    }
                     let is_given = copy.is_some_and(|mbuf| {
                         self.sender.exchange.give_stray(next, Stray { mbuf, asked: asked + 1 })
                     });

@@ -130,6 +130,13 @@ impl Sender {
         Some(copy)
     }
 
+    /// A frame in DRAM, for another core; none if it does not fit an mbuf, or none is free.
+    pub(super) fn copy_of_bytes(&self, frame: &[u8]) -> Option<Mbuf> {
+        let mut copy = self.heads.alloc()?;
+        copy.append(frame.len())?.copy_from_slice(frame);
+        Some(copy)
+    }
+
     fn make_room(&mut self, pieces: usize) -> Result<(), SinkFull> {
         if self.waiting.room() == 0 || self.completions.room() < pieces {
             self.flush();

@@ -15,7 +15,7 @@ pub struct Counters {
     pub payload_in_bytes: u64,
     /// Payload bytes sent for the first time.
     pub payload_out_bytes: u64,
-    /// Received payload bytes that the processor copied to pack small segments together.
+    /// Received payload bytes that the processor copied: to pack small segments together, or out of fragments.
     pub copied_bytes: u64,
     /// Segments sent again.
     pub retransmits: u64,
@@ -39,8 +39,12 @@ pub struct Counters {
     pub resets_out: u64,
     /// Challenge ACKs sent (RFC 5961).
     pub challenge_acks: u64,
-    /// Frames of other protocols that smoltcp's interface answered or took.
+    /// Frames of other protocols that were answered or taken.
     pub other_in: u64,
+    /// Packets put together from fragments.
+    pub reassembled: u64,
+    /// Frames by which another host says that it has one of the own addresses.
+    pub address_conflicts: u64,
     /// Drops by reason.
     pub drops: Drops,
 }
@@ -54,8 +58,14 @@ pub struct Drops {
     pub checksum: u64,
     /// Another host's, or from an address that cannot be a peer's.
     pub address: u64,
-    /// IP fragments, or TCP behind IPv6 extension headers.
+    /// IP fragments that are not for this host or contradict others, and packets of them that are too long.
     pub fragment: u64,
+    /// Packets given up since the rest of their fragments did not come, or others needed the place.
+    pub reassembly: u64,
+    /// IPv6 packets with extension headers that cannot be served.
+    pub extension: u64,
+    /// Of a protocol, or to a port, that nobody here speaks; TCP's segments apart.
+    pub protocol: u64,
     /// Segments outside the window.
     pub window: u64,
     /// Segments with an old timestamp, or none where one was agreed (RFC 7323).
@@ -68,7 +78,7 @@ pub struct Drops {
     pub backlog: u64,
     /// Replies not sent because a rate or a queue limit was reached.
     pub limited: u64,
-    /// Frames for smoltcp's interface beyond its rate.
+    /// Frames of other protocols beyond the rate of their kind.
     pub other: u64,
     /// Segments that no connection takes.
     pub unexpected: u64,

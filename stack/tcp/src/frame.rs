@@ -10,6 +10,7 @@ use smoltcp::wire::{
 
 use crate::checksum::is_right;
 use crate::config::ETHERNET_HEADER_BYTES;
+use crate::extensions::{self, Upper};
 use crate::flow::{FlowKey, mapped};
 use crate::tcp::options::Options;
 use crate::tcp::seq::Seq;
@@ -146,7 +147,7 @@ pub(crate) enum Parsed {
     BadChecksum,
     /// Not for this host, or from an address that cannot be a peer's.
     Address,
-    /// An IP fragment, or TCP behind extension headers.
+    /// An IP fragment, of whatever protocol.
     Fragment,
 }
 
@@ -220,8 +221,10 @@ pub(crate) fn parse(frame: &[u8], apart: usize, local: &Local, checksum: RxCheck
         Err(parsed) => return parsed,
     };
     // Whoever sends TCP to a group is not a peer (RFC 9293, section 3.9.2.3, MUST-57), nor is it on Ethernet.
+    // Nor does what comes back to its sender.
     let to_us = ethernet.dst_addr() == EthernetAddress(local.mac) && local.has(destination);
-    if !to_us || !source_mac.is_unicast() || !local.is_peer(source) {
+    let from_other = source_mac.is_unicast() && source_mac.0 != local.mac;
+    if !to_us || !from_other || !local.is_peer(source) {
         return Parsed::Address;
     }
     let Ok(tcp) = TcpPacket::new_checked(packet) else { return Parsed::Malformed };
@@ -312,13 +315,14 @@ fn parse_v4(bytes: &[u8], apart: usize) -> Result<Ip<'_>, Parsed> {
     if at > end || at > bytes.len() || end > bytes.len() + apart {
         return Err(Parsed::Malformed);
     }
-    if packet.next_header() != IpProtocol::Tcp {
+    let is_fragment = packet.more_frags() || packet.frag_offset() != 0;
+    if packet.next_header() != IpProtocol::Tcp && !is_fragment {
         return Err(Parsed::Other);
     }
     if !packet.verify_checksum() {
         return Err(Parsed::BadChecksum);
     }
-    if packet.more_frags() || packet.frag_offset() != 0 {
+    if is_fragment {
         return Err(Parsed::Fragment);
     }
     Ok(Ip {
@@ -339,34 +343,23 @@ fn parse_v6(bytes: &[u8], apart: usize) -> Result<Ip<'_>, Parsed> {
     if packet.version() != 6 || at + len > bytes.len() + apart {
         return Err(Parsed::Malformed);
     }
-    let segment = &bytes[at..(at + len).min(bytes.len())];
-    match packet.next_header() {
-        IpProtocol::Tcp => Ok(Ip {
-            source: packet.src_addr().into(),
-            destination: packet.dst_addr().into(),
-            at,
-            packet: segment,
-            len,
-        }),
-        IpProtocol::Ipv6Frag => Err(Parsed::Fragment),
-        // Destination options, routing and hop-by-hop headers begin with the type of what follows.
-        IpProtocol::HopByHop | IpProtocol::Ipv6Opts | IpProtocol::Ipv6Route
-            if segment.first().is_some_and(|&next| leads_to_tcp(next)) =>
-        {
-            Err(Parsed::Fragment)
-        }
-        _ => Err(Parsed::Other),
+    let end = (at + len).min(bytes.len());
+    let (at, protocol) = match packet.next_header() {
+        IpProtocol::Tcp => (at, IpProtocol::Tcp),
+        _ => match extensions::walk(&bytes[..end]) {
+            Ok(Upper { fragment: Some(_), .. }) => return Err(Parsed::Fragment),
+            Ok(upper) => (upper.at, upper.protocol),
+            Err(_) => return Err(Parsed::Other),
+        },
+    };
+    if protocol != IpProtocol::Tcp {
+        return Err(Parsed::Other);
     }
-}
-
-/// Whether an extension header is followed by TCP, or by another one that could be.
-fn leads_to_tcp(next: u8) -> bool {
-    matches!(
-        IpProtocol::from(next),
-        IpProtocol::Tcp
-            | IpProtocol::Ipv6Frag
-            | IpProtocol::HopByHop
-            | IpProtocol::Ipv6Opts
-            | IpProtocol::Ipv6Route
-    )
+    Ok(Ip {
+        source: packet.src_addr().into(),
+        destination: packet.dst_addr().into(),
+        at,
+        packet: &bytes[at..end],
+        len: IPV6_HEADER_LEN + len - at,
+    })
 }

@@ -10,6 +10,7 @@ pub mod config;
 pub mod counters;
 mod emit;
 pub mod endpoint;
+mod extensions;
 mod flow;
 pub mod frame;
 mod icmp;
@@ -17,6 +18,7 @@ mod iface;
 mod limit;
 mod listen;
 mod neighbor;
+mod reassembly;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod steer;

@@ -319,7 +319,7 @@ fn check_physical(info: &RegionInfo) -> Result<()> {
 /// Asks the network whether somebody else has one of the server's addresses. One core asks, and all hear the answer.
 fn claim_addresses(transport: &mut DpdkTransport, is_first: bool, clock: &Clock) -> Result<()> {
     if is_first {
-        transport.endpoint_mut().probe_addresses(clock.now());
+        transport.endpoint_mut().claim_addresses(clock.now());
     }
     let end = clock.now() + PROBING;
     while clock.now() < end {

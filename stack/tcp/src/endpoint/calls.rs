@@ -82,7 +82,7 @@ impl Endpoint {
         match neighbor {
             Lookup::Known(mac) => self.places[index as usize].connection.mac = Some(mac),
             Lookup::Ask { entry, until } => {
-                self.iface.ask(source, self.config.mac, next_hop);
+                self.iface.ask(source, next_hop, None);
                 self.set_timer(TimerOf::Neighbor(entry), until);
                 self.unresolved.push(index);
             }

@@ -2,15 +2,17 @@
 
 use std::net::IpAddr;
 
+use pmem::{Arena, Buffer};
 use smoltcp::time::Instant;
 
-use super::{AddressConflict, Endpoint, Reply};
+use super::{AddressConflict, CONFLICT_REPORTS, Claim, DEFENCES, Endpoint, Reply};
 use crate::flow::Place;
-use crate::frame::{self, Flags, Parsed, RxFrame, Segment};
+use crate::frame::{self, Flags, Parsed, RxChecksum, RxFrame, Segment};
 use crate::icmp::{self, Complaint, IcmpError};
-use crate::iface::{self, Discovery};
+use crate::iface::{Heard, Neighbor, Refused};
 use crate::limit::Rate;
 use crate::net::CloseReason;
+use crate::reassembly::Joined;
 use crate::tcp::connection::State;
 use crate::tcp::seq::Seq;
 use crate::time_wait::Meaning;
@@ -32,6 +34,9 @@ pub enum Share {
     News,
     /// A segment for which there is no connection here, and which was not answered: it may belong to another core.
     Stray,
+    /// As [`Stray`](Self::Stray), but put together from fragments: the frame for the other core is not the one that
+    /// was received, but the one that [`Endpoint::take_whole`] gives.
+    StrayWhole,
 }
 
 /// What the headers of a frame say, for [`Endpoint::accept`].
@@ -71,27 +76,73 @@ impl Endpoint {
         let drops = &mut self.counters.drops;
         match parsed {
             Parsed::Tcp(segment) => return self.segment(segment, frame, is_last),
-            Parsed::Other if !frame.apart().is_empty() => drops.malformed += 1,
+            Parsed::Other | Parsed::Fragment if !frame.apart().is_empty() => drops.malformed += 1,
             Parsed::Other => return self.other(frame.bytes()),
+            Parsed::Fragment => return self.fragment(frame.bytes(), is_last),
             Parsed::Malformed => drops.malformed += 1,
             Parsed::BadChecksum => drops.checksum += 1,
             Parsed::Address => drops.address += 1,
-            Parsed::Fragment => drops.fragment += 1,
         }
         Share::Nothing
+    }
+
+    /// Takes in a fragment, and the packet if it was the last that was missing.
+    fn fragment(&mut self, frame: &[u8], is_last: bool) -> Share {
+        // One that nobody has taken has its place back.
+        self.take_whole(|_| {});
+        let joined = self.reassembly.join(frame, &self.local, self.now);
+        self.counters.drops.reassembly = self.reassembly.given_up;
+        let whole = match joined {
+            Joined::Whole(whole) => whole,
+            Joined::Waits => {
+                self.attend_iface();
+                return Share::Nothing;
+            }
+            Joined::Dropped => {
+                self.counters.drops.fragment += 1;
+                return Share::Nothing;
+            }
+        };
+        self.counters.reassembled += 1;
+        let arena = self.arena.clone();
+        let mut frame = Rebuilt { bytes: whole.frame(), arena: &arena };
+        let Headers(parsed) = self.parse(&frame);
+        let drops = &mut self.counters.drops;
+        let mut share = Share::Nothing;
+        match &parsed {
+            Parsed::Tcp(segment) if segment.payload_len > arena.buffer_bytes() => drops.fragment += 1,
+            Parsed::Tcp(segment) => {
+                self.counters.copied_bytes += segment.payload_len as u64;
+                share = self.segment(segment, &mut frame, is_last);
+            }
+            Parsed::Other => share = self.other(frame.bytes),
+            Parsed::Fragment | Parsed::Malformed => drops.malformed += 1,
+            Parsed::BadChecksum => drops.checksum += 1,
+            Parsed::Address => drops.address += 1,
+        }
+        if share == Share::Stray {
+            self.whole = Some(whole);
+            return Share::StrayWhole;
+        }
+        self.reassembly.give_back(whole);
+        // What other cores could learn lies in several frames; they get none of them.
+        Share::Nothing
+    }
+
+    /// The frame that was put together from fragments when the last one came in, for [`Share::StrayWhole`].
+    pub fn take_whole(&mut self, take: impl FnOnce(&[u8])) {
+        if let Some(whole) = self.whole.take() {
+            take(whole.frame());
+            self.reassembly.give_back(whole);
+        }
     }
 
     /// Learns from a frame that another core has received and answered: where a neighbor is, that an address is
     /// taken, or what ICMP says of a connection. Answers nothing.
     pub fn learn(&mut self, now: Instant, frame: &[u8]) {
         self.now = self.now.max(now);
-        if let Some(Discovery::Neighbor { ip, mac }) = iface::discovery_in(frame) {
-            self.meet(ip, mac);
-            self.iface.learn(frame, now);
-        }
-        if let Some(error) = icmp::parse(frame) {
-            self.icmp_error(&error);
-        }
+        let heard = self.iface.hear(frame, &self.local);
+        self.heard(&heard, frame, false);
     }
 
     fn segment<F: RxFrame>(&mut self, segment: &Segment, frame: &mut F, is_last: bool) -> Share {
@@ -169,36 +220,71 @@ impl Endpoint {
 
     /// A frame that is not TCP.
     fn other(&mut self, frame: &[u8]) -> Share {
-        let mut share = Share::Nothing;
-        match iface::discovery_in(frame) {
-            Some(Discovery::Neighbor { ip, mac }) => {
-                self.meet(ip, mac);
-                share = Share::News;
+        let drops = &mut self.counters.drops;
+        match self.iface.receive(frame, &self.local, self.now) {
+            Ok(heard) => {
+                self.counters.other_in += 1;
+                self.heard(&heard, frame, true);
+                self.attend_iface();
+                let is_news = self.config.core.count > 1 && self.iface.is_news(&heard, self.now);
+                return if is_news { Share::News } else { Share::Nothing };
             }
-            Some(Discovery::Probe(probe)) if self.local.has(probe.target) && probe.mac != self.config.mac => {
-                self.iface.defend(self.config.mac, &probe);
+            Err(Refused::Malformed) => drops.malformed += 1,
+            Err(Refused::BadChecksum) => drops.checksum += 1,
+            Err(Refused::Address) => drops.address += 1,
+            Err(Refused::Protocol) => drops.protocol += 1,
+            Err(Refused::Extension) => drops.extension += 1,
+            Err(Refused::Limited) => drops.other += 1,
+        }
+        Share::Nothing
+    }
+
+    /// Draws the consequences of what a frame has told, which this core or another has received.
+    fn heard(&mut self, heard: &Heard, frame: &[u8], is_own: bool) {
+        match heard {
+            Heard::Nothing => {}
+            Heard::Discovery(discovery) => {
+                if let Some(neighbor) = &discovery.neighbor {
+                    self.meet(neighbor, is_own);
+                }
             }
-            _ => {}
+            Heard::IcmpError => {
+                if let Some(error) = icmp::parse(frame) {
+                    self.icmp_error(&error);
+                }
+            }
         }
-        if let Some(error) = icmp::parse(frame) {
-            self.icmp_error(&error);
-            share = Share::News;
-        }
-        if self.iface.receive(frame, self.now) {
-            self.counters.other_in += 1;
-        } else {
-            self.counters.drops.other += 1;
-        }
-        share
     }
 
     /// A host says that it has an address.
-    fn meet(&mut self, ip: IpAddr, mac: [u8; 6]) {
-        if self.local.has(ip) && mac != self.config.mac {
-            self.conflict.get_or_insert(AddressConflict { ip, mac });
+    fn meet(&mut self, neighbor: &Neighbor, is_own: bool) {
+        let Neighbor { ip, mac, .. } = *neighbor;
+        if self.local.has(ip) {
+            if mac != self.config.mac {
+                self.contested(AddressConflict { ip, mac }, is_own);
+            }
+            return;
         }
         if self.neighbors.learned(ip, mac, self.now) {
             self.resolve_waiting();
+        }
+    }
+
+    /// Another host says that it has one of the own addresses (RFC 5227, section 2.4).
+    fn contested(&mut self, conflict: AddressConflict, is_own: bool) {
+        self.counters.address_conflicts += 1;
+        self.conflict.get_or_insert(conflict);
+        if !is_own || matches!(self.claim, Claim::Probing(_)) {
+            return;
+        }
+        if self.conflict_reports.allow(CONFLICT_REPORTS, self.now) {
+            self.untold_conflict = Some(conflict);
+        }
+        let addresses = self.local.addresses.iter().zip(&mut self.defences);
+        for (cidr, defences) in addresses {
+            if IpAddr::from(cidr.address()) == conflict.ip && defences.allow(DEFENCES, self.now) {
+                self.iface.announce(conflict.ip);
+            }
         }
     }
 
@@ -224,5 +310,26 @@ impl Endpoint {
             }
             Complaint::Unreachable => {}
         }
+    }
+}
+
+/// A frame that was put together from fragments. Its payload is copied into a named buffer.
+struct Rebuilt<'a> {
+    bytes: &'a [u8],
+    arena: &'a Arena,
+}
+
+impl RxFrame for Rebuilt<'_> {
+    fn bytes(&self) -> &[u8] {
+        self.bytes
+    }
+
+    fn checksum(&self) -> RxChecksum {
+        RxChecksum::Unknown
+    }
+
+    fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
+        let mut buffer = self.arena.take()?;
+        buffer.arrive(0, self.bytes.get(at..)?).then_some((buffer, 0))
     }
 }

@@ -19,10 +19,11 @@ use crate::emit::MAX_HEADER_BYTES;
 use crate::flow::{FlowKey, FlowTable, Place};
 use crate::frame::{Flags, Local};
 use crate::iface::Iface;
-use crate::limit::RateLimit;
+use crate::limit::{Rate, RateLimit};
 use crate::listen::Listeners;
 use crate::neighbor::{MAX_NEIGHBORS, Neighbors};
 use crate::net::CloseReason;
+use crate::reassembly::{Reassembly, Whole};
 use crate::steer::Steering;
 use crate::tcp::connection::{Connection, Context, Outcome, State};
 use crate::tcp::isn::Secret;
@@ -44,6 +45,15 @@ const MAX_REPLIES: usize = 512;
 /// have only just come up.
 const ADDRESS_PROBES: u8 = 3;
 const ADDRESS_PROBE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Announcements of each own address, and the time between them (RFC 5227, section 1.1).
+const ANNOUNCEMENTS: u8 = 2;
+const ANNOUNCEMENT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often an address is defended against another host that has it (RFC 5227, section 2.4), and how often the
+/// application is told.
+const DEFENCES: Rate = Rate { interval: Duration::from_secs(10), burst: 1 };
+const CONFLICT_REPORTS: Rate = Rate { interval: Duration::from_secs(60), burst: 1 };
 
 /// The first of the ports that connections get which do not name one (RFC 6335, section 6).
 const FIRST_DYNAMIC_PORT: u16 = 49152;
@@ -82,12 +92,20 @@ pub struct Endpoint {
     time_waits: TimeWaits,
     last_cookie: Option<Instant>,
     neighbors: Neighbors,
-    /// Probes for the own addresses that are still to be sent.
-    probes: u8,
+    claim: Claim,
     conflict: Option<AddressConflict>,
+    /// One that the application has not been told.
+    untold_conflict: Option<AddressConflict>,
+    conflict_reports: RateLimit,
+    /// For each own address.
+    defences: Vec<RateLimit>,
     /// Connections in SYN-SENT whose next hop is being asked for.
     unresolved: Vec<u32>,
     iface: Iface,
+    reassembly: Reassembly,
+    /// What was last put together, if another core is to get it.
+    whole: Option<Whole>,
+    arena: Arena,
     resets: RateLimit,
     half_open_challenges: RateLimit,
     /// The frame under construction.
@@ -121,6 +139,17 @@ struct Reply {
     options: Options,
 }
 
+/// How far the own addresses have been asked for and announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claim {
+    /// Nothing more is to be sent.
+    Rests,
+    /// So many probes are to be sent, and then the announcements.
+    Probing(u8),
+    /// So many announcements are to be sent.
+    Announcing(u8),
+}
+
 /// What a timer stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TimerOf {
@@ -128,7 +157,9 @@ enum TimerOf {
     HalfOpen(u32),
     TimeWait(u32),
     Neighbor(u32),
-    Probe,
+    Claim,
+    /// Reports of groups, and fragments that do not come.
+    Iface,
 }
 
 impl Endpoint {
@@ -149,20 +180,26 @@ impl Endpoint {
         });
         let flows = config.max_connections + config.syn_queue + config.max_time_wait;
         let waiting = PiecePool::new(arena.buffers());
-        let pool = WindowPool::new(arena);
+        let pool = WindowPool::new(arena.clone());
+        let local = Local { mac: config.mac, addresses: config.addresses.clone() };
         Ok(Self {
             now,
             flows: FlowTable::new(flows, &config.isn_secret),
             places: places.collect(),
             output: VecDeque::with_capacity(config.max_connections),
             telling: VecDeque::with_capacity(config.max_connections),
-            timers: TimerWheel::new(flows + MAX_NEIGHBORS + 1, now),
+            timers: TimerWheel::new(flows + MAX_NEIGHBORS + 2, now),
             level: pool.level(),
             starved_unseen: 0,
             pool,
             waiting,
             counters: Counters::default(),
-            local: Local { mac: config.mac, addresses: config.addresses.clone() },
+            iface: Iface::new(&config, &local),
+            reassembly: Reassembly::new(),
+            whole: None,
+            arena,
+            defences: vec![RateLimit::new(); local.addresses.len()],
+            local,
             secret: Secret::new(&config.isn_secret),
             steering: Steering::new(&config.isn_secret, config.core.count),
             free: (0..config.max_connections as u32).rev().collect(),
@@ -172,10 +209,11 @@ impl Endpoint {
             time_waits: TimeWaits::new(config.max_time_wait),
             last_cookie: None,
             neighbors: Neighbors::new(),
-            probes: 0,
+            claim: Claim::Rests,
             conflict: None,
+            untold_conflict: None,
+            conflict_reports: RateLimit::new(),
             unresolved: Vec::with_capacity(config.max_connections),
-            iface: Iface::new(&config, now),
             resets: RateLimit::new(),
             half_open_challenges: RateLimit::new(),
             head: Vec::with_capacity(MAX_HEADER_BYTES + config.mtu),
@@ -185,17 +223,26 @@ impl Endpoint {
     }
 
     /// Asks the link whether another host has one of the own addresses: a few times, in the next 300 ms. If one
-    /// answers, [`address_conflict`](Self::address_conflict) says so.
-    pub fn probe_addresses(&mut self, now: Instant) {
+    /// answers, [`address_conflict`](Self::address_conflict) says so; if none does, the addresses are announced, so
+    /// that neighbors forget who had them before. Of several cores one does this for all.
+    pub fn claim_addresses(&mut self, now: Instant) {
         self.now = self.now.max(now);
-        self.probes = ADDRESS_PROBES;
-        self.set_timer(TimerOf::Probe, now);
+        self.claim = Claim::Probing(ADDRESS_PROBES);
+        self.set_timer(TimerOf::Claim, now);
+        self.iface.join_groups(now);
+        self.attend_iface();
     }
 
     /// The first sign that another host has one of the own addresses. Anyone on the link can give it: it is a
     /// reason not to start, and none to stop.
     pub fn address_conflict(&self) -> Option<AddressConflict> {
         self.conflict
+    }
+
+    /// A sign that another host has one of the own addresses, for the application to tell; at most one a minute.
+    /// All are [counted](Counters::address_conflicts).
+    pub fn take_conflict(&mut self) -> Option<AddressConflict> {
+        self.untold_conflict.take()
     }
 
     /// When [`transmit`](Self::transmit) next has something to do though nothing arrives.
@@ -348,7 +395,8 @@ impl Endpoint {
             TimerOf::HalfOpen(place) => half_open + place,
             TimerOf::TimeWait(place) => time_wait + place,
             TimerOf::Neighbor(entry) => neighbor + entry,
-            TimerOf::Probe => neighbor + MAX_NEIGHBORS as u32,
+            TimerOf::Claim => neighbor + MAX_NEIGHBORS as u32,
+            TimerOf::Iface => neighbor + MAX_NEIGHBORS as u32 + 1,
         }
     }
 
@@ -364,8 +412,10 @@ impl Endpoint {
             TimerOf::TimeWait(index - time_wait)
         } else if index < neighbor + MAX_NEIGHBORS as u32 {
             TimerOf::Neighbor(index - neighbor)
+        } else if index == neighbor + MAX_NEIGHBORS as u32 {
+            TimerOf::Claim
         } else {
-            TimerOf::Probe
+            TimerOf::Iface
         }
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use smoltcp::time::Instant;
 
-use super::{ADDRESS_PROBE_INTERVAL, Endpoint, TimerOf};
+use super::{ADDRESS_PROBE_INTERVAL, ANNOUNCEMENT_INTERVAL, ANNOUNCEMENTS, Claim, Endpoint, TimerOf};
 use crate::emit::Header;
 use crate::frame::{FrameSink, SinkFull, TxChecksum, TxFrame};
 use crate::neighbor::{Expired, Lookup};
@@ -134,7 +134,8 @@ impl Endpoint {
                 TimerOf::HalfOpen(place) => self.expire_half_open(place),
                 TimerOf::TimeWait(place) => self.expire_time_wait(place),
                 TimerOf::Neighbor(entry) => self.expire_neighbor(entry),
-                TimerOf::Probe => self.send_probes(),
+                TimerOf::Claim => self.go_on_claiming(),
+                TimerOf::Iface => self.expire_iface(),
             }
         }
     }
@@ -182,18 +183,61 @@ impl Endpoint {
         self.unresolved = waiting;
     }
 
-    fn send_probes(&mut self) {
-        for cidr in &self.local.addresses {
-            let (unspecified, own) = match IpAddr::from(cidr.address()) {
-                IpAddr::V4(own) => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V4(own)),
-                IpAddr::V6(own) => (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(own)),
-            };
-            self.iface.ask(unspecified, self.config.mac, own);
+    /// Probes for the own addresses, and announces those that nobody else has (RFC 5227, section 2; RFC 4861,
+    /// section 7.2.6).
+    fn go_on_claiming(&mut self) {
+        let next = match self.claim {
+            Claim::Rests => return,
+            Claim::Probing(left) if left > 0 => {
+                for cidr in &self.local.addresses {
+                    let (unspecified, own) = match IpAddr::from(cidr.address()) {
+                        IpAddr::V4(own) => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V4(own)),
+                        IpAddr::V6(own) => (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(own)),
+                    };
+                    self.iface.ask(unspecified, own, None);
+                }
+                (Claim::Probing(left - 1), ADDRESS_PROBE_INTERVAL)
+            }
+            Claim::Probing(_) => {
+                self.announce_addresses();
+                (Claim::Announcing(ANNOUNCEMENTS - 1), ANNOUNCEMENT_INTERVAL)
+            }
+            Claim::Announcing(left) => {
+                if left > 0 {
+                    self.announce_addresses();
+                }
+                (if left > 1 { Claim::Announcing(left - 1) } else { Claim::Rests }, ANNOUNCEMENT_INTERVAL)
+            }
+        };
+        self.claim = next.0;
+        if self.claim != Claim::Rests {
+            self.set_timer(TimerOf::Claim, self.now + next.1);
         }
-        self.probes = self.probes.saturating_sub(1);
-        if self.probes > 0 {
-            self.set_timer(TimerOf::Probe, self.now + ADDRESS_PROBE_INTERVAL);
+    }
+
+    fn announce_addresses(&mut self) {
+        let contested = self.conflict.map(|conflict| conflict.ip);
+        let own = self.local.addresses.iter().map(|cidr| IpAddr::from(cidr.address()));
+        for own in own.filter(|own| contested != Some(*own)) {
+            self.iface.announce(own);
         }
+    }
+
+    /// Sets the timer for what the interface has to do next.
+    pub(super) fn attend_iface(&mut self) {
+        let deadlines = [self.iface.deadline(), self.reassembly.deadline()];
+        if let Some(at) = deadlines.into_iter().flatten().min() {
+            let timer = self.timer_index(TimerOf::Iface);
+            self.timers.bring_forward(timer, at);
+        }
+    }
+
+    fn expire_iface(&mut self) {
+        let Self { iface, reassembly, local, now, .. } = self;
+        iface.expire(*now);
+        while reassembly.expire(*now, |frame| iface.complain_of_fragments(frame, local, *now)) {}
+        self.counters.drops.reassembly = self.reassembly.given_up;
+        self.attend_iface();
     }
 
     fn expire_neighbor(&mut self, entry: u32) {
@@ -201,7 +245,7 @@ impl Endpoint {
             Expired::Nothing => {}
             Expired::AskAgain { ip, until } => {
                 if let Some(source) = self.local.source_for(ip) {
-                    self.iface.ask(source, self.config.mac, ip);
+                    self.iface.ask(source, ip, None);
                 }
                 self.set_timer(TimerOf::Neighbor(entry), until);
             }

@@ -100,7 +100,7 @@ fn a_full_sink_loses_nothing() {
 fn an_address_that_another_host_has_is_found_out() {
     for same in ["10.0.0.7/24", "fd00::7/64"] {
         let (mut hosts, arenas) = hosts([same, same]);
-        hosts[0].probe_addresses(Instant::ZERO);
+        hosts[0].claim_addresses(Instant::ZERO);
         exchange(&mut hosts, &arenas, Instant::ZERO, 100);
         let ip = same.split('/').next().unwrap().parse().unwrap();
         assert_eq!(hosts[0].address_conflict(), Some(AddressConflict { ip, mac: MACS[1] }));
@@ -109,15 +109,15 @@ fn an_address_that_another_host_has_is_found_out() {
 }
 
 #[test]
-fn three_probes_are_sent_and_a_free_address_is_nobodys() {
+fn three_probes_and_two_announcements_are_sent_for_a_free_address() {
     let (mut hosts, arenas) = hosts(["10.0.0.1/24", "10.0.0.2/24"]);
     let mut now = Instant::ZERO;
-    hosts[0].probe_addresses(now);
+    hosts[0].claim_addresses(now);
     while let Some(deadline) = hosts[0].next_deadline() {
         now = now.max(deadline);
         exchange(&mut hosts, &arenas, now, 100);
     }
-    assert_eq!(hosts[0].counters().frames_out, 3);
-    assert_eq!(now, Instant::ZERO + Duration::from_millis(200));
+    assert_eq!(hosts[0].counters().frames_out, 5);
+    assert_eq!(now, Instant::ZERO + Duration::from_millis(2_300));
     assert_eq!(hosts[0].address_conflict(), None);
 }

@@ -66,7 +66,7 @@ impl Seat {
         let inboxes = &mut self.spreader.borrow_mut().inboxes;
         match share {
             Share::Nothing => {}
-            Share::Stray => {
+            Share::Stray | Share::StrayWhole => {
                 let next = (self.core + 1) % inboxes.len();
                 inboxes[next].push_back(Parcel::Frame { bytes, asked: asked + 1 });
             }

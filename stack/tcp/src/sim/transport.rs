@@ -197,6 +197,8 @@ impl Transport for SimTransport {
                 let share = self.endpoint.receive_among(now, &mut frame, is_last);
                 let buffer = frame.into_buffer();
                 self.device.ring.push_back(buffer);
+                let mut bytes = bytes;
+                self.endpoint.take_whole(|whole| bytes = whole.to_vec());
                 self.device.seat.pass_on(share, bytes, asked);
             }
         }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{ArpOperation, EthernetAddress, EthernetFrame, Ipv4Packet, Ipv6Packet};
+use smoltcp::wire::{ArpOperation, EthernetAddress, EthernetFrame, Ipv6Packet};
 use stack::net::{CloseReason, Event};
 use stack::sim::Path;
 use stack::transport::OverEndpoint as _;
@@ -12,7 +12,9 @@ use stack::{Config, ConnectError, ListenError};
 use crate::ours::{Ours, config};
 use crate::script::Script;
 use crate::talk::{BOTH_VERSIONS, Version, addresses, ip, link, mac};
-use crate::wire::{ACK, SYN, Side, arp, echo_reply, echo_request, is_question_for, neighbor_solicit, seg};
+use crate::wire::{
+    ACK, SYN, Side, arp, echo_reply, echo_request, icmp, is_question_for, neighbor_solicit, seg, udp,
+};
 
 #[test]
 fn arp_requests_for_the_own_address_are_answered() {
@@ -40,24 +42,78 @@ fn neighbor_solicitations_for_the_own_address_are_answered() {
     assert_eq!(s.next_other(), None);
 }
 
+/// A host that has just started knows no neighbour, but the one that asks may know it from before: nobody is asked.
 #[test]
-fn pings_are_answered() {
+fn pings_are_answered_from_the_first_one_on() {
     for version in BOTH_VERSIONS {
-        let mut s = Script::new(version);
-        // As in life the host that asks has found this one before.
-        s.inject(match version {
-            Version::V4 => arp(ArpOperation::Request, s.remote, EthernetAddress::BROADCAST, s.local.at.ip()),
-            Version::V6 => neighbor_solicit(s.remote, s.local.at.ip()),
-        });
-        while s.next_other().is_some() {}
         for len in [0, 1, 56, 1_400] {
+            let mut s = Script::new(version);
+            s.answers_for_itself = false;
             let data: Vec<u8> = (0..len).map(|n| n as u8).collect();
             s.inject(echo_request(s.remote, s.local, &data));
             let replies: Vec<_> = std::iter::from_fn(|| s.next_other()).collect();
             let answered: Vec<_> = replies.iter().filter_map(|frame| echo_reply(frame)).collect();
-            assert_eq!(answered, [data], "{replies:02x?}");
+            assert_eq!((replies.len(), answered), (1, vec![data]), "{replies:02x?}");
+            s.assert_nothing_leaked();
         }
-        s.assert_nothing_leaked();
+        // From afar, by a router; and errors go the same way.
+        let mut s = Script::new(version);
+        s.answers_for_itself = false;
+        let peer = Side { mac: mac(77), at: far(version) };
+        s.inject(echo_request(peer, s.local, b"far"));
+        let reply = s.next_other().expect("the ping is answered");
+        assert_eq!((&reply[..6], echo_reply(&reply)), (&mac(77).0[..], Some(b"far".to_vec())));
+        let datagram = udp(peer, s.local);
+        s.inject(datagram.clone());
+        let error = s.next_other().expect("the datagram is answered");
+        let (kind, code, _, quoted) = icmp(&error).expect("by an error");
+        let unreachable = if version == Version::V4 { (3, 3) } else { (1, 4) };
+        assert_eq!((&error[..6], (kind, code), &quoted[..]), (&mac(77).0[..], unreachable, &datagram[14..]));
+        assert_eq!(s.next_other(), None);
+    }
+}
+
+/// RFC 1122, sections 3.2.1.3 and 3.2.2: what was sent to many, or is from where no host is, is not answered.
+#[test]
+fn what_was_sent_to_many_or_is_from_nobody_is_not_answered() {
+    let at = |text: &str| SocketAddr::new(text.parse().expect("an address"), 9);
+    let group_mac = EthernetAddress([0x33, 0x33, 0, 0, 0, 1]);
+    let broadcast = EthernetAddress::BROADCAST;
+    for (version, destinations, sources) in [
+        (
+            Version::V4,
+            &[("10.0.0.255", broadcast), ("255.255.255.255", broadcast), ("224.0.0.1", group_mac)][..],
+            &["10.0.0.255", "255.255.255.255", "224.0.0.1", "10.0.0.1", "127.0.0.1", "0.0.0.0", "240.0.0.1"]
+                [..],
+        ),
+        (
+            Version::V6,
+            &[("ff02::1", group_mac), ("ff02::1:ff00:1", group_mac), ("ff0e::7", group_mac)],
+            &["ff02::1", "fd00::1", "::1", "::", "::ffff:10.0.0.2"],
+        ),
+    ] {
+        let mut s = Script::listening(version);
+        for (to, mac) in destinations {
+            for mac in [*mac, s.local.mac] {
+                let to = Side { mac, at: at(to) };
+                s.inject(echo_request(s.remote, to, b"all"));
+                s.inject(udp(s.remote, to));
+                assert_eq!(s.next_other(), None, "{to:?}");
+            }
+        }
+        for from in sources {
+            let from = Side { at: at(from), ..s.remote };
+            s.inject(echo_request(from, s.local, b"nobody"));
+            s.inject(udp(from, s.local));
+            s.inject(seg(SYN, 0, 0).frame(from, Side { at: (s.local.at.ip(), 80).into(), ..s.local }));
+            assert_eq!(s.next_other(), None, "{from:?}");
+            s.expect_nothing();
+        }
+        // To this host, but in a frame for all.
+        s.inject(echo_request(s.remote, Side { mac: broadcast, ..s.local }, b"all"));
+        assert_eq!(s.next_other(), None);
+        let frames = 4 * destinations.len() + 3 * sources.len() + 1;
+        assert_eq!(s.stack.endpoint().counters().drops.address, frames as u64);
     }
 }
 
@@ -191,7 +247,7 @@ fn an_address_that_another_host_has_is_found_out() {
         let mut own = Ours::new(&link, Path::default(), 1, 100, config(1));
         let other = Config { addresses: other_addresses, ..config(2) };
         let mut other = Ours::new(&link, Path::default(), 2, 100, other);
-        own.net.endpoint_mut().probe_addresses(clock.now());
+        own.net.endpoint_mut().claim_addresses(clock.now());
         clock.run_until(&mut [&mut own, &mut other], Instant::from_secs(2));
         assert_eq!(other.net.endpoint().address_conflict(), None, "the one that was there first has it");
         own.net.endpoint().address_conflict()
@@ -203,23 +259,130 @@ fn an_address_that_another_host_has_is_found_out() {
     }
 }
 
-/// RFC 9293 carries no fragments of its own, and none are put together: they are counted and dropped.
+/// RFC 5227, section 2.3, and RFC 4861, section 7.2.6: neighbours forget who had the addresses before.
 #[test]
-fn fragments_are_dropped() {
-    let mut s = Script::listening(Version::V4);
-    let whole = seg(SYN, 0, 0).frame(s.remote, s.local);
-    for (more, offset) in [(true, 0), (false, 8), (true, 8)] {
-        let mut frame = whole.clone();
-        let mut ip4 = Ipv4Packet::new_unchecked(&mut frame[14..]);
-        ip4.set_dont_frag(false);
-        ip4.set_more_frags(more);
-        ip4.set_frag_offset(offset);
-        ip4.fill_checksum();
-        s.inject(frame);
-        s.expect_nothing();
+fn addresses_are_announced_after_the_probes_and_once_again() {
+    let mut s = Script::new(Version::V4);
+    let (v4, v6) = (ip(Version::V4, 1), ip(Version::V6, 1));
+    let announcement = arp(ArpOperation::Request, s.local, EthernetAddress([0; 6]), v4);
+    let announcement = [&[0xff; 6], &announcement[6..]].concat();
+    let is_advertisement = |frame: &Vec<u8>| {
+        let everyone = "ff02::1".parse::<IpAddr>().expect("an address");
+        let Some((kind, 0, flags, rest)) = icmp(frame) else { return false };
+        let ip6 = Ipv6Packet::new_unchecked(&frame[14..]);
+        let target = [
+            &match v6 {
+                IpAddr::V6(v6) => v6.octets(),
+                IpAddr::V4(_) => unreachable!("it is IPv6"),
+            }[..],
+            &[2, 1],
+            &mac(1).0,
+        ]
+        .concat();
+        kind == 136
+            && flags == 0x2000_0000
+            && rest == target
+            && (IpAddr::from(ip6.src_addr()), IpAddr::from(ip6.dst_addr())) == (v6, everyone)
+    };
+    let now = s.now();
+    s.stack.endpoint_mut().claim_addresses(now);
+    s.advance(Duration::from_millis(250));
+    let probes: Vec<_> = std::iter::from_fn(|| s.next_other()).collect();
+    assert!(!probes.iter().any(|frame| *frame == announcement || is_advertisement(frame)), "{probes:02x?}");
+    for (wait_ms, what) in [(100, "the first time"), (2_000, "once again")] {
+        s.advance(Duration::from_millis(wait_ms));
+        let said: Vec<_> = std::iter::from_fn(|| s.next_other()).collect();
+        assert_eq!(said.iter().filter(|frame| **frame == announcement).count(), 1, "{what}: {said:02x?}");
+        assert_eq!(said.iter().filter(|frame| is_advertisement(frame)).count(), 1, "{what}: {said:02x?}");
     }
-    assert_eq!(s.stack.endpoint().counters().drops.fragment, 3);
-    s.assert_nothing_leaked();
+    s.advance(Duration::from_secs(60));
+    assert_eq!(s.next_other(), None);
+}
+
+/// An address that another host has is not announced, while the others are.
+#[test]
+fn an_address_that_is_taken_is_not_announced() {
+    let mut s = Script::new(Version::V4);
+    let now = s.now();
+    s.stack.endpoint_mut().claim_addresses(now);
+    let other = Side { mac: mac(9), ..s.local };
+    s.inject(arp(ArpOperation::Reply, other, s.local.mac, ip(Version::V4, 1)));
+    s.advance(Duration::from_secs(5));
+    let said: Vec<_> = std::iter::from_fn(|| s.next_other()).collect();
+    let is_announcement = |frame: &&Vec<u8>| frame[12..14] == [8, 6] && frame[28..32] == frame[38..42];
+    assert_eq!(said.iter().filter(is_announcement).count(), 0, "{said:02x?}");
+    assert!(said.iter().any(|frame| icmp(frame).is_some_and(|(kind, ..)| kind == 136)), "{said:02x?}");
+}
+
+/// RFC 5227, section 2.4: found out at any time, told, and defended once in ten seconds.
+#[test]
+fn a_conflict_that_comes_later_is_told_and_the_address_defended() {
+    for version in BOTH_VERSIONS {
+        let mut s = Script::new(version);
+        let other = Side { mac: mac(9), ..s.local };
+        let claims: Vec<_> = match version {
+            Version::V4 => vec![
+                arp(ArpOperation::Request, other, EthernetAddress::BROADCAST, s.local.at.ip()),
+                arp(ArpOperation::Request, other, EthernetAddress::BROADCAST, ip(version, 7)),
+                arp(ArpOperation::Reply, other, s.local.mac, s.local.at.ip()),
+            ],
+            Version::V6 => {
+                let question =
+                    neighbor_solicit(Side { mac: mac(7), at: (ip(version, 7), 0).into() }, s.local.at.ip());
+                let answer = crate::wire::neighbor_answer(other, &question).expect("it is asked for");
+                // The answer goes to all, as that to a probe does.
+                let everyone = Side {
+                    mac: EthernetAddress([0x33, 0x33, 0, 0, 0, 1]),
+                    at: "[ff02::1]:0".parse().expect("one"),
+                };
+                vec![crate::wire::readdressed(&answer, other, everyone)]
+            }
+        };
+        let mut expected = 0;
+        for round in 0..3 {
+            for claim in &claims {
+                s.inject(claim.clone());
+                expected += 1;
+            }
+            let defences = std::iter::from_fn(|| s.next_other()).count();
+            assert_eq!(defences, 1, "round {round}");
+            let told = s.stack.endpoint_mut().take_conflict();
+            assert_eq!(told.is_some(), round == 0, "told once a minute");
+            assert!(told.is_none_or(|told| (told.ip, told.mac) == (s.local.at.ip(), mac(9).0)));
+            assert_eq!(s.stack.endpoint().counters().address_conflicts, expected);
+            s.advance(Duration::from_secs(11));
+        }
+        s.advance(Duration::from_secs(60));
+        s.inject(claims[0].clone());
+        assert!(s.stack.endpoint_mut().take_conflict().is_some());
+    }
+}
+
+/// What a switch or a tap gives back to its sender is neither a request nor a conflict.
+#[test]
+fn frames_from_the_own_ethernet_address_are_dropped_and_counted() {
+    for version in BOTH_VERSIONS {
+        let mut s = Script::listening(version);
+        let looped = Side { mac: s.local.mac, ..s.remote };
+        let itself = Side { mac: s.local.mac, ..s.local };
+        let mut frames = vec![
+            seg(SYN, 0, 0).frame(looped, s.local),
+            echo_request(looped, s.local, b"loop"),
+            udp(looped, s.local),
+        ];
+        frames.extend(crate::wire::fragments_of(&echo_request(looped, s.local, &[1; 2_000]), 1_400, 1));
+        frames.push(match version {
+            Version::V4 => arp(ArpOperation::Request, looped, EthernetAddress::BROADCAST, itself.at.ip()),
+            Version::V6 => neighbor_solicit(looped, itself.at.ip()),
+        });
+        let count = frames.len() as u64;
+        frames.into_iter().for_each(|frame| s.force(frame));
+        s.expect_nothing();
+        assert_eq!(s.next_other(), None);
+        let counters = s.stack.endpoint().counters();
+        assert_eq!(counters.drops.address + counters.drops.fragment, count);
+        assert_eq!((counters.address_conflicts, s.stack.endpoint().address_conflict()), (0, None));
+    }
 }
 
 /// RFC 1122, section 4.2.3.10: nothing that was sent to many is answered by TCP, nor is what was sent to another.

@@ -6,10 +6,10 @@ use std::collections::VecDeque;
 
 use pmem::{Buffer, Extent};
 use smoltcp::time::{Duration, Instant};
-use stack::Config;
 use stack::net::{ConnId, Event, Net, SendError, Transport};
 use stack::sim::{Clock, Host, Link, Path, Port, SimConfig, SimTransport};
 use stack::transport::OverEndpoint as _;
+use stack::{Config, RxChecksum, RxFrame};
 
 use crate::talk::{Version, arena, ip, mac};
 use crate::wire::{ACK, SYN, Seg, Side, data, neighbor_answer, seg};
@@ -133,6 +133,21 @@ impl Script {
     /// The remote sends a frame, and the stack sees it.
     pub fn inject(&mut self, frame: Vec<u8>) {
         self.port.send(self.clock.now(), frame);
+        self.settle();
+    }
+
+    /// The remote sends frames one right behind the other, and the stack sees them all.
+    pub fn inject_all(&mut self, frames: impl IntoIterator<Item = Vec<u8>>) {
+        for frame in frames {
+            self.port.send(self.clock.now(), frame);
+        }
+        self.advance(Duration::from_millis(150));
+    }
+
+    /// The stack gets a frame that no switch would bring it.
+    pub fn force(&mut self, frame: Vec<u8>) {
+        let now = self.now();
+        self.stack.endpoint_mut().receive(now, &mut Forced(frame));
         self.settle();
     }
 
@@ -297,5 +312,21 @@ impl Script {
         self.advance(Duration::from_millis(100));
         self.expect(seg(ACK, ack, seq + 6));
         assert_eq!(self.read(conn), b"alive?");
+    }
+}
+
+struct Forced(Vec<u8>);
+
+impl RxFrame for Forced {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn checksum(&self) -> RxChecksum {
+        RxChecksum::Unknown
+    }
+
+    fn claim(&mut self, _: usize) -> Option<(Buffer, usize)> {
+        None
     }
 }

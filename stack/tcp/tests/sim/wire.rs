@@ -356,3 +356,137 @@ pub fn echo_reply(frame: &[u8]) -> Option<Vec<u8>> {
         _ => None,
     }
 }
+
+/// The frames that carry an IP packet in fragments of at most `step` bytes of payload, which is a multiple of 8.
+pub fn fragments_of(frame: &[u8], step: usize, ident: u16) -> Vec<Vec<u8>> {
+    let (ethernet, packet) = frame.split_at(14);
+    let is_v4 = packet[0] >> 4 == 4;
+    let payload = &packet[if is_v4 { 20 } else { 40 }..];
+    let pieces = payload.chunks(step).enumerate().map(|(number, piece)| {
+        let offset = number * step;
+        let more = offset + piece.len() < payload.len();
+        [ethernet, &fragment_of(packet, piece, offset, more, ident)].concat()
+    });
+    pieces.collect()
+}
+
+/// One fragment of an IP packet, which may be any piece of it.
+pub fn fragment_of(packet: &[u8], piece: &[u8], offset: usize, more: bool, ident: u16) -> Vec<u8> {
+    if packet[0] >> 4 == 4 {
+        let mut bytes = [&packet[..20], piece].concat();
+        let mut ip = Ipv4Packet::new_unchecked(&mut bytes[..]);
+        ip.set_total_len((20 + piece.len()) as u16);
+        ip.set_ident(ident);
+        ip.set_dont_frag(false);
+        ip.set_more_frags(more);
+        ip.set_frag_offset(offset as u16);
+        ip.fill_checksum();
+        return bytes;
+    }
+    let [high, low] = (offset as u16 | u16::from(more)).to_be_bytes();
+    let [x, y] = ident.to_be_bytes();
+    let mut bytes = [&packet[..40], &[packet[6], 0, high, low, 0, 0, x, y], piece].concat();
+    let mut ip = Ipv6Packet::new_unchecked(&mut bytes[..]);
+    ip.set_payload_len((8 + piece.len()) as u16);
+    ip.set_next_header(IpProtocol::Ipv6Frag);
+    bytes
+}
+
+/// The frame whose packet came in these fragments, in any order; they must fit together without a gap.
+pub fn whole_of(frames: &[Vec<u8>]) -> Vec<u8> {
+    let mut pieces: Vec<(usize, bool, Vec<u8>)> = vec![];
+    let first = &frames[0];
+    let is_v4 = first[14] >> 4 == 4;
+    for frame in frames {
+        let packet = &frame[14..];
+        pieces.push(if is_v4 {
+            let ip = Ipv4Packet::new_checked(packet).expect("the fragment is whole");
+            assert!(ip.verify_checksum(), "the header's checksum is wrong");
+            (ip.frag_offset().into(), ip.more_frags(), ip.payload().to_vec())
+        } else {
+            let ip = Ipv6Packet::new_checked(packet).expect("the fragment is whole");
+            assert_eq!(ip.next_header(), IpProtocol::Ipv6Frag);
+            let word = u16::from_be_bytes([ip.payload()[2], ip.payload()[3]]);
+            (usize::from(word & !7), word & 1 != 0, ip.payload()[8..].to_vec())
+        });
+    }
+    pieces.sort();
+    let mut payload = vec![];
+    for (number, (offset, more, piece)) in pieces.iter().enumerate() {
+        assert_eq!(*offset, payload.len(), "a gap or an overlap");
+        assert_eq!(*more, number + 1 < pieces.len());
+        payload.extend_from_slice(piece);
+    }
+    let mut whole = [&first[..if is_v4 { 34 } else { 54 }], &payload[..]].concat();
+    if is_v4 {
+        let mut ip = Ipv4Packet::new_unchecked(&mut whole[14..]);
+        ip.set_total_len((20 + payload.len()) as u16);
+        ip.set_more_frags(false);
+        ip.set_frag_offset(0);
+        ip.fill_checksum();
+    } else {
+        let next = first[54];
+        let mut ip = Ipv6Packet::new_unchecked(&mut whole[14..]);
+        ip.set_payload_len(payload.len() as u16);
+        ip.set_next_header(next.into());
+    }
+    whole
+}
+
+/// A frame of IPv6 with extension headers between, of which the first is of type `first`. Where one of them has the
+/// type of what follows there must be that of the frame's own payload in the last.
+pub fn with_extensions(frame: &[u8], first: u8, extensions: &[u8]) -> Vec<u8> {
+    let mut bytes = [&frame[..54], extensions, &frame[54..]].concat();
+    let len = bytes.len() - 54;
+    let mut ip = Ipv6Packet::new_unchecked(&mut bytes[14..]);
+    ip.set_next_header(first.into());
+    ip.set_payload_len(len as u16);
+    bytes
+}
+
+/// A UDP datagram of 18 bytes to a port where nobody listens.
+pub fn udp(from: Side, to: Side) -> Vec<u8> {
+    ip_frame(from, to, IpProtocol::Udp, 26, |bytes| {
+        bytes[..2].copy_from_slice(&from.at.port().to_be_bytes());
+        bytes[2..4].copy_from_slice(&9_u16.to_be_bytes());
+        bytes[4..6].copy_from_slice(&26_u16.to_be_bytes());
+        let mut udp = smoltcp::wire::UdpPacket::new_unchecked(bytes);
+        udp.fill_checksum(&from.at.ip().into(), &to.at.ip().into());
+    })
+}
+
+/// Type, code, and the second word of an ICMP message, and what it carries.
+pub fn icmp(frame: &[u8]) -> Option<(u8, u8, u32, Vec<u8>)> {
+    let ethernet = EthernetFrame::new_checked(frame).ok()?;
+    let message = match ethernet.ethertype() {
+        EthernetProtocol::Ipv4 => {
+            let ip = Ipv4Packet::new_checked(ethernet.payload()).ok()?;
+            assert!(ip.verify_checksum(), "the header's checksum is wrong");
+            let icmp = Icmpv4Packet::new_checked(ip.payload()).ok()?;
+            assert!(icmp.verify_checksum(), "the checksum is wrong");
+            (ip.next_header() == IpProtocol::Icmp).then_some(ip.payload())?
+        }
+        EthernetProtocol::Ipv6 => {
+            let ip = Ipv6Packet::new_checked(ethernet.payload()).ok()?;
+            let icmp = Icmpv6Packet::new_checked(ip.payload()).ok()?;
+            (ip.next_header() == IpProtocol::Icmpv6).then_some(())?;
+            assert!(icmp.verify_checksum(&ip.src_addr(), &ip.dst_addr()), "the checksum is wrong");
+            ip.payload()
+        }
+        _ => return None,
+    };
+    let word = u32::from_be_bytes(message[4..8].try_into().ok()?);
+    Some((message[0], message[1], word, message[8..].to_vec()))
+}
+
+/// An ICMPv6 message, as if it were from another side to another one.
+pub fn readdressed(frame: &[u8], from: Side, to: Side) -> Vec<u8> {
+    let message = &frame[54..];
+    let (IpAddr::V6(source), IpAddr::V6(destination)) = (from.at.ip(), to.at.ip()) else {
+        panic!("ICMPv6 is for IPv6")
+    };
+    ip_frame(from, to, IpProtocol::Icmpv6, message.len(), |bytes| {
+        bytes.copy_from_slice(message);
+        Icmpv6Packet::new_unchecked(bytes).fill_checksum(&source, &destination);
+    })
+}
