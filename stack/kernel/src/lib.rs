@@ -13,13 +13,11 @@
 
 mod config;
 mod connection;
-#[cfg(feature = "baselines")]
+#[cfg(feature = "kcm")]
 pub mod kcm;
 mod listener;
 mod ring;
 mod waker;
-#[cfg(feature = "baselines")]
-pub mod zerocopy;
 
 use std::collections::VecDeque;
 use std::io;

@@ -4,8 +4,10 @@
 //! that there is nothing, which costs a system call a request. SO_BUSY_POLL is not used: it would poll the device
 //! from the server's system call, in time that is measured, and veth has nothing to poll.
 
+mod kcm;
 mod keep;
 mod link;
+mod zerocopy;
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;

@@ -5,9 +5,9 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use anyhow::Context as _;
 use rustix::io::Result;
 use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
-use stack::transport::kernel::kcm::{KcmSocket, RequestFramer};
-use stack::transport::kernel::zerocopy::ZeroCopySocket;
 
+use super::kcm::{KcmSocket, RequestFramer};
+use super::zerocopy::ZeroCopySocket;
 use crate::serve::{ServeArgs, Skipped};
 
 /// A connection.

@@ -1,15 +1,17 @@
 //! The program that tells the kernel where an HTTP request ends, in the kernel's machine language
 //! (Documentation/bpf/standardization/instruction-set.rst).
 
+use rustix::io::Errno;
+
 /// Longest head of a request: as far as the kernel's verifier is asked to follow.
 const MAX_HEAD_BYTES: u32 = 1024;
 
 /// The result for a head or a body that is too long.
-const TOO_LONG: i32 = -libc::EMSGSIZE;
+const TOO_LONG: i32 = -Errno::MSGSIZE.raw_os_error();
 /// The result for a length that is no number, and for a second one.
-const MALFORMED: i32 = -libc::EBADMSG;
+const MALFORMED: i32 = -Errno::BADMSG.raw_os_error();
 /// The result where another request has begun.
-const TOO_SOON: i32 = -libc::EPROTO;
+const TOO_SOON: i32 = -Errno::PROTO.raw_os_error();
 
 /// A register of the machine.
 type Register = u8;
