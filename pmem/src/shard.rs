@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use crate::{
@@ -35,6 +36,8 @@ pub struct Shard {
     committed: u64,
     next: u64,
     limits: Limits,
+    /// What commits are timed by.
+    clock: quanta::Clock,
     recovery: Recovery,
     quarantined: Quarantined,
     /// The buffer that short records are copied into.
@@ -96,6 +99,7 @@ pub struct Durable {
     shard: u64,
     /// Every entry below is durable.
     next: u64,
+    took: Duration,
 }
 
 /// A durable record's number. Only [`Durable::confirm`] makes one.
@@ -125,6 +129,12 @@ pub struct Trimmed {
 }
 
 impl Durable {
+    /// How long the commit took, from its beginning until the medium said that it is done; zero if there was nothing to
+    /// commit. It is for statistics.
+    pub fn took(&self) -> Duration {
+        self.took
+    }
+
     /// Turns an append into its receipt.
     ///
     /// # Errors
@@ -173,6 +183,7 @@ impl Shard {
             committed: parts.next,
             next: parts.next,
             limits: parts.limits,
+            clock: quanta::Clock::new(),
             recovery: parts.recovery,
             quarantined: parts.quarantined,
             pack: None,
@@ -356,14 +367,17 @@ impl Shard {
     /// nothing more.
     pub fn commit(&mut self) -> Result<Durable, CommitError> {
         self.sound()?;
+        let mut took = Duration::ZERO;
         if self.uncommitted() {
+            let begin = self.clock.raw();
             self.flush_pack();
             self.counters.fences += 1;
             let fenced = self.arena.medium().fence();
+            took = self.clock.delta(begin, self.clock.raw());
             self.fenced(fenced)?;
             self.committed = self.next;
         }
-        Ok(Durable { shard: self.id, next: self.committed })
+        Ok(Durable { shard: self.id, next: self.committed, took })
     }
 
     /// Removes the durable records with numbers below `before`, readable or not. The new head is durable before their

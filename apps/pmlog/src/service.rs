@@ -4,6 +4,8 @@
 //! commit that ends the burst. Replies leave in the order of the requests. Requests that look at the store
 //! (or trim it) wait until all earlier replies of their connection are out, so that they see what those did.
 
+mod checked;
+mod commits;
 mod connection;
 mod foreign;
 mod hall;
@@ -19,10 +21,12 @@ use pmem::{Durable, Shard};
 use smoltcp::time::{Duration, Instant};
 use stack::net::{ConnId, Event, Net, Service};
 
+use checked::Alarm;
 use connection::{Connection, Patience};
 use peers::Peers;
 use render::Rendered;
 
+pub use commits::{CommitSummary, CommitTimes};
 pub use hall::{Hall, Waker};
 pub use render::MAX_SHARDS;
 
@@ -119,6 +123,11 @@ struct Common {
     counters: Counters,
     /// What the medium said when it failed. Nothing is written from then on.
     failed: Option<String>,
+    /// Connections that this core may have at a time.
+    max_connections: u32,
+    commits: CommitTimes,
+    /// Of records that have changed under the server.
+    alarm: Alarm,
     /// Connections with appends in the current burst.
     awaiting: Vec<ConnId>,
     rendered: Rendered,
@@ -170,6 +179,9 @@ impl LogService {
                 domain: config.domain,
                 counters: Counters::default(),
                 failed: None,
+                max_connections: config.max_connections,
+                commits: CommitTimes::default(),
+                alarm: Alarm::default(),
                 awaiting: Vec::with_capacity(connections),
                 rendered: Rendered::default(),
                 now,
@@ -183,6 +195,16 @@ impl LogService {
     /// What the service has done.
     pub fn counters(&self) -> Counters {
         self.common.counters
+    }
+
+    /// How long commits have taken.
+    pub fn commit_times(&self) -> &CommitTimes {
+        &self.common.commits
+    }
+
+    /// Records that were found to have changed under the server.
+    pub fn altered_records(&self) -> u64 {
+        self.common.alarm.raised()
     }
 
     /// What the medium said when it failed, if it did.
@@ -202,7 +224,9 @@ impl LogService {
         peers.publish(shard);
         peers.publish_connections(self.common.counters.connections);
         let mut failure = None;
-        let mut has_worked = peers.answer_others(shard, |why| failure = Some(why.to_owned()));
+        let Common { alarm, now, .. } = &mut self.common;
+        let mut has_worked = peers.answer_others(shard, alarm, *now, |why| failure = Some(why.to_owned()));
+        peers.publish_altered(alarm.raised());
         peers.close_leases();
         peers.take_stalled(&mut self.woken);
         self.common.peers = Some(peers);
@@ -231,6 +255,9 @@ impl LogService {
             return;
         }
         self.ticked = now;
+        if let Some(peers) = &self.common.peers {
+            peers.publish_commits(&self.common.commits);
+        }
         for place in self.places.iter_mut().filter(|place| place.is_open()) {
             place.tick(&mut self.common, net, shard);
         }
@@ -290,6 +317,7 @@ impl Service for LogService {
     }
 
     fn committed<N: Net>(&mut self, durable: &Durable, net: &mut N, shard: &mut Shard) {
+        self.common.commits.record(durable.took());
         // Who is told of a record finds it counted, whichever core he asks.
         if let Some(peers) = &self.common.peers {
             peers.publish(shard);

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Lab, body, post, request, responses};
+use common::{Lab, alter, body, post, request, responses};
 use pmem::{Options, Region};
 use pmlog::service::{Hall, LogService, ServiceConfig};
 use serde_json::Value;
@@ -25,7 +25,10 @@ fn medium(bytes: usize) -> Arc<pmem::LineModel> {
 impl Cores {
     fn over(medium: &Arc<pmem::LineModel>, cores: u32, shards: u32) -> Self {
         let options = Options { shards_if_new: Some(shards), ..Options::default() };
-        let region = Region::over(medium.clone(), &options).expect("a store");
+        Self::of(Region::over(medium.clone(), &options).expect("a store"), cores)
+    }
+
+    fn of(region: Region, cores: u32) -> Self {
         let mut shards: Vec<_> = region.into_seeds().into_iter().map(|seed| seed.open().ok()).collect();
         let hall = Hall::new(shards.len() as u32, cores);
         hall.publish((0..).zip(&shards).filter_map(|(index, shard)| Some((index, shard.as_ref()?))));
@@ -329,6 +332,39 @@ fn a_list_of_several_shards_ends_where_records_are_trimmed_before_their_turn() {
 }
 
 #[test]
+fn what_was_altered_is_not_given_to_another_core_either() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("store.pm");
+    let options = Options { size: Some(32 << 20), shards_if_new: Some(2), ..Options::default() };
+    let mut cores = Cores::of(Region::open(&path, &options).expect("a store in a file"), 2);
+    for (count, (len, at)) in
+        [(20, 3), (1000, 999), (16_384, 16_000), (60_000, 30_000), (500_000, 300_000)].into_iter().enumerate()
+    {
+        let bytes = body(len as u64, len);
+        let name = cores.append(1, &bytes);
+        let from = at.min(len - 16);
+        alter(&path, &bytes[from..from + 16], at - from);
+        let conn = cores.0[0].connect();
+        cores.0[0].send(conn, &request("GET", &format!("/records/{name}")));
+        cores.settle();
+        let sent = std::mem::take(&mut cores.0[0].client(conn).sent);
+        if len > 100_000 {
+            assert!(cores.0[0].client(conn).aborted, "{len} bytes");
+            let head = memchr::memmem::find(&sent, b"\r\n\r\n").expect("a head") + 4;
+            assert!(bytes.starts_with(&sent[head..]), "{len} bytes");
+            assert!(sent.len() - head <= at && sent.len() - head > 200_000, "{} bytes", sent.len());
+        } else {
+            assert_eq!(responses(&sent)[0].status, 500, "{len} bytes");
+        }
+        for core in 0..2 {
+            assert_eq!(cores.get(core, &format!("/records/{name}")).status, 410, "{len} bytes");
+            let health = cores.get(core, "/health").json();
+            assert_eq!((&health["altered"], &health["damaged"]), (&(count + 1).into(), &(count + 1).into()));
+        }
+    }
+}
+
+#[test]
 fn any_core_trims_any_shard_and_no_other() {
     let mut cores = Cores::new(2);
     let names: Vec<String> = (0..6).map(|n| cores.append(n % 2, b"to be trimmed, or not")).collect();
@@ -426,6 +462,18 @@ fn health_is_that_of_all_cores() {
     let shards = health["shards"].as_array().expect("both shards");
     assert!(shards.len() == 2 && shards.iter().all(|shard| shard["records"] == 1), "{health}");
     assert_eq!(health["head"], Value::Null, "{health}");
+    assert_eq!(number("max_connections"), Some(2 * 1024), "{health}");
+    assert_eq!(number("connections"), Some(3), "{health}");
+    let entries = |lab: &Lab| (lab.shard.log_entries(), lab.shard.free_log_entries());
+    let (all, free): (Vec<_>, Vec<_>) = cores.0.iter().map(entries).unzip();
+    assert_eq!(number("log_entries"), Some(all.iter().sum()), "{health}");
+    assert_eq!(number("free_log_entries"), Some(free.iter().sum()), "{health}");
+    assert!(shards.iter().zip(free).all(|(shard, free)| shard["free_log_entries"] == free), "{health}");
+    // Another core's commits are counted a second later.
+    for lab in &mut cores.0 {
+        lab.advance(smoltcp::time::Duration::from_secs(2));
+    }
+    assert_eq!(cores.get(0, "/health").json()["commits"]["count"], 2);
 }
 
 /// A reply to an append is counted by then, though the core that is asked has not heard of it yet.

@@ -254,6 +254,15 @@ fn health_tells_how_the_store_is() {
     assert_eq!(health["next"], lab.shard.next_seq());
     assert_eq!(health["head"], 1);
     assert_eq!(health["free_buffers"], lab.free_buffers());
+    assert_eq!((&health["connections"], &health["max_connections"]), (&1.into(), &1024.into()));
+    assert_eq!(health["log_entries"], lab.shard.log_entries());
+    let used = lab.shard.next_seq() - 1;
+    assert_eq!(health["free_log_entries"], lab.shard.log_entries() - used, "{used} are used");
+    assert_eq!((&health["damaged"], &health["altered"]), (&0.into(), &0.into()));
+    let commits = &health["commits"];
+    assert_eq!(commits["count"], 3);
+    let figures = ["p50_us", "p99_us", "p999_us", "max_us"].map(|key| commits[key].as_u64().expect("a time"));
+    assert!(figures.is_sorted() && figures[0] > 0, "{commits}");
     lab.ask(conn, &request("DELETE", &format!("/records?before={}", lab.shard.next_seq())));
     assert_eq!(lab.ask(conn, &request("GET", "/health")).json()["records"], 0);
 }

@@ -164,7 +164,21 @@ fn lab_in(state: &str) -> (Lab, u64) {
     match state {
         "full" => {
             let conn = lab.connect();
-            while lab.ask(conn, &post(b"x")).status == 200 {}
+            let refused = loop {
+                let reply = lab.ask(conn, &post(b"x"));
+                if reply.status != 200 {
+                    break reply;
+                }
+            };
+            // What is full is the log, and not the buffers.
+            assert_eq!(refused.status, 507);
+            let reason = refused.reason();
+            assert!(reason.contains("log is full") && reason.contains("1 log entries, and 0"), "{reason}");
+            assert!(reason.contains("trim") && reason.contains("larger store"), "{reason}");
+            let health = lab.ask(conn, &request("GET", "/health")).json();
+            assert_eq!(health["free_log_entries"], 0, "{health}");
+            assert_eq!(health["log_entries"], lab.shard.log_entries(), "{health}");
+            assert!(health["free_buffers"].as_u64() > Some(100), "{health}");
         }
         "failed" => lab.service.commit_failed("the medium is gone", &mut lab.wire, &mut lab.shard),
         _ => {}
@@ -254,7 +268,8 @@ fn a_full_store_refuses_and_goes_on_after_a_trim() {
         match reply.status {
             200 => kept.push((reply.json()["seq"].as_u64().expect("a number"), body)),
             507 => {
-                assert!(reply.reason().contains("trim"), "{:?}", reply.reason());
+                let reason = reply.reason();
+                assert!(reason.contains("buffers are full") && reason.contains("trim"), "{reason}");
                 // Nothing is lost, and another client is served.
                 let (seq, body) = &kept[kept.len() / 2];
                 let reply = lab.ask(reader, &request("GET", &format!("/records/{seq}")));

@@ -1,6 +1,6 @@
 //! Why a request is refused, in one line, and with which status.
 
-use pmem::AppendError;
+use pmem::{AppendError, EntryFault, Full};
 
 /// A status line's number and phrase (RFC 9110, section 15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,25 @@ pub enum Refusal {
         head: u64,
         /// The number of the next record to come.
         next: u64,
+    },
+    /// A record that was found damaged before.
+    #[error("record {seq} is damaged and cannot be given: log entry {entry}: {fault}")]
+    Damaged {
+        /// The number asked for.
+        seq: u64,
+        /// The log entry that is wrong.
+        entry: u64,
+        /// What is wrong with it.
+        fault: EntryFault,
+    },
+    /// A record whose bytes are no longer those that were acknowledged.
+    #[error(
+        "record {seq} is not what was stored: its checksum does not match, so something else wrote into the store, or \
+         the medium fails"
+    )]
+    Altered {
+        /// The number asked for.
+        seq: u64,
     },
     /// A list was to begin with records that are trimmed.
     #[error(
@@ -138,15 +157,33 @@ pub enum Refusal {
     #[error("the store failed earlier and takes no more writes; restart the server to recover")]
     StoreFailed,
     /// No room for the record.
-    #[error("the store is full; trim old records with DELETE /records?before=N")]
-    StoreFull,
+    #[error("{}; trim old records with DELETE /records?before=N, or {}", what_is_full(.0), how_more(.0))]
+    StoreFull(Full),
+}
+
+fn what_is_full(full: &Full) -> String {
+    match full {
+        Full::LogEntries { needed, free } => {
+            format!("the store's log is full: the record takes {needed} log entries, and {free} are free")
+        }
+        Full::Buffers { free, reserve } => {
+            format!("the store's buffers are full: {free} are free, and {reserve} are left to the network")
+        }
+    }
+}
+
+fn how_more(full: &Full) -> &'static str {
+    match full {
+        Full::LogEntries { .. } => "make a larger store, whose log is longer",
+        Full::Buffers { .. } => "make a larger store",
+    }
 }
 
 /// How a client is told that its record was not appended.
 impl From<AppendError> for Refusal {
     fn from(error: AppendError) -> Self {
         match error {
-            AppendError::Full { .. } => Self::StoreFull,
+            AppendError::Full(full) => Self::StoreFull(full),
             AppendError::TooLong { max, .. } => Self::TooLarge { max },
             AppendError::Poisoned { .. } => Self::StoreFailed,
             AppendError::Foreign => Self::Foreign,
@@ -167,18 +204,18 @@ impl Refusal {
             Self::NoResource | Self::NoRecord { .. } | Self::NoShard { .. } => Status::new(404, "Not Found"),
             Self::Method { .. } => Status::new(405, "Method Not Allowed"),
             Self::Timeout => Status::new(408, "Request Timeout"),
-            Self::Trimmed { .. } => Status::new(410, "Gone"),
+            Self::Trimmed { .. } | Self::Damaged { .. } => Status::new(410, "Gone"),
             Self::LengthRequired => Status::new(411, "Length Required"),
             Self::TooLarge { .. } => Status::new(413, "Content Too Large"),
             Self::Expectation => Status::new(417, "Expectation Failed"),
             Self::HeadTooLarge { .. } => Status::new(431, "Request Header Fields Too Large"),
-            Self::CommitFailed | Self::TrimFailed | Self::Foreign => {
+            Self::Altered { .. } | Self::CommitFailed | Self::TrimFailed | Self::Foreign => {
                 Status::new(500, "Internal Server Error")
             }
             Self::Coding => Status::new(501, "Not Implemented"),
             Self::StoreFailed => Status::new(503, "Service Unavailable"),
             Self::Version => Status::new(505, "HTTP Version Not Supported"),
-            Self::StoreFull => Status::new(507, "Insufficient Storage"),
+            Self::StoreFull(_) => Status::new(507, "Insufficient Storage"),
         }
     }
 

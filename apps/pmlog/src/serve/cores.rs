@@ -20,7 +20,7 @@ use super::report::{Report, Started};
 use super::run::{self, Spent, Surroundings};
 use super::{Access, LogServer, Served};
 use crate::cli::ServeArgs;
-use crate::service::{Counters, Hall, LogService, ServiceConfig};
+use crate::service::{CommitTimes, Counters, Hall, LogService, ServiceConfig};
 
 /// Between two lines of rates.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -60,6 +60,9 @@ pub(super) struct Totals<N> {
     pub(super) fences: u64,
     pub(super) flushed_lines: u64,
     pub(super) copied_bytes: u64,
+    pub(super) commits: CommitTimes,
+    /// Records that were found to have changed under the server.
+    pub(super) altered_records: u64,
     /// CPU time of the cores' threads, and the part of it in turns of their loops that found something to do.
     pub(super) cpu: Duration,
     pub(super) busy_cpu: Duration,
@@ -340,6 +343,8 @@ impl<N> Totals<N> {
             fences: shards().map(|shard| shard.counters().fences).sum(),
             flushed_lines: shards().map(|shard| shard.counters().flushed_lines).sum(),
             copied_bytes: shards().map(|shard| shard.counters().copied_bytes).sum(),
+            commits: server.service().commit_times().clone(),
+            altered_records: server.service().altered_records(),
             cpu: run::thread_cpu(),
             busy_cpu: spent.busy_cpu(),
             network: server.transport().totals(),
@@ -354,6 +359,8 @@ impl<N: AddAssign> AddAssign for Totals<N> {
         self.fences += other.fences;
         self.flushed_lines += other.flushed_lines;
         self.copied_bytes += other.copied_bytes;
+        self.commits += &other.commits;
+        self.altered_records += other.altered_records;
         self.cpu += other.cpu;
         self.busy_cpu += other.busy_cpu;
         self.network += other.network;

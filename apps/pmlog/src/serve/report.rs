@@ -12,7 +12,7 @@ use serde::Serialize;
 use stack::profile::{Profile, Summary};
 
 use super::cores::{ShardStart, Totals};
-use crate::service::Counters;
+use crate::service::{CommitSummary, Counters};
 
 /// Where the reports go.
 pub(super) struct Report<'a, W> {
@@ -83,6 +83,9 @@ struct Sums<'a, N> {
     fences: u64,
     flushed_lines: u64,
     copied_bytes: u64,
+    commits: CommitSummary,
+    /// Records that were found to have changed under the server.
+    altered_records: u64,
     /// CPU time of the cores, and of it what was not spent on looking in vain for something to do.
     cpu_us: u64,
     busy_cpu_us: u64,
@@ -144,6 +147,17 @@ impl<'a, W: Write> Report<'a, W> {
             counters.read_records,
             counters.refused
         )?;
+        let commits = totals.commits.summary();
+        if commits.count > 0 {
+            writeln!(self.out, "commits   {commits}")?;
+        }
+        if totals.altered_records > 0 {
+            writeln!(
+                self.out,
+                "altered   {} records had changed when they were read",
+                totals.altered_records
+            )?;
+        }
         Ok(self.out.flush()?)
     }
 
@@ -263,6 +277,8 @@ impl<'a, N> Sums<'a, N> {
             fences: totals.fences,
             flushed_lines: totals.flushed_lines,
             copied_bytes: totals.copied_bytes,
+            commits: totals.commits.summary(),
+            altered_records: totals.altered_records,
             cpu_us: totals.cpu.as_micros() as u64,
             busy_cpu_us: totals.busy_cpu.as_micros() as u64,
             crossed_read_bytes: service.crossed_bytes,

@@ -22,8 +22,9 @@ pub(super) struct Fetch {
     shard: u32,
     seq: u64,
     stage: FetchStage,
-    /// The record's length, until the status line and fields are out.
-    head: Option<u64>,
+    /// The record's length and checksum, until the status line and fields are out.
+    head: Option<(u64, u32)>,
+    is_begun: bool,
     /// Bytes that are not sent yet.
     left: u64,
 }
@@ -37,24 +38,27 @@ enum FetchStage {
     Asked,
     /// A part is here, and sent in part.
     Part { bytes: Borrowed, sent: usize, lease: Option<Held> },
+    /// The rest cannot be had.
+    Failed,
 }
 
 impl Fetch {
     pub(super) fn new(core: usize, shard: u32, seq: u64) -> Self {
-        Self { core, shard, seq, stage: FetchStage::Begin, head: None, left: 0 }
+        Self { core, shard, seq, stage: FetchStage::Begin, head: None, is_begun: false, left: 0 }
     }
 
-    /// The number asked for.
-    pub(super) fn seq(&self) -> u64 {
-        self.seq
-    }
-
-    /// A part has come.
-    pub(super) fn take(&mut self, len_bytes: Option<u64>, bytes: Borrowed, lease: Option<Held>) {
-        if let Some(len_bytes) = len_bytes {
-            (self.head, self.left) = (Some(len_bytes), len_bytes);
+    /// A part has come, the first one with the record's length and checksum.
+    pub(super) fn take(&mut self, begins: Option<(u64, u32)>, bytes: Borrowed, lease: Option<Held>) {
+        if let Some((len_bytes, _)) = begins {
+            (self.head, self.left, self.is_begun) = (begins, len_bytes, true);
         }
         self.stage = FetchStage::Part { bytes, sent: 0, lease };
+    }
+
+    /// There is nothing more to come. True if nothing has been sent yet that would have to be taken back.
+    pub(super) fn fail(&mut self) -> bool {
+        self.stage = FetchStage::Failed;
+        !self.is_begun
     }
 
     pub(super) fn send<N: Net>(
@@ -64,9 +68,12 @@ impl Fetch {
         peers: &mut Peers,
         manner: Manner,
     ) -> Result<(), Progress> {
+        if let FetchStage::Failed = self.stage {
+            return Err(Progress::Broken);
+        }
         if let FetchStage::Part { bytes, sent, lease } = &mut self.stage {
-            if let Some(len_bytes) = self.head {
-                out.text(rendered.record_head(len_bytes, manner))?;
+            if let Some((len_bytes, crc32c)) = self.head {
+                out.text(rendered.record_head(len_bytes, crc32c, manner))?;
                 self.head = None;
             }
             if manner.is_head() {
@@ -285,6 +292,7 @@ impl std::fmt::Debug for FetchStage {
             Self::Next(_) => "Next",
             Self::Asked => "Asked",
             Self::Part { .. } => "Part",
+            Self::Failed => "Failed",
         })
     }
 }

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arrayvec::ArrayVec;
 use crossbeam_queue::ArrayQueue;
@@ -15,6 +15,9 @@ use serde::Serialize;
 use stack::doze::Doze;
 pub use stack::doze::Waker;
 use stack::net::ConnId;
+
+use super::commits::CommitTimes;
+use crate::http::Refusal;
 
 /// Questions of one core that may be open at a time.
 pub(super) const MAX_ASKED: usize = 256;
@@ -34,6 +37,9 @@ struct Desk {
     questions: ArrayQueue<Question>,
     answers: ArrayQueue<Answer>,
     connections: AtomicU64,
+    altered: AtomicU64,
+    /// Those of a moment ago; nobody waits for them.
+    commits: Mutex<CommitTimes>,
     has_left: AtomicBool,
     /// What the medium said when it failed.
     failure: OnceLock<String>,
@@ -83,9 +89,10 @@ pub(super) struct Answer {
 
 /// What is answered.
 pub(super) enum Outcome {
-    /// A record's length, and the first of it; a lease if there is more.
+    /// A record's length and checksum, and the first of it; a lease if there is more.
     Opened {
         len_bytes: u64,
+        crc32c: u32,
         chunk: Chunk,
         lease: Option<LeaseId>,
     },
@@ -94,11 +101,10 @@ pub(super) enum Outcome {
         chunk: Chunk,
         lease: Option<LeaseId>,
     },
-    /// No such record; those that there are have numbers from `head` to before `next`.
-    NoRecord {
+    /// No such record, or nothing more of it.
+    Unreadable {
         chunk: Chunk,
-        head: u64,
-        next: u64,
+        refusal: Refusal,
     },
     Listed(Box<Page>),
     Trimmed(Trimmed),
@@ -135,6 +141,8 @@ impl Hall {
             questions: ArrayQueue::new(MAX_ASKED * cores as usize),
             answers: ArrayQueue::new(MAX_ASKED),
             connections: AtomicU64::new(0),
+            altered: AtomicU64::new(0),
+            commits: Mutex::default(),
             has_left: AtomicBool::new(false),
             failure: OnceLock::new(),
             doze: Doze::default(),
@@ -218,6 +226,32 @@ impl Hall {
         self.desks[core].connections.store(connections, Ordering::Relaxed);
     }
 
+    /// Says how many records a core has found to have changed.
+    pub(super) fn publish_altered(&self, core: usize, altered: u64) {
+        self.desks[core].altered.store(altered, Ordering::Relaxed);
+    }
+
+    /// How often records were found to have changed, by all cores.
+    pub(super) fn altered(&self) -> u64 {
+        self.desks.iter().map(|desk| desk.altered.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Says how long a core's commits have taken; not now if somebody is reading that.
+    pub(super) fn publish_commits(&self, core: usize, times: &CommitTimes) {
+        if let Ok(mut commits) = self.desks[core].commits.try_lock() {
+            commits.clone_from(times);
+        }
+    }
+
+    /// How long the commits of all cores have taken; of those but this one, as of a second ago.
+    pub(super) fn commits(&self, core: usize, own: &CommitTimes) -> CommitTimes {
+        let mut sum = own.clone();
+        for (_, desk) in self.desks.iter().enumerate().filter(|(other, _)| *other != core) {
+            sum += &*desk.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        }
+        sum
+    }
+
     /// Says how shards are. It is said of each shard before any core serves, so that the first to be asked knows of all.
     pub fn publish<'a>(&self, shards: impl Iterator<Item = (u32, &'a Shard)>) {
         for (index, shard) in shards {
@@ -260,8 +294,13 @@ pub(super) struct ShardState {
     pub(super) next: u64,
     pub(super) records: u64,
     pub(super) free_buffers: u64,
+    pub(super) free_log_entries: u64,
+    /// Records, or runs of log entries, that are damaged.
+    pub(super) damaged: u64,
     #[serde(skip)]
     pub(super) buffers: u64,
+    #[serde(skip)]
+    pub(super) log_entries: u64,
     #[serde(skip)]
     pub(super) appended_records: u64,
     #[serde(skip)]
@@ -277,7 +316,9 @@ pub(super) struct ShardState {
 /// A shard's state in lines of its own, for all cores to read.
 #[derive(Default)]
 #[repr(align(128))]
-struct Board([AtomicU64; 10]);
+struct Board([AtomicU64; FIELDS]);
+
+const FIELDS: usize = 13;
 
 impl ShardState {
     pub(super) fn of(shard: &Shard) -> Self {
@@ -287,7 +328,10 @@ impl ShardState {
             next: shard.committed_seq(),
             records: shard.recovery().records + counters.appended_records - counters.trimmed_records,
             free_buffers: shard.arena().free_buffers() as u64,
+            free_log_entries: shard.free_log_entries(),
+            damaged: shard.quarantine_counts().0,
             buffers: shard.arena().buffers() as u64,
+            log_entries: shard.log_entries(),
             appended_records: counters.appended_records,
             payload_bytes: counters.payload_bytes,
             copied_bytes: counters.copied_bytes,
@@ -296,13 +340,16 @@ impl ShardState {
         }
     }
 
-    fn fields(&mut self) -> [&mut u64; 10] {
+    fn fields(&mut self) -> [&mut u64; FIELDS] {
         [
             &mut self.head,
             &mut self.next,
             &mut self.records,
             &mut self.free_buffers,
+            &mut self.free_log_entries,
+            &mut self.damaged,
             &mut self.buffers,
+            &mut self.log_entries,
             &mut self.appended_records,
             &mut self.payload_bytes,
             &mut self.copied_bytes,

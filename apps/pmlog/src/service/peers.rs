@@ -6,9 +6,12 @@ use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use pmem::{Piece, Record, Shard};
+use pmem::{Quarantine, Shard};
+use smoltcp::time::Instant;
 use stack::net::ConnId;
 
+use super::checked::{Alarm, Checked, Unreadable};
+use super::commits::CommitTimes;
 use super::hall::{
     Answer, Chunk, Hall, LeaseId, MAX_ASKED, Outcome, PAGE_RECORDS, Page, PageWish, Question, Wish,
 };
@@ -96,6 +99,19 @@ impl Peers {
         self.hall.publish_connections(self.core, connections);
     }
 
+    pub(super) fn publish_altered(&self, altered: u64) {
+        self.hall.publish_altered(self.core, altered);
+    }
+
+    pub(super) fn publish_commits(&self, times: &CommitTimes) {
+        self.hall.publish_commits(self.core, times);
+    }
+
+    /// How long the commits of all cores have taken.
+    pub(super) fn commits(&self, own: &CommitTimes) -> CommitTimes {
+        self.hall.commits(self.core, own)
+    }
+
     pub(super) fn publish_failure(&self, why: &str) {
         self.hall.publish_failure(self.core, why);
     }
@@ -159,17 +175,19 @@ impl Peers {
     pub(super) fn next_answer(&mut self) -> Option<(ConnId, Reading)> {
         let Answer { core, conn, outcome } = self.hall.next_answer(self.core)?;
         self.open_questions -= 1;
-        let part = |len_bytes, chunk, lease: Option<LeaseId>| Reading::Part {
-            len_bytes,
+        let part = |begins, chunk, lease: Option<LeaseId>| Reading::Part {
+            begins,
             bytes: Borrowed { chunk: Some(chunk), home: self.chunks.clone() },
             lease: lease.map(|lease| Held { core, lease, is_here: true, given_up: self.given_up.clone() }),
         };
         let reading = match outcome {
-            Outcome::Opened { len_bytes, chunk, lease } => part(Some(len_bytes), chunk, lease),
+            Outcome::Opened { len_bytes, crc32c, chunk, lease } => {
+                part(Some((len_bytes, crc32c)), chunk, lease)
+            }
             Outcome::More { chunk, lease } => part(None, chunk, lease),
-            Outcome::NoRecord { chunk, head, next } => {
+            Outcome::Unreadable { chunk, refusal } => {
                 self.chunks.borrow_mut().push(chunk);
-                Reading::NoRecord { head, next }
+                Reading::Unreadable(refusal)
             }
             Outcome::Listed(page) => Reading::Listed(page),
             Outcome::Trimmed(trimmed) => Reading::Trimmed(trimmed),
@@ -178,8 +196,15 @@ impl Peers {
         Some((conn, reading))
     }
 
-    /// Answers others; true if there was anything to do. `failed` is told what the medium says if it fails.
-    pub(super) fn answer_others(&mut self, main: &mut Shard, mut failed: impl FnMut(&str)) -> bool {
+    /// Answers others; true if there was anything to do. `alarm` is raised for records that have changed, and `failed`
+    /// is told what the medium says if it fails.
+    pub(super) fn answer_others(
+        &mut self,
+        main: &mut Shard,
+        alarm: &mut Alarm,
+        now: Instant,
+        mut failed: impl FnMut(&str),
+    ) -> bool {
         let hall = self.hall.clone();
         let mut count = 0;
         while count < QUESTIONS
@@ -187,11 +212,21 @@ impl Peers {
         {
             count += 1;
             let outcome = match wish {
-                Wish::Open { shard, seq, chunk } => self.open(shard, seq, chunk, main),
-                Wish::More { lease, mut chunk } => {
-                    let lease = self.leases.read(lease, &mut chunk);
-                    Outcome::More { chunk, lease }
-                }
+                Wish::Open { shard, seq, mut chunk } => match self.open(shard, seq, &mut chunk, main) {
+                    Ok((len_bytes, crc32c, lease)) => Outcome::Opened { len_bytes, crc32c, chunk, lease },
+                    Err(Unreadable { refusal, found }) => {
+                        found.iter().for_each(|damage| alarm.raise(shard, damage, now));
+                        Outcome::Unreadable { chunk, refusal }
+                    }
+                },
+                Wish::More { lease, mut chunk } => match self.leases.read(lease, &mut chunk) {
+                    Ok(lease) => Outcome::More { chunk, lease },
+                    Err((shard, damage)) => {
+                        alarm.raise(shard, &damage, now);
+                        self.shard(shard, main).quarantine(damage);
+                        Outcome::Unreadable { chunk, refusal: Refusal::Altered { seq: damage.seq } }
+                    }
+                },
                 Wish::Close { lease } => {
                     self.leases.end(lease);
                     continue;
@@ -213,15 +248,22 @@ impl Peers {
         count > 0
     }
 
-    fn open(&mut self, shard: u32, seq: u64, mut chunk: Chunk, main: &mut Shard) -> Outcome {
-        let shard = self.shard(shard, main);
-        let Some(record) = shard.record(seq) else {
-            chunk.len = 0;
-            return Outcome::NoRecord { chunk, head: shard.head_seq(), next: shard.committed_seq() };
-        };
-        let len_bytes = record.len();
-        let lease = self.leases.begin(record, &mut chunk);
-        Outcome::Opened { len_bytes, chunk, lease }
+    /// A record's length, its checksum, and the first of it; a lease if there is more.
+    fn open(
+        &mut self,
+        shard: u32,
+        seq: u64,
+        chunk: &mut Chunk,
+        main: &mut Shard,
+    ) -> Result<(u64, u32, Option<LeaseId>), Unreadable> {
+        let record = Checked::look(self.shard(shard, main), seq)?;
+        let (len_bytes, crc32c) = (record.len_bytes(), record.crc32c());
+        // What fits into the first part has been checked.
+        let lease = self
+            .leases
+            .begin(shard, record, chunk)
+            .map_err(|damage| Unreadable { refusal: Refusal::Altered { seq }, found: Some(damage) })?;
+        Ok((len_bytes, crc32c, lease))
     }
 
     /// Records of one of this core's shards.
@@ -245,16 +287,13 @@ impl Peers {
 
 /// An answer.
 pub(super) enum Reading {
-    /// Part of a record, at first with its length; a lease if there is more.
+    /// Part of a record, at first with its length and checksum; a lease if there is more.
     Part {
-        len_bytes: Option<u64>,
+        begins: Option<(u64, u32)>,
         bytes: Borrowed,
         lease: Option<Held>,
     },
-    NoRecord {
-        head: u64,
-        next: u64,
-    },
+    Unreadable(Refusal),
     Listed(Box<Page>),
     Trimmed(pmem::Trimmed),
     TrimFailed,
@@ -314,42 +353,49 @@ struct Leases {
 
 struct Lease {
     generation: u32,
+    shard: u32,
     /// What is not copied yet.
     pieces: Option<Pieces>,
 }
 
 struct Pieces {
-    rest: Box<dyn Iterator<Item = Piece>>,
-    /// The piece that is copied in part, and how much of it is.
-    current: Option<(Piece, usize)>,
+    record: Checked,
+    /// How much of the piece that comes next is copied.
+    at: usize,
 }
 
 impl Leases {
     /// Copies the first of a record; a lease if there is more.
-    fn begin(&mut self, record: Record, chunk: &mut Chunk) -> Option<LeaseId> {
-        let mut pieces = Pieces { rest: Box::new(record.into_pieces()), current: None };
-        if !pieces.fill(chunk) {
-            return None;
+    fn begin(
+        &mut self,
+        shard: u32,
+        record: Checked,
+        chunk: &mut Chunk,
+    ) -> Result<Option<LeaseId>, Quarantine> {
+        let mut pieces = Pieces { record, at: 0 };
+        if !pieces.fill(chunk)? {
+            return Ok(None);
         }
         let index = self.free.pop().unwrap_or(self.places.len() as u32);
         if index as usize == self.places.len() {
-            self.places.push(Lease { generation: 0, pieces: None });
+            self.places.push(Lease { generation: 0, shard, pieces: None });
         }
         let place = &mut self.places[index as usize];
-        place.pieces = Some(pieces);
-        Some(LeaseId { index, generation: place.generation })
+        (place.shard, place.pieces) = (shard, Some(pieces));
+        Ok(Some(LeaseId { index, generation: place.generation }))
     }
 
-    /// Copies more of a record; the lease again if that is not all.
-    fn read(&mut self, lease: LeaseId, chunk: &mut Chunk) -> Option<LeaseId> {
+    /// Copies more of a record; the lease again if that is not all. Damage ends it, and is told with the shard.
+    fn read(&mut self, lease: LeaseId, chunk: &mut Chunk) -> Result<Option<LeaseId>, (u32, Quarantine)> {
         chunk.len = 0;
-        let place = self.places.get_mut(lease.index as usize)?;
-        let pieces = place.pieces.as_mut().filter(|_| place.generation == lease.generation)?;
-        if pieces.fill(chunk) {
-            return Some(lease);
+        let Some(place) = self.places.get_mut(lease.index as usize) else { return Ok(None) };
+        let is_current = place.generation == lease.generation;
+        let Some(pieces) = place.pieces.as_mut().filter(|_| is_current) else { return Ok(None) };
+        let filled = pieces.fill(chunk).map_err(|damage| (place.shard, damage));
+        if !matches!(filled, Ok(true)) {
+            self.end(lease);
         }
-        self.end(lease);
-        None
+        filled.map(|is_more| is_more.then_some(lease))
     }
 
     fn end(&mut self, lease: LeaseId) {
@@ -363,24 +409,22 @@ impl Leases {
 
 impl Pieces {
     /// Copies as much as fits; true if there is more.
-    fn fill(&mut self, chunk: &mut Chunk) -> bool {
+    fn fill(&mut self, chunk: &mut Chunk) -> Result<bool, Quarantine> {
         chunk.len = 0;
         loop {
-            if self.current.is_none() {
-                self.current = self.rest.next().map(|piece| (piece, 0));
-            }
-            let Some((piece, at)) = &mut self.current else { return false };
-            let left = &piece.bytes()[*at..];
+            let Some(piece) = self.record.piece()? else { return Ok(false) };
+            let left = &piece.bytes()[self.at..];
             let room = &mut chunk.bytes[chunk.len..];
             if room.is_empty() {
-                return true;
+                return Ok(true);
             }
             let count = left.len().min(room.len());
             room[..count].copy_from_slice(&left[..count]);
             chunk.len += count;
-            *at += count;
+            self.at += count;
             if count == left.len() {
-                self.current = None;
+                self.record.go_on();
+                self.at = 0;
             }
         }
     }

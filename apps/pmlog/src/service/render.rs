@@ -7,6 +7,7 @@ use pmem::{Receipt, RecordInfo, Shard, Trimmed};
 use serde::Serialize;
 
 use super::{
+    commits::CommitSummary,
     hall::{Hall, ShardState},
     text::Text,
 };
@@ -88,6 +89,12 @@ pub(super) struct Health<'a> {
     records: u64,
     free_buffers: u64,
     buffers: u64,
+    free_log_entries: u64,
+    log_entries: u64,
+    /// Records that cannot be given: found when the store was opened, or read.
+    damaged: u64,
+    #[serde(flatten)]
+    pub(super) now: Now,
     appended_records: u64,
     payload_bytes: u64,
     copied_bytes: u64,
@@ -96,6 +103,16 @@ pub(super) struct Health<'a> {
     /// Where there are several.
     #[serde(skip_serializing_if = "ArrayVec::is_empty")]
     shards: ArrayVec<ShardState, MAX_SHARDS>,
+}
+
+/// What `GET /health` tells of the server, all cores together.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct Now {
+    pub(super) connections: u64,
+    pub(super) max_connections: u64,
+    /// Of the damaged records, those that were found to have changed under the server.
+    pub(super) altered: u64,
+    pub(super) commits: CommitSummary,
 }
 
 impl<'a> Health<'a> {
@@ -122,6 +139,10 @@ impl<'a> Health<'a> {
             records: state.records,
             free_buffers: state.free_buffers,
             buffers: state.buffers,
+            free_log_entries: state.free_log_entries,
+            log_entries: state.log_entries,
+            damaged: state.damaged,
+            now: Now::default(),
             appended_records: state.appended_records,
             payload_bytes: state.payload_bytes,
             copied_bytes: state.copied_bytes,
@@ -227,10 +248,15 @@ impl Rendered {
     }
 
     /// The head before a record's bytes.
-    pub(super) fn record_head(&mut self, len_bytes: u64, manner: Manner) -> &[u8] {
+    ///
+    /// RFC 9530: what is sent has a content digest; a reply to HEAD has no content, but tells of the representation's
+    /// (appendix B.2). Its CRC-32C is there against accidents, as section 5 allows, and not against attackers.
+    pub(super) fn record_head(&mut self, len_bytes: u64, crc32c: u32, manner: Manner) -> &[u8] {
         self.text.clear();
         self.text.text(OK).text("Content-Type: application/octet-stream\r\nContent-Length: ");
-        self.text.decimal(len_bytes).text("\r\n").text(manner.end_of_head());
+        self.text.decimal(len_bytes).text("\r\n");
+        self.text.text(if manner.is_head { "Repr-Digest" } else { "Content-Digest" });
+        self.text.text(": crc32c=:").base64(crc32c).text(":\r\n").text(manner.end_of_head());
         &self.text
     }
 

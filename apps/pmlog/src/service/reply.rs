@@ -1,15 +1,16 @@
 //! Replies: what is owed to a client, and how it is sent in pieces no larger than the network takes.
 
-use pmem::{Durable, Extent, Pending, Receipt, Shard, Trimmed};
+use pmem::{Durable, Extent, Pending, Quarantine, Receipt, Shard, Trimmed};
 use stack::net::{ConnId, Net, SendError};
 
 use super::{
     Common,
+    checked::{Checked, Unreadable},
     foreign::{Fetch, Merged, RemoteTrim},
     hall::ShardState,
     peers::{Peers, Reading, Whose},
-    render::{End, Ends, Health, MAX_SHARDS, Manner, Rendered},
-    stream::{Listing, Sending},
+    render::{End, Ends, Health, MAX_SHARDS, Manner, Now, Rendered},
+    stream::{Listing, Prepared, Sending},
 };
 use crate::http::{Ask, RecordName, Refusal, Start};
 
@@ -57,6 +58,8 @@ pub(super) enum Underway {
     Merged(Merged),
     /// Another core is trimming its shard.
     RemoteTrim(RemoteTrim),
+    /// A text that may be longer than a send queue.
+    Text(Prepared),
 }
 
 /// How far sending a reply came.
@@ -107,18 +110,19 @@ impl Reply {
     pub(super) fn take(&mut self, reading: Reading, common: &mut Common) {
         let Content::Underway(underway) = &mut self.content else { return };
         let refusal = match (reading, underway) {
-            (Reading::Part { len_bytes, bytes, lease }, Underway::Fetch(fetch)) => {
-                common.counters.read_records += u64::from(len_bytes.is_some());
-                return fetch.take(len_bytes, bytes, lease);
+            (Reading::Part { begins, bytes, lease }, Underway::Fetch(fetch)) => {
+                common.counters.read_records += u64::from(begins.is_some());
+                return fetch.take(begins, bytes, lease);
             }
             (Reading::Listed(page), Underway::Merged(merged)) => return merged.take(page),
             (Reading::Trimmed(trimmed), Underway::RemoteTrim(trim)) => {
                 self.content = Content::Trimmed(trimmed, Some(trim.shard()));
                 return;
             }
-            (Reading::NoRecord { head, next }, Underway::Fetch(fetch)) => {
-                Refusal::NoRecord { seq: fetch.seq(), head, next }
-            }
+            (Reading::Unreadable(refusal), Underway::Fetch(fetch)) => match fetch.fail() {
+                true => refusal,
+                false => return,
+            },
             (Reading::TrimFailed, Underway::RemoteTrim(_)) => Refusal::TrimFailed,
             _ => return,
         };
@@ -152,9 +156,13 @@ impl Reply {
         shard: &mut Shard,
         durable: Option<&Durable>,
     ) -> (Progress, u64) {
-        let mut out = Out { net, conn, sent_bytes: 0, copied_bytes: 0 };
+        let mut out = Out { net, conn, sent_bytes: 0, copied_bytes: 0, damage: None };
         let progress = self.send_to(&mut out, common, shard, durable).err().unwrap_or(Progress::Whole);
         let (sent_bytes, copied_bytes) = (out.sent_bytes, out.copied_bytes);
+        if let Some((index, damage)) = out.damage {
+            common.alarm.raise(index, &damage, common.now);
+            own(common, index, shard).quarantine(damage);
+        }
         common.counters.sent_bytes += sent_bytes;
         common.counters.crossed_bytes += copied_bytes;
         (progress, sent_bytes)
@@ -169,6 +177,10 @@ impl Reply {
     ) -> Result<(), Progress> {
         if let Content::Asked(ask) = self.content {
             self.content = answer(ask, common, shard);
+        }
+        if let Content::Health = self.content {
+            let text = health(common, shard, self.manner);
+            self.content = Content::Underway(Underway::Text(Prepared::new(text)));
         }
         let Common { rendered, peers, .. } = common;
         let own_shard = peers.as_ref().map(Peers::own_shard);
@@ -187,18 +199,11 @@ impl Reply {
             }
             Content::Refused(refusal) => out.text(rendered.refused(refusal, self.manner)),
             Content::Trimmed(trimmed, of) => out.text(rendered.trimmed(trimmed, *of, self.manner)),
-            Content::Health => {
-                let health = match peers {
-                    Some(peers) => Health::of_all(&common.domain, &peers.hall),
-                    None => Health::of(&common.domain, common.failed.as_deref(), shard),
-                };
-                out.text(rendered.health(&health, self.manner))
-            }
             Content::Underway(underway) => {
                 underway.send_to(out, rendered, peers.as_mut(), shard, self.manner)
             }
-            // `answer` gives anything but this.
-            Content::Asked(_) => Ok(()),
+            // They have become something else above.
+            Content::Asked(_) | Content::Health => Ok(()),
         }
     }
 }
@@ -213,6 +218,7 @@ impl Underway {
         manner: Manner,
     ) -> Result<(), Progress> {
         match (self, peers) {
+            (Self::Text(text), _) => text.send(out),
             (Self::Record(sending), _) => sending.send(out, rendered, manner),
             (Self::Listing(listing), _) => listing.send(out, rendered, shard, manner),
             (Self::Fetch(fetch), Some(peers)) => fetch.send(out, rendered, peers, manner),
@@ -221,6 +227,33 @@ impl Underway {
             (Self::Fetch(_) | Self::Merged(_) | Self::RemoteTrim(_), None) => Err(Progress::Broken),
         }
     }
+}
+
+/// How the store and the server are, as the whole reply.
+fn health(common: &mut Common, shard: &Shard, manner: Manner) -> Vec<u8> {
+    let Common { rendered, peers, domain, failed, counters, max_connections, commits, alarm, .. } = common;
+    let (own, limit) = (counters.connections, u64::from(*max_connections));
+    let (mut health, now) = match peers {
+        Some(peers) => {
+            // What this core has not said yet counts, too.
+            peers.publish_connections(own);
+            peers.publish_altered(alarm.raised());
+            let now = Now {
+                connections: peers.hall.connections(),
+                max_connections: limit * peers.hall.cores() as u64,
+                altered: peers.hall.altered(),
+                commits: peers.commits(commits).summary(),
+            };
+            (Health::of_all(domain, &peers.hall), now)
+        }
+        None => {
+            let (altered, commits) = (alarm.raised(), commits.summary());
+            let now = Now { connections: own, max_connections: limit, altered, commits };
+            (Health::of(domain, failed.as_deref(), shard), now)
+        }
+    };
+    health.now = now;
+    rendered.health(&health, manner).to_vec()
 }
 
 /// Looks at the store, or trims it, when all earlier replies are out.
@@ -240,11 +273,13 @@ fn answered(ask: Ask, common: &mut Common, shard: &mut Shard) -> Result<Content,
             if let Some(core) = whose(common, index) {
                 return Ok(Content::Underway(Underway::Fetch(Fetch::new(core, index, seq))));
             }
-            let shard = own(common, index, shard);
-            let (head, next) = (shard.head_seq(), shard.committed_seq());
-            let record = shard.record(seq).ok_or(Refusal::NoRecord { seq, head, next })?;
+            let record =
+                Checked::look(own(common, index, shard), seq).map_err(|Unreadable { refusal, found }| {
+                    found.iter().for_each(|damage| common.alarm.raise(index, damage, common.now));
+                    refusal
+                })?;
             common.counters.read_records += 1;
-            Ok(Content::Underway(Underway::Record(Sending::new(record))))
+            Ok(Content::Underway(Underway::Record(Sending::new(index, record))))
         }
         Ask::Trim { before } => {
             let (index, seq) = find(common, before)?;
@@ -348,6 +383,8 @@ pub(super) struct Out<'a, N> {
     sent_bytes: u64,
     /// Of them, those that another core has copied.
     copied_bytes: u64,
+    /// What has ended it, and in which shard.
+    damage: Option<(u32, Quarantine)>,
 }
 
 impl<N> Out<'_, N> {
@@ -357,6 +394,12 @@ impl<N> Out<'_, N> {
 }
 
 impl<N: Net> Out<'_, N> {
+    /// What would come next has changed under the server.
+    pub(super) fn break_off(&mut self, shard: u32, damage: Quarantine) -> Progress {
+        self.damage = Some((shard, damage));
+        Progress::Broken
+    }
+
     pub(super) fn text(&mut self, bytes: &[u8]) -> Result<(), Progress> {
         self.net.send(self.conn, bytes)?;
         self.sent_bytes += bytes.len() as u64;

@@ -1,27 +1,31 @@
 //! Replies that are longer than a send queue: they go out in pieces, and go on where they stopped.
 
-use std::{fmt, iter::Peekable};
+use std::fmt;
 
-use pmem::{Piece, Record, Shard};
+use pmem::{Piece, Shard};
 use stack::net::Net;
 
 use super::{
+    checked::Checked,
     render::{Manner, Rendered},
     reply::{Out, Progress, ends},
 };
 
+/// Bytes of a text given to the network at a time: well below a send queue.
+const PIECE_BYTES: usize = 1024;
+
 /// A record, piece by piece from where it lies. Each piece is let go once the network has it.
 pub(super) struct Sending {
-    /// The record's length, until the status line and fields are out.
-    head: Option<u64>,
-    pieces: Peekable<Box<dyn Iterator<Item = Piece>>>,
+    /// The record's shard.
+    shard: u32,
+    /// Whether the status line and fields are out.
+    has_head: bool,
+    record: Checked,
 }
 
 impl Sending {
-    pub(super) fn new(record: Record) -> Self {
-        let len_bytes = record.len();
-        let pieces: Box<dyn Iterator<Item = Piece>> = Box::new(record.into_pieces());
-        Self { head: Some(len_bytes), pieces: pieces.peekable() }
+    pub(super) fn new(shard: u32, record: Checked) -> Self {
+        Self { shard, has_head: false, record }
     }
 
     pub(super) fn send<N: Net>(
@@ -30,19 +34,19 @@ impl Sending {
         rendered: &mut Rendered,
         manner: Manner,
     ) -> Result<(), Progress> {
-        if let Some(len_bytes) = self.head {
-            out.text(rendered.record_head(len_bytes, manner))?;
-            self.head = None;
+        if !self.has_head {
+            out.text(rendered.record_head(self.record.len_bytes(), self.record.crc32c(), manner))?;
+            self.has_head = true;
         }
         if manner.is_head() {
             return Ok(());
         }
-        while let Some(piece) = self.pieces.peek() {
+        while let Some(piece) = self.record.piece().map_err(|damage| out.break_off(self.shard, damage))? {
             match piece {
                 Piece::Extent(extent) => out.extent(extent)?,
                 Piece::Inline(..) => out.text(piece.bytes())?,
             }
-            self.pieces.next();
+            self.record.go_on();
         }
         Ok(())
     }
@@ -50,7 +54,28 @@ impl Sending {
 
 impl fmt::Debug for Sending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sending").field("head", &self.head).finish_non_exhaustive()
+        f.debug_struct("Sending").field("has_head", &self.has_head).finish_non_exhaustive()
+    }
+}
+
+/// A text that is known as a whole, and goes out in pieces.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    text: Vec<u8>,
+    sent: usize,
+}
+
+impl Prepared {
+    pub(super) fn new(text: Vec<u8>) -> Self {
+        Self { text, sent: 0 }
+    }
+
+    pub(super) fn send<N: Net>(&mut self, out: &mut Out<'_, N>) -> Result<(), Progress> {
+        while let Some(piece) = self.text[self.sent..].chunks(PIECE_BYTES).next() {
+            out.text(piece)?;
+            self.sent += piece.len();
+        }
+        Ok(())
     }
 }
 

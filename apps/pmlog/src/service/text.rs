@@ -27,6 +27,22 @@ pub(super) trait Text {
     fn hex(&mut self, number: u32) -> &mut Self {
         self.bytes(&hex_digits(number))
     }
+
+    /// Appends a number's four bytes in base 64.
+    fn base64(&mut self, number: u32) -> &mut Self {
+        self.bytes(&base64(number))
+    }
+}
+
+/// Four bytes in network order (RFC 4648, section 4).
+fn base64(number: u32) -> [u8; 8] {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bits = u64::from(number) << 4;
+    let mut text = *b"000000==";
+    for (place, digit) in text.iter_mut().take(6).enumerate() {
+        *digit = DIGITS[(bits >> (30 - 6 * place) & 63) as usize];
+    }
+    text
 }
 
 /// All eight digits at a time, each in a byte of one word.
@@ -85,5 +101,20 @@ mod tests {
         let mut text = Vec::new();
         text.decimal(0).text(" ").decimal(u64::MAX).text(" ").hex(0).text(" ").hex(u32::MAX);
         assert_eq!(text, b"0 18446744073709551615 00000000 ffffffff");
+    }
+
+    #[test]
+    fn base_64_is_that_of_the_bytes_in_network_order() {
+        for (number, expected) in [
+            (0, "AAAAAA=="),
+            (u32::MAX, "/////w=="),
+            (0x0102_0304, "AQIDBA=="),
+            (0x9a71_bb4c, "mnG7TA=="),
+            (0x0000_0001, "AAAAAQ=="),
+        ] {
+            let mut text = Vec::new();
+            text.base64(number);
+            assert_eq!(String::from_utf8_lossy(&text), expected, "{number:08x}");
+        }
     }
 }

@@ -4,6 +4,9 @@
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
 use pmem::{Buffer, Durable, Extent, Options, Region, Shard};
 use pmlog::service::{LogService, ServiceConfig};
@@ -110,6 +113,13 @@ impl Lab {
     pub fn over(shard: Shard, config: ServiceConfig) -> Self {
         let now = Instant::from_secs(1000);
         Self { wire: Wire::default(), service: LogService::new(config, now), shard, now }
+    }
+
+    /// With defaults, over a new store in a file, through which its bytes can be changed.
+    pub fn in_file(path: &Path, store_bytes: u64) -> Self {
+        let options = Options { size: Some(store_bytes), ..Options::default() };
+        let region = Region::open(path, &options).expect("a store in a file");
+        Self::over(region.into_shard().expect("a fresh store has one shard"), ServiceConfig::default())
     }
 
     /// With defaults and room for a few of the longest records.
@@ -239,6 +249,18 @@ fn volatile_shard(bytes: u64) -> Shard {
     let options = Options { size: Some(bytes), ..Options::default() };
     let region = Region::open("memory:", &options).expect("memory for a volatile store");
     region.into_shard().expect("a fresh store has one shard")
+}
+
+/// Changes a byte of a store behind its back: the one at `at` of `bytes`, wherever they lie in the file. Short records
+/// lie there as they came, too.
+pub fn alter(path: &Path, bytes: &[u8], at: usize) {
+    let file = File::options().read(true).write(true).open(path).expect("the store's file");
+    let image = std::fs::read(path).expect("the store's bytes");
+    let places: Vec<_> = memchr::memmem::find_iter(&image, bytes).collect();
+    assert!(!places.is_empty(), "the bytes are not in the file");
+    for place in places {
+        file.write_all_at(&[bytes[at] ^ 0x40], (place + at) as u64).expect("a byte is written");
+    }
 }
 
 /// An append request.
