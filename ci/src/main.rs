@@ -12,7 +12,8 @@ mod vm;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
+use setup::Packages;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Sets paste-dpdk up, demonstrates, tests and measures it")]
@@ -45,20 +46,6 @@ enum Task {
     /// What `demo` runs inside its namespaces.
     #[command(hide = true)]
     DemoInside(demo::Inside),
-}
-
-/// Whether packages are looked after.
-#[derive(Args)]
-struct Packages {
-    /// Leaves packages alone: what is needed is there, or this is no Debian.
-    #[arg(long)]
-    no_setup: bool,
-}
-
-impl Packages {
-    fn provide(&self) -> anyhow::Result<()> {
-        if self.no_setup { Ok(()) } else { setup::run(setup::Verbosity::WhenInstalling) }
-    }
 }
 
 fn main() -> ExitCode {

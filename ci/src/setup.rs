@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 
 /// Each package, and what uses it.
 const PACKAGES: [(&str, &str); 10] = [
@@ -24,6 +25,21 @@ const PACKAGES: [(&str, &str); 10] = [
 pub enum Verbosity {
     Always,
     WhenInstalling,
+}
+
+/// Whether packages are looked after.
+#[derive(Args)]
+pub struct Packages {
+    /// Leaves packages alone: what is needed is there, or this is no Debian.
+    #[arg(long)]
+    pub no_setup: bool,
+}
+
+impl Packages {
+    /// Installs what is missing, unless that is left alone.
+    pub fn provide(&self) -> Result<()> {
+        if self.no_setup { Ok(()) } else { run(Verbosity::WhenInstalling) }
+    }
 }
 
 /// Installs what is missing.

@@ -123,3 +123,9 @@ pub fn lines(command: &mut Command, mut each: impl FnMut(&str)) -> Result<ExitSt
     }
     Ok(child.wait()?)
 }
+
+/// A fact for the record; empty where nobody knows it.
+pub fn said_by(command: &mut Command) -> String {
+    let output = command.current_dir(workspace()).output();
+    output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+}

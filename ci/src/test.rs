@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 use clap::Args;
 
-use crate::Packages;
+use crate::setup::Packages;
 use crate::steps::{Step, cargo, lines};
 
 #[derive(Args)]

@@ -8,8 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::said_by;
-use crate::steps::{Step, cargo, lines};
+use crate::steps::{Step, cargo, lines, said_by};
 
 /// What a run found, as target/bench/micro/results.json holds it.
 #[derive(Serialize)]

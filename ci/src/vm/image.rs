@@ -271,34 +271,34 @@ impl Tree {
         Ok(key)
     }
 
-    fn archive(&self, stage: &Path, archive: &Path) -> Result<()> {
-        let _ = fs::remove_dir_all(stage);
+    fn archive(&self, fixture: &Path, archive: &Path) -> Result<()> {
+        let _ = fs::remove_dir_all(fixture);
         for folder in ["usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "etc", "dev", "proc", "sys"] {
-            fs::create_dir_all(stage.join(folder))?;
+            fs::create_dir_all(fixture.join(folder))?;
         }
         for (name, target) in &self.links {
-            let path = stage.join(name);
-            fs::create_dir_all(path.parent().unwrap_or(stage))?;
+            let path = fixture.join(name);
+            fs::create_dir_all(path.parent().unwrap_or(fixture))?;
             symlink(target, &path).with_context(|| format!("cannot link {}", path.display()))?;
         }
         for (from, to) in &self.files {
-            let path = stage.join(to);
-            fs::create_dir_all(path.parent().unwrap_or(stage))?;
+            let path = fixture.join(to);
+            fs::create_dir_all(path.parent().unwrap_or(fixture))?;
             fs::copy(from, &path).with_context(|| format!("cannot copy {}", from.display()))?;
             let mode = fs::metadata(from)?.permissions().mode();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode | 0o600))?;
         }
         // Modules and programs in a file of 30 MB: packing it would cost more at boot than reading it does.
-        let list = Command::new("find").arg(".").current_dir(stage).stdout(Stdio::piped()).spawn()?;
+        let list = Command::new("find").arg(".").current_dir(fixture).stdout(Stdio::piped()).spawn()?;
         let status = Command::new("cpio")
             .args(["--create", "--format=newc", "--owner=0:0", "--quiet", "--file"])
             .arg(archive)
-            .current_dir(stage)
+            .current_dir(fixture)
             .stdin(list.stdout.context("find has no standard output")?)
             .status()
             .context("cannot start cpio")?;
-        ensure!(status.success(), "cpio failed to pack {}: {status}", stage.display());
-        fs::remove_dir_all(stage)?;
+        ensure!(status.success(), "cpio failed to pack {}: {status}", fixture.display());
+        fs::remove_dir_all(fixture)?;
         Ok(())
     }
 }

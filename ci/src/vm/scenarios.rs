@@ -2,20 +2,20 @@
 
 mod idle;
 mod kernel;
+mod power;
 mod queues;
 
-use std::collections::HashSet;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::Connection;
 
-use super::client::{Acknowledged, Load, Tag, append_each, fetch_each, server, wait_for_server};
+use super::client::{append_each, fetch_each, server, wait_for_server};
 use super::evidence::find_all;
-use super::image::Image;
-use super::qemu::{Guest, MEDIUM_BYTES, Machine, Medium, Nic};
+use super::fixture::{
+    Fixture, START_LIMIT, dma_faults, end_sound, lengths, prepared, recognisable, set_up, wait_for_line,
+};
+use super::qemu::{Guest, Machine, Medium, Nic};
 
 /// One thing to be shown.
 pub struct Scenario {
@@ -26,7 +26,7 @@ pub struct Scenario {
     /// Whether CI runs it, or only `--all`.
     pub in_ci: bool,
     /// Shows it, and says in a line what was seen.
-    pub run: fn(&Stage<'_>) -> Result<String>,
+    pub run: fn(&Fixture<'_>) -> Result<String>,
 }
 
 /// The one scenario that takes pmbench.
@@ -38,19 +38,19 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "e1000e",
         what: "pmlog on e1000e behind the IOMMU, by DMA into device-DAX; every payload byte is found in its file",
         in_ci: true,
-        run: |stage| dma_into_dax(stage, Nic::E1000e),
+        run: |fixture| dma_into_dax(fixture, Nic::E1000e),
     },
     Scenario {
         name: "virtio-net",
         what: "the same on virtio-net-pci",
         in_ci: false,
-        run: |stage| dma_into_dax(stage, Nic::Virtio),
+        run: |fixture| dma_into_dax(fixture, Nic::Virtio),
     },
     Scenario {
         name: "vmxnet3",
         what: "the same on vmxnet3",
         in_ci: false,
-        run: |stage| dma_into_dax(stage, Nic::Vmxnet3),
+        run: |fixture| dma_into_dax(fixture, Nic::Vmxnet3),
     },
     Scenario {
         name: "two-queues",
@@ -68,31 +68,31 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "idle-dealt-out",
         what: "the same with two cores at e1000e's one queue, which wake each other, and the interrupt pin",
         in_ci: false,
-        run: |stage| idle::asleep(stage, Nic::E1000e, "--cores 0,1 -- --vfio-intr=legacy"),
+        run: |fixture| idle::asleep(fixture, Nic::E1000e, "--cores 0,1 -- --vfio-intr=legacy"),
     },
     Scenario {
         name: "idle-virtio-net",
         what: "the same with one core at virtio-net-pci",
         in_ci: false,
-        run: |stage| idle::asleep(stage, Nic::Virtio, ""),
+        run: |fixture| idle::asleep(fixture, Nic::Virtio, ""),
     },
     Scenario {
         name: "idle-two-queues",
         what: "the same with two cores at a virtio-net of two queues",
         in_ci: false,
-        run: |stage| idle::asleep(stage, Nic::VirtioTwoQueues, "--cores 0,1"),
+        run: |fixture| idle::asleep(fixture, Nic::VirtioTwoQueues, "--cores 0,1"),
     },
     Scenario {
         name: "idle-vmxnet3",
         what: "the same with one core at vmxnet3",
         in_ci: false,
-        run: |stage| idle::asleep(stage, Nic::Vmxnet3, ""),
+        run: |fixture| idle::asleep(fixture, Nic::Vmxnet3, ""),
     },
     Scenario {
         name: "power-cut",
         what: "the plug pulled in mid-load, again and again; acknowledged ⊆ recovered ⊆ submitted",
         in_ci: true,
-        run: power_cut,
+        run: power::cut,
     },
     Scenario {
         name: "kernel-transport",
@@ -144,143 +144,13 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// Longest time for one boot with all that is done in it, emulated on a busy machine.
-const BOOT_LIMIT: Duration = Duration::from_secs(150);
-/// Longest time from pmlog's start to its first answer.
-const START_LIMIT: Duration = Duration::from_secs(60);
-
-/// What a scenario plays on: a folder of its own, the guest, and chance.
-pub struct Stage<'a> {
-    folder: PathBuf,
-    image: &'a Image,
-    cuts: u32,
-    seed: u64,
-    tell: &'a dyn Fn(&str),
-}
-
-impl<'a> Stage<'a> {
-    /// Makes the scenario's folder, without what an earlier run has left in it.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn new(
-        name: &str,
-        folder: &Path,
-        image: &'a Image,
-        cuts: u32,
-        seed: u64,
-        tell: &'a dyn Fn(&str),
-    ) -> Result<Self> {
-        let folder = folder.join(name);
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        Ok(Self { folder, image, cuts, seed, tell })
-    }
-
-    /// Removes the file behind the persistent memory; what was said stays.
-    pub fn clear(&self) {
-        let _ = fs::remove_file(self.folder.join("pm.img"));
-    }
-
-    /// An empty file to stand behind the persistent memory.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn medium(&self) -> Result<PathBuf> {
-        let path = self.folder.join("pm.img");
-        let file = fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        file.set_len(MEDIUM_BYTES)?;
-        Ok(path)
-    }
-
-    fn boot(&self, machine: &Machine) -> Result<Guest> {
-        (self.tell)("booting");
-        machine.boot(self.image, &self.folder.join("console.log"), Instant::now() + BOOT_LIMIT)
-    }
-
-    /// A machine with a NIC behind the IOMMU and an NVDIMM.
-    fn machine(&self, nic: Nic) -> Result<Machine> {
-        let medium = Medium::Nvdimm { caches_persist: false };
-        Ok(Machine { nic, medium, iommu: true, file: self.medium()? })
-    }
-
-    /// A number that follows from the seed and is different for each `number`.
-    fn chance(&self, number: u64) -> u64 {
-        let bytes = lab::noise(self.seed.wrapping_add(number), 8);
-        bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
-    }
-}
-
-/// Device-DAX, hugepages, and the NIC with vfio-pci: what docs/hardware.md has a person do.
-fn set_up(guest: &mut Guest) -> Result<()> {
-    guest.must("devdax")?;
-    guest.must("hugepages")?;
-    guest.must("pmtool bind $NIC")?;
-    Ok(())
-}
-
-/// A machine with this NIC, booted and set up.
-fn prepared(stage: &Stage<'_>, nic: Nic) -> Result<(Machine, Guest)> {
-    let machine = stage.machine(nic)?;
-    let mut guest = stage.boot(&machine)?;
-    set_up(&mut guest)?;
-    Ok((machine, guest))
-}
-
-/// The end of a guest whose server has stopped: its store is sound, and the IOMMU has refused nothing.
-fn end_sound(mut guest: Guest) -> Result<()> {
-    guest.must("pmlog verify --pm /dev/dax0.0")?;
-    let faults = dma_faults(&mut guest)?;
-    guest.power_off()?;
-    ensure!(faults == 0, "the IOMMU has refused {faults} accesses; see dmesg in console.log");
-    Ok(())
-}
-
-fn dma_faults(guest: &mut Guest) -> Result<u64> {
-    guest.run("dma_faults")?.text.trim().parse().context("the guest cannot count its DMA faults")
-}
-
-/// Waits until the server has written a line with these words, and returns it.
-fn wait_for_line(guest: &mut Guest, words: &str) -> Result<String> {
-    let end = Instant::now() + START_LIMIT;
-    loop {
-        let found = guest.run(&format!("grep -F '{words}' /tmp/server.out"))?;
-        if found.succeeded() {
-            return Ok(found.text);
-        }
-        let has_ended = guest.run("cat /tmp/server.status")?.succeeded();
-        ensure!(
-            !has_ended && Instant::now() < end,
-            "the server did not say {words}, but:\n{}",
-            guest.run("cat /tmp/server.out")?.text
-        );
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-/// What pmlog, started with --json, said at its end: all that went through it.
-fn ended(guest: &mut Guest) -> Result<serde_json::Value> {
-    let line = guest.must("tail -n 1 /tmp/server.out")?;
-    serde_json::from_str(&line).with_context(|| format!("pmlog's last line is no JSON: {line}"))
-}
-
-/// Lengths from nothing to more than a window holds; a KiB often, since that is what logs are made of.
-fn lengths() -> impl Iterator<Item = usize> {
-    [0, 1, 100].into_iter().chain(std::iter::repeat_n(1024, 200)).chain([5000, 100_000, 1 << 20])
-}
-
-/// Those of `records` that are long enough to be recognised wherever they lie.
-fn recognisable(records: &[Acknowledged]) -> Vec<Vec<u8>> {
-    records.iter().filter(|record| record.tag.len >= 64).map(|record| record.tag.body()).collect()
-}
-
-fn dma_into_dax(stage: &Stage<'_>, nic: Nic) -> Result<String> {
-    let (machine, mut guest) = prepared(stage, nic)?;
-    (stage.tell)("starting pmlog");
+fn dma_into_dax(fixture: &Fixture<'_>, nic: Nic) -> Result<String> {
+    let (machine, mut guest) = prepared(fixture, nic)?;
+    (fixture.tell)("starting pmlog");
     guest.must("serve /dev/dax0.0")?;
     wait_for_server(&mut guest, START_LIMIT)?;
-    (stage.tell)("appending");
-    let records = append_each(lengths(), stage.chance(0))?;
+    (fixture.tell)("appending");
+    let records = append_each(lengths(), fixture.chance(0))?;
     // Before records are fetched: requests without a body are packed as well, where many come at once.
     let health = Connection::open(server())?.get("/health")?.json()?;
     let copied = health["copied_bytes"].as_u64().context("/health tells no copied_bytes")?;
@@ -290,115 +160,12 @@ fn dma_into_dax(stage: &Stage<'_>, nic: Nic) -> Result<String> {
     fetch_each(&records)?;
     guest.must("stop")?;
     end_sound(guest)?;
-    (stage.tell)("searching the medium");
+    (fixture.tell)("searching the medium");
     let bytes = find_all(&machine.file, &recognisable(&records))?;
     Ok(format!(
         "{} appends by DMA into /dev/dax0.0, {bytes} payload bytes found in its file, 0 IOMMU faults",
         records.len()
     ))
-}
-
-fn power_cut(stage: &Stage<'_>) -> Result<String> {
-    let serve = |guest: &mut Guest| {
-        set_up(guest)?;
-        guest.must("serve /dev/dax0.0")
-    };
-    cut_under_load(stage, Nic::E1000e, stage.cuts, serve)
-}
-
-/// Cuts the power so many times while clients append to what `serve` starts, and after each cut compares what is
-/// there with what was acknowledged.
-fn cut_under_load(
-    stage: &Stage<'_>,
-    nic: Nic,
-    cuts: u32,
-    serve: impl Fn(&mut Guest) -> Result<String>,
-) -> Result<String> {
-    let machine = stage.machine(nic)?;
-    // What must still be there, and all that may be.
-    let mut kept: Vec<Acknowledged> = Vec::new();
-    let (mut acknowledged_total, mut recovered_total) = (0, 0);
-    for cut in 0..u64::from(cuts) {
-        let mut guest = stage.boot(&machine)?;
-        serve(&mut guest)?;
-        let health = wait_for_server(&mut guest, START_LIMIT)?;
-        let next = compare(&kept, cut.checked_sub(1).map(|before| stage.chance(before)), &health)
-            .with_context(|| format!("after power cut {cut} (seed {})", stage.seed))?;
-        recovered_total += next.recovered;
-        // The medium is not to fill up over the cuts, and a trim may be cut off like anything else.
-        if next.next > 200 {
-            let path = format!("/records?before={}", next.next - 100);
-            let request = format!("DELETE {path} HTTP/1.1\r\nHost: lab\r\n\r\n");
-            let mut connection = Connection::open(server())?;
-            connection.send(request.as_bytes())?;
-            ensure!(connection.reply()?.status == 200, "DELETE {path} was refused");
-            kept.retain(|record| record.seq >= next.next - 100);
-        }
-
-        let load = Load::start(8, stage.chance(cut));
-        let moment = Duration::from_millis(300 + stage.chance(cut) % 3000);
-        (stage.tell)(&format!("cut {} of {} after {} ms of load", cut + 1, cuts, moment.as_millis()));
-        let started = Instant::now();
-        while started.elapsed() < moment || load.acknowledged() == 0 {
-            ensure!(Instant::now() < guest.deadline(), "the load had no acknowledgement");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        guest.cut_power()?;
-        let acknowledged = load.finish()?;
-        acknowledged_total += acknowledged.len();
-        kept.extend(acknowledged);
-    }
-
-    let mut guest = stage.boot(&machine)?;
-    serve(&mut guest)?;
-    let health = wait_for_server(&mut guest, START_LIMIT)?;
-    let last = u64::from(cuts).checked_sub(1).map(|cut| stage.chance(cut));
-    recovered_total += compare(&kept, last, &health)
-        .with_context(|| format!("after the last power cut (seed {})", stage.seed))?
-        .recovered;
-    guest.must("stop")?;
-    guest.must("pmlog verify --pm /dev/dax0.0")?;
-    guest.power_off()?;
-    Ok(format!(
-        "power cut {cuts} times: {acknowledged_total} records acknowledged, {recovered_total} recovered and compared, 0 lost"
-    ))
-}
-
-struct Recovered {
-    next: u64,
-    recovered: usize,
-}
-
-/// Checks that every record of `kept` is there with its bytes, and that whatever else is there was sent by the load
-/// that began with `load_seed` or by one before it.
-fn compare(kept: &[Acknowledged], load_seed: Option<u64>, health: &serde_json::Value) -> Result<Recovered> {
-    let number = |name: &str| health[name].as_u64().with_context(|| format!("/health tells no {name}"));
-    let (head, next) = (number("head")?, number("next")?);
-    fetch_each(kept)?;
-    let known: HashSet<u64> = kept.iter().map(|record| record.seq).collect();
-    let mut connection = Connection::open(server())?;
-    let mut recovered = 0;
-    for seq in head..next {
-        if known.contains(&seq) {
-            recovered += 1;
-            continue;
-        }
-        // Submitted and never acknowledged: it may be there, but then it is one that was really sent.
-        let reply = connection.get(&format!("/records/{seq}"))?;
-        ensure!(
-            reply.status == 200,
-            "record {seq} of {head}..{next} cannot be read: status {}",
-            reply.status
-        );
-        let tag = Tag::of(&reply.body).filter(|tag| tag.len == reply.body.len() && tag.body() == reply.body);
-        ensure!(
-            tag.is_some() && load_seed.is_some(),
-            "record {seq} holds {} bytes that nobody sent",
-            reply.body.len()
-        );
-        recovered += 1;
-    }
-    Ok(Recovered { next, recovered })
 }
 
 /// A store on an ext4 file system of persistent memory, written once over a device that is no NIC.
@@ -411,9 +178,9 @@ fn file_on_fsdax(guest: &mut Guest) -> Result<String> {
     guest.must("sha256sum /mnt/store")
 }
 
-fn fsdax_refused(stage: &Stage<'_>) -> Result<String> {
-    let machine = stage.machine(Nic::E1000e)?;
-    let mut guest = stage.boot(&machine)?;
+fn fsdax_refused(fixture: &Fixture<'_>) -> Result<String> {
+    let machine = fixture.machine(Nic::E1000e)?;
+    let mut guest = fixture.boot(&machine)?;
     let before = file_on_fsdax(&mut guest)?;
     guest.must("pmtool bind $NIC")?;
     let refusal =
@@ -429,16 +196,16 @@ fn fsdax_refused(stage: &Stage<'_>) -> Result<String> {
     Ok("refused with exit code 1 and the way to device-DAX, the file unchanged".to_owned())
 }
 
-fn fsdax_by_physical_address(stage: &Stage<'_>) -> Result<String> {
-    let machine = Machine { iommu: false, ..stage.machine(Nic::E1000e)? };
-    let mut guest = stage.boot(&machine)?;
+fn fsdax_by_physical_address(fixture: &Fixture<'_>) -> Result<String> {
+    let machine = Machine { iommu: false, ..fixture.machine(Nic::E1000e)? };
+    let mut guest = fixture.boot(&machine)?;
     guest.must("fsdax")?;
     guest.must("hugepages")?;
     guest.must("pmtool bind $NIC --driver uio_pci_generic")?;
     guest.must("serve /mnt/store --pm-size 128MiB -- --iova-mode=pa")?;
     wait_for_server(&mut guest, START_LIMIT)?;
-    (stage.tell)("appending");
-    let records = append_each(lengths(), stage.chance(0))?;
+    (fixture.tell)("appending");
+    let records = append_each(lengths(), fixture.chance(0))?;
     fetch_each(&records)?;
     guest.must("stop")?;
     let said = guest.must("cat /tmp/server.out")?;
@@ -454,9 +221,9 @@ fn fsdax_by_physical_address(stage: &Stage<'_>) -> Result<String> {
     ))
 }
 
-fn virtio_pmem(stage: &Stage<'_>) -> Result<String> {
-    let machine = Machine { medium: Medium::VirtioPmem, ..stage.machine(Nic::Virtio)? };
-    let mut guest = stage.boot(&machine)?;
+fn virtio_pmem(fixture: &Fixture<'_>) -> Result<String> {
+    let machine = Machine { medium: Medium::VirtioPmem, ..fixture.machine(Nic::Virtio)? };
+    let mut guest = fixture.boot(&machine)?;
     // A card that writes behind the processor's back leaves pages clean which msync then passes over: here the
     // kernel's driver receives, and DPDK reads its packets from a socket.
     let serve = "hugepages; serve_socket /mnt/store --pm-size 128MiB";
@@ -465,12 +232,12 @@ fn virtio_pmem(stage: &Stage<'_>) -> Result<String> {
     let health = wait_for_server(&mut guest, START_LIMIT)?;
     let domain = health["domain"].as_str().unwrap_or_default();
     ensure!(domain.contains("msync"), "the persistence domain was found to be '{domain}'");
-    let records = append_each(lengths(), stage.chance(0))?;
+    let records = append_each(lengths(), fixture.chance(0))?;
     fetch_each(&records)?;
     guest.must("stop")?;
     guest.power_off()?;
 
-    let mut guest = stage.boot(&machine)?;
+    let mut guest = fixture.boot(&machine)?;
     guest.must("virtio_fs")?;
     guest.must("pmlog verify --pm /mnt/store")?;
     guest.must(serve)?;
@@ -481,15 +248,16 @@ fn virtio_pmem(stage: &Stage<'_>) -> Result<String> {
     Ok(format!("domain msync; {} records there after a restart of the guest", records.len()))
 }
 
-fn caches_persist(stage: &Stage<'_>) -> Result<String> {
-    let machine = Machine { medium: Medium::Nvdimm { caches_persist: true }, ..stage.machine(Nic::E1000e)? };
-    let mut guest = stage.boot(&machine)?;
+fn caches_persist(fixture: &Fixture<'_>) -> Result<String> {
+    let machine =
+        Machine { medium: Medium::Nvdimm { caches_persist: true }, ..fixture.machine(Nic::E1000e)? };
+    let mut guest = fixture.boot(&machine)?;
     set_up(&mut guest)?;
     guest.must("serve /dev/dax0.0")?;
     let health = wait_for_server(&mut guest, START_LIMIT)?;
     let domain = health["domain"].as_str().unwrap_or_default().to_owned();
     ensure!(domain.contains("fence only"), "the persistence domain was found to be '{domain}'");
-    let records = append_each(lengths(), stage.chance(0))?;
+    let records = append_each(lengths(), fixture.chance(0))?;
     fetch_each(&records)?;
     let health = Connection::open(server())?.get("/health")?.json()?;
     let count = |name: &str| health[name].as_u64().with_context(|| format!("/health tells no {name}"));
@@ -505,13 +273,13 @@ fn caches_persist(stage: &Stage<'_>) -> Result<String> {
     Ok(format!("domain {domain}; {} appends with {fences} fences and no flushed line", records.len()))
 }
 
-fn without_dma_map(stage: &Stage<'_>) -> Result<String> {
-    let (machine, mut guest) = prepared(stage, Nic::E1000e)?;
+fn without_dma_map(fixture: &Fixture<'_>) -> Result<String> {
+    let (machine, mut guest) = prepared(fixture, Nic::E1000e)?;
     guest.must("serve /dev/dax0.0 --no-dma-map")?;
     wait_for_line(&mut guest, "serving ")?;
     // Either nothing arrives, or what arrives is not what was sent: both must be noticed.
     let outcome = wait_for_server(&mut guest, Duration::from_secs(15)).and_then(|_| {
-        let records = append_each(lengths(), stage.chance(0))?;
+        let records = append_each(lengths(), fixture.chance(0))?;
         fetch_each(&records)?;
         find_all(&machine.file, &recognisable(&records))
     });
@@ -524,9 +292,9 @@ fn without_dma_map(stage: &Stage<'_>) -> Result<String> {
     Ok(format!("no payload arrives, and the IOMMU reports {faults} refused accesses"))
 }
 
-fn doctor(stage: &Stage<'_>) -> Result<String> {
-    let machine = stage.machine(Nic::E1000e)?;
-    let mut guest = stage.boot(&machine)?;
+fn doctor(fixture: &Fixture<'_>) -> Result<String> {
+    let machine = fixture.machine(Nic::E1000e)?;
+    let mut guest = fixture.boot(&machine)?;
     let nic = format!("nic {}", super::qemu::NIC);
 
     let examine = |guest: &mut Guest| -> Result<(i32, serde_json::Value)> {

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use lab::Connection;
 
-use super::{START_LIMIT, Stage, cut_under_load, end_sound, ended, lengths, recognisable, wait_for_line};
+use super::power::cut_under_load;
 use crate::vm::client::{Acknowledged, Load, Tag, append_each, fetch_each, server, wait_for_server};
 use crate::vm::evidence::find_all;
+use crate::vm::fixture::{Fixture, START_LIMIT, end_sound, ended, lengths, recognisable, wait_for_line};
 use crate::vm::qemu::{Guest, Nic};
 
 /// How often this scenario cuts the power.
@@ -19,14 +20,14 @@ const LOADED_APPENDS: usize = 300;
 
 /// pmlog with `--transport kernel`: io_uring receives into buffers that are device-DAX memory, and long replies are
 /// sent out of it.
-pub(super) fn transport(stage: &Stage<'_>) -> Result<String> {
+pub(super) fn transport(fixture: &Fixture<'_>) -> Result<String> {
     // A card that gathers a frame from several places: for one that does not, the kernel copies without a word.
-    let machine = stage.machine(Nic::E1000e)?;
-    let mut guest = stage.boot(&machine)?;
+    let machine = fixture.machine(Nic::E1000e)?;
+    let mut guest = fixture.boot(&machine)?;
     serve(&mut guest)?;
     let health = wait_for_server(&mut guest, START_LIMIT)?;
-    (stage.tell)("appending");
-    let records = append_each(lengths(), stage.chance(0))?;
+    (fixture.tell)("appending");
+    let records = append_each(lengths(), fixture.chance(0))?;
     fetch_each(&records)?;
     let after = Connection::open(server())?.get("/health")?.json()?;
     let count = |name: &str| {
@@ -47,10 +48,10 @@ pub(super) fn transport(stage: &Stage<'_>) -> Result<String> {
     let in_place = total("sent_in_place_bytes")?;
     ensure!(in_place >= longest / 2, "only {in_place} bytes were sent from where they lie: {ended}");
     end_sound(guest)?;
-    (stage.tell)("searching the medium");
+    (fixture.tell)("searching the medium");
     let bytes = find_all(&machine.file, &recognisable(&records))?;
 
-    let cut = cut_under_load(stage, Nic::Virtio, CUTS, serve)?;
+    let cut = cut_under_load(fixture, Nic::Virtio, CUTS, serve)?;
     Ok(format!(
         "{} appends by io_uring into /dev/dax0.0, {bytes} payload bytes found in its file, {in_place} sent in place; {cut}",
         records.len()
@@ -63,24 +64,24 @@ fn serve(guest: &mut Guest) -> Result<String> {
 }
 
 /// pmbench with `--mode kcm`: the kernel cuts requests out of the streams, as a BPF program tells it where they end.
-pub(super) fn multiplexor(stage: &Stage<'_>) -> Result<String> {
-    let machine = stage.machine(Nic::E1000e)?;
-    let mut guest = stage.boot(&machine)?;
+pub(super) fn multiplexor(fixture: &Fixture<'_>) -> Result<String> {
+    let machine = fixture.machine(Nic::E1000e)?;
+    let mut guest = fixture.boot(&machine)?;
     guest.must("devdax")?;
     // A whole system's kernel loads it when it is first asked for.
     guest.must("modprobe kcm")?;
     guest.must("serve_bench kcm /dev/dax0.0")?;
     wait_for_line(&mut guest, r#""event":"ready""#)?;
 
-    (stage.tell)("appending");
-    let mut records = append_each(bench_lengths(), stage.chance(0))?;
-    let load = Load::start(8, stage.chance(1));
+    (fixture.tell)("appending");
+    let mut records = append_each(bench_lengths(), fixture.chance(0))?;
+    let load = Load::start(8, fixture.chance(1));
     while load.acknowledged() < LOADED_APPENDS {
         ensure!(Instant::now() < guest.deadline(), "only {} appends were acknowledged", load.acknowledged());
         std::thread::sleep(Duration::from_millis(10));
     }
     records.extend(load.finish()?);
-    records.extend(cut_anywhere(stage.chance(2))?);
+    records.extend(cut_anywhere(fixture.chance(2))?);
     let numbers: BTreeSet<_> = records.iter().map(|record| record.seq).collect();
     ensure!(numbers.len() == records.len(), "two of {} records have one number", records.len());
 
@@ -94,9 +95,9 @@ pub(super) fn multiplexor(stage: &Stage<'_>) -> Result<String> {
     let messages = messages_cut(&mut guest)?;
     ensure!(messages == records.len() as u64, "the kernel cut {messages} requests out, of {}", records.len());
 
-    (stage.tell)("sending what cannot be cut out");
+    (fixture.tell)("sending what cannot be cut out");
     let refused = refused_by_framer()?;
-    records.extend(served_after_visitors(stage.chance(3))?);
+    records.extend(served_after_visitors(fixture.chance(3))?);
     guest.must("echo mark 2 >/tmp/server.in")?;
     let mark: serde_json::Value =
         serde_json::from_str(&wait_for_line(&mut guest, r#""event":"mark","id":2"#)?)?;
@@ -105,7 +106,7 @@ pub(super) fn multiplexor(stage: &Stage<'_>) -> Result<String> {
     guest.must("stop")?;
     guest.must("pmlog verify --pm /dev/dax0.0")?;
     guest.power_off()?;
-    (stage.tell)("searching the medium");
+    (fixture.tell)("searching the medium");
     let bytes = find_all(&machine.file, &recognisable(&records))?;
     Ok(format!(
         "{} requests cut out by the kernel and kept, {bytes} payload bytes found in /dev/dax0.0; {refused} connections \

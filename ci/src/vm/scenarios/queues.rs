@@ -5,9 +5,9 @@ use std::net::{SocketAddr, SocketAddrV4};
 use anyhow::{Context, Result, bail, ensure};
 use lab::Connection;
 
-use super::{START_LIMIT, Stage, end_sound, ended, lengths, prepared, recognisable};
 use crate::vm::client::{Acknowledged, Tag, append_each, fetch_each, server, wait_for_server};
 use crate::vm::evidence::find_all;
+use crate::vm::fixture::{Fixture, START_LIMIT, end_sound, ended, lengths, prepared, recognisable};
 use crate::vm::qemu::Nic;
 
 /// Connections at a time. That a hash puts all of them on one of two queues happens once in 32,768 runs.
@@ -17,19 +17,19 @@ const ROUNDS: u64 = 30;
 const BODY_BYTES: usize = 1024;
 
 /// The device hashes each connection to a queue, and so to a core, in whose shard its records are then.
-pub(super) fn two(stage: &Stage<'_>) -> Result<String> {
-    let (machine, mut guest) = prepared(stage, Nic::VirtioTwoQueues)?;
-    (stage.tell)("starting pmlog");
+pub(super) fn two(fixture: &Fixture<'_>) -> Result<String> {
+    let (machine, mut guest) = prepared(fixture, Nic::VirtioTwoQueues)?;
+    (fixture.tell)("starting pmlog");
     guest.must("serve /dev/dax0.0 --cores 0,1 --json")?;
     wait_for_server(&mut guest, START_LIMIT)?;
 
-    (stage.tell)("appending");
+    (fixture.tell)("appending");
     let mut connections = (0..CONNECTIONS).map(|_| Connection::open(server())).collect::<Result<Vec<_>>>()?;
     let mut records = Vec::new();
     let mut served = [0; 2];
     for round in 0..ROUNDS {
         let tag = |at: usize| {
-            let seed = stage.chance(0).wrapping_add(round * CONNECTIONS + at as u64);
+            let seed = fixture.chance(0).wrapping_add(round * CONNECTIONS + at as u64);
             Tag { seed, len: BODY_BYTES }
         };
         for (at, connection) in connections.iter_mut().enumerate() {
@@ -49,7 +49,7 @@ pub(super) fn two(stage: &Stage<'_>) -> Result<String> {
         }
     }
     ensure!(!served.contains(&0), "the cores have served {served:?} of {CONNECTIONS} connections");
-    records.extend(append_each(lengths(), stage.chance(1))?);
+    records.extend(append_each(lengths(), fixture.chance(1))?);
     // Over one connection, so that the other core's are asked of it.
     fetch_each(&records)?;
 
@@ -60,7 +60,7 @@ pub(super) fn two(stage: &Stage<'_>) -> Result<String> {
     let (crossed, late) = (told("frames_crossed")?, told("aborted")?);
     ensure!(crossed <= late, "{crossed} frames came to another core than their connection's: {ended}");
     end_sound(guest)?;
-    (stage.tell)("searching the medium");
+    (fixture.tell)("searching the medium");
     let bytes = find_all(&machine.file, &recognisable(&records))?;
     Ok(format!(
         "{} and {} connections on cores 0 and 1, as their hashes say; {} appends by DMA into two shards, {bytes} \

@@ -7,9 +7,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand};
 
-use crate::Packages;
-use crate::setup::{self, Verbosity};
-use crate::steps::{Profile, programs_in, workspace};
+use crate::setup::{self, Packages, Verbosity};
+use crate::steps::{Profile, programs_in, said_by};
 
 /// The loads that the targets speak of, once each.
 const QUICK: &str = "--sizes 1024,8192 --connections 1,50,100 --rounds 1 --seconds 0.8 --warmup 0.1";
@@ -112,10 +111,4 @@ fn measure(pmbench: &mut Command, folder: &str) -> Result<()> {
     ensure!(status.success(), "pmbench ended with {status}");
     println!("written to {}", folder.display());
     Ok(())
-}
-
-/// A fact for the record; empty where nobody knows it.
-fn said_by(command: &mut Command) -> String {
-    let output = command.current_dir(workspace()).output();
-    output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }

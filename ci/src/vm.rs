@@ -3,6 +3,7 @@
 
 mod client;
 mod evidence;
+mod fixture;
 mod image;
 mod qemu;
 mod scenarios;
@@ -19,9 +20,10 @@ use clap::Args;
 use indicatif::ProgressBar;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use self::fixture::Fixture;
 use self::image::{Image, PACKAGES};
 use self::qemu::{Machine, Medium, Nic};
-use self::scenarios::{KCM, SCENARIOS, Scenario, Stage};
+use self::scenarios::{KCM, SCENARIOS, Scenario};
 use crate::setup::{self, Verbosity};
 use crate::steps::{self, Step, workspace};
 
@@ -169,9 +171,9 @@ pub fn run_inside(inside: &Inside) -> Result<bool> {
     lab::Lab::enter(&inside.folder)?;
     let image = Image { vmlinux: inside.vmlinux.clone(), initrd: inside.initrd.clone() };
     if inside.shell {
-        let stage = Stage::new("shell", &inside.folder, &image, 0, 0, &|_| {})?;
+        let fixture = Fixture::new("shell", &inside.folder, &image, 0, 0, &|_| {})?;
         let nvdimm = Medium::Nvdimm { caches_persist: false };
-        let machine = Machine { nic: Nic::E1000e, medium: nvdimm, iommu: true, file: stage.medium()? };
+        let machine = Machine { nic: Nic::E1000e, medium: nvdimm, iommu: true, file: fixture.medium()? };
         machine.shell(&image)?;
         return Ok(true);
     }
@@ -191,8 +193,8 @@ fn play(scenario: &Scenario, inside: &Inside, image: &Image) -> bool {
         if std::io::stdout().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
     spinner.enable_steady_tick(Duration::from_millis(100));
     let tell = |text: &str| spinner.set_message(format!("{}: {text}", scenario.name));
-    let outcome = Stage::new(scenario.name, &inside.folder, image, inside.cuts, inside.seed, &tell)
-        .and_then(|stage| (scenario.run)(&stage).inspect(|_| stage.clear()));
+    let outcome = Fixture::new(scenario.name, &inside.folder, image, inside.cuts, inside.seed, &tell)
+        .and_then(|fixture| (scenario.run)(&fixture).inspect(|_| fixture.clear()));
     spinner.finish_and_clear();
     let seconds = started.elapsed().as_secs_f64();
     match &outcome {
