@@ -26,7 +26,8 @@ pub struct Config {
     pub gateway_v4: Option<Ipv4Addr>,
     /// Next hop for IPv6 connections that this side opens to other subnets.
     pub gateway_v6: Option<Ipv6Addr>,
-    /// Most connections at a time, not counting half-open ones and those in TIME-WAIT.
+    /// Most connections at a time, not counting half-open ones and those in TIME-WAIT. A SYN for which there is no
+    /// place is not answered: the peer sends it again.
     pub max_connections: usize,
     /// Most connections in TIME-WAIT; the oldest makes room for a new one.
     pub max_time_wait: usize,

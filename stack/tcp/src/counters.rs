@@ -74,7 +74,7 @@ pub struct Drops {
     pub duplicate: u64,
     /// Payload for which there was no buffer, or that went beyond the connection's quota.
     pub no_buffer: u64,
-    /// Handshakes held back because the connection table or the listener's backlog was full.
+    /// SYNs not answered, and handshakes held back, because the connection table or the listener's backlog was full.
     pub backlog: u64,
     /// Replies not sent because a rate or a queue limit was reached.
     pub limited: u64,

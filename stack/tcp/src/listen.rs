@@ -47,6 +47,9 @@ pub(crate) struct Listeners {
     list: Vec<Listener>,
     half_open: Box<[Option<HalfOpen>]>,
     free: Vec<u32>,
+    /// How many have not answered in time, and where the last of them that had to leave was.
+    overdue: usize,
+    hand: usize,
 }
 
 /// A connection in SYN-RECEIVED.
@@ -63,6 +66,8 @@ impl Listeners {
             list: Vec::with_capacity(MAX_LISTENERS),
             half_open: vec![None; half_open].into_boxed_slice(),
             free: (0..half_open as u32).rev().collect(),
+            overdue: 0,
+            hand: 0,
         }
     }
 
@@ -112,6 +117,30 @@ impl Listeners {
         Some((place, until))
     }
 
+    /// How many connections are half-open.
+    pub(crate) fn half_open(&self) -> usize {
+        self.half_open.len() - self.free.len()
+    }
+
+    /// Whether there is a half-open connection whose peer has not answered in time.
+    pub(crate) fn has_overdue(&self) -> bool {
+        self.overdue > 0
+    }
+
+    /// The next half-open connection whose peer has not answered in time.
+    pub(crate) fn next_overdue(&mut self) -> Option<u32> {
+        if self.overdue == 0 {
+            return None;
+        }
+        let places = self.half_open.len();
+        let is_overdue = |place: &usize| {
+            self.half_open[*place].as_ref().is_some_and(|half_open| half_open.handshake.retries > 0)
+        };
+        let place = (1..=places).map(|step| (self.hand + step) % places).find(is_overdue)?;
+        self.hand = place;
+        Some(place as u32)
+    }
+
     pub(crate) fn get(&self, place: u32) -> Option<&HalfOpen> {
         self.half_open[place as usize].as_ref()
     }
@@ -119,6 +148,7 @@ impl Listeners {
     pub(crate) fn remove(&mut self, place: u32) {
         if let Some(half_open) = self.half_open[place as usize].take() {
             self.list[half_open.listener as usize].half_open -= 1;
+            self.overdue -= usize::from(half_open.handshake.retries > 0);
             self.free.push(place);
         }
     }
@@ -130,6 +160,7 @@ impl Listeners {
         if handshake.retries >= SYN_ACK_RETRIES {
             return None;
         }
+        self.overdue += usize::from(handshake.retries == 0);
         handshake.retries += 1;
         handshake.sent_at = None;
         half_open.until = now + SYN_ACK_INTERVAL * (1 << handshake.retries);

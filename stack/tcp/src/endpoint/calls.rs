@@ -64,7 +64,7 @@ impl Endpoint {
                 .filter(|key| self.flows.find(key).is_none()),
         };
         let key = key.ok_or(ConnectError::InUse(remote))?;
-        if self.free.is_empty() {
+        if !self.take_promise_back() {
             return Err(ConnectError::TableFull(self.config.max_connections));
         }
         let neighbor = self.neighbors.find(next_hop, self.now);

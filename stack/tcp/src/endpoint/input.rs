@@ -191,6 +191,11 @@ impl Endpoint {
             }
             Meaning::Reuse => {
                 let least_iss = entry.snd_nxt + 1;
+                if self.listeners.find(&segment.key).is_some() && self.turns_away() {
+                    // It stays until there is a place for its successor.
+                    self.counters.drops.backlog += 1;
+                    return;
+                }
                 self.time_waits.remove(place);
                 self.flows.remove(&segment.key);
                 if !self.at_listener(segment, frame, Some(least_iss)) {

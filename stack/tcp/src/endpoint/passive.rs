@@ -41,7 +41,13 @@ impl Endpoint {
         }
     }
 
+    /// A SYN that is answered promises a place in the table: its sender takes the connection for open when it has
+    /// the answer. Without a place there is none, and it tries again (RFC 9293, section 3.8.1).
     fn syn(&mut self, segment: &Segment, listener: u16, least_iss: Option<Seq>) {
+        if self.turns_away() {
+            self.counters.drops.backlog += 1;
+            return;
+        }
         let key = segment.key;
         let offset = self.secret.clock_offset(&key);
         // Cores that answer one SYN are told apart by their numbers.
@@ -64,7 +70,12 @@ impl Endpoint {
             sent_at: Some(self.now),
             retries: 0,
         };
-        match self.listeners.insert(handshake, listener, self.now) {
+        let queued = if self.has_no_place_to_promise() {
+            None
+        } else {
+            self.listeners.insert(handshake, listener, self.now)
+        };
+        match queued {
             Some((place, until)) => {
                 self.flows.insert(key, Place::HalfOpen(place));
                 self.set_timer(TimerOf::HalfOpen(place), until);
@@ -196,6 +207,16 @@ impl Endpoint {
         let timestamp = segment.options.timestamp;
         let echo = timestamp.map(|timestamp| timestamp.echo);
         let Some(cookie) = self.secret.open_cookie(&key, irs, iss, echo, self.now) else { return false };
+        if self.free.is_empty() {
+            // More cookies came back than there were places. Who sent it is told, and need not wait for an answer.
+            self.counters.drops.backlog += 1;
+            return false;
+        }
+        if !self.take_promise_back() {
+            // The peer finds out by sending again; by then those who hold it up have answered, or are overdue.
+            self.counters.drops.backlog += 1;
+            return true;
+        }
         let clock = timestamp.map(|timestamp| Clock {
             offset: self.secret.clock_offset(&key),
             recent: timestamp.value,
@@ -219,8 +240,30 @@ impl Endpoint {
         true
     }
 
-    /// Gives a connection whose handshake is complete a place in the table; false if there is none, and the
-    /// peer then finds out by sending again.
+    /// Whether a SYN is not answered. Where all places are promised, and half-open connections are overdue, which may
+    /// never have been meant, a cookie is the answer: the first of them that comes back gets such a place.
+    pub(super) fn turns_away(&self) -> bool {
+        self.free.is_empty() || (self.has_no_place_to_promise() && !self.listeners.has_overdue())
+    }
+
+    /// Whether each free place is promised to a half-open connection.
+    fn has_no_place_to_promise(&self) -> bool {
+        self.free.len() <= self.listeners.half_open()
+    }
+
+    /// Makes a free place one that is promised to nobody, if need be at the cost of a half-open connection whose peer
+    /// has not answered in time; false if there is none.
+    pub(super) fn take_promise_back(&mut self) -> bool {
+        if self.has_no_place_to_promise()
+            && let Some(place) = self.listeners.next_overdue()
+        {
+            self.forget_half_open(place);
+        }
+        !self.has_no_place_to_promise()
+    }
+
+    /// Gives a connection whose handshake is complete a place in the table; false while too many wait to be told of,
+    /// and the peer then finds out by sending again.
     fn promote<F: RxFrame>(
         &mut self,
         handshake: &Handshake,

@@ -174,39 +174,6 @@ fn a_syn_flood_starves_nobody() {
     }
 }
 
-/// When all places are taken nobody is harmed, and a place that becomes free is given to the next.
-#[test]
-fn a_full_table_turns_newcomers_away_and_harms_nobody() {
-    let mut s = Script::with_config(Version::V4, Config { max_connections: 3, ..config(1) });
-    s.listen();
-    let mut conns = vec![];
-    for port in 1_000..1_003 {
-        s.remote.at.set_port(port);
-        conns.push((port, s.open_with(seg(SYN, 0, 0).mss(1_000)), s.stack_iss));
-    }
-    s.remote.at.set_port(2_000);
-    s.send(seg(SYN, 0, 0).mss(1_000));
-    let answers: Vec<_> = std::iter::from_fn(|| s.next()).collect();
-    assert_eq!(s.event(), None, "there is no place: {answers:?}");
-    for &(port, conn, iss) in &conns {
-        s.remote.at.set_port(port);
-        s.stack_iss = iss;
-        s.assert_alive(conn, 1, 1);
-        s.expect_event(Event::Readable { conn });
-    }
-    let (port, conn, iss) = conns[1];
-    s.remote.at.set_port(port);
-    s.stack_iss = iss;
-    s.abort(conn);
-    s.expect_event(Event::Closed { conn, reason: CloseReason::Aborted });
-    while s.next().is_some() {}
-    s.advance(Duration::from_secs(200));
-    while s.next().is_some() {}
-    s.remote.at.set_port(2_001);
-    let conn = s.open_with(seg(SYN, 0, 0).mss(1_000));
-    s.assert_alive(conn, 1, 1);
-}
-
 /// The part of a sent frame that an ICMP error quotes: the IP header and the first eight bytes of TCP, or more.
 fn quote(s: &Script, seq: u32, payload: usize) -> Vec<u8> {
     let segment = data(seq.wrapping_add(s.stack_iss), 1u32.wrapping_add(s.remote_iss), &vec![7; payload]);

@@ -15,6 +15,7 @@ mod link;
 mod listen;
 mod neighbours;
 mod ours;
+mod places;
 mod reassembly;
 mod scale;
 mod script;
