@@ -14,7 +14,7 @@ use dpdk::Mbuf;
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use pcap_file::{DataLink, TsResolution};
 
-use crate::stream::Burst;
+use crate::burst::Burst;
 
 /// Frames that may wait for the file; what comes on top is counted, and missing in it.
 const WAITING_FRAMES: usize = 8192;

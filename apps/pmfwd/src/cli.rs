@@ -8,10 +8,8 @@ use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use smoltcp::wire::EthernetAddress;
 
-use crate::packet::{HEADERS_BYTES, MAX_SEGMENT_BYTES, MAX_SEGMENTS};
-
-/// Longest burst in packets, as testpmd has it.
-pub const MAX_BURST: usize = 512;
+use crate::burst::MAX_BURST;
+use crate::packet::{HEADERS_BYTES, MAX_SEGMENT_BYTES, MAX_SEGMENTS, SegmentLengths};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -170,17 +168,6 @@ pub enum WhenFull {
     Drop,
     /// Forget the oldest eighth of the records.
     Trim,
-}
-
-/// Lengths of a made frame's segments in bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SegmentLengths(pub Vec<usize>);
-
-impl std::fmt::Display for SegmentLengths {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let lengths: Vec<String> = self.0.iter().map(usize::to_string).collect();
-        f.write_str(&lengths.join(","))
-    }
 }
 
 impl Cli {

@@ -15,9 +15,9 @@ use rustyline::history::DefaultHistory;
 use rustyline::validate::Validator;
 use rustyline::{Config, Context, Editor, Helper};
 
-use crate::cli::{Cli, Mode, SegmentLengths, parse_burst, parse_segments};
+use crate::cli::{Cli, Mode, parse_burst, parse_segments};
 use crate::forward::Forwarder;
-use crate::packet::address_text;
+use crate::packet::{SegmentLengths, address_text};
 use crate::session::{counted, print_captured, print_started, watch_signals};
 use crate::statistics::{Shown, forwarded, print_forwarded, print_logged, stream_totals};
 

@@ -3,9 +3,10 @@
 use anyhow::Result;
 use dpdk::{Mbuf, Pool};
 
+use crate::burst::Burst;
 use crate::capture::Tap;
 use crate::packet::{Template, answer, set_flow, swap_addresses};
-use crate::stream::{Burst, Hands, Stream};
+use crate::stream::{Intake, Stream};
 
 /// How many packets ahead the CPU is told to fetch.
 const PREFETCH_DISTANCE: usize = 4;
@@ -19,7 +20,7 @@ pub trait Engine {
     ///
     /// # Errors
     /// The mode cannot go on.
-    fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()>;
+    fn step<T: Tap>(&mut self, stream: &mut Stream, intake: &mut Intake<T>) -> Result<()>;
 }
 
 /// Sends what is received.
@@ -27,9 +28,9 @@ pub struct Io;
 
 impl Engine for Io {
     #[inline]
-    fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
+    fn step<T: Tap>(&mut self, stream: &mut Stream, intake: &mut Intake<T>) -> Result<()> {
         let mut burst = Burst::new();
-        if stream.receive(&mut burst, hands) > 0 {
+        if stream.receive(&mut burst, intake) > 0 {
             stream.send(&mut burst);
         }
         Ok(())
@@ -41,9 +42,9 @@ pub struct Mac;
 
 impl Engine for Mac {
     #[inline]
-    fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
+    fn step<T: Tap>(&mut self, stream: &mut Stream, intake: &mut Intake<T>) -> Result<()> {
         let mut burst = Burst::new();
-        if stream.receive(&mut burst, hands) > 0 {
+        if stream.receive(&mut burst, intake) > 0 {
             let mut addresses = [0; 12];
             addresses[..6].copy_from_slice(&stream.route.peer);
             addresses[6..].copy_from_slice(&stream.route.mac);
@@ -63,9 +64,9 @@ pub struct Macswap;
 
 impl Engine for Macswap {
     #[inline]
-    fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
+    fn step<T: Tap>(&mut self, stream: &mut Stream, intake: &mut Intake<T>) -> Result<()> {
         let mut burst = Burst::new();
-        if stream.receive(&mut burst, hands) > 0 {
+        if stream.receive(&mut burst, intake) > 0 {
             for_each_fetched(&mut burst, |packet| swap_addresses(packet.bytes_mut()));
             stream.send(&mut burst);
         }
@@ -78,9 +79,9 @@ pub struct Rxonly;
 
 impl Engine for Rxonly {
     #[inline]
-    fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
+    fn step<T: Tap>(&mut self, stream: &mut Stream, intake: &mut Intake<T>) -> Result<()> {
         let mut burst = Burst::new();
-        if stream.receive(&mut burst, hands) > 0 {
+        if stream.receive(&mut burst, intake) > 0 {
             stream.consume(&mut burst);
         }
         Ok(())
@@ -97,10 +98,10 @@ pub struct Txonly<'a> {
 
 impl Engine for Txonly<'_> {
     #[inline]
-    fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
+    fn step<T: Tap>(&mut self, stream: &mut Stream, intake: &mut Intake<T>) -> Result<()> {
         let mut burst = Burst::new();
-        self.templates[stream.route.tx_port].fill(self.pool, &mut burst, hands.limit);
-        stream.send_made(&mut burst, hands);
+        self.templates[stream.route.tx_port].fill(self.pool, &mut burst, intake.limit);
+        stream.send_made(&mut burst, intake);
         Ok(())
     }
 }
@@ -119,17 +120,17 @@ pub struct Flowgen<'a> {
 
 impl Engine for Flowgen<'_> {
     #[inline]
-    fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
+    fn step<T: Tap>(&mut self, stream: &mut Stream, intake: &mut Intake<T>) -> Result<()> {
         let mut burst = Burst::new();
-        if stream.receive(&mut burst, hands) > 0 {
+        if stream.receive(&mut burst, intake) > 0 {
             stream.consume(&mut burst);
         }
-        self.templates[stream.route.tx_port].fill(self.pool, &mut burst, hands.limit);
+        self.templates[stream.route.tx_port].fill(self.pool, &mut burst, intake.limit);
         for packet in burst.iter_mut() {
             set_flow(packet.bytes_mut(), self.next);
             self.next = if self.next + 1 < self.flows { self.next + 1 } else { 0 };
         }
-        stream.send_made(&mut burst, hands);
+        stream.send_made(&mut burst, intake);
         Ok(())
     }
 }
@@ -139,9 +140,9 @@ pub struct Icmpecho;
 
 impl Engine for Icmpecho {
     #[inline]
-    fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
+    fn step<T: Tap>(&mut self, stream: &mut Stream, intake: &mut Intake<T>) -> Result<()> {
         let mut burst = Burst::new();
-        let received = stream.receive(&mut burst, hands);
+        let received = stream.receive(&mut burst, intake);
         if received > 0 {
             let mac = stream.route.mac;
             burst.retain(|packet| packet.segment_count() == 1 && answer(packet.bytes_mut(), mac));

@@ -9,9 +9,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use dpdk::{Eal, ExternalArea, Offloads, Pool, Port, PortConfig, PortId, PortInfo, RxQueue, TxQueue};
 use pmem::{Kind, Options, Region, RegionInfo, ShardSeed};
 
+use crate::burst::MAX_BURST;
 use crate::capture::CaptureFile;
-use crate::cli::{Cli, MAX_BURST, Mode, PoolKind, SegmentLengths, Topology};
-use crate::packet::Template;
+use crate::cli::{Cli, Mode, PoolKind, Topology};
+use crate::packet::{SegmentLengths, Template};
 use crate::stream::{Counters, Route, Stream};
 use crate::worker::{Run, Worker, WorkerConfig};
 

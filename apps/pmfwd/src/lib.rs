@@ -6,6 +6,7 @@
 //! `log` that is [`log`]: each frame is a durable record before it goes on. [`session`] is what runs until Ctrl-C,
 //! [`console`] what takes commands; both show [`statistics`] as testpmd prints them.
 
+pub mod burst;
 pub mod capture;
 pub mod cli;
 pub mod console;

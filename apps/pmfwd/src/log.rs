@@ -7,10 +7,11 @@ use arrayvec::ArrayVec;
 use dpdk::{Completions, Eal, ExternalArea, ExternalPool, Mbuf, NotSwapped, Pool, PoolConfig};
 use pmem::{AppendError, Buffer, Extent, Pending, Shard};
 
+use crate::burst::{Burst, MAX_BURST};
 use crate::capture::Tap;
-use crate::cli::{MAX_BURST, WhenFull};
+use crate::cli::WhenFull;
 use crate::engine::Engine;
-use crate::stream::{Burst, Counters, Hands, Stream};
+use crate::stream::{Counters, Intake, Stream};
 
 /// What is copied into the mbuf that a logged frame is sent with: devices want a first segment, and this one ends
 /// with the Ethernet header.
@@ -145,9 +146,9 @@ impl Logger {
 }
 
 impl Engine for Logger {
-    fn step<T: Tap>(&mut self, stream: &mut Stream, hands: &mut Hands<T>) -> Result<()> {
+    fn step<T: Tap>(&mut self, stream: &mut Stream, intake: &mut Intake<T>) -> Result<()> {
         let mut burst = Burst::new();
-        let received = stream.receive(&mut burst, hands);
+        let received = stream.receive(&mut burst, intake);
         if received == 0 {
             if self.completions.outstanding() > 0 {
                 // An idle device would otherwise hold on to the last frames it sent.

@@ -1,12 +1,12 @@
 //! Frames that are made here, and answers to frames.
 
+use std::fmt;
+
 use dpdk::{Batch, Pool};
 use smoltcp::wire::{
     ArpHardware, ArpOperation, ArpPacket, EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4Message,
     Icmpv4Packet, IpAddress, IpProtocol, Ipv4Address, Ipv4Packet, UdpPacket,
 };
-
-use crate::cli::SegmentLengths;
 
 /// Ethernet, IPv4 and UDP.
 pub const HEADERS_BYTES: usize = 14 + 20 + 8;
@@ -27,6 +27,17 @@ const IP_BYTES: usize = 20;
 const DESTINATION_AT: usize = LINK_BYTES + 16;
 const IP_CHECKSUM_AT: usize = LINK_BYTES + 10;
 const UDP_CHECKSUM_AT: usize = LINK_BYTES + IP_BYTES + 6;
+
+/// Lengths of a made frame's segments in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentLengths(pub Vec<usize>);
+
+impl fmt::Display for SegmentLengths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lengths: Vec<String> = self.0.iter().map(usize::to_string).collect();
+        f.write_str(&lengths.join(","))
+    }
+}
 
 /// A UDP datagram in one segment or more, to be sent again and again.
 #[derive(Clone, Debug)]

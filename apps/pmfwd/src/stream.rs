@@ -3,16 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dpdk::{Batch, RxQueue, TxQueue};
+use dpdk::{RxQueue, TxQueue};
 
+use crate::burst::Burst;
 use crate::capture::Tap;
-use crate::cli::MAX_BURST;
-
-/// The packets in a core's hands.
-pub type Burst = Batch<MAX_BURST>;
 
 /// How a core takes bursts.
-pub struct Hands<T> {
+pub struct Intake<T> {
     /// Packets in a burst at most.
     pub limit: usize,
     /// Who else looks at them.
@@ -102,11 +99,11 @@ impl Counters {
 impl Stream {
     /// Receives into an empty batch; returns how many packets it has.
     #[inline(always)]
-    pub fn receive<T: Tap>(&mut self, burst: &mut Burst, hands: &mut Hands<T>) -> usize {
-        let count = self.rx.burst_up_to(burst, hands.limit);
+    pub fn receive<T: Tap>(&mut self, burst: &mut Burst, intake: &mut Intake<T>) -> usize {
+        let count = self.rx.burst_up_to(burst, intake.limit);
         if count > 0 {
             self.counters.received.add(count);
-            hands.tap.see(burst);
+            intake.tap.see(burst);
         }
         count
     }
@@ -125,9 +122,9 @@ impl Stream {
 
     /// Sends packets that were made here.
     #[inline]
-    pub fn send_made<T: Tap>(&mut self, burst: &mut Burst, hands: &mut Hands<T>) {
+    pub fn send_made<T: Tap>(&mut self, burst: &mut Burst, intake: &mut Intake<T>) {
         if !burst.is_empty() {
-            hands.tap.see(burst);
+            intake.tap.see(burst);
             self.send(burst);
         }
     }

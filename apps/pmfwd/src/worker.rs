@@ -14,7 +14,7 @@ use crate::cli::{Mode, WhenFull};
 use crate::engine::{Engine, Flowgen, Icmpecho, Io, Mac, Macswap, Rxonly, Txonly};
 use crate::log::Logger;
 use crate::packet::Template;
-use crate::stream::{Hands, Stream};
+use crate::stream::{Intake, Stream};
 
 /// What a core needs from the start.
 pub struct WorkerConfig {
@@ -201,36 +201,36 @@ impl Core {
     fn forward_seen_by<T: Tap>(&mut self, run: &mut Run, tap: T) -> Result<()> {
         let pool = &self.pool;
         let templates = &*Arc::clone(&run.templates);
-        let mut hands = Hands { limit: run.burst, tap };
+        let mut intake = Intake { limit: run.burst, tap };
         for _ in 0..run.tx_first {
             for stream in &mut run.streams {
-                Txonly { pool, templates }.step(stream, &mut hands)?;
+                Txonly { pool, templates }.step(stream, &mut intake)?;
             }
         }
         match run.mode {
-            Mode::Io => poll(run, &mut Io, hands),
-            Mode::Mac => poll(run, &mut Mac, hands),
-            Mode::Macswap => poll(run, &mut Macswap, hands),
-            Mode::Rxonly => poll(run, &mut Rxonly, hands),
-            Mode::Icmpecho => poll(run, &mut Icmpecho, hands),
-            Mode::Txonly => poll(run, &mut Txonly { pool, templates }, hands),
+            Mode::Io => poll(run, &mut Io, intake),
+            Mode::Mac => poll(run, &mut Mac, intake),
+            Mode::Macswap => poll(run, &mut Macswap, intake),
+            Mode::Rxonly => poll(run, &mut Rxonly, intake),
+            Mode::Icmpecho => poll(run, &mut Icmpecho, intake),
+            Mode::Txonly => poll(run, &mut Txonly { pool, templates }, intake),
             Mode::Flowgen => {
                 let flows = run.flows;
-                poll(run, &mut Flowgen { pool, templates, flows, next: 0 }, hands)
+                poll(run, &mut Flowgen { pool, templates, flows, next: 0 }, intake)
             }
             Mode::Log => {
                 let logger = self.logger.as_mut().context("mode log needs a store: start with --pm PATH")?;
-                poll(run, logger, hands)
+                poll(run, logger, intake)
             }
         }
     }
 }
 
 /// The loop: each stream in turn, a burst at a time.
-fn poll<E: Engine, T: Tap>(run: &mut Run, engine: &mut E, mut hands: Hands<T>) -> Result<()> {
+fn poll<E: Engine, T: Tap>(run: &mut Run, engine: &mut E, mut intake: Intake<T>) -> Result<()> {
     while !run.stop.load(Ordering::Relaxed) {
         for stream in &mut run.streams {
-            engine.step(stream, &mut hands)?;
+            engine.step(stream, &mut intake)?;
         }
     }
     Ok(())
