@@ -41,7 +41,8 @@ pub struct Config {
     pub tx_bytes: usize,
     /// Extents that a connection's send queue holds.
     pub tx_extents: usize,
-    /// How long a connection stays in TIME-WAIT (2 MSL, RFC 9293 section 3.4.2).
+    /// How long a connection stays in TIME-WAIT (2 MSL, RFC 9293 section 3.4.2), unless a new one begins there (RFC
+    /// 6191). A RST does not end it (RFC 1337); a peer that insists on a SYN need not wait all the same.
     pub time_wait: Duration,
     /// Probes on idle connections (RFC 9293, section 3.8.4); none by default.
     pub keepalive: Option<Keepalive>,

@@ -1,4 +1,13 @@
 //! Connections in TIME-WAIT: what is left of them is small, and never keeps a new one from its place.
+//!
+//! A RST does not end TIME-WAIT, although RFC 9293, section 3.10.7.4, says so: RFC 1337 shows how an old duplicate, the
+//! ACK that it draws, and the RST that a closed peer answers with would end it just when it is needed (its fix F1). A
+//! SYN may end it: one with a newer timestamp, or without timestamps with a higher number, cannot be an old duplicate
+//! (RFC 6191). Any other is answered with an ACK. A peer that means it has no such connection and answers with RST,
+//! whose number is then exactly the next (RFC 9293, section 3.10.7.3). That much Linux takes for the end; here the
+//! connection stays, and notes the SYN: when that very one comes again, as it does within a second or so, a new
+//! connection begins. So a RST alone ends nothing, nor does a single SYN; it takes a peer that insists on its SYN after
+//! it has disowned the connection, and at least one round trip, in which old duplicates arrive as what they are.
 
 use smoltcp::time::Instant;
 
@@ -18,6 +27,10 @@ pub(crate) struct TimeWait {
     pub clock: Option<Clock>,
     pub until: Instant,
     pub answers: RateLimit,
+    /// The number of the SYN that was answered last and was not accepted.
+    pub challenged: Option<Seq>,
+    /// The number of the SYN whose sender has then said, by RST, that it has no such connection.
+    pub disowned: Option<Seq>,
 }
 
 /// What a segment means for a connection in TIME-WAIT.
@@ -27,6 +40,10 @@ pub(crate) enum Meaning {
     Ignore,
     /// The peer has not heard the last ACK, or is confused: say it again.
     Acknowledge { restart: bool },
+    /// A SYN that may be an old one: say it again, and hear what the peer has to say.
+    Challenge,
+    /// The peer has no such connection.
+    Disowned,
     /// A new connection may begin here.
     Reuse,
 }
@@ -35,7 +52,8 @@ impl TimeWait {
     /// RFC 9293, section 3.10.7.4; RFC 1337 on RST; RFC 6191 on SYN.
     pub(crate) fn judge(&self, segment: &Segment, now: Instant) -> Meaning {
         if segment.flags.contains(Flags::RST) {
-            return Meaning::Ignore;
+            let answers_challenge = self.challenged.is_some() && segment.seq == self.rcv_nxt;
+            return if answers_challenge { Meaning::Disowned } else { Meaning::Ignore };
         }
         let timestamp = segment.options.timestamp;
         if segment.flags.contains(Flags::SYN) && !segment.flags.contains(Flags::ACK) {
@@ -45,7 +63,8 @@ impl TimeWait {
                 }
                 _ => segment.seq.after(self.rcv_nxt),
             };
-            return if later { Meaning::Reuse } else { Meaning::Acknowledge { restart: false } };
+            let again = self.disowned == Some(segment.seq);
+            return if later || again { Meaning::Reuse } else { Meaning::Challenge };
         }
         let old = match (self.clock, timestamp) {
             (Some(clock), Some(timestamp)) => clock.is_old(timestamp.value, now),
@@ -120,6 +139,8 @@ mod tests {
             clock,
             until: Instant::from_secs(60),
             answers: RateLimit::new(),
+            challenged: None,
+            disowned: None,
         }
     }
 
@@ -127,7 +148,7 @@ mod tests {
     fn a_syn_of_a_later_time_may_reuse_the_place() {
         let now = Instant::ZERO;
         let syn = |seq, value| segment(Flags::SYN, seq, value);
-        let refused = Meaning::Acknowledge { restart: false };
+        let refused = Meaning::Challenge;
         assert_eq!(entry(None).judge(&syn(1001, None), now), Meaning::Reuse);
         assert_eq!(entry(None).judge(&syn(999, None), now), refused);
         assert_eq!(entry(Some(70)).judge(&syn(999, Some(71)), now), Meaning::Reuse);

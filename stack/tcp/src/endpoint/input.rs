@@ -177,15 +177,19 @@ impl Endpoint {
 
     fn at_time_wait<F: RxFrame>(&mut self, place: u32, segment: &Segment, frame: &mut F) {
         let Some(entry) = self.time_waits.get(place) else { return };
-        match entry.judge(segment, self.now) {
+        let meaning = entry.judge(segment, self.now);
+        match meaning {
             Meaning::Ignore => self.counters.drops.unexpected += 1,
-            Meaning::Acknowledge { restart } => {
+            Meaning::Disowned => entry.disowned = entry.challenged.take(),
+            Meaning::Acknowledge { .. } | Meaning::Challenge => {
                 if !entry.answers.allow(TIME_WAIT_ANSWERS, self.now) {
                     self.counters.drops.limited += 1;
                     return;
                 }
-                if restart {
-                    entry.until = self.now + self.config.time_wait;
+                match meaning {
+                    Meaning::Acknowledge { restart: true } => entry.until = self.now + self.config.time_wait,
+                    Meaning::Challenge => entry.challenged = Some(segment.seq),
+                    _ => {}
                 }
                 self.acknowledge_time_wait(place);
             }

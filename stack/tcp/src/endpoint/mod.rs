@@ -356,6 +356,8 @@ impl Endpoint {
             clock,
             until,
             answers: RateLimit::new(),
+            challenged: None,
+            disowned: None,
         };
         let (place, evicted) = self.time_waits.insert(entry);
         if let Some(evicted) = evicted {

@@ -6,7 +6,7 @@ use stack::net::{CloseReason, Event, Net, SendError};
 use crate::ours::{Ours, config};
 use crate::script::Script;
 use crate::talk::{BOTH_VERSIONS, Talk, Version, for_each_seed, ip, link, talk};
-use crate::wire::{ACK, FIN, RST, SYN, data, seg};
+use crate::wire::{ACK, FIN, RST, SYN, Seg, data, seg};
 
 /// RFC 9293, section 3.6, case 2: the remote closes, and this side goes on sending.
 #[test]
@@ -206,4 +206,70 @@ fn rfc6191_time_wait_makes_room_for_a_newer_syn() {
     let opened = std::iter::from_fn(|| s.event()).last();
     let Some(Event::Opened { conn, .. }) = opened else { panic!("{opened:?} instead of a new connection") };
     s.assert_alive(conn, 100_001, 1);
+}
+
+/// A script with a connection in TIME-WAIT, whose next numbers are 2 for the stack and 2 for the remote.
+fn in_time_wait(timestamps: Option<(u32, u32)>) -> Script {
+    let mut s = Script::listening(Version::V4);
+    let conn = s.open_with(Seg { timestamps, ..seg(SYN, 0, 0).mss(1_000) });
+    let timestamps = timestamps.map(|(value, _)| (value, s.stack_timestamp()));
+    s.finish(conn);
+    s.expect(seg(FIN | ACK, 1, 1));
+    s.send(Seg { timestamps, ..seg(FIN | ACK, 1, 2) });
+    s.expect(seg(ACK, 2, 2));
+    while s.event().is_some() {}
+    s
+}
+
+/// RFC 1337, fix F1: a reset does not end TIME-WAIT, not even with the very next number.
+#[test]
+fn rfc1337_a_reset_does_not_end_time_wait() {
+    for timestamps in [None, Some((1_000, 0))] {
+        let mut s = in_time_wait(timestamps);
+        for seq in [2, 1, 3] {
+            s.send(seg(RST, seq, 0));
+            s.send(seg(RST | ACK, seq, 2));
+            s.expect_nothing();
+        }
+        // An old duplicate draws an ACK; the RST with which a closed peer answers that changes nothing.
+        s.send(data(1, 1, b"old"));
+        s.expect(seg(ACK, 2, 2));
+        s.send(seg(RST, 2, 0));
+        s.send(Seg { timestamps, ..seg(FIN | ACK, 1, 2) });
+        s.expect(seg(ACK, 2, 2));
+        s.advance(Duration::from_secs(61));
+        s.send(Seg { timestamps, ..seg(FIN | ACK, 1, 2) });
+        s.expect(seg(RST, 2, 0));
+    }
+}
+
+/// A peer whose new SYN may be an old one, by its number and its timestamp, is asked by an ACK. If it answers that it
+/// knows no such connection, the same SYN opens a new one when it comes again, with higher numbers than the last.
+#[test]
+fn a_peer_that_has_forgotten_all_need_not_wait_for_the_end_of_time_wait() {
+    let syns = [seg(SYN, 0u32.wrapping_sub(9_000), 0), seg(SYN, 0u32.wrapping_sub(9_000), 0).ts(77, 0)];
+    for (agreed, syn) in [None, Some((1_000, 0))].into_iter().flat_map(|a| syns.clone().map(|syn| (a, syn))) {
+        let mut s = in_time_wait(agreed);
+        let old = s.stack_iss;
+        s.send(syn.clone());
+        s.expect(seg(ACK, 2, 2));
+        // As long as it has not answered, it is asked again; an answer to something else is none.
+        s.send(seg(RST, 3, 0));
+        s.send(syn.clone());
+        s.expect(seg(ACK, 2, 2));
+        s.send(seg(RST, 2, 0));
+        s.expect_nothing();
+        // It is TIME-WAIT still, for old duplicates and for any other SYN.
+        s.send(data(1, 1, b"old"));
+        s.expect(seg(ACK, 2, 2));
+        s.send(Seg { seq: syn.seq.wrapping_sub(1), ..syn.clone() });
+        s.expect(seg(ACK, 2, 2));
+        s.advance(Duration::from_secs(1));
+        s.send(syn.clone());
+        s.expect(seg(SYN | ACK, 0, 0u32.wrapping_sub(8_999)));
+        assert!(s.stack_iss.wrapping_sub(old) as i32 > 2, "the new numbers lie above the old");
+        s.send(Seg { flags: ACK, seq: syn.seq.wrapping_add(1), ack: 1, ..syn });
+        let opened = std::iter::from_fn(|| s.event()).last();
+        assert!(matches!(opened, Some(Event::Opened { .. })), "{opened:?} instead of a new connection");
+    }
 }
