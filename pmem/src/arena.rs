@@ -202,6 +202,10 @@ impl Arena {
     /// [`rebuild_free_list`](Self::rebuild_free_list).
     pub(crate) fn restore_logged(&self, name: ExtentName) {
         let meta = &self.0.metas[name.buffer.0 as usize];
+        // Entries of damaged records may name a buffer as often as there are entries.
+        if meta.refs.get() == WITH_DEVICE - 1 {
+            return;
+        }
         meta.refs.set(meta.refs.get() + 1);
         self.0.add_logged(name.buffer);
         meta.widen_claim(name.offset, name.len);

@@ -18,6 +18,8 @@ const VERSION: u8 = 1;
 const FIRST: u8 = 1 << 0;
 const LAST: u8 = 1 << 1;
 const INLINE: u8 = 1 << 2;
+/// What held a damaged record, and was given up: neither first nor last of anything, but a place that is taken.
+const DROPPED: u8 = 1 << 3;
 
 /// One entry of a record. A record is a first, any number of middle, and a last entry, or one that is both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub(crate) struct Entry {
     pub payload_crc: u32,
     pub is_first: bool,
     pub is_last: bool,
+    /// It held a damaged record, which was given up. Such an entry is first and last, and empty.
+    pub is_dropped: bool,
     pub body: Body,
 }
 
@@ -97,6 +101,9 @@ pub enum EntryFault {
         "it was found damaged when the store was opened, with more than is kept in words; verify names it"
     )]
     Unlisted,
+    /// It was damaged, and given up by hand.
+    #[error("it was damaged, and has been dropped")]
+    Dropped,
     /// Another live record names the same bytes.
     #[error("record {other} names bytes of buffer {buffer} that it names too")]
     Shared {
@@ -142,7 +149,9 @@ const _: () =
 impl Entry {
     /// The entry's bytes; `seed` is the log's, see [`crc_seed`].
     pub(crate) fn encode(&self, seed: u32) -> [u8; ENTRY_BYTES] {
-        let mut flags = if self.is_first { FIRST } else { 0 } | if self.is_last { LAST } else { 0 };
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        let mut flags =
+            flag(self.is_first, FIRST) | flag(self.is_last, LAST) | flag(self.is_dropped, DROPPED);
         let (count, body) = match &self.body {
             Body::Inline { bytes, len } => {
                 flags |= INLINE;
@@ -184,12 +193,18 @@ impl Entry {
         }
         let raw = Raw::of(bytes);
         let (is_first, is_last) = (raw.flags & FIRST != 0, raw.flags & LAST != 0);
+        let is_dropped = raw.flags & DROPPED != 0;
         let body = if raw.flags & INLINE != 0 {
-            Body::inline(raw.body, raw.count).filter(|_| is_first && is_last)
+            let body = Body::inline(raw.body, raw.count).filter(|_| is_first && is_last);
+            body.filter(|_| !is_dropped || raw.count == 0)
+        } else if is_dropped {
+            None
         } else {
             Body::extents(zerocopy::transmute!(raw.body), raw.count)
         };
-        let known = raw.version == VERSION && raw.flags & !(FIRST | LAST | INLINE) == 0 && raw.reserved == 0;
+        let known = raw.version == VERSION
+            && raw.flags & !(FIRST | LAST | INLINE | DROPPED) == 0
+            && raw.reserved == 0;
         let body =
             body.filter(|_| known && raw.durable_seq.get() < raw.seq.get()).ok_or(EntryFault::Malformed)?;
         Ok(Self {
@@ -199,6 +214,7 @@ impl Entry {
             payload_crc: raw.payload_crc.get(),
             is_first,
             is_last,
+            is_dropped,
             body,
         })
     }
@@ -228,7 +244,29 @@ impl Entry {
     }
 }
 
+impl Entry {
+    /// What stands in the place of a damaged entry that was given up.
+    pub(crate) fn dropped(seq: u64, epoch: u32) -> Self {
+        Self {
+            seq,
+            // It was damage, and not a torn end, because all before was durable.
+            durable_seq: seq - 1,
+            epoch,
+            payload_crc: crc::crc32c(&[]),
+            is_first: true,
+            is_last: true,
+            is_dropped: true,
+            body: Body::Inline { bytes: [0; INLINE_BYTES], len: 0 },
+        }
+    }
+}
+
 impl ExtentName {
+    /// Where the piece ends in its buffer, or would if that were longer.
+    pub(crate) fn end(&self) -> u32 {
+        u32::from(self.offset) + u32::from(self.len)
+    }
+
     pub(crate) fn out_of_bounds(&self) -> EntryFault {
         EntryFault::Bounds { buffer: self.buffer.0, offset: self.offset, len: self.len }
     }

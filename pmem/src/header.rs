@@ -1,8 +1,10 @@
-//! A shard's header: what its log needs besides the entries, in two copies that are written in turn.
+//! A shard's header: what its log needs besides the entries, in two copies that are alike between any two writes.
 //!
-//! The head lies here and not in the superblock, so that cores trim without sharing a line.
+//! The head lies here and not in the superblock, so that cores trim without sharing a line. What was acknowledged depends
+//! on no single copy: a new header is durable in one copy before the other is touched, and in both before anybody
+//! relies on it.
 
-use std::{io, ptr, sync::Arc};
+use std::{fmt, io, ptr, sync::Arc};
 
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout,
@@ -21,6 +23,8 @@ pub(crate) const HEADERS_BYTES: usize = 2 * HEADER_BYTES;
 pub(crate) struct Header {
     /// Rises with every write; the copy with the higher one counts.
     pub generation: u64,
+    /// Whether it was written by a program that keeps both copies alike: then one copy has all that was acknowledged.
+    pub is_mirrored: bool,
     /// Rises with every opening for writing.
     pub epoch: u32,
     /// The first sequence number of this epoch. All below were durable before the header was.
@@ -40,7 +44,44 @@ struct Raw {
     first_seq: U64,
     head: U64,
     durable_seq: U64,
-    reserved: [u8; 216],
+    mirrored: U32,
+    reserved: [u8; 212],
+}
+
+/// What both copies of a shard's header are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Found {
+    /// The newer sound copy.
+    pub header: Header,
+    /// Which copy that is; none if both are alike.
+    at: Option<usize>,
+    /// The copy that is not sound, if one is not.
+    pub damage: Option<HeaderDamage>,
+}
+
+/// A copy of a shard's header that cannot be read, beside one that can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HeaderDamage {
+    /// Which of the two copies: 0 or 1.
+    pub copy: u8,
+    /// Whether it may have been the newer one, with a trim that was acknowledged and is now undone. Programs that wrote
+    /// one copy at a time left such stores.
+    pub may_be_newer: bool,
+}
+
+impl fmt::Display for HeaderDamage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { copy, may_be_newer } = self;
+        write!(f, "copy {copy} of the shard's header is damaged or was half written")?;
+        if *may_be_newer {
+            f.write_str(
+                ", and an older program wrote it last: it may have been the newer one, and records that were trimmed last may \
+                 be back",
+            )?;
+        }
+        Ok(())
+    }
 }
 
 const _: () = assert!(size_of::<Raw>() == HEADER_BYTES);
@@ -49,8 +90,9 @@ const _: () = assert!(size_of::<Raw>() == HEADER_BYTES);
 const MAX_SEQ: u64 = 1 << 62;
 
 impl Header {
-    /// The header of a shard that was never opened. Its generation is even: it is the first copy.
-    pub(crate) const NEW: Self = Self { generation: 0, epoch: 0, first_seq: 1, head: 1, durable_seq: 0 };
+    /// The header of a shard that was never opened.
+    pub(crate) const NEW: Self =
+        Self { generation: 0, is_mirrored: true, epoch: 0, first_seq: 1, head: 1, durable_seq: 0 };
 
     pub(crate) fn encode(&self, seed: u32) -> [u8; HEADER_BYTES] {
         let mut raw = Raw {
@@ -60,7 +102,8 @@ impl Header {
             first_seq: self.first_seq.into(),
             head: self.head.into(),
             durable_seq: self.durable_seq.into(),
-            reserved: [0; 216],
+            mirrored: u32::from(self.is_mirrored).into(),
+            reserved: [0; 212],
         };
         raw.crc = crc::crc32c_append(seed, &raw.as_bytes()[4..]).into();
         zerocopy::transmute!(raw)
@@ -71,6 +114,7 @@ impl Header {
         let raw = Raw::ref_from_bytes(bytes).ok()?;
         let header = Self {
             generation: raw.generation.get(),
+            is_mirrored: raw.mirrored.get() != 0,
             epoch: raw.epoch.get(),
             first_seq: raw.first_seq.get(),
             head: raw.head.get(),
@@ -85,11 +129,39 @@ impl Header {
         sound.then_some(header)
     }
 
-    /// The newer sound copy of two.
-    pub(crate) fn newest(copies: &[u8; HEADERS_BYTES], seed: u32) -> Option<Self> {
+    /// What two copies are; none if neither is sound, or they contradict each other.
+    pub(crate) fn find(copies: &[u8; HEADERS_BYTES], seed: u32) -> Option<Found> {
         let (first, second) = copies.split_at(HEADER_BYTES);
-        let decode = |copy: &[u8]| Self::decode(copy.try_into().ok()?, seed);
-        decode(first).into_iter().chain(decode(second)).max_by_key(|header| header.generation)
+        let copies: [&[u8; HEADER_BYTES]; 2] =
+            [first, second].map(|copy| copy.try_into().expect("the headers are two copies long"));
+        match copies.map(|copy| Self::decode(copy, seed)) {
+            [None, None] => None,
+            [Some(first), Some(second)] if first.generation == second.generation => {
+                (first == second).then_some(Found { header: first, at: None, damage: None })
+            }
+            // A crash came between two writes, or an older program wrote last.
+            [Some(first), Some(second)] => {
+                let at = usize::from(second.generation > first.generation);
+                Some(Found { header: [first, second][at], at: Some(at), damage: None })
+            }
+            [Some(header), None] => Some(Found::beside(header, 0, copies[1])),
+            [None, Some(header)] => Some(Found::beside(header, 1, copies[0])),
+        }
+    }
+}
+
+impl Found {
+    /// A sound copy beside one that is not.
+    fn beside(header: Header, at: usize, other: &[u8; HEADER_BYTES]) -> Self {
+        // Older programs left the second copy of a new store empty.
+        let is_new = header.generation == 0 && other.iter().all(|&byte| byte == 0);
+        let may_be_newer = !header.is_mirrored
+            || Raw::ref_from_bytes(other).is_ok_and(|raw| {
+                // Not to be trusted, but all that there is.
+                raw.mirrored.get() == 0 && (header.generation + 1..MAX_SEQ).contains(&raw.generation.get())
+            });
+        let damage = HeaderDamage { copy: 1 - at as u8, may_be_newer };
+        Self { header, at: Some(at), damage: (!is_new).then_some(damage) }
     }
 }
 
@@ -99,12 +171,14 @@ pub(crate) struct HeaderCell {
     offset: usize,
     seed: u32,
     current: Header,
+    /// The one copy that has it; none if both have.
+    at: Option<usize>,
 }
 
 impl HeaderCell {
-    pub(crate) fn new(medium: Arc<dyn Medium>, offset: usize, seed: u32, current: Header) -> Self {
+    pub(crate) fn new(medium: Arc<dyn Medium>, offset: usize, seed: u32, found: &Found) -> Self {
         assert!(offset + HEADERS_BYTES <= medium.len());
-        Self { medium, offset, seed, current }
+        Self { medium, offset, seed, current: found.header, at: found.at }
     }
 
     /// Both copies as they lie in the medium.
@@ -122,15 +196,26 @@ impl HeaderCell {
         self.current
     }
 
-    /// Writes a header over the older copy, flushes and fences it. Its generation is set here.
-    pub(crate) fn persist(&mut self, header: Header) -> io::Result<()> {
-        let header = Header { generation: self.current.generation + 1, ..header };
-        let offset = self.offset + (header.generation % 2) as usize * HEADER_BYTES;
+    /// Writes a header over both copies, first that which is older or damaged, each flushed and fenced before the next
+    /// step. Its generation is set here. Returns the number of fences.
+    pub(crate) fn persist(&mut self, header: Header) -> io::Result<u64> {
+        // Copy `generation mod 2` comes first, as with programs that write one copy only.
+        let next = self.current.generation + 1;
+        let skipped = self.at.is_some_and(|at| next % 2 == at as u64);
+        let header = Header { generation: next + u64::from(skipped), is_mirrored: true, ..header };
+        let first = (header.generation % 2) as usize;
+        self.write(first, &header)?;
+        (self.current, self.at) = (header, Some(first));
+        self.write(1 - first, &header)?;
+        self.at = None;
+        Ok(2)
+    }
+
+    fn write(&self, copy: usize, header: &Header) -> io::Result<()> {
+        let offset = self.offset + copy * HEADER_BYTES;
         // SAFETY: the range was checked in `new`; this is its only owner, and no references to it are ever made.
         unsafe { self.medium.store(offset, &header.encode(self.seed)) };
         self.medium.flush(offset, HEADER_BYTES);
-        self.medium.fence()?;
-        self.current = header;
-        Ok(())
+        self.medium.fence()
     }
 }

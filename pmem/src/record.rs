@@ -270,6 +270,9 @@ impl Shard {
             if entry.is_first != (at == seq) || at >= self.committed_seq() {
                 return if at == seq { Ok(None) } else { Err(fail(EntryFault::Order)) };
             }
+            if entry.is_dropped {
+                return Err(fail(EntryFault::Dropped));
+            }
             if let Body::Inline { bytes, .. } = entry.body {
                 record.inline = bytes;
             }
@@ -346,7 +349,7 @@ impl Shard {
         if seq < self.head_seq() || seq >= self.committed_seq() || self.quarantined().holds(seq) {
             return None;
         }
-        let mut entry = self.entry(seq).ok().filter(|entry| entry.is_first)?;
+        let mut entry = self.entry(seq).ok().filter(|entry| entry.is_first && !entry.is_dropped)?;
         let mut info = RecordInfo { seq, epoch: entry.epoch, len: 0, crc32c: 0, entries: 0, extents: 0 };
         loop {
             info.len += entry.payload_len();

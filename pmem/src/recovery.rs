@@ -6,13 +6,13 @@ use uuid::Uuid;
 
 use crate::{
     arena::Arena,
-    entry::{ENTRY_BYTES, EntryFault, ExtentName, crc_seed},
-    header::{HEADERS_BYTES, Header, HeaderCell},
+    entry::{ENTRY_BYTES, ExtentName, crc_seed},
+    header::{HEADERS_BYTES, Header, HeaderCell, HeaderDamage},
     medium::Medium,
-    quarantine::Quarantined,
+    quarantine::Quarantine,
     region::{Claim, OpenError, Pending},
     ring::Ring,
-    scan::{Corruption, LogPlan, Outcome, Scanned, Source, scan},
+    scan::{Corruption, LogPlan, Outcome, Scanned, Source, Torn, scan},
     shard::{Limits, Parts, Shard},
     superblock::Geometry,
     watch::{Watch, Work},
@@ -45,8 +45,12 @@ pub struct Recovery {
     pub payload_bytes: u64,
     /// Records that were complete but not known to be durable; now they are.
     pub rescued_entries: u64,
-    /// What was wrong with the entry behind the last record, if it looks like an append that a crash cut short.
-    pub torn: Option<EntryFault>,
+    /// Damaged records, or runs of damaged entries, that are in the log and are passed over.
+    pub quarantined: u64,
+    /// What lies behind the last record, if it looks like an append that a crash cut short.
+    pub torn: Option<Torn>,
+    /// The copy of the shard's header that could not be read and was written again, if one could not.
+    pub header_damage: Option<HeaderDamage>,
 }
 
 impl ShardSeed {
@@ -66,12 +70,13 @@ impl ShardSeed {
     /// the region left to be written is written first: a new store, say.
     ///
     /// The log is scanned from its head. What is found beyond the known-durable part is flushed and fenced: after
-    /// a killed process those bytes may sit in the CPU's caches only. Then the epoch rises above that of
+    /// a killed process those bytes may sit in the CPU's caches only. Records that were durable and are damaged are passed
+    /// over: see [`Shard::quarantines`]. Then the epoch rises above that of
     /// every shard of the region, with its first sequence number, so that entries beyond the end can never come back
     /// to life.
     ///
     /// # Errors
-    /// [`OpenError::Corrupt`] if something durable is damaged; [`OpenError::Io`] if the medium fails;
+    /// [`OpenError::Corrupt`] if both copies of the shard's header are damaged; [`OpenError::Io`] if the medium fails;
     /// [`OpenError::Interrupted`] if the watch ended it, and then nothing of the shard was changed.
     pub fn open(self) -> Result<Shard, OpenError> {
         let Self { pending, medium, claim, geometry, uuid, index, limits, latest_epoch, path, watch, is_new } =
@@ -91,7 +96,8 @@ impl ShardSeed {
         let seed = crc_seed(uuid, index);
         let corrupt = |corruption| OpenError::Corrupt { shard: index, corruption };
         let headers = HeaderCell::read(&*medium, geometry.header_of(index));
-        let found = Header::newest(&headers, seed).ok_or(corrupt(Corruption::Header))?;
+        let headers = Header::find(&headers, seed).ok_or(corrupt(Corruption::Header))?;
+        let found = headers.header;
         let arena = Arena::new(medium.clone(), claim, &geometry, index);
         let ring = Ring::new(medium.clone(), geometry.log_of(index), geometry.log_entries, seed);
         let plan = LogPlan {
@@ -101,27 +107,29 @@ impl ShardSeed {
             buffers: geometry.buffers,
             buffer_bytes: geometry.buffer_bytes,
         };
-        let mut first_fault = None;
-        let outcome =
-            scan(&Open { arena: &arena, ring: &ring, progress: &progress }, &plan, &mut |scanned| {
-                match scanned {
-                    Scanned::Record(..) => ControlFlow::Continue(()),
-                    Scanned::Corrupt(corruption) => {
-                        first_fault = Some(corruption);
-                        ControlFlow::Break(())
-                    }
-                }
-            });
+        let mut lost = None;
+        let source = Open { arena: &arena, ring: &ring, progress: &progress };
+        let outcome = scan(&source, &plan, &mut |scanned| match scanned {
+            // One record more or less to serve; the others are what they are.
+            Scanned::Record(..) | Scanned::Corrupt(Corruption::Record { .. }) => ControlFlow::Continue(()),
+            Scanned::Corrupt(corruption) => {
+                lost = Some(corruption);
+                ControlFlow::Break(())
+            }
+        });
         // What was not read any more looks as if it were missing.
         if progress.is_stopped.get() {
             return Err(interrupted());
         }
         let ControlFlow::Continue(outcome) = outcome else {
-            return Err(corrupt(first_fault.expect("only corruption breaks the scan off")));
+            return Err(corrupt(lost.expect("only what concerns the whole shard breaks the scan off")));
         };
-        // Only now, when no two records share bytes, are the counts of references sure to stay small.
+        // A buffer that only a damaged record names is not reused either, as far as its entries can be read.
         for entry in (found.head..outcome.next).filter_map(|seq| ring.read(seq).ok()) {
-            entry.extents().iter().for_each(|&name| arena.restore_logged(name));
+            let names = entry.extents().iter();
+            names
+                .filter(|name| arena.holds(name.buffer, name.offset, name.len))
+                .for_each(|&name| arena.restore_logged(name));
         }
         arena.rebuild_free_list();
 
@@ -130,7 +138,7 @@ impl ShardSeed {
         medium.flush(geometry.header_of(index), HEADERS_BYTES);
         rescue(&*medium, &arena, &ring, &found, &outcome)
             .map_err(failed("making the recovered log durable"))?;
-        let mut header = HeaderCell::new(medium, geometry.header_of(index), seed, found);
+        let mut header = HeaderCell::new(medium, geometry.header_of(index), seed, &headers);
         let epoch = found.epoch.max(latest_epoch).checked_add(1).ok_or(corrupt(Corruption::Header))?;
         let next = Header { epoch, first_seq: outcome.next, durable_seq: outcome.next - 1, ..found };
         header.persist(next).map_err(failed("writing the shard's header"))?;
@@ -138,10 +146,33 @@ impl ShardSeed {
             records: outcome.records,
             payload_bytes: outcome.payload_bytes,
             rescued_entries: outcome.next.saturating_sub(outcome.known_durable + 1),
-            torn: outcome.torn(),
+            quarantined: outcome.quarantined.counts().0,
+            torn: outcome.torn,
+            header_damage: headers.damage,
         };
-        let quarantined = Quarantined::new(ring.slots());
-        Ok(Shard::new(Parts { arena, ring, header, limits, next: outcome.next, recovery, quarantined }))
+        recovery.warn(index, outcome.quarantined.runs());
+        let Outcome { next, quarantined, .. } = outcome;
+        Ok(Shard::new(Parts { arena, ring, header, limits, next, recovery, quarantined }))
+    }
+}
+
+/// Damaged records that are named in the log when a shard is opened; all of them are counted.
+const MAX_WARNED: usize = 16;
+
+impl Recovery {
+    fn warn(&self, shard: u32, damaged: &[Quarantine]) {
+        if let Some(damage) = self.header_damage {
+            tracing::warn!(shard, "{damage}; it was written again");
+        }
+        for damage in damaged.iter().take(MAX_WARNED) {
+            tracing::warn!(shard, "{damage}; it is passed over");
+        }
+        if self.quarantined > MAX_WARNED as u64 {
+            tracing::warn!(shard, damaged = self.quarantined, "further damaged records are passed over");
+        }
+        if let Some(torn) = &self.torn {
+            tracing::warn!(shard, "the log ends before its end: {torn}");
+        }
     }
 }
 

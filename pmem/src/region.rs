@@ -423,7 +423,7 @@ impl Region {
     /// A shard's header, if it is sound.
     fn header(&self, shard: u32) -> Option<Header> {
         let copies = HeaderCell::read(&*self.medium, self.info.geometry.header_of(shard));
-        Header::newest(&copies, crc_seed(self.info.uuid, shard))
+        Header::find(&copies, crc_seed(self.info.uuid, shard)).map(|found| found.header)
     }
 
     fn inspect(place: Place, unfinished: Unfinished, options: &Options) -> Result<Self, OpenError> {

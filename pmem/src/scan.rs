@@ -1,11 +1,12 @@
 //! Reading a log back: which records are there, where it ends, and whether anything is missing before its end.
 
-use std::ops::ControlFlow;
+use std::{collections::BTreeMap, fmt, ops::ControlFlow};
 
 use crate::{
     crc,
     entry::{ENTRY_BYTES, Entry, EntryFault, ExtentName},
     header::Header,
+    quarantine::{Quarantine, Quarantined},
     record::RecordInfo,
 };
 
@@ -39,7 +40,10 @@ pub(crate) enum Scanned<'a> {
 #[non_exhaustive]
 pub enum Corruption {
     /// Neither copy of the shard's header can be read.
-    #[error("both copies of the shard's header are damaged")]
+    #[error(
+        "both copies of the shard's header are damaged, so that nobody knows which records were trimmed; its other shards \
+         can still be dumped, and this one restored from a copy of the store"
+    )]
     Header,
     /// The log holds entries of a later epoch than the header: the newer copy of the header is damaged.
     #[error(
@@ -61,13 +65,15 @@ pub enum Corruption {
         /// The entry that is too far from it.
         seq: u64,
     },
-    /// A record that was durable is damaged.
+    /// A record that was durable is damaged. The others are not: it is passed over.
     #[error(
         "record {seq} is damaged (entries up to {known_durable} were durable): log entry {entry}: {fault}"
     )]
     Record {
         /// The record's number, or the first of a run of entries that belong to no readable record.
         seq: u64,
+        /// Entries that it takes.
+        entries: u64,
         /// The entry that is wrong.
         entry: u64,
         /// What is wrong with it.
@@ -77,79 +83,126 @@ pub enum Corruption {
     },
 }
 
+/// What lies behind the last record, where that is more than nothing: an append without its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Torn {
+    /// The number that its record would have had.
+    pub seq: u64,
+    /// The entry that is wrong.
+    pub entry: u64,
+    /// What is wrong with it.
+    pub fault: EntryFault,
+    /// The last complete entry of the same opening behind it, if there are any: they are cut off with it.
+    pub behind: Option<u64>,
+}
+
+impl fmt::Display for Torn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seq, entry, fault, behind } = self;
+        match fault {
+            EntryFault::Payload | EntryFault::Bounds { .. } => {
+                write!(f, "the log entries of record {seq} are complete, but in entry {entry} {fault}")?;
+            }
+            _ => write!(f, "log entry {entry} of record {seq} is incomplete: {fault}")?,
+        }
+        if let Some(behind) = behind {
+            write!(f, "; complete entries up to {behind} lie behind it, and are cut off with it")?;
+        }
+        f.write_str(
+            "; a power cut before the commit leaves that, and then nobody was told that it is stored; somebody was if the \
+             medium has since lost or altered what it had confirmed",
+        )
+    }
+}
+
 /// How a scan ended.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Outcome {
-    /// The entry after the last readable record.
+    /// The entry after the last record.
     pub next: u64,
     /// The highest entry known to have been durable.
     pub known_durable: u64,
-    /// What is wrong with entry `next`.
-    pub end: EntryFault,
-    /// Buffers that records name.
+    /// What lies at `next`, if it is not simply nothing, or something of another lap or epoch.
+    pub torn: Option<Torn>,
+    /// Buffers that readable records name.
     pub live_buffers: u32,
     pub records: u64,
     pub payload_bytes: u64,
+    pub quarantined: Quarantined,
 }
 
-/// Walks the log from its head. Beyond what is known to have been durable, the first gap is the end; before, it
-/// is corruption, and the scan goes on behind it unless `visit` breaks.
+/// Walks the log from its head. Beyond what is known to have been durable, the first gap is the end; before, it is
+/// damage, and the scan goes on behind it unless `visit` breaks.
 pub(crate) fn scan<S: Source>(
     source: &S,
     plan: &LogPlan,
     visit: &mut dyn FnMut(Scanned<'_>) -> ControlFlow<()>,
 ) -> ControlFlow<(), Outcome> {
-    let known_durable = known_durable(source, plan, visit)?;
+    let Vouched { known_durable, latest } = vouched(source, plan, visit)?;
     let limit = plan.header.head + plan.slots;
     let mut walk = Walk { source, plan, limit, min_epoch: 0, names: Vec::new() };
     let mut pieces = Vec::new();
     let mut outcome = Outcome {
         next: plan.header.head,
         known_durable,
-        end: EntryFault::Unwritten,
+        torn: None,
         live_buffers: 0,
         records: 0,
         payload_bytes: 0,
+        quarantined: Quarantined::new(plan.slots),
     };
-    let mut in_damage = false;
     let mut seq = plan.header.head;
     while seq < limit {
         match walk.record(seq) {
-            Ok(info) => {
-                in_damage = false;
+            Ok(Step::Record(info)) => {
                 visit(Scanned::Record(info, &walk.names))?;
                 pieces.extend(walk.names.iter().map(|&name| pack(name)));
                 outcome.records += 1;
                 outcome.payload_bytes += info.len;
                 seq += info.entries;
             }
+            Ok(Step::Dropped) => seq += 1,
             Err((entry, fault)) if seq <= known_durable => {
-                if !in_damage {
-                    visit(Scanned::Corrupt(Corruption::Record { seq, entry, fault, known_durable }))?;
-                }
-                in_damage = true;
-                seq += 1;
+                let end = walk.end_of_damage(seq, entry, fault, known_durable);
+                let entries = end - seq;
+                visit(Scanned::Corrupt(Corruption::Record { seq, entries, entry, fault, known_durable }))?;
+                outcome.quarantined.add(Quarantine::new(seq, entries, entry, fault));
+                seq = end;
             }
-            Err((_, fault)) => {
-                outcome.end = fault;
+            Err((entry, fault)) => {
+                let behind = latest.filter(|&latest| latest > entry);
+                let is_end = matches!(
+                    fault,
+                    EntryFault::Unwritten | EntryFault::Seq { .. } | EntryFault::Epoch { .. }
+                );
+                let is_nothing = is_end && entry == seq && behind.is_none();
+                outcome.torn = (!is_nothing).then_some(Torn { seq, entry, fault, behind });
                 break;
             }
         }
     }
     outcome.next = seq;
-    outcome.live_buffers = check_shared(&mut walk, pieces, &outcome, visit)?;
+    check_shared(&walk, pieces, &mut outcome, visit)?;
     ControlFlow::Continue(outcome)
 }
 
-/// The highest entry that the header or any entry in the ring says was durable.
-fn known_durable<S: Source>(
+/// What the entries of a log say of one another.
+struct Vouched {
+    /// The highest entry that the header or any entry in the ring says was durable.
+    known_durable: u64,
+    /// The highest entry of the header's epoch.
+    latest: Option<u64>,
+}
+
+fn vouched<S: Source>(
     source: &S,
     plan: &LogPlan,
     visit: &mut dyn FnMut(Scanned<'_>) -> ControlFlow<()>,
-) -> ControlFlow<(), u64> {
+) -> ControlFlow<(), Vouched> {
     let header = plan.header;
-    let mut known = header.durable_seq;
-    let mut latest = header.epoch;
+    let mut found = Vouched { known_durable: header.durable_seq, latest: None };
+    let mut latest_epoch = header.epoch;
     let mut stale = None;
     for index in 0..plan.slots {
         let Some(bytes) = source.slot(index) else { continue };
@@ -161,9 +214,12 @@ fn known_durable<S: Source>(
             stale = stale.or(Some(Corruption::StaleHead { head: header.head, seq: entry.seq }));
             continue;
         }
-        known = known.max(entry.durable_seq);
-        if entry.epoch > latest {
-            latest = entry.epoch;
+        found.known_durable = found.known_durable.max(entry.durable_seq);
+        if entry.epoch == header.epoch && entry.seq >= header.first_seq {
+            found.latest = found.latest.max(Some(entry.seq));
+        }
+        if entry.epoch > latest_epoch {
+            latest_epoch = entry.epoch;
             stale =
                 Some(Corruption::StaleHeader { header: header.epoch, seq: entry.seq, entry: entry.epoch });
         }
@@ -171,7 +227,14 @@ fn known_durable<S: Source>(
     if let Some(stale) = stale {
         visit(Scanned::Corrupt(stale))?;
     }
-    ControlFlow::Continue(known)
+    ControlFlow::Continue(found)
+}
+
+/// What begins at an entry.
+enum Step {
+    Record(RecordInfo),
+    /// A damaged record that was given up.
+    Dropped,
 }
 
 struct Walk<'a, S> {
@@ -187,7 +250,7 @@ struct Walk<'a, S> {
 
 impl<S: Source> Walk<'_, S> {
     /// Reads the record that begins at `seq`; else the entry that is wrong, and how.
-    fn record(&mut self, seq: u64) -> Result<RecordInfo, (u64, EntryFault)> {
+    fn record(&mut self, seq: u64) -> Result<Step, (u64, EntryFault)> {
         self.names.clear();
         let mut info = RecordInfo { seq, epoch: 0, len: 0, crc32c: 0, entries: 0, extents: 0 };
         loop {
@@ -200,9 +263,37 @@ impl<S: Source> Walk<'_, S> {
             info.entries += 1;
             if entry.is_last {
                 self.min_epoch = entry.epoch;
-                return Ok(info);
+                return Ok(if entry.is_dropped { Step::Dropped } else { Step::Record(info) });
             }
         }
+    }
+
+    /// Where the damage ends that begins with the record at `seq`, whose entry `at` is wrong: behind its last entry if
+    /// its entries can be read; else before the next entry that can be and begins a record. Never beyond what was
+    /// known to be durable.
+    fn end_of_damage(&self, seq: u64, at: u64, fault: EntryFault, known_durable: u64) -> u64 {
+        let end = known_durable + 1;
+        let mut so_far = RecordInfo { seq, epoch: 0, len: 0, crc32c: 0, entries: 0, extents: 0 };
+        let mut at = at;
+        let is_payload =
+            matches!(fault, EntryFault::Payload | EntryFault::Bounds { .. } | EntryFault::Missing);
+        if let Some(first) = self.entry(seq, &so_far).ok().filter(|_| is_payload) {
+            so_far.epoch = first.epoch;
+            while at < end {
+                so_far.entries = at - seq;
+                let Ok(entry) = self.entry(at, &so_far) else { break };
+                at += 1;
+                if entry.is_last {
+                    return at;
+                }
+            }
+            so_far.entries = 0;
+        }
+        // A record that began again before it had ended is not part of the damage.
+        while at < end && (at == seq || self.entry(at, &so_far).is_err()) {
+            at += 1;
+        }
+        at
     }
 
     /// Reads an entry that goes on with the record `so_far`.
@@ -248,56 +339,98 @@ impl<S: Source> Walk<'_, S> {
     }
 }
 
-/// Reports records that name the same bytes; returns how many buffers are named at all.
+/// Finds records that name the same bytes, and counts how many buffers are named at all. Of records that share bytes the
+/// oldest stays; the others are damage, though all checksums match.
 fn check_shared<S: Source>(
-    walk: &mut Walk<'_, S>,
+    walk: &Walk<'_, S>,
     mut pieces: Vec<u64>,
-    outcome: &Outcome,
+    outcome: &mut Outcome,
     visit: &mut dyn FnMut(Scanned<'_>) -> ControlFlow<()>,
-) -> ControlFlow<(), u32> {
+) -> ControlFlow<()> {
     pieces.sort_unstable();
-    let mut live_buffers = 0;
-    let mut last: Option<ExtentName> = None;
-    let mut reported = 0;
-    for name in pieces.into_iter().map(unpack) {
-        let overlap = last.filter(|last| {
-            last.buffer == name.buffer
-                && u32::from(name.offset) < u32::from(last.offset) + u32::from(last.len)
-        });
-        if let Some(other) = overlap.filter(|_| reported < MAX_SHARED) {
-            reported += 1;
-            let (first, second) = (walk.owner(other, outcome), walk.owner_after(name, other, outcome));
-            let fault = EntryFault::Shared { other: first, buffer: name.buffer.0 };
-            let known_durable = outcome.known_durable;
-            visit(Scanned::Corrupt(Corruption::Record { seq: second, entry: second, fault, known_durable }))?;
+    let mut suspects: Vec<u64> = Vec::new();
+    // The piece that reaches furthest into its buffer so far.
+    let mut furthest: Option<ExtentName> = None;
+    for name in pieces.iter().copied().map(unpack) {
+        let before = furthest.filter(|before| before.buffer == name.buffer);
+        outcome.live_buffers += u32::from(before.is_none());
+        if let Some(before) = before.filter(|before| u32::from(name.offset) < before.end()) {
+            suspects.extend([pack(before), pack(name)]);
         }
-        live_buffers += u32::from(last.is_none_or(|last| last.buffer != name.buffer));
-        last = Some(name);
+        if before.is_none_or(|before| before.end() < name.end()) {
+            furthest = Some(name);
+        }
     }
-    ControlFlow::Continue(live_buffers)
+    drop(pieces);
+    if suspects.is_empty() {
+        return ControlFlow::Continue(());
+    }
+    suspects.sort_unstable();
+    let mut taken = Taken::default();
+    let mut seq = walk.plan.header.head;
+    loop {
+        seq = outcome.quarantined.skip(seq, outcome.next);
+        if seq >= outcome.next {
+            return ControlFlow::Continue(());
+        }
+        let (entries, payload_bytes, mut names) = walk.names_of(seq);
+        names.retain(|&name| suspects.binary_search(&pack(name)).is_ok());
+        if let Err((other, buffer)) = taken.take(seq, &names) {
+            outcome.records -= 1;
+            outcome.payload_bytes -= payload_bytes;
+            let fault = EntryFault::Shared { other, buffer };
+            let known_durable = outcome.known_durable;
+            let damage = Corruption::Record { seq, entries, entry: seq, fault, known_durable };
+            visit(Scanned::Corrupt(damage))?;
+            outcome.quarantined.add(Quarantine::new(seq, entries, seq, fault));
+        }
+        seq += entries;
+    }
 }
 
-/// Overlaps that are reported one by one: finding their records takes a walk each.
-const MAX_SHARED: u32 = 16;
+/// Bytes of buffers, and the record that has them. No two pieces in it meet.
+#[derive(Default)]
+struct Taken(BTreeMap<(u32, u16), (ExtentName, u64)>);
+
+impl Taken {
+    /// Takes all of a record's pieces, or none: then the record that has some of the bytes already, and in which
+    /// buffer.
+    fn take(&mut self, seq: u64, names: &[ExtentName]) -> Result<(), (u64, u32)> {
+        for (place, &name) in names.iter().enumerate() {
+            let buffer = name.buffer.0;
+            let last = name.offset.saturating_add(name.len - 1);
+            let before = self.0.range((buffer, 0)..=(buffer, last)).next_back();
+            let other = before.filter(|(_, (before, _))| u32::from(name.offset) < before.end());
+            if let Some(&(_, other)) = other.map(|(_, other)| other) {
+                for name in &names[..place] {
+                    self.0.remove(&(name.buffer.0, name.offset));
+                }
+                return Err((other, buffer));
+            }
+            self.0.insert((buffer, name.offset), (name, seq));
+        }
+        Ok(())
+    }
+}
 
 impl<S: Source> Walk<'_, S> {
-    /// The entry that names a piece.
-    fn owner(&self, name: ExtentName, outcome: &Outcome) -> u64 {
-        self.owners(name, outcome).next().unwrap_or(self.plan.header.head)
-    }
-
-    /// The entry that names a piece, other than the first that names `other`.
-    fn owner_after(&self, name: ExtentName, other: ExtentName, outcome: &Outcome) -> u64 {
-        let first = self.owner(other, outcome);
-        self.owners(name, outcome).find(|&seq| seq != first).unwrap_or(first)
-    }
-
-    fn owners(&self, name: ExtentName, outcome: &Outcome) -> impl Iterator<Item = u64> {
-        (self.plan.header.head..outcome.next).filter(move |&seq| {
-            let bytes = self.source.slot(seq % self.plan.slots);
+    /// How many entries the record at `seq` takes, which was read before, its length, and its pieces.
+    fn names_of(&self, seq: u64) -> (u64, u64, Vec<ExtentName>) {
+        let (mut entries, mut payload_bytes, mut names) = (0, 0, Vec::new());
+        loop {
+            let bytes = self.source.slot((seq + entries) % self.plan.slots);
             let entry = bytes.and_then(|bytes| Entry::decode(&bytes, self.plan.seed).ok());
-            entry.is_some_and(|entry| entry.seq == seq && entry.extents().contains(&name))
-        })
+            // It can change under a reader only.
+            let Some(entry) = entry.filter(|_| entries < self.plan.slots) else {
+                return (entries.max(1), payload_bytes, names);
+            };
+            entries += 1;
+            payload_bytes += entry.payload_len();
+            names.extend_from_slice(entry.extents());
+            if entry.is_last {
+                return (entries, payload_bytes, names);
+            }
+        }
     }
 }
 

@@ -399,7 +399,7 @@ impl Shard {
                 break;
             }
             if !self.quarantined.holds(seq) {
-                trimmed.records += u64::from(is_first);
+                trimmed.records += u64::from(is_first && !entry.is_some_and(|entry| entry.is_dropped));
                 trimmed.payload_bytes += entry.map_or(0, |entry| entry.payload_len());
             }
             is_first = entry.is_none_or(|entry| entry.is_last);
@@ -459,11 +459,14 @@ impl Shard {
     }
 
     /// Takes a durable record, which was found damaged while it was read, out of what is listed and given. It stays in
-    /// the log, with its buffers, until it is trimmed. False if it has been taken out before, or is trimmed.
+    /// the log, with its buffers, until it is trimmed. False if it has been taken out or dropped before, or is trimmed.
     pub fn quarantine(&mut self, damage: Quarantine) -> bool {
         let end = damage.seq.saturating_add(damage.entries);
         let is_live = damage.seq >= self.head && end <= self.committed && damage.seq < end;
-        if !is_live || (damage.seq..end).any(|seq| self.quarantined.holds(seq)) {
+        if !is_live
+            || damage.fault == EntryFault::Dropped
+            || (damage.seq..end).any(|seq| self.quarantined.holds(seq))
+        {
             return false;
         }
         if let Some(info) = self.info(damage.seq) {
@@ -472,6 +475,36 @@ impl Shard {
         }
         self.quarantined.add(damage);
         true
+    }
+
+    /// Gives up a damaged record, or the run of damaged entries that begins with this number: its buffers become free,
+    /// and its entries say from then on that it was dropped. Their numbers are not used again. False if nothing in
+    /// quarantine begins there.
+    ///
+    /// A crash in the midst of it leaves each entry damaged or dropped.
+    ///
+    /// # Errors
+    /// [`CommitError`]: nothing was released.
+    pub fn drop_quarantined(&mut self, seq: u64) -> Result<bool, CommitError> {
+        self.sound()?;
+        if seq < self.head || seq >= self.committed {
+            return Ok(false);
+        }
+        let Some(run) = self.quarantined.get(seq).filter(|run| run.seq == seq) else { return Ok(false) };
+        // Epochs never fall along the log.
+        let before = (self.head..seq).rev().find_map(|seq| self.entry(seq).ok());
+        let epoch = before.map_or(0, |entry| entry.epoch);
+        let held: Vec<_> = (seq..seq + run.entries).filter_map(|seq| self.entry(seq).ok()).collect();
+        for seq in seq..seq + run.entries {
+            self.ring.write(&Entry::dropped(seq, epoch));
+        }
+        self.counters.flushed_lines += self.ring.flush(seq, run.entries);
+        self.counters.fences += 1;
+        let fenced = self.arena.medium().fence();
+        self.fenced(fenced)?;
+        held.iter().for_each(|entry| self.release(entry));
+        self.quarantined.forget(seq, seq + run.entries);
+        Ok(true)
     }
 
     pub(crate) fn quarantined(&self) -> &Quarantined {
@@ -552,7 +585,16 @@ impl Shard {
     fn write_entry(&mut self, index: u64, payload_crc: u32, is_first: bool, is_last: bool, body: Body) {
         let epoch = self.epoch();
         let (seq, durable_seq) = (self.next + index, self.committed - 1);
-        self.ring.write(&Entry { seq, durable_seq, epoch, payload_crc, is_first, is_last, body });
+        self.ring.write(&Entry {
+            seq,
+            durable_seq,
+            epoch,
+            payload_crc,
+            is_first,
+            is_last,
+            is_dropped: false,
+            body,
+        });
     }
 
     fn recycle(&self, draft: Draft) {
@@ -563,10 +605,10 @@ impl Shard {
     }
 
     fn persist_header(&mut self, head: u64) -> Result<(), CommitError> {
-        self.counters.fences += 1;
         let header = Header { head, durable_seq: self.committed - 1, ..self.header.current() };
         let persisted = self.header.persist(header);
-        self.fenced(persisted)
+        self.counters.fences += persisted.as_ref().copied().unwrap_or(1);
+        self.fenced(persisted.map(|_| ()))
     }
 
     fn sound(&self) -> Result<(), CommitError> {

@@ -10,11 +10,11 @@ use uuid::Uuid;
 
 use crate::{
     crc,
-    entry::{ENTRY_BYTES, Entry, EntryFault, ExtentName, crc_seed},
-    header::{HEADERS_BYTES, Header},
+    entry::{ENTRY_BYTES, Entry, ExtentName, crc_seed},
+    header::{HEADERS_BYTES, Header, HeaderDamage},
     record::RecordInfo,
     region::{OpenError, ReadOnly},
-    scan::{Corruption, LogPlan, Outcome, Scanned, Source, scan},
+    scan::{Corruption, LogPlan, Scanned, Source, Torn, scan},
     superblock::{Found, Geometry, SUPERBLOCKS_BYTES, Superblock, VERSION},
 };
 
@@ -81,8 +81,10 @@ pub struct ShardReport {
     pub live_buffers: u32,
     /// The other buffers.
     pub free_buffers: u32,
-    /// What was wrong with the entry behind the last record, if it looks like an append that a crash cut short.
-    pub torn: Option<EntryFault>,
+    /// What lies behind the last record, if it looks like an append that a crash cut short.
+    pub torn: Option<Torn>,
+    /// The copy of the shard's header that cannot be read, beside one that can; opening the store for writing repairs it.
+    pub header_damage: Option<HeaderDamage>,
     /// How many times damage was reported.
     pub corruptions: u64,
 }
@@ -149,9 +151,10 @@ impl Snapshot {
             live_buffers: 0,
             free_buffers: 0,
             torn: None,
+            header_damage: None,
             corruptions: 0,
         };
-        let Some(plan) = self.plan(shard) else {
+        let Some((plan, header_damage)) = self.plan(shard) else {
             report.corruptions = 1;
             visit(SnapshotEvent::Corrupt(Corruption::Header));
             return Ok(report);
@@ -179,7 +182,8 @@ impl Snapshot {
             payload_bytes: outcome.payload_bytes,
             live_buffers: outcome.live_buffers,
             free_buffers: geometry.buffers - outcome.live_buffers,
-            torn: outcome.torn(),
+            torn: outcome.torn,
+            header_damage,
             corruptions,
             ..report
         })
@@ -207,18 +211,20 @@ impl Snapshot {
         Ok(())
     }
 
-    fn plan(&self, shard: u32) -> Option<LogPlan> {
+    fn plan(&self, shard: u32) -> Option<(LogPlan, Option<HeaderDamage>)> {
         let geometry = self.geometry();
         let seed = crc_seed(self.uuid(), shard);
         let mut headers = [0; HEADERS_BYTES];
         self.source.read(geometry.header_of(shard) as u64, &mut headers)?;
-        Some(LogPlan {
-            header: Header::newest(&headers, seed)?,
+        let found = Header::find(&headers, seed)?;
+        let plan = LogPlan {
+            header: found.header,
             slots: geometry.log_entries.into(),
             seed,
             buffers: geometry.buffers,
             buffer_bytes: geometry.buffer_bytes,
-        })
+        };
+        Some((plan, found.damage))
     }
 
     fn log(&self, shard: u32) -> Log<'_> {
@@ -231,15 +237,6 @@ impl SnapshotRecord {
         let piece =
             |name: &ExtentName| PieceName { buffer: name.buffer.0, offset: name.offset, len: name.len };
         Self { shard, info, pieces: names.iter().map(piece).collect() }
-    }
-}
-
-impl Outcome {
-    /// What is wrong with the entry behind the last record, unless it is simply not of this lap and epoch.
-    pub(crate) fn torn(&self) -> Option<EntryFault> {
-        let is_end =
-            matches!(self.end, EntryFault::Unwritten | EntryFault::Seq { .. } | EntryFault::Epoch { .. });
-        (!is_end).then_some(self.end)
     }
 }
 

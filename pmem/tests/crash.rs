@@ -374,7 +374,28 @@ impl History {
         self.crashes += 1;
         let shard = reopen(&image).map_err(|error| format!("after the power cut: {error}"))?;
         self.check(&shard)?;
+        self.lose_a_header(&image, shard.recovery().header_damage.is_some())?;
         self.model = LineModel::from_image(image);
+        Ok(())
+    }
+
+    /// What was acknowledged depends on neither copy of the header alone. Where the crash has come into one of them
+    /// (`is_halved`), nothing is promised without the other.
+    fn lose_a_header(&mut self, image: &[u8], is_halved: bool) -> Result<(), String> {
+        if is_halved {
+            return Ok(());
+        }
+        for copy in 0..2 {
+            let mut image = image.to_vec();
+            let at = self.geometry.headers_offset as usize + 256 * copy + self.random.random_range(0..44);
+            image[at] ^= 1 << self.random.random_range(0..8);
+            let shard =
+                reopen(&image).map_err(|error| format!("without copy {copy} of the header: {error}"))?;
+            self.check(&shard).map_err(|error| format!("without copy {copy} of the header: {error}"))?;
+            if shard.recovery().header_damage.is_none() {
+                return Err(format!("copy {copy} of the header is damaged, and nobody says so"));
+            }
+        }
         Ok(())
     }
 
@@ -390,6 +411,9 @@ impl History {
         let recovered: BTreeMap<_, _> = contents(shard).into_iter().collect();
         let expected: BTreeMap<_, _> =
             self.submitted.range(head..next.max(head)).map(|(&seq, b)| (seq, b.clone())).collect();
+        if shard.quarantine_counts() != (0, 0) {
+            return Err(format!("a crash has damaged what was durable: {:?}", shard.quarantines()));
+        }
         if recovered != expected {
             let (recovered, expected) = (recovered.keys(), expected.keys());
             return Err(format!("recovered {recovered:?}, expected {expected:?} (or other bytes)"));
@@ -502,6 +526,8 @@ needed! {
     without_the_fence_of_a_commit: Kind::Fence(Phase::Commit, 0);
     without_the_flush_of_a_trim: Kind::Flush(Phase::Trim, Area::Header, 0);
     without_the_fence_of_a_trim: Kind::Fence(Phase::Trim, 0);
+    without_the_flush_of_a_trims_second_copy: Kind::Flush(Phase::Trim, Area::Header, 1);
+    without_the_fence_of_a_trims_second_copy: Kind::Fence(Phase::Trim, 1);
     without_the_flush_of_a_checkpoint: Kind::Flush(Phase::Checkpoint, Area::Header, 0);
     without_the_fence_of_a_checkpoint: Kind::Fence(Phase::Checkpoint, 0);
     without_the_flush_of_the_header_found: Kind::Flush(Phase::Open, Area::Header, 0);
@@ -510,6 +536,8 @@ needed! {
     without_the_fence_of_what_was_recovered: Kind::Fence(Phase::Open, 0);
     without_the_flush_of_a_new_epoch: Kind::Flush(Phase::Open, Area::Header, 1);
     without_the_fence_of_a_new_epoch: Kind::Fence(Phase::Open, 1);
+    without_the_flush_of_a_new_epochs_second_copy: Kind::Flush(Phase::Open, Area::Header, 2);
+    without_the_fence_of_a_new_epochs_second_copy: Kind::Fence(Phase::Open, 2);
 }
 
 /// Formats over an old store and loses power meanwhile: the old store is whole, or there is none, or the new one.

@@ -3,6 +3,7 @@
 mod arguments;
 mod cores;
 mod crash;
+mod damage;
 mod full;
 mod http;
 mod idle;

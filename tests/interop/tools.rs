@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::{Over, connect, options};
 
 /// Runs `pmlog` on a store and returns its exit code and output. A crash is an error.
-fn pmlog(subcommand: &str, store: &Path, more: &[&str]) -> Result<(i32, Output)> {
+pub(crate) fn pmlog(subcommand: &str, store: &Path, more: &[&str]) -> Result<(i32, Output)> {
     let mut command = Command::new(pmlog_binary()?);
     command.arg(subcommand).arg("--pm").arg(store).args(more);
     let output = lab::output_within(&mut command, Duration::from_secs(30))?;
@@ -23,7 +23,7 @@ fn pmlog(subcommand: &str, store: &Path, more: &[&str]) -> Result<(i32, Output)>
 }
 
 /// The records that a dump shows.
-fn dumped(store: &Path) -> Result<(i32, Vec<Value>)> {
+pub(crate) fn dumped(store: &Path) -> Result<(i32, Vec<Value>)> {
     let (code, output) = pmlog("dump", store, &["--json"])?;
     let lines = String::from_utf8(output.stdout)?;
     let records = lines.lines().map(|line| serde_json::from_str(line).context("not JSON"));
@@ -31,7 +31,7 @@ fn dumped(store: &Path) -> Result<(i32, Vec<Value>)> {
 }
 
 /// A stopped store with some records, and what they hold.
-fn stopped_store(lab: &Lab, cleanly: bool) -> Result<Vec<(u64, Vec<u8>)>> {
+pub(crate) fn stopped_store(lab: &Lab, cleanly: bool) -> Result<Vec<(u64, Vec<u8>)>> {
     wire::veth()?;
     let server = options(lab, Over::Dpdk, "4MiB")?.start()?;
     let mut connection = connect()?;
@@ -120,11 +120,8 @@ fn a_flipped_byte_of_a_record_is_found() {
             let said = String::from_utf8_lossy(&said);
             ensure!(code == 1, "record {seq}: a flipped byte is called good: {said}");
             ensure!(said.contains(&seq.to_string()), "record {seq} is not named: {said}");
-            dumped(&store)?;
-            // Never served, never skipped.
-            let refused = options(lab, Over::Dpdk, "4MiB")?.refusal()?;
-            ensure!(refused.status.code() == Some(1), "a corrupt store is served: {}", refused.status);
-            ensure!(fs::read(&store)? == flipped, "refusing a store changed it");
+            let (_, shown) = dumped(&store)?;
+            ensure!(shown.len() + 1 == records.len(), "record {seq}: {} others are shown", shown.len());
         }
         Ok(())
     });

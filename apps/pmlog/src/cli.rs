@@ -55,6 +55,8 @@ pub enum Command {
     Dump(DumpArgs),
     /// Check every record of a store, without changing it; exit 1 if any is corrupt.
     Verify(VerifyArgs),
+    /// List the damaged records of a store, which are passed over, or give them up.
+    Quarantine(QuarantineArgs),
 }
 
 /// Where the store is and how it is reached from the network.
@@ -298,6 +300,37 @@ pub struct VerifyArgs {
     pub json: bool,
 }
 
+/// Which damaged records to list or to give up.
+#[derive(Debug, Args)]
+pub struct QuarantineArgs {
+    /// The store; it must not be in use.
+    #[arg(long, value_name = "PATH")]
+    pub pm: PathBuf,
+    /// Give up this damaged record, S-N in a store of several shards, or all of them. Its buffers become free; its number
+    /// stays taken, and GET says that it was dropped.
+    #[arg(long, value_name = "N|all", value_parser = parse_dropped)]
+    pub drop: Option<Dropped>,
+    /// One JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Damaged records to give up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// One.
+    One(RecordName),
+    /// All.
+    All,
+}
+
+fn parse_dropped(text: &str) -> Result<Dropped, String> {
+    if text == "all" {
+        return Ok(Dropped::All);
+    }
+    text.parse().map(Dropped::One).map_err(|error| format!("{error}; or write `all`"))
+}
+
 fn parse_size(text: &str) -> Result<ByteSize, String> {
     text.parse().map_err(|_| "write a number of bytes with or without a unit, such as 64MiB".to_owned())
 }
@@ -483,7 +516,7 @@ mod tests {
     fn help_shows_each_option_and_an_example() {
         let mut command = Cli::command().term_width(100);
         command.build();
-        for name in ["serve", "dump", "verify"] {
+        for name in ["serve", "dump", "verify", "quarantine"] {
             let help = command.find_subcommand_mut(name).expect("the subcommand").render_long_help();
             insta::assert_snapshot!(name, help.to_string());
         }

@@ -221,9 +221,12 @@ struct ShardLine {
     payload_bytes: u64,
     live_buffers: u32,
     free_buffers: u32,
-    /// What the crash cut short, if it did: never part of an acknowledged record.
+    /// What lies behind the last record, if that looks like an append that was cut short.
     #[serde(skip_serializing_if = "Option::is_none")]
     torn: Option<String>,
+    /// Which of the two copies of its header is damaged, if one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    damaged_header: Option<String>,
     corruptions: u64,
 }
 
@@ -231,9 +234,12 @@ impl Verdict {
     fn new(snapshot: &Snapshot, shards: &[ShardReport], found: Vec<String>) -> Self {
         let sum = |part: fn(&ShardReport) -> u64| shards.iter().map(part).sum();
         let corruptions = sum(|shard| shard.corruptions);
+        let may_be_old =
+            shards.iter().any(|shard| shard.header_damage.is_some_and(|damage| damage.may_be_newer));
         Self {
-            // One good superblock is enough, and repairs the other; missing bytes are nowhere else.
-            sound: corruptions == 0 && snapshot.missing_bytes() == 0,
+            // One good copy of superblock or header is enough, unless it may be the older one, and repairs the other;
+            // missing bytes are nowhere else.
+            sound: corruptions == 0 && snapshot.missing_bytes() == 0 && !may_be_old,
             store: snapshot.uuid().to_string(),
             records: sum(|shard| shard.records),
             payload_bytes: sum(|shard| shard.payload_bytes),
@@ -257,7 +263,10 @@ impl Verdict {
                 ByteSize(shard.payload_bytes)
             )?;
             if let Some(torn) = &shard.torn {
-                writeln!(out, "  behind the last record, an append that was cut short: {torn}")?;
+                writeln!(out, "  behind the last record: {torn}")?;
+            }
+            if let Some(damage) = &shard.damaged_header {
+                writeln!(out, "  {damage}; opening the store for writing repairs it")?;
             }
         }
         if self.damaged_superblock {
@@ -287,7 +296,8 @@ impl From<&ShardReport> for ShardLine {
             payload_bytes: report.payload_bytes,
             live_buffers: report.live_buffers,
             free_buffers: report.free_buffers,
-            torn: report.torn.map(|fault| fault.to_string()),
+            torn: report.torn.map(|torn| torn.to_string()),
+            damaged_header: report.header_damage.map(|damage| damage.to_string()),
             corruptions: report.corruptions,
         }
     }

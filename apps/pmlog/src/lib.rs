@@ -18,10 +18,11 @@
 //!
 //! [`http`] turns received slots into requests, [`service`] turns requests into appends and replies, on any
 //! network that implements [`stack::net::Net`]. [`serve`] runs that on a DPDK port or on Linux' sockets;
-//! [`inspect`] looks at a store without a network.
+//! [`inspect`] looks at a store without a network, and [`quarantine`] at what is damaged in it.
 
 pub mod cli;
 pub mod http;
 pub mod inspect;
+pub mod quarantine;
 pub mod serve;
 pub mod service;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use pmlog::cli::{Cli, Command};
-use pmlog::{inspect, serve};
+use pmlog::{inspect, quarantine, serve};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -29,6 +29,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Command::Quarantine(args) => quarantine::quarantine(args, &mut out)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,7 +9,7 @@ use std::{
 use super::{OpenError, room::Unfinished};
 use crate::{
     entry::crc_seed,
-    header::{HEADER_BYTES, HEADERS_BYTES, Header},
+    header::{HEADERS_BYTES, Header},
     medium::Medium,
     superblock::{SUPERBLOCK_BYTES, SUPERBLOCKS_BYTES, Superblock},
 };
@@ -101,7 +101,7 @@ fn format(medium: &dyn Medium, superblock: &Superblock) -> io::Result<()> {
         let header = Header::NEW.encode(crc_seed(superblock.uuid, shard));
         let offset = geometry.header_of(shard);
         // SAFETY: the geometry lies inside the medium, and its shards are not open yet.
-        unsafe { medium.store(offset, &[header, [0; HEADER_BYTES]].concat()) };
+        unsafe { medium.store(offset, &[header, header].concat()) };
         medium.flush(offset, HEADERS_BYTES);
     }
     medium.fence()?;

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use pmem::{Recovery, RegionInfo, Shard, ShardSeed};
+use pmem::{Quarantine, Recovery, RegionInfo, Shard, ShardSeed};
 use stack::profile::Profile;
 use stack::server::Server;
 use stack::transport::dpdk::DpdkError;
@@ -43,14 +43,19 @@ pub(super) struct Ended {
 }
 
 /// A shard as it was found.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ShardStart {
     pub(super) index: u32,
     pub(super) head: u64,
     pub(super) next: u64,
     pub(super) epoch: u32,
     pub(super) recovery: Recovery,
+    /// The first of the damaged records that are passed over.
+    pub(super) damaged: Vec<Quarantine>,
 }
+
+/// Damaged records that the report at the start names, of each shard; all of them are counted.
+const NAMED: usize = 16;
 
 /// What one core has done, or all.
 #[derive(Clone, Debug, Default)]
@@ -182,7 +187,7 @@ fn begin<F: serde::Serialize + std::fmt::Display>(
             Ok(_) | Err(_) => return Ok(false),
         }
     }
-    let mut shards: Vec<_> = all.iter().flat_map(|ready| ready.shards.iter().copied()).collect();
+    let mut shards: Vec<_> = all.iter().flat_map(|ready| ready.shards.iter().cloned()).collect();
     shards.sort_unstable_by_key(|shard| shard.index);
     let network = &all.swap_remove(0).found;
     report.started(&Started { info: setting.info, shards: &shards, cpus: setting.cpus, network })?;
@@ -328,7 +333,8 @@ impl<A: Access> Core<'_, A> {
 impl ShardStart {
     fn of(index: u32, shard: &Shard) -> Self {
         let (head, next, epoch) = (shard.head_seq(), shard.next_seq(), shard.epoch());
-        Self { index, head, next, epoch, recovery: *shard.recovery() }
+        let damaged = shard.quarantines().iter().take(NAMED).copied().collect();
+        Self { index, head, next, epoch, recovery: *shard.recovery(), damaged }
     }
 }
 

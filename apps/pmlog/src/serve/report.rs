@@ -48,6 +48,16 @@ enum Line<'a, N> {
         records: u64,
         payload_bytes: u64,
         epoch: u32,
+        /// Damaged records that are passed over: how many, and the first of them.
+        damaged: u64,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        found_damaged: Vec<Place>,
+        /// What lies behind a shard's last record, where an append has no end.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        torn: Vec<Place>,
+        /// What was damaged in one copy of two, and was written again.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        repaired: Vec<String>,
         /// Where there are several.
         #[serde(skip_serializing_if = "Option::is_none")]
         shards: Option<usize>,
@@ -66,6 +76,16 @@ enum Line<'a, N> {
         #[serde(flatten)]
         all: Summary,
     },
+}
+
+/// A place in a shard's log, and what is wrong there.
+#[derive(Serialize)]
+struct Place {
+    /// Which, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shard: Option<u32>,
+    seq: u64,
+    reason: String,
 }
 
 /// All since the start, but for connections and free buffers, which are as of now.
@@ -207,10 +227,40 @@ impl<N: Serialize + Display> Started<'_, N> {
             records: self.records(),
             payload_bytes: self.payload_bytes(),
             epoch: self.epoch(),
+            damaged: self.damaged(),
+            found_damaged: self
+                .places(|shard| shard.damaged.iter().map(|run| (run.seq, run.to_string())).collect()),
+            torn: self.places(|shard| {
+                shard.recovery.torn.iter().map(|torn| (torn.seq, torn.to_string())).collect()
+            }),
+            repaired: self.repaired(),
             shards: several.then_some(self.shards.len()),
             cores: self.cpus.iter().copied().collect(),
             network: self.network,
         }
+    }
+
+    fn places(&self, of: impl Fn(&ShardStart) -> Vec<(u64, String)>) -> Vec<Place> {
+        let several = self.shards.len() > 1;
+        let places = self.shards.iter().flat_map(|shard| {
+            let index = several.then_some(shard.index);
+            of(shard).into_iter().map(move |(seq, reason)| Place { shard: index, seq, reason })
+        });
+        places.collect()
+    }
+
+    fn damaged(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.recovery.quarantined).sum()
+    }
+
+    /// What was damaged in one copy of two, in words.
+    fn repaired(&self) -> Vec<String> {
+        let superblock = self.info.repaired.then(|| "one copy of the superblock".to_owned());
+        let headers = self.shards.iter().filter_map(|shard| {
+            let damage = shard.recovery.header_damage?;
+            Some(format!("shard {}: {damage}", shard.index))
+        });
+        superblock.into_iter().chain(headers).collect()
     }
 
     fn records(&self) -> u64 {
@@ -243,14 +293,24 @@ impl<N: Serialize + Display> Started<'_, N> {
                 shards.len()
             )?,
         }
-        for ShardStart { index, recovery, .. } in self.shards {
-            if let Some(torn) = &recovery.torn {
-                let place = if self.shards.len() > 1 { format!(" in shard {index}") } else { String::new() };
-                writeln!(
-                    out,
-                    "          behind them{place}, an append that was cut short and never acknowledged: {torn}"
-                )?;
+        if self.damaged() > 0 {
+            let (damaged, pm) = (self.damaged(), self.info.path.display());
+            writeln!(
+                out,
+                "damaged   {damaged} in the log, passed over; `pmlog quarantine --pm {pm}` lists and drops such records"
+            )?;
+        }
+        for ShardStart { index, recovery, damaged, .. } in self.shards {
+            let place = if self.shards.len() > 1 { format!("shard {index}: ") } else { String::new() };
+            for run in damaged {
+                writeln!(out, "          {place}{run}")?;
             }
+            if let Some(torn) = &recovery.torn {
+                writeln!(out, "torn      {place}{torn}")?;
+            }
+        }
+        for what in self.repaired() {
+            writeln!(out, "repaired  {what}")?;
         }
         if let Some(cpus) = self.cpus.iter().copied().collect::<Option<Vec<usize>>>() {
             let cpus: Vec<String> = cpus.iter().map(usize::to_string).collect();

@@ -1,0 +1,126 @@
+//! `pmlog quarantine`: the damaged records of a store, listed, or given up.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+
+use anyhow::{Result, bail};
+use pmem::{Corruption, Options, Region, Snapshot, SnapshotEvent};
+use serde::Serialize;
+
+use crate::cli::{Dropped, QuarantineArgs};
+use crate::http::RecordName;
+
+/// One line of `quarantine --json`.
+#[derive(Serialize)]
+struct Line {
+    /// Which shard, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shard: Option<u32>,
+    seq: u64,
+    /// Log entries that it takes.
+    entries: u64,
+    reason: String,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    dropped: bool,
+}
+
+/// Lists damaged records on `out`, or gives them up.
+///
+/// # Errors
+/// There is no store that can be read, or with `--drop` none that can be opened, no such damaged record, or `out` fails.
+pub fn quarantine(args: &QuarantineArgs, out: &mut impl Write) -> Result<()> {
+    let snapshot = Snapshot::open(&args.pm)?;
+    let shards = snapshot.geometry().shards;
+    let name_of = |shard, seq| RecordName { shard: (shards > 1).then_some(shard), seq };
+    let wanted = match args.drop {
+        Some(Dropped::One(RecordName { shard: None, seq })) if shards > 1 => {
+            bail!("{} has {shards} shards: name a record SHARD-NUMBER, such as 0-{seq}", args.pm.display());
+        }
+        Some(Dropped::One(RecordName { shard, seq })) => Some((shard.unwrap_or(0), seq)),
+        Some(Dropped::All) | None => None,
+    };
+    let mut found = 0_u64;
+    // Shards with something to drop.
+    let mut concerned = BTreeSet::new();
+    for shard in 0..shards {
+        let mut written = Ok(());
+        let _report = snapshot.scan(shard, |event| {
+            let SnapshotEvent::Corrupt(corruption) = event else { return };
+            let reason = corruption.to_string();
+            let Corruption::Record { seq, entries, .. } = corruption else {
+                tracing::warn!(shard, "{reason}");
+                return;
+            };
+            if wanted.is_some_and(|wanted| wanted != (shard, seq)) || written.is_err() {
+                return;
+            }
+            found += 1;
+            concerned.insert(shard);
+            // What is dropped is said when it is done.
+            if args.drop.is_none() {
+                let line = Line { shard: name_of(shard, seq).shard, seq, entries, reason, dropped: false };
+                written = line.write(args.json, out);
+            }
+        })?;
+        written?;
+    }
+    drop(snapshot);
+    match (args.drop, wanted) {
+        (Some(_), Some((shard, seq))) if found == 0 => bail!(
+            "{} has no damaged record {}; without --drop all that are damaged are listed",
+            args.pm.display(),
+            name_of(shard, seq)
+        ),
+        (Some(_), _) => {
+            for shard in concerned {
+                give_up(args, shard, wanted.map(|(_, seq)| seq), shards > 1, out)?;
+            }
+        }
+        (None, _) if found == 0 && !args.json => writeln!(out, "no record is damaged")?,
+        (None, _) => {}
+    }
+    Ok(out.flush()?)
+}
+
+/// Gives up one damaged record of a shard, or all of them.
+fn give_up(
+    args: &QuarantineArgs,
+    shard: u32,
+    wanted: Option<u64>,
+    several: bool,
+    out: &mut impl Write,
+) -> Result<()> {
+    loop {
+        // What is on volatile memory was allowed to be there when it was made.
+        let options = Options { volatile: true, ..Options::default() };
+        let mut seeds = Region::open(&args.pm, &options)?.into_seeds();
+        let mut open = seeds.swap_remove(shard as usize).open()?;
+        drop(seeds);
+        let runs: Vec<_> = open.quarantines().to_vec();
+        for run in runs.iter().filter(|run| wanted.is_none_or(|seq| seq == run.seq)) {
+            if open.drop_quarantined(run.seq)? {
+                let (shard, reason) = (several.then_some(shard), run.to_string());
+                let line = Line { shard, seq: run.seq, entries: run.entries, reason, dropped: true };
+                line.write(args.json, out)?;
+            }
+        }
+        // More than are named at a time: the next opening names further ones.
+        if runs.is_empty() || open.quarantine_counts().0 == 0 || wanted.is_some() {
+            return Ok(());
+        }
+    }
+}
+
+impl Line {
+    fn write(&self, json: bool, out: &mut impl Write) -> io::Result<()> {
+        if json {
+            serde_json::to_writer(&mut *out, self)?;
+            return writeln!(out);
+        }
+        let what = if self.dropped { "dropped: " } else { "" };
+        match self.shard {
+            Some(shard) => writeln!(out, "{what}shard {shard}: {}", self.reason),
+            None => writeln!(out, "{what}{}", self.reason),
+        }
+    }
+}
