@@ -1,16 +1,17 @@
-//! A store that fills up, and goes on after a trim.
+//! A store that fills up, and goes on after a trim; and a table of connections that is full.
 
 use std::collections::VecDeque;
 
 use anyhow::{Result, ensure};
 use lab::{Connection, Lab, noise};
 
-use crate::{Over, connect, health_of, options, over_each_transport, serve};
+use crate::{Over, cable, connect, health_of, options, over_each_transport, serve, wait_until};
 
 over_each_transport! {
     a_full_store_says_so_and_goes_on_after_a_trim,
     what_survives_a_full_store_survives_a_restart,
     uploads_into_a_full_store_stall_nobody,
+    a_full_table_still_tells_how_the_server_is,
 }
 
 const RECORD_BYTES: usize = 64 << 10;
@@ -113,5 +114,58 @@ fn uploads_into_a_full_store_stall_nobody(lab: &Lab, over: Over) -> Result<()> {
     }
     trim(&mut other, health_of(&server, "next")?)?;
     other.append(&noise(1, RECORD_BYTES))?.seq()?;
+    Ok(())
+}
+
+fn a_full_table_still_tells_how_the_server_is(lab: &Lab, over: Over) -> Result<()> {
+    cable(lab, over)?;
+    let server = options(lab, over, "16MiB")?.option("--max-connections", "4").start()?;
+    let mut idle = Vec::new();
+    wait_until("four clients have a place", || {
+        // The one that found the server ready may still have one.
+        let mut connection = connect()?;
+        let reply = connection.append(b"held")?;
+        if reply.status == 200 {
+            idle.push(connection);
+        }
+        Ok(idle.len() == 4)
+    })?;
+
+    let mut probe = connect()?;
+    let health = probe.get("/health")?;
+    ensure!((health.status, health.header("connection")) == (200, Some("close")), "{health:?}");
+    let json: serde_json::Value = serde_json::from_slice(&health.body)?;
+    ensure!(json["max_connections"] == 4 && json["connections"].as_u64() >= Some(5), "{json}");
+    probe.expect_end()?;
+    let mut fifth = connect()?;
+    let refused = fifth.append(b"one too many")?;
+    ensure!((refused.status, refused.header("connection")) == (503, Some("close")), "{refused:?}");
+    ensure!(refused.header("retry-after").is_some(), "{refused:?}");
+    fifth.expect_end()?;
+    drop((probe, fifth));
+
+    // Whoever takes all the spare places as well is shown out soon, and looks at the server's health go on.
+    let crowd: Vec<_> = (0..20)
+        .map(|_| std::thread::spawn(|| connect().map(|connection| _ = connection.stream().peek(&mut [0]))))
+        .collect();
+    wait_until("health is told to one who comes behind a crowd", || {
+        Ok(connect()
+            .and_then(|mut connection| connection.get("/health"))
+            .is_ok_and(|reply| reply.status == 200))
+    })?;
+    for client in crowd {
+        // One may have been refused, by a reset or by silence.
+        let _ = client.join().expect("no client panics");
+    }
+    for connection in &mut idle {
+        ensure!(connection.append(b"still here")?.status == 200, "a client lost its place");
+    }
+    idle.pop();
+    wait_until("a place that is left is taken again", || {
+        Ok(connect()
+            .and_then(|mut connection| connection.append(b"next"))
+            .is_ok_and(|reply| reply.status == 200))
+    })?;
+    drop(server);
     Ok(())
 }

@@ -1,18 +1,22 @@
 //! Bytes there and back, by curl and ping.
 
+use std::fs::File;
 use std::net::IpAddr;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::wire::{SERVER_V4, SERVER_V6, TAP_DEVICE};
 use lab::{Lab, isolated, noise, run, wire};
 
-use crate::{Over, cable, compare, health_of, options, over_each_transport, post, serve};
+use crate::{Over, cable, compare, connect, health_of, options, over_each_transport, post, serve};
 
 over_each_transport! {
     a_record_of_100_mb_over_ipv4,
     a_hundred_mb_in_records_over_ipv6,
     odd_lengths_are_kept,
     payload_is_not_copied_on_its_way_to_the_store,
+    a_payload_that_is_altered_in_the_file_is_not_served,
 }
 
 const V4: IpAddr = IpAddr::V4(SERVER_V4);
@@ -105,4 +109,43 @@ fn a_tap_interface_does_as_well() {
         }
         Ok(())
     });
+}
+
+/// Changes a byte of a store in its file, where that has the bytes from `at` on.
+fn alter(store: &Path, bytes: &[u8], at: usize) -> Result<()> {
+    let image = std::fs::read(store)?;
+    // They may be cut there, where one buffer ends and another begins.
+    let mut parts = (at..bytes.len()).step_by(16).map(|from| &bytes[from..from + 16]);
+    let place = parts.find_map(|part| image.windows(16).position(|window| window == part));
+    let place = place.context("the bytes are not in the file")?;
+    let file = File::options().write(true).open(store)?;
+    Ok(file.write_all_at(&[image[place] ^ 1], place as u64)?)
+}
+
+fn a_payload_that_is_altered_in_the_file_is_not_served(lab: &Lab, over: Over) -> Result<()> {
+    let server = serve(lab, over, "16MiB")?;
+    let bodies = [noise(1, 2000), noise(2, 2_000_000), noise(3, 2000)];
+    let mut numbers = Vec::new();
+    for body in &bodies {
+        numbers.push(post(V4, lab, "body", body)?);
+    }
+    let short = connect()?.get(&format!("/records/{}", numbers[0]))?;
+    ensure!(short.status == 200 && short.body == bodies[0], "status {}", short.status);
+    let digest = short.header("content-digest").context("no Content-Digest")?;
+    ensure!(digest.starts_with("crc32c=:") && digest.ends_with("==:"), "{digest}");
+
+    alter(&lab.path("store.pm"), &bodies[0], 1000)?;
+    alter(&lab.path("store.pm"), &bodies[1], 1_000_000)?;
+    let refused = connect()?.get(&format!("/records/{}", numbers[0]))?;
+    ensure!(refused.status == 500, "status {}", refused.status);
+    let long = connect()?.get(&format!("/records/{}", numbers[1]));
+    ensure!(long.is_err(), "an altered record came as if it were whole");
+    for seq in &numbers[..2] {
+        let status = connect()?.get(&format!("/records/{seq}"))?.status;
+        ensure!(status == 410, "record {seq}: status {status}");
+    }
+    compare(V4, numbers[2], &bodies[2])?;
+    ensure!(health_of(&server, "altered")? == 2, "{}", server.health()?);
+    ensure!(server.output().contains("something else wrote into the store"), "{}", server.output());
+    Ok(())
 }

@@ -9,7 +9,7 @@ use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use smoltcp::wire::{EthernetAddress, Ipv4Cidr, Ipv6Cidr};
 
 use crate::http::RecordName;
-use crate::service::MAX_SHARDS;
+use crate::service::{MAX_SHARDS, SPARE_PLACES};
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
@@ -72,7 +72,8 @@ pub struct ServeArgs {
     /// The longest record.
     #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = parse_record_size)]
     pub max_record: ByteSize,
-    /// How many clients may be connected at a time.
+    /// How many clients may be connected at a time. A few more connections are taken to answer GET /health, and to
+    /// refuse everything else.
     #[arg(long, value_name = "N", default_value = "1024")]
     pub max_connections: NonZeroU32,
     /// Format PATH though it already holds a store or something else. What it held is lost.
@@ -104,6 +105,12 @@ impl ServeArgs {
     /// The CPU of each core; none for one that goes where the system likes.
     pub fn cpus(&self) -> Vec<Option<usize>> {
         self.cores.as_ref().map_or(vec![None], |CpuList(cpus)| cpus.iter().copied().map(Some).collect())
+    }
+
+    /// Connections that a core's network takes: those of clients, and some for looks at the server's health when all
+    /// those are taken.
+    pub fn places(&self) -> usize {
+        self.max_connections.get() as usize + SPARE_PLACES as usize
     }
 
     /// What does not go together, in words.

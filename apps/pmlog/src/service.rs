@@ -34,13 +34,19 @@ pub use render::MAX_SHARDS;
 /// that no timer is touched per request.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Places for looks at the health of a server whose other places are all taken.
+pub const SPARE_PLACES: u32 = 8;
+
 /// What bounds the service, and what it tells about itself.
 #[derive(Clone, Debug)]
 pub struct ServiceConfig {
     /// Bytes of the longest record.
     pub max_record_bytes: u64,
-    /// Connections at a time; the network's table has as many places.
+    /// Connections at a time.
     pub max_connections: u32,
+    /// Further places for connections that come when that many are open. There `GET /health` is answered, and everything
+    /// else refused; each connection ends with its reply, or soon without. The network's table has the places of both.
+    pub spare_places: u32,
     /// How long a connection may be open without a request.
     pub idle_timeout: Duration,
     /// How long a request or the reading of a reply may stand still.
@@ -57,11 +63,19 @@ impl Default for ServiceConfig {
         Self {
             max_record_bytes: 16 * 1024 * 1024,
             max_connections: 1024,
+            spare_places: 0,
             idle_timeout: Duration::from_secs(75),
             stall_timeout: Duration::from_secs(30),
             keeps_records: true,
             domain: String::new(),
         }
+    }
+}
+
+impl ServiceConfig {
+    /// Places in the connection table.
+    fn places(&self) -> usize {
+        self.max_connections as usize + self.spare_places as usize
     }
 }
 
@@ -123,8 +137,10 @@ struct Common {
     counters: Counters,
     /// What the medium said when it failed. Nothing is written from then on.
     failed: Option<String>,
-    /// Connections that this core may have at a time.
+    /// Connections that this core may have at a time, beside those in spare places.
     max_connections: u32,
+    /// Connections in spare places.
+    spares: u32,
     commits: CommitTimes,
     /// Of records that have changed under the server.
     alarm: Alarm,
@@ -137,6 +153,11 @@ struct Common {
 }
 
 impl Common {
+    /// Whether there is a place that is not a spare one.
+    fn has_place(&self) -> bool {
+        self.counters.connections - u64::from(self.spares) < self.max_connections.into()
+    }
+
     /// Notes that the medium has failed; the first reason is the one that tells most.
     fn fail(&mut self, why: &str) {
         if self.failed.is_none() {
@@ -164,12 +185,12 @@ impl LogService {
         archive: Vec<(u32, Shard)>,
         now: Instant,
     ) -> Self {
-        let peers = Peers::new(hall, core, archive, config.max_connections as usize);
+        let peers = Peers::new(hall, core, archive, config.places());
         Self::with(config, Some(peers), now)
     }
 
     fn with(config: ServiceConfig, peers: Option<Peers>, now: Instant) -> Self {
-        let connections = config.max_connections as usize;
+        let connections = config.places();
         Self {
             places: (0..connections).map(|_| Connection::vacant(config.max_record_bytes)).collect(),
             common: Common {
@@ -180,6 +201,7 @@ impl LogService {
                 counters: Counters::default(),
                 failed: None,
                 max_connections: config.max_connections,
+                spares: 0,
                 commits: CommitTimes::default(),
                 alarm: Alarm::default(),
                 awaiting: Vec::with_capacity(connections),
@@ -288,8 +310,10 @@ impl Service for LogService {
             Event::Opened { conn, .. } => {
                 match self.places.get_mut(conn.index as usize) {
                     Some(place) => {
-                        place.open(conn, self.common.now);
+                        let is_spare = !self.common.has_place();
+                        place.open(conn, is_spare, self.common.now);
                         self.common.counters.connections += 1;
+                        self.common.spares += u32::from(is_spare);
                     }
                     // The network's table is larger than this one.
                     None => net.abort(conn),
@@ -298,6 +322,7 @@ impl Service for LogService {
             }
             Event::Closed { conn, .. } => {
                 if let Some(place) = place_of(&mut self.places, conn) {
+                    self.common.spares -= u32::from(place.is_spare());
                     place.vacate();
                     self.common.counters.connections -= 1;
                 }

@@ -156,6 +156,15 @@ pub enum Refusal {
     /// The medium had failed before.
     #[error("the store failed earlier and takes no more writes; restart the server to recover")]
     StoreFailed,
+    /// All places for connections are taken, but those kept for looks at the server's health.
+    #[error(
+        "all {max} connections that the server takes are open, and this one is for /health alone; try again later, or \
+         raise the server's --max-connections"
+    )]
+    Busy {
+        /// Connections that a core takes.
+        max: u32,
+    },
     /// No room for the record.
     #[error("{}; trim old records with DELETE /records?before=N, or {}", what_is_full(.0), how_more(.0))]
     StoreFull(Full),
@@ -213,16 +222,17 @@ impl Refusal {
                 Status::new(500, "Internal Server Error")
             }
             Self::Coding => Status::new(501, "Not Implemented"),
-            Self::StoreFailed => Status::new(503, "Service Unavailable"),
+            Self::StoreFailed | Self::Busy { .. } => Status::new(503, "Service Unavailable"),
             Self::Version => Status::new(505, "HTTP Version Not Supported"),
             Self::StoreFull(_) => Status::new(507, "Insufficient Storage"),
         }
     }
 
-    /// What the `Allow` field says, where one is due.
-    pub const fn allow(&self) -> Option<&'static str> {
+    /// A field that goes with the reason, by its name and value.
+    pub const fn field(&self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Method { allow } => Some(allow),
+            Self::Method { allow } => Some(("Allow", allow)),
+            Self::Busy { .. } => Some(("Retry-After", "1")),
             _ => None,
         }
     }

@@ -20,7 +20,7 @@ use super::report::{Report, Started};
 use super::run::{self, Spent, Surroundings};
 use super::{Access, LogServer, Served};
 use crate::cli::ServeArgs;
-use crate::service::{CommitTimes, Counters, Hall, LogService, ServiceConfig};
+use crate::service::{CommitTimes, Counters, Hall, LogService, SPARE_PLACES, ServiceConfig};
 
 /// Between two lines of rates.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -288,6 +288,7 @@ impl<A: Access> Core<'_, A> {
         let config = ServiceConfig {
             max_record_bytes: args.max_record.as_u64(),
             max_connections: args.max_connections.get(),
+            spare_places: SPARE_PLACES,
             domain: setting.info.domain.to_string(),
             ..ServiceConfig::default()
         };

@@ -93,7 +93,7 @@ impl Access for Device<'_> {
         let config = Config {
             gateway_v4: options.gateway,
             gateway_v6: options.gateway6,
-            max_connections: args.max_connections.get() as usize,
+            max_connections: args.places(),
             ..Config::new(self.mac, addresses(options))
                 .context("no random numbers for the stack's secrets")?
         };

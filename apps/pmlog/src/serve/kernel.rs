@@ -17,7 +17,7 @@ use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport, Liste
 use super::clock::Clock;
 use super::{Access, BACKLOG, SLEEP, Served, receive_buffers_for};
 use crate::cli::{KernelArgs, ServeArgs};
-use crate::service::Waker;
+use crate::service::{SPARE_PLACES, Waker};
 
 /// How long an address may still belong to a server that was killed.
 const PREDECESSOR: std::time::Duration = std::time::Duration::from_secs(2);
@@ -35,8 +35,8 @@ impl Sockets {
         KernelTransport::probe()?;
         let cores = args.cpus().len();
         let listeners = (options.listen.len() * cores) as u64;
-        // Each core has a ring, and something to be woken by.
-        let others = OWN_DESCRIPTORS + listeners + 2 * cores as u64;
+        // Each core has a ring, something to be woken by, and its spare places.
+        let others = OWN_DESCRIPTORS + listeners + (2 + u64::from(SPARE_PLACES)) * cores as u64;
         allow_descriptors(u64::from(args.max_connections.get()) * cores as u64, 1, others)?;
         let is_v4_elsewhere = |port| options.listen.iter().any(|a| a.is_ipv4() && a.port() == port);
         let listeners = (0..cores).map(|_| Vec::new()).collect();
@@ -88,7 +88,7 @@ impl Access for Sockets {
         _: &Clock,
     ) -> Result<KernelTransport> {
         let config = KernelConfig {
-            max_connections: args.max_connections.get() as usize,
+            max_connections: args.places(),
             rx_buffers: receive_buffers_for(shard.arena().buffers()),
             ..KernelConfig::default()
         };

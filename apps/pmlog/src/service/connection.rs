@@ -12,7 +12,7 @@ use super::{
     render::Manner,
     reply::{Content, Progress, Reply},
 };
-use crate::http::{Decoder, Framing, Head, Item, Refusal, Route};
+use crate::http::{Ask, Decoder, Framing, Head, Item, Refusal, Route};
 
 /// Requests of one connection that may be unanswered at a time; a client that sends more waits.
 const MAX_PIPELINE: usize = 32;
@@ -23,6 +23,11 @@ const MAX_SKIPPED_BYTES: u64 = 256 * 1024;
 const MAX_LINGER_BYTES: u64 = 64 * 1024 * 1024;
 /// A request, or a client reading a reply, must come on by this much within each timeout.
 const MIN_PROGRESS_BYTES: u64 = 4 * 1024;
+
+/// How long a connection in a spare place may be open, and how long without a request: they are few, and nobody may sit
+/// on them.
+const SPARE_LIFETIME: Duration = Duration::from_secs(5);
+const SPARE_IDLE: Duration = Duration::from_secs(2);
 
 /// The state of one place in the connection table.
 #[derive(Debug)]
@@ -40,6 +45,8 @@ pub(super) struct Connection {
     peer_finished: bool,
     /// Whether an append waits for the next commit.
     awaits_commit: bool,
+    /// Since when it is in a spare place, if it is.
+    spare_since: Option<Instant>,
     pace: Pace,
 }
 
@@ -101,14 +108,16 @@ impl Connection {
             is_drained: false,
             peer_finished: false,
             awaits_commit: false,
+            spare_since: None,
             pace: Pace { phase: Phase::Idle, since: Instant::ZERO, bytes: 0 },
         }
     }
 
     /// Takes the place for `conn`.
-    pub(super) fn open(&mut self, conn: ConnId, now: Instant) {
+    pub(super) fn open(&mut self, conn: ConnId, is_spare: bool, now: Instant) {
         self.vacate();
         self.id = Some(conn);
+        self.spare_since = is_spare.then_some(now);
         self.pace = Pace { phase: Phase::Idle, since: now, bytes: 0 };
     }
 
@@ -121,6 +130,20 @@ impl Connection {
         self.ending = Ending::Open;
         self.peer_finished = false;
         self.awaits_commit = false;
+        self.spare_since = None;
+    }
+
+    pub(super) fn is_spare(&self) -> bool {
+        self.spare_since.is_some()
+    }
+
+    /// Moves from a spare place to another one if there is one by now; true if it stays.
+    fn stays_spare(&mut self, common: &mut Common) -> bool {
+        if self.is_spare() && common.has_place() {
+            common.spares -= 1;
+            self.spare_since = None;
+        }
+        self.is_spare()
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -210,6 +233,17 @@ impl Connection {
             return;
         }
         let Pace { phase, since, bytes } = self.pace;
+        if self.stays_spare(common)
+            && let Some(opened) = self.spare_since
+        {
+            if common.now - opened >= SPARE_LIFETIME {
+                self.abort(common, net);
+            } else if phase == Phase::Idle && common.now - opened >= SPARE_IDLE {
+                self.ending = Ending::Replying;
+                self.run(common, net, shard);
+            }
+            return;
+        }
         let limit = if phase == Phase::Idle { common.patience.idle } else { common.patience.stalled };
         if common.now - since < limit {
             return;
@@ -288,6 +322,12 @@ impl Connection {
             (Ok(Route::Append), Framing::Length(length)) if length > max => Err(Refusal::TooLarge { max }),
             (route, _) => route,
         };
+        let is_spare = self.is_spare() && self.stays_spare(common);
+        let accepted = match accepted {
+            Ok(Route::Ask(Ask::Health)) => accepted,
+            _ if is_spare => Err(Refusal::Busy { max: common.max_connections }),
+            _ => accepted,
+        };
         if accepted == Ok(Route::Append) {
             let manner = Manner::of(head, !head.keep_alive);
             let draft = common.keeps_records.then(|| shard.draft());
@@ -315,7 +355,8 @@ impl Connection {
         // connection tells body and next request apart.
         let has_body = !matches!(head.framing, Framing::Absent | Framing::Length(0));
         let waits = head.may_withhold_body && has_body;
-        let manner = Manner::of(head, !head.keep_alive || waits || !self.can_skip_body());
+        let closes = !head.keep_alive || waits || is_spare || !self.can_skip_body();
+        let manner = Manner::of(head, closes);
         match accepted {
             Ok(Route::Append) => {}
             Ok(Route::Ask(ask)) => self.push(Content::Asked(ask), manner),

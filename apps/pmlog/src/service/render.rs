@@ -227,7 +227,7 @@ impl Rendered {
 
     pub(super) fn refused(&mut self, refusal: &Refusal, manner: Manner) -> &[u8] {
         // The reasons are this program's own words: nothing in them needs escaping.
-        self.json(refusal.status(), manner, refusal.allow(), |body| {
+        self.json(refusal.status(), manner, refusal.field(), |body| {
             written(write!(body, r#"{{"error":"{refusal}""#));
             if let Refusal::Trimmed { shard, head, next, .. } = refusal {
                 if let Some(shard) = *shard {
@@ -347,13 +347,13 @@ impl Rendered {
         &mut self,
         status: Status,
         manner: Manner,
-        allow: Option<&str>,
+        field: Option<(&str, &str)>,
         write_body: impl FnOnce(&mut Vec<u8>),
     ) -> &[u8] {
         self.text.clear();
         self.body.clear();
         write_body(&mut self.body);
-        json_head(&mut self.text, status, self.body.len(), allow, manner);
+        json_head(&mut self.text, status, self.body.len(), field, manner);
         if !manner.is_head {
             self.text.extend_from_slice(&self.body);
         }
@@ -363,7 +363,13 @@ impl Rendered {
 
 /// The head before JSON of `length` bytes.
 #[inline]
-fn json_head(text: &mut impl Text, status: Status, length: usize, allow: Option<&str>, manner: Manner) {
+fn json_head(
+    text: &mut impl Text,
+    status: Status,
+    length: usize,
+    field: Option<(&str, &str)>,
+    manner: Manner,
+) {
     match status {
         Status::OK => text.text(OK),
         Status { code, phrase } => {
@@ -371,8 +377,8 @@ fn json_head(text: &mut impl Text, status: Status, length: usize, allow: Option<
         }
     };
     text.text("Content-Type: application/json\r\nContent-Length: ").decimal(length as u64).text("\r\n");
-    if let Some(allow) = allow {
-        text.text("Allow: ").text(allow).text("\r\n");
+    if let Some((name, value)) = field {
+        text.text(name).text(": ").text(value).text("\r\n");
     }
     text.text(manner.end_of_head());
 }
