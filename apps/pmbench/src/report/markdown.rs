@@ -6,11 +6,11 @@ use bytesize::ByteSize;
 use clap::ValueEnum as _;
 
 use super::breakdown::{Breakdown, Kind};
+use super::numbers::{number, whole};
 use super::plots::Plot;
-use super::stats::{Figure, Server, of_details, paired, spread};
+use super::stats::{Figure, Server, of_details, paired, reference, servers, spread};
 use super::targets::{TARGETS, Target};
 use super::text::COLUMNS;
-use super::{number, reference, servers, whole};
 use crate::protocol::Mode;
 use crate::results::{Link, Load, QUIET, Results};
 use crate::spread::Spread;

@@ -12,8 +12,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{FontStyle, register_font};
 
 use super::breakdown::{Breakdown, Kind};
-use super::stats::{Figure, Server, spread};
-use super::{number, reference, servers, whole};
+use super::numbers::{number, whole};
+use super::stats::{Figure, Server, reference, servers, spread};
 use crate::protocol::Mode;
 use crate::results::{Link, Load, Results};
 use crate::spread::Spread;

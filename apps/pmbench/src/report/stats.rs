@@ -32,6 +32,21 @@ impl Server {
     }
 }
 
+/// The load that stands for all where one must: the targets' own, or else the first that was measured.
+pub fn reference(results: &Results) -> Option<Load> {
+    let loads = || results.cells.iter().map(|cell| cell.load).filter(|load| load.persist_delay_us == 0);
+    loads().find(|load| (load.size, load.connections) == (1024, 50)).or_else(|| loads().next())
+}
+
+/// The servers in the order of the modes, those on veth first.
+pub fn servers(results: &Results) -> Vec<Server> {
+    let all = results.cells.iter().map(|cell| Server { link: cell.link, mode: cell.mode });
+    let mut servers: Vec<_> = all.collect();
+    servers.sort();
+    servers.dedup();
+    servers
+}
+
 /// A server's figure under a load, over the rounds.
 pub fn spread(cells: &[Cell], server: Server, load: Load, figure: Figure) -> Option<Spread> {
     let cells = cells.iter().filter(|cell| server.is_of(cell) && cell.load == load);

@@ -2,7 +2,8 @@
 
 use stack::profile::Stage;
 
-use super::{Font, markdown, number, reference, text, write};
+use super::stats::reference;
+use super::{Font, markdown, text, write};
 use crate::protocol::Mode;
 use crate::results::{
     Cell, Confirmation, CoreShares, Detail, Failure, Link, Load, ModeNotes, Profiled, Results, Run,
@@ -156,19 +157,4 @@ fn another_load_stands_in_for_the_targets_own() {
     results.cells.clear();
     assert_eq!(text::table(&results), "");
     markdown::report(&results, &[]);
-}
-
-#[test]
-fn numbers_have_the_digits_that_matter() {
-    for (value, text) in [
-        (0.0, "0"),
-        (0.456, "0.46"),
-        (-1.25, "-1.25"),
-        (12.34, "12.3"),
-        (123.4, "123"),
-        (1234.0, "1,234"),
-        (-1_234_567.8, "-1,234,568"),
-    ] {
-        assert_eq!(number(value), text);
-    }
 }

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::stats::{Figure, spread};
+use super::numbers::number;
+use super::stats::{Figure, reference, servers, spread};
 use super::targets::{TARGETS, Verdict};
-use super::{number, reference, servers};
 use crate::results::Results;
 
 /// Columns of a table: what stands above, and a cell's figure.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use lab::run;
 
-use super::measure::{Moment, Place, Server, Started, Window};
-use super::world::{PORT, PREFIX, Pair, World};
+use super::measure::{Moment, Server, ServerAddress, Started, Window};
+use super::testbed::{PORT, PREFIX, Pair, Testbed};
 use crate::child::Child;
 use crate::protocol::Mode;
 use crate::results::{Confirmation, Failure, Link, Load, Results};
@@ -33,7 +33,7 @@ const SCRIPT: &str = "\
     ip link set $1 up && echo begins && cpu=$3 && shift 3 && exec taskset --cpu-list $cpu wrk \"$@\"";
 
 /// Loads each mode that was compared on veth, with a load that was among those.
-pub fn confirm(args: &RunArgs, world: &World, stop: &AtomicBool, results: &mut Results) -> Result<()> {
+pub fn confirm(args: &RunArgs, testbed: &Testbed, stop: &AtomicBool, results: &mut Results) -> Result<()> {
     let size = if args.sizes.contains(&1024) { 1024 } else { args.sizes[0] };
     let connections = if args.connections.contains(&50) { 50 } else { args.connections[0] };
     let load = Load { size, connections, persist_delay_us: 0 };
@@ -46,7 +46,7 @@ pub fn confirm(args: &RunArgs, world: &World, stop: &AtomicBool, results: &mut R
         args.modes.iter().copied().filter(|&mode| mode != Mode::Limit && ran(mode)).collect();
     for mode in modes {
         ensure!(!stop.load(Ordering::Relaxed), "interrupted; nothing was written");
-        match confirm_mode(args, world, mode, load) {
+        match confirm_mode(args, testbed, mode, load) {
             Ok(confirmation) => results.run.confirmation.push(confirmation),
             Err(error) => {
                 let why = format!("{error:#}");
@@ -59,23 +59,24 @@ pub fn confirm(args: &RunArgs, world: &World, stop: &AtomicBool, results: &mut R
     Ok(())
 }
 
-fn confirm_mode(args: &RunArgs, world: &World, mode: Mode, load: Load) -> Result<Confirmation> {
+fn confirm_mode(args: &RunArgs, testbed: &Testbed, mode: Mode, load: Load) -> Result<Confirmation> {
     // The wire of the mode before went with its client's namespace, which the kernel clears away in its own time.
     if run("ip", ["link", "show", PAIR.server]).is_ok() {
         run("ip", ["link", "delete", PAIR.server])?;
     }
-    world.wire(PAIR)?;
+    testbed.wire(PAIR)?;
     if mode.is_kernel() {
-        world.give_to_kernel(PAIR.server, &format!("{SERVER}/{PREFIX}"))?;
+        testbed.give_to_kernel(PAIR.server, &format!("{SERVER}/{PREFIX}"))?;
     }
-    let mut client = Child::start("wrk", &mut client(world, load)?, world.directory())?;
+    let mut client = Child::start("wrk", &mut client(testbed, load)?, testbed.directory())?;
     ensure!(client.line(PATIENCE)? == "ready", "the second client's network is not ready");
     run("ip", ["link", "set", PAIR.client, "netns", &client.id().to_string()])?;
-    let place = Place { address: SERVER.to_owned(), device: format!("net_af_packet0,iface={}", PAIR.server) };
-    let Started::Serving(mut server) = Server::start(world, args, mode, load, &place, &[])? else {
+    let address =
+        ServerAddress { ip: SERVER.to_owned(), device: format!("net_af_packet0,iface={}", PAIR.server) };
+    let Started::Serving(mut server) = Server::start(testbed, args, mode, load, &address, &[])? else {
         anyhow::bail!("the mode ran before, and is skipped now");
     };
-    let core = world.cores().server;
+    let core = testbed.cores().server;
     client.say("go")?;
     ensure!(client.line(PATIENCE)? == "begins", "the second client has no network");
     let from = Moment::now(&mut server, core)?;
@@ -92,13 +93,13 @@ fn confirm_mode(args: &RunArgs, world: &World, mode: Mode, load: Load) -> Result
     })
 }
 
-fn client(world: &World, load: Load) -> Result<Command> {
-    let script = world.directory().join("append.lua");
+fn client(testbed: &Testbed, load: Load) -> Result<Command> {
+    let script = testbed.directory().join("append.lua");
     let lua = format!("wrk.method = 'POST'\nwrk.body = string.rep('x', {})\n", load.size);
     fs::write(&script, lua).with_context(|| format!("cannot write {}", script.display()))?;
     let mut command = Command::new("unshare");
     command.args(["--net", "sh", "-c", SCRIPT, "sh", PAIR.client, &format!("{CLIENT}/{PREFIX}")]);
-    command.arg(world.cores().client.to_string());
+    command.arg(testbed.cores().client.to_string());
     command.args(["--threads", "1", "--connections", &load.connections.to_string()]);
     command.args(["--duration", &format!("{SECONDS}s"), "--script"]).arg(script);
     command.arg(format!("http://{SERVER}:{PORT}/append"));

@@ -10,7 +10,7 @@ use stack::profile::Stage;
 
 use super::core_time::{CoreTime, CoreUse};
 use super::matrix::Task;
-use super::world::{CLIENT, DPDK_PAIR, KERNEL_PAIR, PORT, PREFIX, SERVER, SERVER_MAC, World};
+use super::testbed::{CLIENT, DPDK_PAIR, KERNEL_PAIR, PORT, PREFIX, SERVER, SERVER_MAC, Testbed};
 use crate::child::Child;
 use crate::load::{LoadEvent, Summary};
 use crate::protocol::{Mark, Mode, Ready, ServerEvent, Wish};
@@ -34,36 +34,36 @@ pub struct Server {
 }
 
 /// How a server is reached.
-pub struct Place {
-    /// Where the kernel modes listen.
-    pub address: String,
+pub struct ServerAddress {
+    /// Its IPv4 address.
+    pub ip: String,
     /// The DPDK modes' device.
     pub device: String,
 }
 
-impl Place {
-    /// A server's place on a link.
-    pub fn on(link: Link, world: &World) -> Self {
+impl ServerAddress {
+    /// A server's address on a link.
+    pub fn on(link: Link, testbed: &Testbed) -> Self {
         let device = match link {
             Link::Veth => format!("net_af_packet0,iface={}", DPDK_PAIR.server),
-            Link::Memif => memif(world, "server"),
+            Link::Memif => memif(testbed, "server"),
         };
-        Self { address: SERVER.to_owned(), device }
+        Self { ip: SERVER.to_owned(), device }
     }
 }
 
 impl Server {
     /// Starts a server on a new store, with `more` options.
     pub fn start(
-        world: &World,
+        testbed: &Testbed,
         args: &RunArgs,
         mode: Mode,
         load: Load,
-        place: &Place,
+        address: &ServerAddress,
         more: &[&str],
     ) -> Result<Started> {
-        let store = if mode == Mode::StatusQuoFsync { world.disk_file() } else { world.store() };
-        for left in [&store, &world.memif_socket()] {
+        let store = if mode == Mode::StatusQuoFsync { testbed.disk_file() } else { testbed.store() };
+        for left in [&store, &testbed.memif_socket()] {
             match fs::remove_file(left) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error).with_context(|| format!("cannot remove {}", left.display()));
@@ -71,20 +71,20 @@ impl Server {
                 _ => {}
             }
         }
-        let mut command = program(world)?;
-        command.args(["serve", "--mode", &mode.to_string(), "--core", &world.cores().server.to_string()]);
+        let mut command = program(testbed)?;
+        command.args(["serve", "--mode", &mode.to_string(), "--core", &testbed.cores().server.to_string()]);
         command.args(more);
         command.arg("--pm").arg(store).args(["--pm-size", &args.pm_size.as_u64().to_string()]);
         command.args(["--persist-delay-us", &load.persist_delay_us.to_string()]);
         // Some more than the load has: wrk tries one connection before it begins.
         command.args(["--max-connections", &(load.connections + 16).to_string()]);
         if mode.is_kernel() {
-            command.args(["--listen", &format!("{}:{PORT}", place.address)]);
+            command.args(["--listen", &format!("{}:{PORT}", address.ip)]);
         } else {
-            command.args(["--dev", &place.device, "--ip", &format!("{}/{PREFIX}", place.address)]);
+            command.args(["--dev", &address.device, "--ip", &format!("{}/{PREFIX}", address.ip)]);
             command.args(["--mac", SERVER_MAC, "--port", &PORT.to_string()]);
         }
-        let mut child = Child::start("server", &mut command, world.directory())?;
+        let mut child = Child::start("server", &mut command, testbed.directory())?;
         match child.event(PATIENCE)? {
             ServerEvent::Ready(ready) => Ok(Started::Serving(Self { child, ready, marks: 0 })),
             ServerEvent::Skipped { reason } => {
@@ -156,9 +156,9 @@ pub struct Measured {
 }
 
 /// Measures a cell.
-pub fn measure(world: &World, args: &RunArgs, task: Task) -> Result<Measured> {
+pub fn measure(testbed: &Testbed, args: &RunArgs, task: Task) -> Result<Measured> {
     let Task { link, mode, load, round } = task;
-    match run_pair(world, args, task, args.seconds, &[])? {
+    match run_pair(testbed, args, task, args.seconds, &[])? {
         Ran::Served(served) => {
             let Served { ready, window, summary } = *served;
             let (cell, detail) = cell(task, &window, &summary);
@@ -172,8 +172,8 @@ pub fn measure(world: &World, args: &RunArgs, task: Task) -> Result<Measured> {
 }
 
 /// Measures where the time of a cell's server goes, for half of a cell's time.
-pub fn profile(world: &World, args: &RunArgs, task: Task) -> Result<Profiled> {
-    match run_pair(world, args, task, args.seconds / 2.0, &["--profile"])? {
+pub fn profile(testbed: &Testbed, args: &RunArgs, task: Task) -> Result<Profiled> {
+    match run_pair(testbed, args, task, args.seconds / 2.0, &["--profile"])? {
         Ran::Served(served) => profiled(task, &served.window, &served.summary),
         Ran::Skipped(reason) => bail!("the mode ran before, and is skipped now: {reason}"),
     }
@@ -193,17 +193,18 @@ struct Served {
 }
 
 /// Runs a task's server, with `more` options, and its client for some time.
-fn run_pair(world: &World, args: &RunArgs, task: Task, seconds: f64, more: &[&str]) -> Result<Ran> {
+fn run_pair(testbed: &Testbed, args: &RunArgs, task: Task, seconds: f64, more: &[&str]) -> Result<Ran> {
     let Task { link, mode, load, .. } = task;
-    let mut server = match Server::start(world, args, mode, load, &Place::on(link, world), more)? {
+    let mut server = match Server::start(testbed, args, mode, load, &ServerAddress::on(link, testbed), more)?
+    {
         Started::Serving(server) => server,
         Started::Skipped(reason) => return Ok(Ran::Skipped(reason)),
     };
     let ready = server.ready.clone();
     let mut client =
-        Child::start("client", &mut client(world, task, seconds, args.warmup)?, world.directory())?;
+        Child::start("client", &mut client(testbed, task, seconds, args.warmup)?, testbed.directory())?;
     let limit = PATIENCE + Duration::from_secs_f64(args.warmup + seconds);
-    let observed = observe(world, limit, &mut server, &mut client);
+    let observed = observe(testbed, limit, &mut server, &mut client);
     // Whatever came of it, the server stops polling before the client closes its device: memif's driver unmaps the
     // rings of a port whose peer leaves.
     let stopped = server.stop();
@@ -214,7 +215,7 @@ fn run_pair(world: &World, args: &RunArgs, task: Task, seconds: f64, more: &[&st
     client.wait(PATIENCE)?;
     stopped?;
     check(mode, &window)?;
-    if link == Link::Veth && world.cores().steered {
+    if link == Link::Veth && testbed.cores().steered {
         check_steering(&window)?;
     }
     Ok(Ran::Served(Box::new(Served { ready, window, summary })))
@@ -222,15 +223,15 @@ fn run_pair(world: &World, args: &RunArgs, task: Task, seconds: f64, more: &[&st
 
 /// What the server did while the client measured, and what the client found.
 fn observe(
-    world: &World,
+    testbed: &Testbed,
     limit: Duration,
     server: &mut Server,
     client: &mut Child,
 ) -> Result<(Window, Summary)> {
     expect(client, &LoadEvent::Measuring, limit)?;
-    let from = Moment::now(server, world.cores().server)?;
+    let from = Moment::now(server, testbed.cores().server)?;
     expect(client, &LoadEvent::Measured, limit)?;
-    let to = Moment::now(server, world.cores().server)?;
+    let to = Moment::now(server, testbed.cores().server)?;
     let LoadEvent::Finished(summary) = client.event(PATIENCE)? else {
         bail!("the client has no result");
     };
@@ -318,16 +319,16 @@ fn profiled(task: Task, window: &Window, summary: &Summary) -> Result<Profiled> 
 }
 
 /// The client of a cell.
-fn client(world: &World, task: Task, seconds: f64, warmup: f64) -> Result<Command> {
+fn client(testbed: &Testbed, task: Task, seconds: f64, warmup: f64) -> Result<Command> {
     let Task { link, mode, load, .. } = task;
     let pair = if mode.is_kernel() { KERNEL_PAIR } else { DPDK_PAIR };
     let device = match link {
         Link::Veth => format!("net_af_packet0,iface={}", pair.client),
-        Link::Memif => memif(world, "client"),
+        Link::Memif => memif(testbed, "client"),
     };
-    let mut command = program(world)?;
+    let mut command = program(testbed)?;
     command.args(["load", "--json", "--linger", "--dev", &device, "--ip", &format!("{CLIENT}/{PREFIX}")]);
-    command.args(["--target", &format!("{SERVER}:{PORT}"), "--core", &world.cores().client.to_string()]);
+    command.args(["--target", &format!("{SERVER}:{PORT}"), "--core", &testbed.cores().client.to_string()]);
     command.args(["--connections", &load.connections.to_string(), "--size", &load.size.to_string()]);
     command.args(["--seconds", &seconds.to_string(), "--warmup", &warmup.to_string()]);
     if mode == Mode::Limit {
@@ -337,13 +338,13 @@ fn client(world: &World, task: Task, seconds: f64, warmup: f64) -> Result<Comman
 }
 
 /// A port on shared memory: `role` is server or client.
-fn memif(world: &World, role: &str) -> String {
-    format!("net_memif0,role={role},socket={},socket-abstract=no", world.memif_socket().display())
+fn memif(testbed: &Testbed, role: &str) -> String {
+    format!("net_memif0,role={role},socket={},socket-abstract=no", testbed.memif_socket().display())
 }
 
 /// This program, to be run in another role. What EAL wants to write goes to the folder.
-fn program(world: &World) -> Result<Command> {
-    let runtime = world.directory().join("runtime");
+fn program(testbed: &Testbed) -> Result<Command> {
+    let runtime = testbed.directory().join("runtime");
     make_folder(&runtime)?;
     let mut command = Command::new(std::env::current_exe()?);
     command.env("RUNTIME_DIRECTORY", runtime);

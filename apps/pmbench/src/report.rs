@@ -2,6 +2,7 @@
 
 mod breakdown;
 mod markdown;
+mod numbers;
 mod plots;
 mod stats;
 mod targets;
@@ -68,50 +69,4 @@ pub fn to_be_profiled(cells: &[Cell]) -> Vec<(Link, Mode, Load)> {
         }
     }
     wanted
-}
-
-/// The load that stands for all where one must: the targets' own, or else the first that was measured.
-fn reference(results: &Results) -> Option<Load> {
-    let loads = || results.cells.iter().map(|cell| cell.load).filter(|load| load.persist_delay_us == 0);
-    loads().find(|load| (load.size, load.connections) == (1024, 50)).or_else(|| loads().next())
-}
-
-/// The servers in the order of the modes, those on veth first.
-fn servers(results: &Results) -> Vec<stats::Server> {
-    let all = results.cells.iter().map(|cell| stats::Server { link: cell.link, mode: cell.mode });
-    let mut servers: Vec<_> = all.collect();
-    servers.sort();
-    servers.dedup();
-    servers
-}
-
-/// A number with as many digits as say something, thousands apart.
-fn number(value: f64) -> String {
-    let digits = match value.abs() {
-        0.0 => 0,
-        small if small < 10.0 => 2,
-        small if small < 100.0 => 1,
-        _ => 0,
-    };
-    grouped(&format!("{value:.digits$}"))
-}
-
-/// A number without digits behind the point, thousands apart.
-fn whole(value: f64) -> String {
-    grouped(&format!("{value:.0}"))
-}
-
-fn grouped(text: &str) -> String {
-    let (whole, fraction) =
-        text.split_once('.').map_or((text, None), |(whole, fraction)| (whole, Some(fraction)));
-    let (sign, whole) = whole.strip_prefix('-').map_or(("", whole), |whole| ("-", whole));
-    let mut grouped = String::new();
-    for (place, digit) in whole.chars().enumerate() {
-        if place > 0 && (whole.len() - place).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    let fraction = fraction.map(|fraction| format!(".{fraction}")).unwrap_or_default();
-    format!("{sign}{grouped}{fraction}")
 }

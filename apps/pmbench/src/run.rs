@@ -9,7 +9,7 @@ mod core_time;
 mod matrix;
 mod measure;
 mod profile;
-mod world;
+mod testbed;
 
 use std::fs;
 use std::io::Write;
@@ -28,7 +28,7 @@ use crate::run::cli::RunArgs;
 use crate::run::core_time::CoreTime;
 use crate::run::matrix::Task;
 use crate::run::measure::measure;
-use crate::run::world::{Cores, World};
+use crate::run::testbed::{Cores, Testbed};
 
 /// Runs the comparison, writes its results and their report, and the table to `out`.
 ///
@@ -97,7 +97,7 @@ fn run_inside(args: &RunArgs, directory: &Path, out: &mut impl Write) -> Result<
     // What this process does must not count as the server's.
     program::pin(args.client_core)?;
     let cores = Cores { server: args.server_core, client: args.client_core, steered: !args.unsteered };
-    let world = World::enter(directory, cores)?;
+    let testbed = Testbed::enter(directory, cores)?;
     let busy_before = busy_before(cores)?;
     if busy_before > QUIET {
         eprintln!(
@@ -106,10 +106,10 @@ fn run_inside(args: &RunArgs, directory: &Path, out: &mut impl Write) -> Result<
         );
     }
     let mut results = Results { run: Run { busy_before, ..about(args) }, ..Results::default() };
-    measure_all(args, &world, &stop, &mut results)?;
-    profile::profile(args, &world, &stop, &mut results)?;
+    measure_all(args, &testbed, &stop, &mut results)?;
+    profile::profile(args, &testbed, &stop, &mut results)?;
     if !args.no_wrk {
-        confirm::confirm(args, &world, &stop, &mut results)?;
+        confirm::confirm(args, &testbed, &stop, &mut results)?;
     }
     results.write(&args.out)?;
     report::write(&results, &args.out, Font::load()?, out)?;
@@ -119,7 +119,7 @@ fn run_inside(args: &RunArgs, directory: &Path, out: &mut impl Write) -> Result<
     }
 }
 
-fn measure_all(args: &RunArgs, world: &World, stop: &AtomicBool, results: &mut Results) -> Result<()> {
+fn measure_all(args: &RunArgs, testbed: &Testbed, stop: &AtomicBool, results: &mut Results) -> Result<()> {
     let tasks = matrix::tasks(args);
     ensure!(!tasks.is_empty(), "no mode runs on the links that were chosen; the kernel's modes need veth");
     let progress = Progress::start(tasks.len());
@@ -128,7 +128,7 @@ fn measure_all(args: &RunArgs, world: &World, stop: &AtomicBool, results: &mut R
         let Task { link, mode, load, round } = task;
         let what = format!("round {round}  {link} {mode} {load}");
         progress.begin(&what);
-        match measure(world, args, task) {
+        match measure(testbed, args, task) {
             Ok(measured) => {
                 let rate = measured.cell.requests_per_s.map(|rate| format!("{rate:.0} requests/s"));
                 progress.end(&what, rate.as_deref().unwrap_or("skipped"));

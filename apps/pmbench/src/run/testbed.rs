@@ -1,4 +1,4 @@
-//! The small world in which a comparison runs: its own network, its own memory file system, its own view of both.
+//! The testbed of a comparison: its own network, its own memory file system, its own view of both.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ pub const KERNEL_PAIR: Pair = Pair { server: "kern0", client: "kern1" };
 pub const DPDK_PAIR: Pair = Pair { server: "dpdk0", client: "dpdk1" };
 
 /// Own namespaces, with what a comparison needs in them.
-pub struct World {
+pub struct Testbed {
     directory: PathBuf,
     cores: Cores,
 }
@@ -46,21 +46,21 @@ pub struct Cores {
     pub steered: bool,
 }
 
-impl World {
+impl Testbed {
     /// Fits out the namespaces in which this process already runs: mounts, wires, steering.
     pub fn enter(directory: &Path, cores: Cores) -> Result<Self> {
         let lab = Lab::enter(directory)?;
-        let world = Self { directory: lab.directory().to_owned(), cores };
+        let testbed = Self { directory: lab.directory().to_owned(), cores };
         for (name, kind) in [("sys", "sysfs"), ("pm", "tmpfs")] {
-            let place = world.directory.join(name);
+            let place = testbed.directory.join(name);
             fs::create_dir(&place).with_context(|| format!("cannot make {}", place.display()))?;
             let place = place.to_str().context("the folder's name is not UTF-8")?;
             run("mount", ["-t", kind, kind, place])?;
         }
-        world.wire(KERNEL_PAIR)?;
-        world.wire(DPDK_PAIR)?;
-        world.give_to_kernel(KERNEL_PAIR.server, &format!("{SERVER}/{PREFIX}"))?;
-        Ok(world)
+        testbed.wire(KERNEL_PAIR)?;
+        testbed.wire(DPDK_PAIR)?;
+        testbed.give_to_kernel(KERNEL_PAIR.server, &format!("{SERVER}/{PREFIX}"))?;
+        Ok(testbed)
     }
 
     /// Who runs where.
