@@ -5,8 +5,8 @@
 //! from the server's system call, in time that is measured, and veth has nothing to poll.
 
 mod kcm;
-mod keep;
-mod link;
+mod socket;
+mod storage;
 mod zerocopy;
 
 use std::net::{SocketAddr, TcpListener};
@@ -26,8 +26,8 @@ use super::ledger::Meter;
 use super::requests::Stream;
 use super::{ServeArgs, ready, reply};
 use crate::protocol::{Mode, ServerEvent, Wish};
-use keep::{Keep, Log, Records};
-use link::{Link, Multiplexed, Plain, ZeroCopy};
+use socket::{Multiplexed, Plain, Socket, ZeroCopy};
+use storage::{Log, Records, Storage};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -51,33 +51,33 @@ pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
     }
 }
 
-fn serve_with<L: Link, K: Keep>(args: &ServeArgs, control: &Control) -> Result<()> {
+fn serve_with<L: Socket, K: Storage>(args: &ServeArgs, control: &Control) -> Result<()> {
     // First, so that a mode that cannot run leaves no store behind.
     let shared = L::prepare(args)?;
-    let keep = K::open(args)?;
+    let storage = K::open(args)?;
     let mut notes = vec!["epoll, level-triggered, 512 events a call", "TCP_NODELAY", "no SO_BUSY_POLL"];
     notes.extend_from_slice(K::NOTES);
     notes.extend_from_slice(L::NOTES);
-    let mut server = Server::<L, K>::listen(args, control, shared, keep)?;
-    tell(&ready(args, Some(server.keep.domain()), &notes))?;
+    let mut server = Server::<L, K>::listen(args, control, shared, storage)?;
+    tell(&ready(args, Some(server.storage.domain()), &notes))?;
     server.run(control)?;
-    server.keep.close()
+    server.storage.close()
 }
 
-struct Server<L: Link, K> {
+struct Server<L: Socket, K> {
     shared: L::Shared,
     epoll: OwnedFd,
     listener: TcpListener,
-    places: Vec<Place<L>>,
+    connections: Vec<Connection<L>>,
     vacant: Vec<u32>,
-    keep: K,
+    storage: K,
     meter: Meter,
 }
 
-/// A place in the connection table.
-struct Place<L> {
-    link: Option<L>,
-    /// How often the place was used before: an event may speak of an earlier user.
+/// An entry of the connection table; vacant without a socket.
+struct Connection<L> {
+    socket: Option<L>,
+    /// How often the entry was used before: an event may speak of an earlier user.
     generation: u32,
     stream: Stream,
     /// Replies that are not sent.
@@ -88,8 +88,8 @@ struct Place<L> {
     is_ending: bool,
 }
 
-impl<L: Link, K: Keep> Server<L, K> {
-    fn listen(args: &ServeArgs, control: &Control, shared: L::Shared, keep: K) -> Result<Self> {
+impl<L: Socket, K: Storage> Server<L, K> {
+    fn listen(args: &ServeArgs, control: &Control, shared: L::Shared, storage: K) -> Result<Self> {
         let connections = args.max_connections.get();
         allow_descriptors(u64::from(connections), L::DESCRIPTORS, OWN_DESCRIPTORS)?;
         let listener = listener(args.listen)
@@ -97,8 +97,8 @@ impl<L: Link, K: Keep> Server<L, K> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
         epoll::add(&epoll, control.wake(), EventData::new_u64(WAKE), EventFlags::IN)?;
-        let place = |_| Place {
-            link: None,
+        let vacant = |_| Connection {
+            socket: None,
             generation: 0,
             stream: Stream::new(args.max_record.as_u64()),
             out: Vec::with_capacity(4096),
@@ -109,9 +109,9 @@ impl<L: Link, K: Keep> Server<L, K> {
             shared,
             epoll,
             listener,
-            places: (0..connections).map(place).collect(),
+            connections: (0..connections).map(vacant).collect(),
             vacant: (0..connections).rev().collect(),
-            keep,
+            storage,
             meter: Meter::sleeping(),
         })
     }
@@ -133,7 +133,7 @@ impl<L: Link, K: Keep> Server<L, K> {
             }
             while let Some(wish) = control.next() {
                 match wish {
-                    Wish::Mark(id) => tell(&ServerEvent::Mark(self.keep.mark(id, &self.meter)))?,
+                    Wish::Mark(id) => tell(&ServerEvent::Mark(self.storage.mark(id, &self.meter)))?,
                     Wish::Stop => return Ok(()),
                 }
             }
@@ -153,22 +153,22 @@ impl<L: Link, K: Keep> Server<L, K> {
                 }
             };
             let Some(index) = self.vacant.pop() else {
-                self.keep.ledger().errors += 1;
+                self.storage.ledger().errors += 1;
                 continue;
             };
-            let place = &mut self.places[index as usize];
+            let connection = &mut self.connections[index as usize];
             match L::new(socket, &self.shared) {
-                Ok(link) => {
-                    let token = token(index, place.generation);
-                    epoll::add(&self.epoll, link.socket(), token, EventFlags::IN)?;
-                    if let Some(connection) = link.connection() {
-                        epoll::add(&self.epoll, connection, token, EventFlags::RDHUP)?;
+                Ok(socket) => {
+                    let token = token(index, connection.generation);
+                    epoll::add(&self.epoll, socket.watched(), token, EventFlags::IN)?;
+                    if let Some(stream) = socket.connection() {
+                        epoll::add(&self.epoll, stream, token, EventFlags::RDHUP)?;
                     }
-                    place.link = Some(link);
+                    connection.socket = Some(socket);
                 }
                 Err(error) => {
                     tracing::warn!("a connection could not be set up: {error}");
-                    self.keep.ledger().errors += 1;
+                    self.storage.ledger().errors += 1;
                     self.vacant.push(index);
                 }
             }
@@ -178,18 +178,18 @@ impl<L: Link, K: Keep> Server<L, K> {
     /// Something happened on a connection.
     fn happened(&mut self, token: u64, flags: EventFlags) -> Result<()> {
         let (index, generation) = (token as u32, (token >> 32) as u32);
-        let Some(place) = self.places.get_mut(index as usize) else { return Ok(()) };
-        if place.generation != generation || place.link.is_none() {
+        let Some(connection) = self.connections.get_mut(index as usize) else { return Ok(()) };
+        if connection.generation != generation || connection.socket.is_none() {
             return Ok(());
         }
-        match place.serve(flags, &mut self.keep) {
-            Ok(Waits::ForRequests) => place.wait_for(false, index, &self.epoll),
-            Ok(Waits::ForRoom) => place.wait_for(true, index, &self.epoll),
+        match connection.serve(flags, &mut self.storage) {
+            Ok(Waits::ForRequests) => connection.wait_for(false, index, &self.epoll),
+            Ok(Waits::ForRoom) => connection.wait_for(true, index, &self.epoll),
             ended => {
                 // A peer that is between two requests may leave.
-                let broke = ended.is_err() || place.stream.is_mid_request();
-                self.keep.ledger().errors += u64::from(broke && !place.is_ending);
-                place.vacate();
+                let broke = ended.is_err() || connection.stream.is_mid_request();
+                self.storage.ledger().errors += u64::from(broke && !connection.is_ending);
+                connection.vacate();
                 self.vacant.push(index);
                 Ok(())
             }
@@ -205,27 +205,27 @@ enum Waits {
     Ended,
 }
 
-impl<L: Link> Place<L> {
+impl<L: Socket> Connection<L> {
     /// Reads once, keeps what is whole, and answers.
-    fn serve(&mut self, flags: EventFlags, keep: &mut impl Keep) -> rustix::io::Result<Waits> {
-        let Some(link) = &mut self.link else { return Ok(Waits::Ended) };
+    fn serve(&mut self, flags: EventFlags, storage: &mut impl Storage) -> rustix::io::Result<Waits> {
+        let Some(socket) = &mut self.socket else { return Ok(Waits::Ended) };
         let mut peer_is_done = flags.contains(EventFlags::RDHUP);
         if flags.contains(EventFlags::ERR) {
-            match link.error() {
+            match socket.error() {
                 Err(Errno::PIPE) => peer_is_done = true,
                 outcome => outcome?,
             }
         }
         let may_read = peer_is_done || flags.intersects(EventFlags::IN | EventFlags::HUP);
         if may_read && !self.is_blocked && !self.is_ending {
-            match link.receive(self.stream.room()) {
+            match socket.receive(self.stream.room()) {
                 Ok(0) => return Ok(Waits::Ended),
                 Ok(count) => self.stream.received(count),
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(error) => return Err(error),
             }
-            if let Err(refusal) = answer(&mut self.stream, keep, &mut self.out) {
-                keep.ledger().errors += 1;
+            if let Err(refusal) = answer(&mut self.stream, storage, &mut self.out) {
+                storage.ledger().errors += 1;
                 self.out.extend_from_slice(reply::refused(refusal).as_bytes());
                 self.is_ending = true;
             }
@@ -236,13 +236,13 @@ impl<L: Link> Place<L> {
 
     /// Sends what is owed, as far as the kernel takes it.
     fn flush(&mut self) -> rustix::io::Result<Waits> {
-        let Some(link) = &mut self.link else { return Ok(Waits::Ended) };
+        let Some(socket) = &mut self.socket else { return Ok(Waits::Ended) };
         let mut sent = 0;
         let blocked = loop {
             if sent == self.out.len() {
                 break false;
             }
-            match link.send(&self.out[sent..]) {
+            match socket.send(&self.out[sent..]) {
                 Ok(count) => sent += count,
                 Err(Errno::AGAIN) => break true,
                 Err(Errno::INTR) => {}
@@ -258,11 +258,11 @@ impl<L: Link> Place<L> {
     }
 
     fn wait_for(&mut self, room: bool, index: u32, epoll: &OwnedFd) -> Result<()> {
-        if let Some(link) = &self.link
+        if let Some(socket) = &self.socket
             && room != self.is_blocked
         {
             let interest = if room { EventFlags::OUT } else { EventFlags::IN };
-            epoll::modify(epoll, link.socket(), token(index, self.generation), interest)?;
+            epoll::modify(epoll, socket.watched(), token(index, self.generation), interest)?;
             self.is_blocked = room;
         }
         Ok(())
@@ -270,7 +270,7 @@ impl<L: Link> Place<L> {
 
     fn vacate(&mut self) {
         // Closing the socket ends epoll's interest in it.
-        self.link = None;
+        self.socket = None;
         self.generation = self.generation.wrapping_add(1);
         self.stream.clear();
         self.out.clear();
@@ -279,10 +279,10 @@ impl<L: Link> Place<L> {
 }
 
 /// Keeps each whole request in `stream`, and puts its reply into `out`.
-fn answer(stream: &mut Stream, keep: &mut impl Keep, out: &mut Vec<u8>) -> Result<(), Refusal> {
+fn answer(stream: &mut Stream, storage: &mut impl Storage, out: &mut Vec<u8>) -> Result<(), Refusal> {
     while let Some(body) = stream.next()? {
-        let seq = keep.keep(body)?;
-        keep.ledger().done(body.len() as u64);
+        let seq = storage.append(body)?;
+        storage.ledger().done(body.len() as u64);
         out.extend_from_slice(&reply::appended(seq));
     }
     Ok(())

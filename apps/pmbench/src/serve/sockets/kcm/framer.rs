@@ -51,7 +51,7 @@ const LETTERS: [u64; 2] = [0x0020_2020_2020_2020, 0x0020_2020_2020_2000];
 /// The verifier looks at each way through a loop's body on its own, and compares them only every few rounds. So each
 /// round goes on in one way, and every other way leaves the loop for good: else their number doubles with each byte.
 pub(super) fn program(max_body_bytes: u32) -> Vec<u64> {
-    use Place::*;
+    use Label::*;
     let mut code = Assembler::default();
     code.put(MOVE, PACKET, A);
     for register in [READ, LAST, EARLIER] {
@@ -122,7 +122,7 @@ pub(super) fn program(max_body_bytes: u32) -> Vec<u64> {
 
 /// Places in the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Label {
     Head,
     HeadTooLong,
     Blank,
@@ -172,10 +172,10 @@ const EXIT: u8 = 0x95;
 #[derive(Default)]
 struct Assembler {
     code: Vec<u64>,
-    /// Where the places are.
-    places: Vec<(Place, usize)>,
+    /// Where the labels are.
+    labels: Vec<(Label, usize)>,
     /// Where jumps are, and where they lead to.
-    jumps: Vec<(usize, Place)>,
+    jumps: Vec<(usize, Label)>,
 }
 
 impl Assembler {
@@ -214,20 +214,20 @@ impl Assembler {
         self.push(LOAD_WORD, to, PACKET, 0, 0);
     }
 
-    fn at(&mut self, place: Place) {
-        self.places.push((place, self.code.len()));
+    fn at(&mut self, label: Label) {
+        self.labels.push((label, self.code.len()));
     }
 
-    fn jump(&mut self, to: Place) {
+    fn jump(&mut self, to: Label) {
         self.jump_if_value(ALWAYS, 0, 0, to);
     }
 
-    fn jump_if_value(&mut self, condition: u8, left: Register, right: i32, to: Place) {
+    fn jump_if_value(&mut self, condition: u8, left: Register, right: i32, to: Label) {
         self.jumps.push((self.code.len(), to));
         self.push(condition, left, 0, 0, right);
     }
 
-    fn jump_if(&mut self, condition: u8, left: Register, right: Register, to: Place) {
+    fn jump_if(&mut self, condition: u8, left: Register, right: Register, to: Label) {
         self.jumps.push((self.code.len(), to));
         self.push(condition, left, right, 0, 0);
     }
@@ -244,12 +244,12 @@ impl Assembler {
         self.put(OR, LAST, BYTE);
     }
 
-    fn jump_if_blank_line(&mut self, to: Place) {
+    fn jump_if_blank_line(&mut self, to: Label) {
         self.put(MOVE_LOW, A, LAST);
         self.jump_if_value(EQUAL, A, BLANK_LINE, to);
     }
 
-    fn jump_if_blank(&mut self, to: Place) {
+    fn jump_if_blank(&mut self, to: Label) {
         for (register, blank) in [(A, b' '), (B, b'\t')] {
             self.put(MOVE, register, BYTE);
             self.put_value(DIFFERENCE_VALUE, register, blank.into());
@@ -258,7 +258,7 @@ impl Assembler {
         self.jump_if_value(EQUAL, A, 0, to);
     }
 
-    fn jump_if_name(&mut self, to: Place) {
+    fn jump_if_name(&mut self, to: Label) {
         for (register, window, at) in [(A, EARLIER, 0), (B, LAST, 1)] {
             self.put_constant(register, LETTERS[at]);
             self.put(OR, register, window);
@@ -277,8 +277,8 @@ impl Assembler {
     /// Gives the jumps their distances.
     fn finished(mut self) -> Vec<u64> {
         for (from, to) in self.jumps {
-            let Some((_, at)) = self.places.iter().find(|(place, _)| *place == to) else {
-                unreachable!("{to:?} is no place in the program")
+            let Some((_, at)) = self.labels.iter().find(|(label, _)| *label == to) else {
+                unreachable!("{to:?} is no label of the program")
             };
             // Counted from the next instruction.
             let distance = *at as i16 - from as i16 - 1;

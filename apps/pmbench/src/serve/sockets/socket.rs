@@ -11,7 +11,7 @@ use super::zerocopy::ZeroCopySocket;
 use crate::serve::{ServeArgs, Skipped};
 
 /// A connection.
-pub(super) trait Link: Sized {
+pub(super) trait Socket: Sized {
     /// What a reader of its figures should know.
     const NOTES: &'static [&'static str] = &[];
 
@@ -31,7 +31,7 @@ pub(super) trait Link: Sized {
     fn new(socket: OwnedFd, shared: &Self::Shared) -> Result<Self>;
 
     /// What epoll watches.
-    fn socket(&self) -> BorrowedFd<'_>;
+    fn watched(&self) -> BorrowedFd<'_>;
 
     /// Receives; 0 at the end.
     fn receive(&mut self, into: &mut [u8]) -> Result<usize>;
@@ -53,7 +53,7 @@ pub(super) trait Link: Sized {
 /// A TCP socket: the kernel copies whatever is sent.
 pub(super) struct Plain(OwnedFd);
 
-impl Link for Plain {
+impl Socket for Plain {
     type Shared = ();
 
     fn prepare(_: &ServeArgs) -> anyhow::Result<()> {
@@ -65,7 +65,7 @@ impl Link for Plain {
         Ok(Self(socket))
     }
 
-    fn socket(&self) -> BorrowedFd<'_> {
+    fn watched(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 
@@ -81,7 +81,7 @@ impl Link for Plain {
 /// A TCP socket from whose memory the device reads what is sent.
 pub(super) struct ZeroCopy(ZeroCopySocket);
 
-impl Link for ZeroCopy {
+impl Socket for ZeroCopy {
     const NOTES: &'static [&'static str] = &[
         "a completion is read off the error queue for each reply, or for several",
         "to a packet socket on the same machine the kernel copies after all",
@@ -98,7 +98,7 @@ impl Link for ZeroCopy {
         ZeroCopySocket::new(socket).map(Self)
     }
 
-    fn socket(&self) -> BorrowedFd<'_> {
+    fn watched(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 
@@ -118,7 +118,7 @@ impl Link for ZeroCopy {
 /// A TCP socket behind a multiplexor, out of which whole requests come.
 pub(super) struct Multiplexed(KcmSocket);
 
-impl Link for Multiplexed {
+impl Socket for Multiplexed {
     const NOTES: &'static [&'static str] = &[
         "a multiplexor for each connection",
         "no pipelining: a request that comes before the last reply ends the connection",
@@ -142,7 +142,7 @@ impl Link for Multiplexed {
         KcmSocket::attach(socket, framer).map(Self)
     }
 
-    fn socket(&self) -> BorrowedFd<'_> {
+    fn watched(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 

@@ -12,8 +12,8 @@ use crate::protocol::Mark;
 use crate::serve::ServeArgs;
 use crate::serve::ledger::{self, Ledger, Meter};
 
-/// A place for records.
-pub(super) trait Keep: Sized {
+/// Where records go.
+pub(super) trait Storage: Sized {
     /// What a reader of its figures should know.
     const NOTES: &'static [&'static str];
 
@@ -24,7 +24,7 @@ pub(super) trait Keep: Sized {
     fn domain(&self) -> String;
 
     /// Makes a record durable; returns its number.
-    fn keep(&mut self, body: &[u8]) -> Result<u64, Refusal>;
+    fn append(&mut self, body: &[u8]) -> Result<u64, Refusal>;
 
     /// What was done so far.
     fn ledger(&mut self) -> &mut Ledger;
@@ -32,7 +32,7 @@ pub(super) trait Keep: Sized {
     /// The answer to the wish for mark number `id`.
     fn mark(&self, id: u64, meter: &Meter) -> Mark;
 
-    /// Leaves the place in order.
+    /// Leaves it in order.
     fn close(&mut self) -> Result<()>;
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Log {
     ledger: Ledger,
 }
 
-impl Keep for Log {
+impl Storage for Log {
     const NOTES: &'static [&'static str] = &["one commit for each request"];
 
     fn open(args: &ServeArgs) -> Result<Self> {
@@ -55,7 +55,7 @@ impl Keep for Log {
         self.info.domain.to_string()
     }
 
-    fn keep(&mut self, body: &[u8]) -> Result<u64, Refusal> {
+    fn append(&mut self, body: &[u8]) -> Result<u64, Refusal> {
         let pending = self.shard.append_copy(body).map_err(Refusal::from)?;
         let durable = self.shard.commit().map_err(|_| Refusal::CommitFailed)?;
         self.ledger.make_room(&mut self.shard).map_err(|_| Refusal::TrimFailed)?;
@@ -106,7 +106,7 @@ impl Records {
     }
 }
 
-impl Keep for Records {
+impl Storage for Records {
     const NOTES: &'static [&'static str] =
         &["one fdatasync for each request", "the file was written once before"];
 
@@ -135,7 +135,7 @@ impl Keep for Records {
         "fdatasync".to_owned()
     }
 
-    fn keep(&mut self, body: &[u8]) -> Result<u64, Refusal> {
+    fn append(&mut self, body: &[u8]) -> Result<u64, Refusal> {
         let len = (HEADER_BYTES + body.len()) as u64;
         if self.at + len > self.len_bytes {
             self.at = 0;
