@@ -18,7 +18,7 @@ use rustyline::{Config, Context, Editor, Helper};
 use crate::cli::{Cli, Mode, parse_burst, parse_segments};
 use crate::forward::Forwarder;
 use crate::packet::{SegmentLengths, address_text};
-use crate::session::{counted, print_captured, print_started, watch_signals};
+use crate::session::{counted, print_captured, print_started, unless_interrupted, watch_signals};
 use crate::statistics::{Shown, forwarded, print_forwarded, print_logged, stream_totals};
 
 const PROMPT: &str = "pmfwd> ";
@@ -81,8 +81,9 @@ enum Event {
 pub fn run(cli: &Cli, out: &mut impl Write) -> Result<()> {
     let (events, happened) = channel();
     let signals = events.clone();
-    watch_signals(move || signals.send(Event::Signal).is_ok())?;
-    let forwarder = Forwarder::new(cli, || tracing::error!("a core has stopped; `stop` tells why"))?;
+    let stop = watch_signals(move || signals.send(Event::Signal).is_ok())?;
+    let started = Forwarder::new(cli, &stop, || tracing::error!("a core has stopped; `stop` tells why"));
+    let Some(forwarder) = unless_interrupted(started, cli.json, out)? else { return Ok(()) };
     let mut console = Console { before: counted(&forwarder)?, forwarder, shown: Shown::default() };
     let input = stdin();
     // The line editor changes them while it reads, and a signal may find it there.

@@ -1,6 +1,8 @@
 //! The ports, the cores, and which core forwards what.
 
 use std::collections::HashMap;
+use std::fs;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +16,7 @@ use crate::capture::CaptureFile;
 use crate::cli::{Cli, Mode, PoolKind, Topology};
 use crate::packet::{SegmentLengths, Template};
 use crate::stream::{Counters, Route, Stream};
-use crate::worker::{Run, Worker, WorkerConfig};
+use crate::worker::{Run, Worker, WorkerConfig, ensure_room};
 
 /// How long links are given to come up, and how often they are looked at.
 const LINK_WAIT: Duration = Duration::from_secs(3);
@@ -65,11 +67,37 @@ struct Running {
 }
 
 impl Forwarder {
-    /// Starts EAL, ports and cores as told. `failed` is told when a core stops by itself.
+    /// Starts EAL, ports and cores as told, unless `stop` is set while the store is opened. `failed` is told when a core stops by
+    /// itself.
     ///
     /// # Errors
     /// The first thing that is not to be had, and what to do about it.
-    pub fn new(cli: &Cli, failed: impl Fn() + Clone + Send + 'static) -> Result<Self> {
+    pub fn new(
+        cli: &Cli,
+        stop: &Arc<AtomicBool>,
+        failed: impl Fn() + Clone + Send + 'static,
+    ) -> Result<Self> {
+        let existed = cli.pm.as_ref().is_none_or(|path| path.exists());
+        let mut made = None;
+        let begun = Self::begin(cli, stop, failed, &mut made);
+        // Nobody has put anything into a file that this call has made. It is gone already if no shard of it was opened.
+        if begun.is_err()
+            && !existed
+            && let Some(info) = made.filter(|info| info.is_new && info.kind != Kind::Memory)
+            && fs::remove_file(&info.path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound)
+        {
+            tracing::warn!(path = %info.path.display(), "an empty store is left behind");
+        }
+        begun
+    }
+
+    /// As [`new`](Self::new); notes which store was opened on the way.
+    fn begin(
+        cli: &Cli,
+        stop: &Arc<AtomicBool>,
+        failed: impl Fn() + Clone + Send + 'static,
+        made: &mut Option<RegionInfo>,
+    ) -> Result<Self> {
         let kind = cli.pool_kind().map_err(anyhow::Error::msg)?;
         let eal = Eal::init(dpdk::arguments_for(&cli.dev, &cli.eal))?;
         let ids = find_ports(eal, &cli.dev)?;
@@ -80,15 +108,24 @@ impl Forwarder {
         let cores = usize::from(cli.nb_cores.get()).min(pairs.len());
         let cpus = forwarding_cpus(eal, usize::from(cli.nb_cores.get()))?;
         let shares = shared_out(&pairs, cores);
-        let (store, seeds) = open_store(cli, kind, eal, cores)?;
+        // All that can be refused comes before the store's first shard is opened: until then it is as it was.
+        for info in &infos {
+            info.check(&port_config(cli, info))?;
+        }
+        let (store, seeds) = open_store(cli, kind, eal, cores, stop)?;
+        *made = store.clone();
+        if let Some(info) = &store {
+            let buffers = info.geometry.buffers as usize;
+            for share in &shares {
+                ensure_room(mbufs_for(cli, share, &infos, cores), buffers, buffers)?;
+            }
+        }
         let capture = cli.pcap_out.as_deref().map(CaptureFile::create).transpose()?;
         let mut workers = Vec::with_capacity(cores);
-        let mut seeds = seeds.into_iter();
+        let stores = seeds.into_iter().map(|seed| reachable(eal, seed, &ids)).collect::<Result<Vec<_>>>()?;
+        let mut stores = stores.into_iter();
         for (index, share) in shares.iter().enumerate() {
-            let store = match seeds.next() {
-                Some(seed) => Some(reachable(eal, seed, &ids)?),
-                None => None,
-            };
+            let store = stores.next();
             let config = WorkerConfig {
                 index,
                 cpu: cpus[index],
@@ -152,20 +189,7 @@ impl Forwarder {
             self.workers[core.unwrap_or(0)].pool().clone()
         };
         let pools: Vec<Pool> = (0..rx_queues).map(pool_of).collect();
-        let (min_mtu, max_mtu) = info.mtu_range;
-        let default = PortConfig::default();
-        let config = PortConfig {
-            rx_queues,
-            tx_queues,
-            rx_descriptors: cli.rxd.get(),
-            tx_descriptors: cli.txd.get(),
-            mtu: default.mtu.clamp(min_mtu, max_mtu.max(min_mtu)),
-            promiscuous: true,
-            // Nothing here asks a device for checksums.
-            offloads: Offloads::TX_SEGMENTS,
-            ..default
-        };
-        let mut port = Port::start(id, &config, &pools)?;
+        let mut port = Port::start(id, &port_config(cli, info), &pools)?;
         for queue in 0..rx_queues {
             self.rx_queues.insert((number, queue), port.rx_queue(queue)?);
         }
@@ -370,12 +394,30 @@ fn mbufs_for(cli: &Cli, share: &[(usize, u16)], infos: &[PortInfo], cores: usize
     (held.sum::<u32>() + MAX_BURST as u32 + 2 * cli.mbcache).next_power_of_two() - 1
 }
 
+/// How a port is to be run.
+fn port_config(cli: &Cli, info: &PortInfo) -> PortConfig {
+    let (min_mtu, max_mtu) = info.mtu_range;
+    let default = PortConfig::default();
+    PortConfig {
+        rx_queues: cli.rxq.get(),
+        tx_queues: cli.txq.get(),
+        rx_descriptors: cli.rxd.get(),
+        tx_descriptors: cli.txd.get(),
+        mtu: default.mtu.clamp(min_mtu, max_mtu.max(min_mtu)),
+        promiscuous: true,
+        // Nothing here asks a device for checksums.
+        offloads: Offloads::TX_SEGMENTS,
+        ..default
+    }
+}
+
 /// Opens the store with a shard for each core.
 fn open_store(
     cli: &Cli,
     kind: PoolKind,
     eal: Eal,
     cores: usize,
+    stop: &Arc<AtomicBool>,
 ) -> Result<(Option<RegionInfo>, Vec<ShardSeed>)> {
     let (PoolKind::Pm, Some(path)) = (kind, &cli.pm) else { return Ok((None, Vec::new())) };
     let options = Options {
@@ -384,6 +426,7 @@ fn open_store(
         populate: true,
         volatile: cli.volatile,
         force: cli.force,
+        watch: program::watch_opening("pmfwd", cli.json, stop),
         ..Options::default()
     };
     let region = Region::open(path, &options).context(

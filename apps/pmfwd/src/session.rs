@@ -1,6 +1,8 @@
 //! A run without commands: forward until Ctrl-C or the end of the time, and say how it went.
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -28,8 +30,9 @@ enum Event {
 pub fn run(cli: &Cli, out: &mut impl Write) -> Result<()> {
     let (events, happened) = channel();
     let signals = events.clone();
-    watch_signals(move || signals.send(Event::Signal).is_ok())?;
-    let mut forwarder = Forwarder::new(cli, move || drop(events.send(Event::CoreFailed)))?;
+    let stop = watch_signals(move || signals.send(Event::Signal).is_ok())?;
+    let started = Forwarder::new(cli, &stop, move || drop(events.send(Event::CoreFailed)));
+    let Some(mut forwarder) = unless_interrupted(started, cli.json, out)? else { return Ok(()) };
     let before = counted(&forwarder)?;
     forwarder.start(u32::from(cli.tx_first))?;
     let started = Instant::now();
@@ -59,6 +62,29 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<()> {
         print_captured(captured, out)?;
     }
     stopped.and(shown)
+}
+
+/// What was started; none, and a word about it, if a signal came while the store was still being opened.
+///
+/// # Errors
+/// What kept it from starting, if it was not a signal.
+pub(crate) fn unless_interrupted<T>(
+    started: Result<T>,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<Option<T>> {
+    match started {
+        Err(error) if program::is_interrupted(&error) => {
+            if json {
+                print_json(&json!({"event": "interrupted"}), out)?;
+            } else {
+                writeln!(out, "Ended before anything was forwarded; the store is as it was")?;
+                out.flush()?;
+            }
+            Ok(None)
+        }
+        started => started.map(Some),
+    }
 }
 
 /// What the ports have counted so far.
@@ -160,18 +186,18 @@ fn print_json(event: &serde_json::Value, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// Tells of SIGINT and SIGTERM for as long as that is wanted; a second signal ends the process at once.
+/// Tells of SIGINT and SIGTERM for as long as that is wanted, and sets the flag; a second signal ends the process at once.
 ///
 /// # Errors
 /// What the kernel says against it.
-pub(crate) fn watch_signals(tell: impl Fn() -> bool + Send + 'static) -> Result<()> {
+pub(crate) fn watch_signals(tell: impl Fn() -> bool + Send + 'static) -> Result<Arc<AtomicBool>> {
     let watch = move || {
-        // The flag is not looked at: it is there for the second signal.
-        program::stop_signal()?;
+        let stop = program::stop_signal()?;
         let mut signals = Signals::new([SIGINT, SIGTERM])?;
         std::thread::Builder::new()
             .name("signals".to_owned())
-            .spawn(move || while signals.forever().next().is_some() && tell() {})
+            .spawn(move || while signals.forever().next().is_some() && tell() {})?;
+        Ok(stop)
     };
-    watch().map(drop).context("signals cannot be handled")
+    watch().map_err(|error: io::Error| error).context("signals cannot be handled")
 }

@@ -236,6 +236,16 @@ fn poll<E: Engine, T: Tap>(run: &mut Run, engine: &mut E, mut intake: Intake<T>)
     Ok(())
 }
 
+/// Checks that a core's part of the store is not taken up by its queues.
+pub(crate) fn ensure_room(needed: u32, free: usize, buffers: usize) -> Result<()> {
+    ensure!(
+        free > needed as usize,
+        "a core's queues need {needed} buffers, and of the {buffers} of its part of the store only {free} are free; \
+         make a larger store (--pm-size), shorter queues (--rxd, --txd) or a smaller pool (--total-num-mbufs)"
+    );
+    Ok(())
+}
+
 /// A pool over named buffers of the shard's arena.
 fn named_pool(
     eal: Eal,
@@ -247,12 +257,7 @@ fn named_pool(
 ) -> Result<ExternalPool> {
     let (arena, needed) = (shard.arena(), mbufs as usize);
     let free = arena.free_buffers();
-    ensure!(
-        free > needed,
-        "a core's queues need {needed} buffers, and of the {} of its part of the store only {free} are free; make a \
-         larger store (--pm-size), shorter queues (--rxd, --txd) or a smaller pool (--total-num-mbufs)",
-        arena.buffers()
-    );
+    ensure_room(mbufs, free, arena.buffers())?;
     let mut scattered = Vec::with_capacity(area.contiguous_pieces());
     let lent: Vec<_> =
         std::iter::from_fn(|| arena.lend_one(|buffer| area.is_contiguous(buffer), &mut scattered))

@@ -179,7 +179,7 @@ pub struct DpdkArgs {
     #[arg(long, value_name = "ADDRESS", value_parser = parse_mac)]
     pub mac: Option<EthernetAddress>,
     /// The TCP port.
-    #[arg(long, default_value_t = 80)]
+    #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
     /// Have the device put headers into DRAM and payload alone into the store. With auto it does where it can, and
     /// the report at the start says whether; untried on hardware so far.

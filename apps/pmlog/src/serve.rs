@@ -15,7 +15,10 @@ use std::fs;
 use std::io::{self, Write};
 use std::num::NonZeroU16;
 use std::ops::AddAssign;
+use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread;
 
 use anyhow::{Context as _, Result};
 use pmem::{Kind, RegionInfo, Shard, ShardSeed};
@@ -38,7 +41,8 @@ const BACKLOG: u16 = 1024;
 /// The longest sleep: a signal is noticed after it at the latest, and what goes on by time in the service goes on.
 const SLEEP: Duration = Duration::from_millis(100);
 
-/// Serves until SIGINT or SIGTERM, and reports on `out`.
+/// Serves until SIGINT or SIGTERM, and reports on `out`. A signal that comes while the store is still being opened ends
+/// it, too, and leaves the store as it was.
 ///
 /// # Errors
 /// The store or the network cannot be had, or the store failed on the way. Everything that was acknowledged is
@@ -114,18 +118,26 @@ trait Served: Transport {
 fn serve_over<A: Access>(
     mut access: A,
     args: &ServeArgs,
-    stop: &AtomicBool,
+    stop: &Arc<AtomicBool>,
     out: &mut impl Write,
 ) -> Result<()> {
     let clock = Clock::start();
     let existed = args.pm.exists();
     let cpus = args.cpus();
     let cores = NonZeroU16::new(cpus.len() as u16).context("there is no core to serve with")?;
-    let (info, seeds) = store::open(args, cores)?;
+    // As each core's thread will be, and before a store is made for them.
+    let pinned = cpus.iter().flatten().copied().collect::<Vec<_>>();
+    thread::scope(|scope| scope.spawn(|| pinned.into_iter().try_for_each(program::pin)).join())
+        .unwrap_or_else(|panic| resume_unwind(panic))?;
+    let mut report = Report::new(args.json, out);
+    let (info, seeds) = match store::open(args, cores, stop) {
+        Err(error) if program::is_interrupted(&error) => return report.interrupted(),
+        opened => opened?,
+    };
     let ended = match access.seats(args, &info, &seeds, cores) {
         Ok(seats) => {
             let setting = Setting { args, info: &info, clock: &clock, stop, cpus: &cpus };
-            cores::serve(&access, seats, seeds, &setting, &mut Report::new(args.json, out))
+            cores::serve(&access, seats, seeds, &setting, &mut report)
         }
         Err(error) => Ended { has_served: false, result: Err(error) },
     };
@@ -136,7 +148,10 @@ fn serve_over<A: Access>(
     if !ended.has_served && info.is_new && !existed && is_file && is_left() {
         tracing::warn!(path = %args.pm.display(), "an empty store is left behind");
     }
-    ended.result
+    match ended.result {
+        Err(error) if program::is_interrupted(&error) => report.interrupted(),
+        result => result,
+    }
 }
 
 /// Buffers to receive into, for a store with so many: an eighth, within what rings usually have. A small store must

@@ -1,4 +1,7 @@
-//! What the programs have in common: how they log, how they end, what ends them, and the CPUs that they run on.
+//! What the programs have in common: how they log, how they end, what ends them, what they show of a long start, and
+//! the CPUs that they run on.
+
+mod progress;
 
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
@@ -9,6 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing_subscriber::EnvFilter;
+
+pub use progress::{is_interrupted, watch_opening};
 
 /// Runs a program's work. It logs to standard error, warnings and worse or what the variable `NAME_LOG` says, and an
 /// error is written there, too.

@@ -477,23 +477,34 @@ fn refuse_corrupting(id: PortId) -> Result<(), PortError> {
     Ok(())
 }
 
-fn check_config(info: &PortInfo, config: &PortConfig, pools: &[Pool]) -> Result<(), PortError> {
-    let port = || info.name.clone();
-    let queues = [
-        ("receive", config.rx_queues, info.max_rx_queues),
-        ("transmit", config.tx_queues, info.max_tx_queues),
-    ];
-    for (direction, wanted, max) in queues {
-        if wanted == 0 || wanted > max {
-            return Err(PortError::Queues { port: port(), direction, wanted, max });
+impl PortInfo {
+    /// Checks what can be checked of a configuration before there are pools.
+    ///
+    /// # Errors
+    /// [`PortError::Queues`] and [`PortError::Mtu`].
+    pub fn check(&self, config: &PortConfig) -> Result<(), PortError> {
+        let port = || self.name.clone();
+        let queues = [
+            ("receive", config.rx_queues, self.max_rx_queues),
+            ("transmit", config.tx_queues, self.max_tx_queues),
+        ];
+        for (direction, wanted, max) in queues {
+            if wanted == 0 || wanted > max {
+                return Err(PortError::Queues { port: port(), direction, wanted, max });
+            }
         }
+        let (min, max) = self.mtu_range;
+        if !(min..=max).contains(&config.mtu) {
+            return Err(PortError::Mtu { port: port(), wanted: config.mtu, min, max });
+        }
+        Ok(())
     }
+}
+
+fn check_config(info: &PortInfo, config: &PortConfig, pools: &[Pool]) -> Result<(), PortError> {
+    info.check(config)?;
     if pools.len() != 1 && pools.len() != usize::from(config.rx_queues) {
         return Err(PortError::Pools { queues: config.rx_queues, pools: pools.len() });
-    }
-    let (min, max) = info.mtu_range;
-    if !(min..=max).contains(&config.mtu) {
-        return Err(PortError::Mtu { port: port(), wanted: config.mtu, min, max });
     }
     let frame_bytes =
         usize::from(config.mtu) + sys::RTE_ETHER_HDR_LEN as usize + sys::RTE_ETHER_CRC_LEN as usize;

@@ -118,6 +118,20 @@ impl DpdkSeat {
         self.table.plan
     }
 
+    /// Checks what can be checked before there is an arena: that the seat can be taken over one of so many buffers, all
+    /// free, with this `config`.
+    ///
+    /// # Errors
+    /// [`DpdkError::Config`] and [`DpdkError::Arena`], as [`take`](Self::take).
+    pub fn check(&self, config: &Config, buffers: usize, buffer_bytes: usize) -> Result<(), DpdkError> {
+        config.check(buffer_bytes)?;
+        let needed = self.needed();
+        if buffers <= needed {
+            return Err(DpdkError::Arena { needed, free: buffers, buffers });
+        }
+        Ok(())
+    }
+
     /// Prepares this core's part over the buffers of `arena`, which lies in `area`: registered, and mapped for the
     /// port's DMA. Then waits for the other cores, which all have the same `config` but for its
     /// [`core`](Config::core), which is set here, and for its limits.
@@ -208,14 +222,20 @@ impl DpdkSeat {
         }
     }
 
-    /// Lends buffers of the arena to a pool for the receive queue.
-    fn receive_pools(&self, buffers: &mut Buffers) -> Result<Pools, DpdkError> {
-        let Table { eal, info, rings, cores, plan, .. } = &*self.table;
+    /// Buffers that the receive queue and its pool take.
+    fn needed(&self) -> usize {
+        let Table { info, rings, cores, plan, .. } = &*self.table;
         // What the device holds, bursts in our hands, what the pool's caches keep back, and what others have.
         let posted = usize::from(rings.rx_descriptors) * info.buffers_per_descriptor;
         let holders = if plan.queues.get() < *cores { usize::from(*cores) } else { 1 };
         let in_hand = holders * (MbufBatch::CAPACITY + 2 * POOL_CACHE as usize);
-        let needed = posted + in_hand + self.crossing();
+        posted + in_hand + self.crossing()
+    }
+
+    /// Lends buffers of the arena to a pool for the receive queue.
+    fn receive_pools(&self, buffers: &mut Buffers) -> Result<Pools, DpdkError> {
+        let Table { eal, info, rings, plan, .. } = &*self.table;
+        let needed = self.needed();
         let Buffers { arena, area, scattered, .. } = buffers;
         let (free, total) = (arena.free_buffers(), arena.buffers());
         if free <= needed {

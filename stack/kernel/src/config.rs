@@ -30,6 +30,27 @@ impl Default for KernelConfig {
     }
 }
 
+impl KernelConfig {
+    /// Checks that a transport can be made over an arena with so many free buffers.
+    ///
+    /// # Errors
+    /// [`KernelError::Config`] and [`KernelError::Arena`].
+    pub fn check(&self, free_buffers: usize) -> Result<(), KernelError> {
+        let refuse = |name, value, expected| Err(KernelError::Config { name, value, expected });
+        if !self.rx_buffers.is_power_of_two() || self.rx_buffers > 1 << 15 {
+            return refuse("rx_buffers", self.rx_buffers.into(), "a power of two up to 32768 is possible");
+        }
+        if !(1..1 << 24).contains(&self.max_connections) {
+            return refuse("max_connections", self.max_connections, "1 to 16777215 are possible");
+        }
+        let needed = usize::from(self.rx_buffers);
+        if free_buffers <= needed {
+            return Err(KernelError::Arena { needed, free: free_buffers });
+        }
+        Ok(())
+    }
+}
+
 /// Why the kernel does not carry the transport.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -79,6 +100,22 @@ pub enum KernelError {
     /// The ring failed while it ran.
     #[error("io_uring failed: {0}; restart the server, acknowledged records are safe")]
     Enter(io::Error),
+    /// The kernel has no page for an address in the store.
+    #[error(
+        "the kernel cannot reach the store's memory: its file was cut off under this process, its file system is full, \
+         or its device fails. Look for which, verify the store, and start again"
+    )]
+    Memory,
+}
+
+impl KernelError {
+    /// Why the ring failed while it ran.
+    pub(crate) fn of_ring(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EFAULT) => Self::Memory,
+            _ => Self::Enter(error),
+        }
+    }
 }
 
 /// What went through the ring.

@@ -68,18 +68,7 @@ impl KernelTransport {
     /// # Errors
     /// [`KernelError`]: the kernel lacks something, or the arena is too full.
     pub fn new(config: KernelConfig, arena: Arena) -> Result<Self, KernelError> {
-        let refuse = |name, value, expected| Err(KernelError::Config { name, value, expected });
-        if !config.rx_buffers.is_power_of_two() || config.rx_buffers > 1 << 15 {
-            return refuse("rx_buffers", config.rx_buffers.into(), "a power of two up to 32768 is possible");
-        }
-        if !(1..1 << 24).contains(&config.max_connections) {
-            return refuse("max_connections", config.max_connections, "1 to 16777215 are possible");
-        }
-        let needed = usize::from(config.rx_buffers);
-        let free = arena.free_buffers();
-        if free <= needed {
-            return Err(KernelError::Arena { needed, free });
-        }
+        config.check(arena.free_buffers())?;
         let mut transport = Self {
             ring: Ring::new(config.rx_buffers, config.max_connections)?,
             arena,
@@ -124,7 +113,7 @@ impl KernelTransport {
     /// # Errors
     /// [`KernelError::Enter`].
     pub fn accept(&mut self, listener: Listener) -> Result<(), KernelError> {
-        self.ring.accept(&listener, self.listeners.len() as u32).map_err(KernelError::Enter)?;
+        self.ring.accept(&listener, self.listeners.len() as u32).map_err(KernelError::of_ring)?;
         self.listeners.push(listener);
         Ok(())
     }
@@ -151,7 +140,7 @@ impl KernelTransport {
         if !self.events.is_empty() || !self.active.is_empty() || can_refill || can_resume {
             return Ok(());
         }
-        self.ring.wait(limit.into()).map_err(KernelError::Enter)
+        self.ring.wait(limit.into()).map_err(KernelError::of_ring)
     }
 
     /// What ends a [`wait`](Self::wait) from another thread.
@@ -159,7 +148,7 @@ impl KernelTransport {
     /// # Errors
     /// [`KernelError::Enter`]: the process has no descriptor left for it.
     pub fn waker(&mut self) -> Result<Waker, KernelError> {
-        Waker::new(&mut self.ring).map_err(KernelError::Enter)
+        Waker::new(&mut self.ring).map_err(KernelError::of_ring)
     }
 
     /// What went through the ring.
@@ -284,6 +273,8 @@ impl KernelTransport {
                     self.starve(index);
                 }
                 Some(libc::ECANCELED) => {}
+                // No peer's doing, and the end of all connections.
+                Some(libc::EFAULT) => return Err(error),
                 _ => connection.die(close_reason(&error)),
             },
         }
@@ -375,7 +366,7 @@ impl KernelTransport {
         Ok(false)
     }
 
-    fn sent(&mut self, index: u32, result: io::Result<()>) {
+    fn sent(&mut self, index: u32, result: io::Result<()>) -> io::Result<()> {
         let connection = &mut self.connections[index as usize];
         connection.is_sending = false;
         match result {
@@ -385,9 +376,11 @@ impl KernelTransport {
                     self.events.push_back(Event::Writable { conn: connection.id(index) });
                 }
             }
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => return Err(error),
             Err(error) => connection.die(close_reason(&error)),
         }
         self.activate(index);
+        Ok(())
     }
 
     fn live(&mut self, conn: ConnId) -> Option<&mut Connection> {
@@ -400,28 +393,25 @@ impl Transport for KernelTransport {
 
     fn receive(&mut self, now: Instant) -> Result<usize, KernelError> {
         self.now = now;
-        self.end_rest().map_err(KernelError::Enter)?;
+        self.end_rest().map_err(KernelError::of_ring)?;
         self.refill();
         let provided = self.ring.provided_buffers();
         for _ in 0..self.starved.len().min(provided) {
             if let Some(index) = self.starved.pop_front() {
                 self.connections[index as usize].is_starved = false;
-                self.resume(index).map_err(KernelError::Enter)?;
+                self.resume(index).map_err(KernelError::of_ring)?;
             }
         }
-        self.ring.look().map_err(KernelError::Enter)?;
+        self.ring.look().map_err(KernelError::of_ring)?;
         let mut count = 0;
-        while let Some(completion) = self.ring.next().map_err(KernelError::Enter)? {
+        while let Some(completion) = self.ring.next().map_err(KernelError::of_ring)? {
             count += 1;
             match completion {
                 Completion::Accepted { token, result, more } => self.accepted(token, result, more),
                 Completion::Received { token, result, more } => self.received(token, result, more),
-                Completion::Sent { token, result } => {
-                    self.sent(token, result);
-                    Ok(())
-                }
+                Completion::Sent { token, result } => self.sent(token, result),
             }
-            .map_err(KernelError::Enter)?;
+            .map_err(KernelError::of_ring)?;
         }
         Ok(count)
     }
@@ -441,9 +431,9 @@ impl Transport for KernelTransport {
         for _ in 0..self.active.len() {
             let Some(index) = self.active.pop_front() else { break };
             self.connections[index as usize].is_active = false;
-            count += usize::from(self.advance(index).map_err(KernelError::Enter)?);
+            count += usize::from(self.advance(index).map_err(KernelError::of_ring)?);
         }
-        self.ring.submit().map_err(KernelError::Enter)?;
+        self.ring.submit().map_err(KernelError::of_ring)?;
         Ok(count)
     }
 

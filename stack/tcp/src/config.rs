@@ -154,7 +154,11 @@ impl Config {
         }
     }
 
-    pub(crate) fn check(&self, buffer_bytes: usize) -> Result<(), ConfigError> {
+    /// Whether a host with buffers of this length can be so.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: the first setting that cannot be.
+    pub fn check(&self, buffer_bytes: usize) -> Result<(), ConfigError> {
         if self.mac[0] & 1 != 0 || self.mac == [0; 6] {
             return Err(ConfigError::NotUnicastMac(self.mac));
         }

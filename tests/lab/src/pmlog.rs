@@ -241,13 +241,21 @@ impl Pmlog {
     pub fn signal(mut self, signal: Signal) -> Result<ExitStatus> {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a child has an id")?;
         kill_process(pid, signal)?;
+        self.wait_for_end().with_context(|| format!("on {signal:?}"))
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// It does not end within 20 s.
+    pub fn wait_for_end(&mut self) -> Result<ExitStatus> {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }
             if Instant::now() > end {
-                bail!("pmlog does not end on {signal:?}\n{}", self.output());
+                bail!("pmlog does not end\n{}", self.output());
             }
             std::thread::sleep(Duration::from_millis(5));
         }

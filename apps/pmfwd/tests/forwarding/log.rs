@@ -9,7 +9,7 @@ use pmem::{Snapshot, SnapshotEvent};
 use rustix::process::Signal;
 
 use crate::peer::{Peer, connect, devices, frames};
-use crate::program::Pmfwd;
+use crate::program::{Pmfwd, command};
 
 /// All frames in a store, oldest first.
 fn logged(store: &Path) -> Result<Vec<Vec<u8>>> {
@@ -147,6 +147,55 @@ fn a_store_that_is_trimmed_takes_everything() {
         let logged = logged(&store)?;
         let first = sent.len().checked_sub(logged.len()).context("more records than frames")?;
         ensure!(first > 0 && logged[..] == sent[first..], "the store does not hold the last frames");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_is_refused_leaves_the_store_as_it_was() {
+    isolated(|lab| {
+        let (store, fresh) = (lab.path("store.pm"), lab.path("fresh.pm"));
+        let base = |path: &Path| -> Result<Vec<String>> {
+            let path = path.to_str().context("a plain path")?;
+            let words = "--dev net_null0 --dev net_null1 --forward-mode log --pool pm --volatile --pm";
+            Ok(words.split(' ').chain([path]).map(str::to_owned).collect())
+        };
+        let run = |path: &Path, words: &[&str]| -> Result<std::process::Output> {
+            let all = base(path)?;
+            let all: Vec<&str> = all.iter().map(String::as_str).chain(words.iter().copied()).collect();
+            lab::output_within(&mut command(&all), crate::program::PATIENCE)
+        };
+        let made = run(&store, &["--pm-size", "64MiB", "--duration", "1"])?;
+        ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let before = std::fs::read(&store)?;
+        for words in [
+            &["--pm-size", "4KiB"][..],
+            // Enough for a store, but not for the queues.
+            &["--pm-size", "1MiB"],
+            &["--pm-size", "64PiB"],
+            &["--rxq", "2000", "--txq", "2000"],
+            &["--nb-cores", "1000"],
+            &["--total-num-mbufs", "100000000"],
+            &["--pcap-out", "/nowhere/frames.pcap"],
+            &["--dev", "net_nothing0"],
+        ] {
+            for force in [&[][..], &["--force"]] {
+                for path in [&store, &fresh] {
+                    let size: &[&str] =
+                        if path == &fresh && words[0] != "--pm-size" { &["--pm-size", "64MiB"] } else { &[] };
+                    let words = [words, force, size, &["--duration", "1"]].concat();
+                    let output = run(path, &words)?;
+                    let said = String::from_utf8_lossy(&output.stderr);
+                    ensure!(
+                        matches!(output.status.code(), Some(1 | 2)),
+                        "{words:?}: {} {said}",
+                        output.status
+                    );
+                    ensure!(std::fs::read(&store)? == before, "{words:?}: the store was changed: {said}");
+                    ensure!(!fresh.exists(), "{words:?}: a new store was left behind: {said}");
+                }
+            }
+        }
         Ok(())
     });
 }

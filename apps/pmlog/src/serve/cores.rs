@@ -228,13 +228,13 @@ fn sum<N: Clone + Default + AddAssign>(totals: &Mutex<Vec<Totals<N>>>) -> Totals
     sum
 }
 
-/// Of several errors the one that is not only about another core.
+/// Of several errors the one that is not only about another core, or about a signal.
 fn first_error(results: Vec<Result<()>>) -> Result<()> {
     let mut errors: Vec<_> = results.into_iter().filter_map(Result::err).collect();
     let is_own =
         |error: &anyhow::Error| !matches!(error.downcast_ref::<DpdkError>(), Some(DpdkError::Abandoned));
-    let place = errors.iter().position(is_own).unwrap_or(0);
-    if errors.is_empty() { Ok(()) } else { Err(errors.swap_remove(place)) }
+    errors.sort_by_key(|error| (!is_own(error), program::is_interrupted(error)));
+    errors.into_iter().next().map_or(Ok(()), Err)
 }
 
 /// Says that a core is not ready, unless it has said that it is.

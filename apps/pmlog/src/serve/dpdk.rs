@@ -104,6 +104,9 @@ impl Access for Device<'_> {
             ..DpdkConfig::default()
         };
         let seats = DpdkSeat::at(self.eal, self.id, cores, rings)?;
+        for seat in &seats {
+            seat.check(&config, info.geometry.buffers as usize, info.geometry.buffer_bytes.into())?;
+        }
         let seat = |(seat, area)| Seat { seat, area, config: config.clone() };
         Ok(seats.into_iter().zip(areas).map(seat).collect())
     }

@@ -68,11 +68,14 @@ impl Access for Sockets {
 
     fn seats(
         &mut self,
-        _: &ServeArgs,
-        _: &RegionInfo,
+        args: &ServeArgs,
+        info: &RegionInfo,
         _: &[ShardSeed],
         _: NonZeroU16,
     ) -> Result<Vec<Vec<Listener>>> {
+        // Before anything is written to the store.
+        let buffers = info.geometry.buffers as usize;
+        config(args, buffers).check(buffers)?;
         Ok(std::mem::take(&mut self.listeners))
     }
 
@@ -87,12 +90,8 @@ impl Access for Sockets {
         shard: &Shard,
         _: &Clock,
     ) -> Result<KernelTransport> {
-        let config = KernelConfig {
-            max_connections: args.places(),
-            rx_buffers: receive_buffers_for(shard.arena().buffers()),
-            ..KernelConfig::default()
-        };
-        let mut transport = KernelTransport::new(config, shard.arena().clone())?;
+        let arena = shard.arena().clone();
+        let mut transport = KernelTransport::new(config(args, arena.buffers()), arena)?;
         for listener in listeners {
             transport.accept(listener)?;
         }
@@ -108,6 +107,14 @@ impl Access for Sockets {
             dual_stack: self.is_dual,
             sends_without_copying: transport.sends_without_copying(),
         }
+    }
+}
+
+fn config(args: &ServeArgs, buffers: usize) -> KernelConfig {
+    KernelConfig {
+        max_connections: args.places(),
+        rx_buffers: receive_buffers_for(buffers),
+        ..KernelConfig::default()
     }
 }
 

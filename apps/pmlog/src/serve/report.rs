@@ -69,6 +69,8 @@ enum Line<'a, N> {
     },
     Rates(Sums<'a, N>),
     End(Sums<'a, N>),
+    /// Ended before it served.
+    Interrupted,
     Profile {
         /// One for each core.
         cores: Vec<Summary>,
@@ -178,6 +180,14 @@ impl<'a, W: Write> Report<'a, W> {
                 totals.altered_records
             )?;
         }
+        Ok(self.out.flush()?)
+    }
+
+    pub(super) fn interrupted(&mut self) -> Result<()> {
+        if self.json {
+            return self.write(&Line::<()>::Interrupted);
+        }
+        writeln!(self.out, "ended     before it served; the store is as it was")?;
         Ok(self.out.flush()?)
     }
 

@@ -1,6 +1,8 @@
 //! The store of a server.
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, anyhow, ensure};
 use pmem::{OpenError, Options, Region, RegionInfo, ShardSeed};
@@ -9,8 +11,12 @@ use crate::cli::ServeArgs;
 use crate::service::MAX_SHARDS;
 
 /// Opens or makes the store that was asked for, with a shard for each core at least. Nothing of an existing one is
-/// changed yet.
-pub(super) fn open(args: &ServeArgs, cores: NonZeroU16) -> Result<(RegionInfo, Vec<ShardSeed>)> {
+/// changed before its first shard is opened. Until all are open, `stop` ends it.
+pub(super) fn open(
+    args: &ServeArgs,
+    cores: NonZeroU16,
+    stop: &Arc<AtomicBool>,
+) -> Result<(RegionInfo, Vec<ShardSeed>)> {
     let options = Options {
         size: args.pm_size.map(|size| size.as_u64()),
         shards: args.shards,
@@ -20,6 +26,7 @@ pub(super) fn open(args: &ServeArgs, cores: NonZeroU16) -> Result<(RegionInfo, V
         force: args.force,
         timed: args.profile,
         populate: true,
+        watch: program::watch_opening("pmlog", args.json, stop),
         ..Options::default()
     };
     let region = Region::open(&args.pm, &options).map_err(|error| match option_for(&error) {
