@@ -218,6 +218,9 @@ fn reports_say_what_the_kernel_does() {
         let text = fs::read_to_string(lab.path("store.log"))?;
         let end: serde_json::Value = serde_json::from_str(text.lines().last().context("no report")?)?;
         ensure!(end["event"] == "end" && end["appended_records"] == 1, "{end}");
+        let commits = &end["commits"];
+        ensure!(commits["count"] == 1 && commits["max_us"].as_u64() >= Some(1), "{end}");
+        ensure!(end["altered_records"] == 0, "{end}");
         ensure!(end["kernel_copied_bytes"].as_u64() >= Some(100_000), "{end}");
 
         let server = options(lab, Over::Kernel, "16MiB")?.start()?;

@@ -43,7 +43,11 @@ fn a_short_record_that_was_altered_is_refused_as_a_whole() {
             assert_eq!(reply.status, 410, "{reply:?}");
             assert!(reply.reason().contains("damaged"), "{}", reply.reason());
             let list = lab.ask(conn, &request("GET", "/records")).json();
-            assert_eq!(list.as_array().map(Vec::len), Some(lens.len() - 1 - count));
+            let list = list.as_array().expect("a list");
+            assert_eq!(list.len(), lens.len() - 1 - count);
+            // All damage is at the front, and all behind it is there.
+            assert!(list.windows(2).all(|pair| pair[0]["next"] == pair[1]["seq"]), "{list:?}");
+            assert!(list.first().is_none_or(|entry| entry["seq"].as_u64() > Some(*seq)), "{list:?}");
             let health = lab.ask(conn, &request("GET", "/health")).json();
             assert_eq!((&health["altered"], &health["damaged"]), (&(count + 1).into(), &(count + 1).into()));
             for (seq, bytes) in &stored[count + 1..] {

@@ -476,6 +476,23 @@ fn health_is_that_of_all_cores() {
     assert_eq!(cores.get(0, "/health").json()["commits"]["count"], 2);
 }
 
+/// It is longer than what a connection takes at a time.
+#[test]
+fn health_of_many_shards_comes_whole_to_one_who_takes_little() {
+    let mut cores = Cores::over(&medium(64 << 20), 1, 12);
+    let lab = &mut cores.0[0];
+    let conn = lab.connect();
+    lab.client(conn).room_bytes = 0;
+    lab.send(conn, &request("GET", "/health"));
+    let mut turns = 0;
+    while lab.make_room(conn, 1100, 1) {
+        turns += 1;
+    }
+    assert!(turns > 1, "{turns} turns");
+    let health = lab.replies(conn)[0].json();
+    assert_eq!(health["shards"].as_array().map(Vec::len), Some(12), "{health}");
+}
+
 /// A reply to an append is counted by then, though the core that is asked has not heard of it yet.
 #[test]
 fn a_record_is_counted_before_it_is_acknowledged() {

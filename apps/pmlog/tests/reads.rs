@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Lab, body, post, request, responses};
+use pmem::{Options, Region};
 use pmlog::service::ServiceConfig;
 
 #[test]
@@ -234,6 +235,22 @@ fn trims_stop_at_what_there_is() {
     let (head, trimmed) = trim(u64::MAX);
     assert_eq!((head, trimmed), (lab.shard.next_seq(), 7));
     lab.append(conn, b"and on");
+}
+
+#[test]
+fn health_tells_a_slow_medium() {
+    let wait = std::time::Duration::from_millis(5);
+    let options = Options { size: Some(8 << 20), persist_delay: wait, ..Options::default() };
+    let region = Region::open("memory:", &options).expect("a volatile store");
+    let mut lab = Lab::over(region.into_shard().expect("one shard"), ServiceConfig::default());
+    let conn = lab.connect();
+    (0..3).for_each(|seed| _ = lab.append(conn, &body(seed, 10)));
+    let commits = lab.ask(conn, &request("GET", "/health")).json()["commits"].clone();
+    assert_eq!(commits["count"], 3);
+    assert!(
+        ["p50_us", "p99_us", "p999_us", "max_us"].iter().all(|key| commits[key].as_u64() >= Some(5000)),
+        "{commits}"
+    );
 }
 
 #[test]
