@@ -1,6 +1,10 @@
 //! `pmlog dump` and `pmlog verify`: a store is read as it is, also one that was cut off at any point.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::io::{self, Write};
+use std::sync::mpsc::sync_channel;
+use std::thread;
 
 use anyhow::{Context as _, Result, bail};
 use bytesize::ByteSize;
@@ -26,21 +30,13 @@ pub fn dump(args: &DumpArgs, out: &mut impl Write, complaints: &mut impl Write) 
     }
     let mut listing = Listing { snapshot: &snapshot, args, out, found: false, table_begun: false };
     let mut corruptions = 0;
-    // Each shard is read in the order of its own numbers; those of one shard need not be kept to be put in order.
-    let mut all = Vec::new();
-    scan(&snapshot, |event| match event {
-        SnapshotEvent::Record(record) if shards == 1 => listing.show(&record),
-        SnapshotEvent::Record(record) => {
-            all.extend(Some(record).filter(|record| listing.is_wanted(record)));
-            Ok(())
-        }
+    scan_in_order(&snapshot, |event| match event {
+        SnapshotEvent::Record(record) => listing.show(&record),
         SnapshotEvent::Corrupt(corruption) => {
             corruptions += 1;
             writeln!(complaints, "pmlog: {corruption}")
         }
     })?;
-    all.sort_by_key(|record| (record.info.epoch, record.shard, record.info.seq));
-    all.iter().try_for_each(|record| listing.show(record)).context("the output ended early")?;
     let found = listing.found;
     out.flush()?;
     match args.record {
@@ -77,6 +73,47 @@ pub fn verify(args: &VerifyArgs, out: &mut impl Write) -> Result<bool> {
     }
     out.flush()?;
     Ok(verdict.sound)
+}
+
+/// Records that are read ahead of each shard.
+const AHEAD: usize = 8;
+/// What a thread that reads a shard needs of a stack, and some to spare.
+const STACK_BYTES: usize = 512 << 10;
+
+/// Goes through all shards side by side, so that their records come in the order of epoch, shard and number, of which
+/// each shard has its own in order. However many there are, no more than [`AHEAD`] of each shard are kept.
+fn scan_in_order(snapshot: &Snapshot, mut visit: impl FnMut(SnapshotEvent) -> io::Result<()>) -> Result<()> {
+    let shards = snapshot.geometry().shards;
+    if shards == 1 {
+        return scan(snapshot, visit).map(drop);
+    }
+    thread::scope(|scope| {
+        let mut queues = Vec::new();
+        for shard in 0..shards {
+            let (sender, queue) = sync_channel(AHEAD);
+            let read = move || snapshot.scan(shard, |event| drop(sender.send(event))).map(drop);
+            let thread = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, read);
+            thread.context("a shard's reader cannot be started; raise the limit on processes (ulimit -u)")?;
+            queues.push(queue);
+        }
+        let mut firsts = BinaryHeap::<Reverse<(u32, usize)>>::new();
+        let mut records: Vec<_> = queues.iter().map(|_| None).collect();
+        let mut due: Vec<usize> = (0..queues.len()).collect();
+        while let Some(shard) = due.pop().or_else(|| Some(firsts.pop()?.0.1)) {
+            if let Some(record) = records[shard].take() {
+                visit(SnapshotEvent::Record(record)).context("the output ended early")?;
+            }
+            for event in &queues[shard] {
+                if let SnapshotEvent::Record(record) = event {
+                    firsts.push(Reverse((record.info.epoch, shard)));
+                    records[shard] = Some(record);
+                    break;
+                }
+                visit(event).context("the output ended early")?;
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Goes through all shards. The first failure of `visit` ends its visits, and is what comes back.

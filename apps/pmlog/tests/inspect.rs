@@ -248,3 +248,42 @@ fn the_records_of_several_shards_are_dumped_by_epoch_shard_and_number() {
     let verified = pmlog(&["verify"], &path);
     assert!(verified.status.success() && text(&verified.stdout).contains("sound: 4 records"), "{verified:?}");
 }
+
+/// A dump that kept 200,000 records to put them in order would need more than it may have.
+#[test]
+fn many_records_of_several_shards_are_dumped_in_little_memory() {
+    const EACH: u64 = 100_000;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("store.pm");
+    let options = Options {
+        size: Some(64 << 20),
+        shards: Some(2),
+        log_entries: Some(1 << 17),
+        volatile: true,
+        ..Options::default()
+    };
+    let region = Region::open(&path, &options).expect("a store");
+    for seed in region.into_seeds() {
+        let mut shard = seed.open().expect("it opens");
+        for _ in 0..EACH {
+            let draft = shard.draft();
+            let _ = shard.append(draft).expect("there is room");
+        }
+        shard.commit().expect("it is durable");
+        shard.checkpoint().expect("the end is noted");
+    }
+    let limited = |bytes: u64| {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--data={bytes}")).arg(env!("CARGO_BIN_EXE_pmlog"));
+        command.args(["dump", "--json", "--pm"]).arg(&path).output().expect("pmlog runs")
+    };
+    // What the program takes for itself, whatever it reads, is found by trying.
+    let least = (1..64).map(|half_mib| half_mib << 19).find(|&bytes| {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--data={bytes}")).arg(env!("CARGO_BIN_EXE_pmlog")).arg("--version");
+        command.output().expect("pmlog runs").status.success()
+    });
+    let output = limited(least.expect("32 MiB are enough for nothing") + (6 << 20));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(output.stdout.iter().filter(|&&byte| byte == b'\n').count() as u64, 2 * EACH);
+}
