@@ -43,6 +43,8 @@ pub struct Counters {
     pub other_in: u64,
     /// Packets put together from fragments.
     pub reassembled: u64,
+    /// Connections that went on to another Ethernet address, since their peer or gateway had moved.
+    pub moved: u64,
     /// Frames by which another host says that it has one of the own addresses.
     pub address_conflicts: u64,
     /// Drops by reason.

@@ -167,10 +167,12 @@ impl Listeners {
         Some(half_open.until)
     }
 
-    /// SYN and ACK go out again, since the peer's SYN came again: which of them it will answer cannot be told.
-    pub(crate) fn answered_again(&mut self, place: u32) {
+    /// SYN and ACK go out again, since the peer's SYN came again, from `mac`: which of them it will answer cannot be
+    /// told.
+    pub(crate) fn answered_again(&mut self, place: u32, mac: [u8; 6]) {
         if let Some(half_open) = &mut self.half_open[place as usize] {
             half_open.handshake.sent_at = None;
+            half_open.handshake.mac = mac;
         }
     }
 }

@@ -172,6 +172,9 @@ impl Endpoint {
     pub(super) fn at_connection<F: RxFrame>(&mut self, index: u32, segment: &Segment, frame: &mut F) {
         let now = self.now;
         let outcome = self.with(index, |connection, cx| connection.segment(now, segment, frame, cx));
+        if self.places[index as usize].connection.mac != Some(segment.source_mac) {
+            self.doubt_now(index);
+        }
         self.conclude(index, outcome);
     }
 
@@ -186,6 +189,8 @@ impl Endpoint {
                     self.counters.drops.limited += 1;
                     return;
                 }
+                // The peer may have moved.
+                entry.mac = segment.source_mac;
                 match meaning {
                     Meaning::Acknowledge { restart: true } => entry.until = self.now + self.config.time_wait,
                     Meaning::Challenge => entry.challenged = Some(segment.seq),
@@ -267,15 +272,21 @@ impl Endpoint {
 
     /// A host says that it has an address.
     fn meet(&mut self, neighbor: &Neighbor, is_own: bool) {
-        let Neighbor { ip, mac, .. } = *neighbor;
+        let Neighbor { ip, mac, overrides } = *neighbor;
         if self.local.has(ip) {
             if mac != self.config.mac {
                 self.contested(AddressConflict { ip, mac }, is_own);
             }
             return;
         }
-        if self.neighbors.learned(ip, mac, self.now) {
+        if overrides {
+            self.hearsay.note(ip, mac, self.now);
+        }
+        if self.neighbors.learned(ip, mac, overrides, self.now) {
             self.resolve_waiting();
+        }
+        if self.doubts.learned(ip, mac, overrides, self.now) {
+            self.end_doubt(ip, Some(mac));
         }
     }
 

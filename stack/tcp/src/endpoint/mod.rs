@@ -1,6 +1,7 @@
 //! A host's TCP/IP without I/O: frames and the time come in, frames and events go out.
 
 mod calls;
+mod doubt;
 mod error;
 mod input;
 mod output;
@@ -21,7 +22,7 @@ use crate::frame::{Flags, Local};
 use crate::iface::Iface;
 use crate::limit::{Rate, RateLimit};
 use crate::listen::Listeners;
-use crate::neighbor::{MAX_NEIGHBORS, Neighbors};
+use crate::neighbor::{Hearsay, MAX_NEIGHBORS, Neighbors, VALID, VALID_IN_DOUBT};
 use crate::net::CloseReason;
 use crate::reassembly::{Reassembly, Whole};
 use crate::steer::Steering;
@@ -92,6 +93,9 @@ pub struct Endpoint {
     time_waits: TimeWaits,
     last_cookie: Option<Instant>,
     neighbors: Neighbors,
+    /// Neighbors that may have moved.
+    doubts: Neighbors,
+    hearsay: Hearsay,
     claim: Claim,
     conflict: Option<AddressConflict>,
     /// One that the application has not been told.
@@ -101,6 +105,8 @@ pub struct Endpoint {
     defences: Vec<RateLimit>,
     /// Connections in SYN-SENT whose next hop is being asked for.
     unresolved: Vec<u32>,
+    /// Connections whose next hop is being asked for since it may have moved.
+    doubted: Vec<u32>,
     iface: Iface,
     reassembly: Reassembly,
     /// What was last put together, if another core is to get it.
@@ -122,6 +128,7 @@ struct ConnectionPlace {
     in_output: bool,
     in_telling: bool,
     in_starved: bool,
+    in_doubted: bool,
     /// The listener whose backlog counts the connection until its opening is told.
     listener: Option<u16>,
     connection: Connection,
@@ -157,6 +164,7 @@ enum TimerOf {
     HalfOpen(u32),
     TimeWait(u32),
     Neighbor(u32),
+    Doubt(u32),
     Claim,
     /// Reports of groups, and fragments that do not come.
     Iface,
@@ -177,6 +185,7 @@ impl Endpoint {
             in_output: false,
             in_telling: false,
             in_starved: false,
+            in_doubted: false,
         });
         let flows = config.max_connections + config.syn_queue + config.max_time_wait;
         let waiting = PiecePool::new(arena.buffers());
@@ -188,7 +197,7 @@ impl Endpoint {
             places: places.collect(),
             output: VecDeque::with_capacity(config.max_connections),
             telling: VecDeque::with_capacity(config.max_connections),
-            timers: TimerWheel::new(flows + MAX_NEIGHBORS + 2, now),
+            timers: TimerWheel::new(flows + 2 * MAX_NEIGHBORS + 2, now),
             level: pool.level(),
             starved_unseen: 0,
             pool,
@@ -208,12 +217,15 @@ impl Endpoint {
             listeners: Listeners::new(config.syn_queue),
             time_waits: TimeWaits::new(config.max_time_wait),
             last_cookie: None,
-            neighbors: Neighbors::new(),
+            neighbors: Neighbors::new(VALID),
+            doubts: Neighbors::new(VALID_IN_DOUBT),
+            hearsay: Hearsay::new(),
             claim: Claim::Rests,
             conflict: None,
             untold_conflict: None,
             conflict_reports: RateLimit::new(),
             unresolved: Vec::with_capacity(config.max_connections),
+            doubted: Vec::with_capacity(config.max_connections),
             resets: RateLimit::new(),
             half_open_challenges: RateLimit::new(),
             head: Vec::with_capacity(MAX_HEADER_BYTES + config.mtu),
@@ -397,8 +409,9 @@ impl Endpoint {
             TimerOf::HalfOpen(place) => half_open + place,
             TimerOf::TimeWait(place) => time_wait + place,
             TimerOf::Neighbor(entry) => neighbor + entry,
-            TimerOf::Claim => neighbor + MAX_NEIGHBORS as u32,
-            TimerOf::Iface => neighbor + MAX_NEIGHBORS as u32 + 1,
+            TimerOf::Doubt(entry) => neighbor + MAX_NEIGHBORS as u32 + entry,
+            TimerOf::Claim => neighbor + 2 * MAX_NEIGHBORS as u32,
+            TimerOf::Iface => neighbor + 2 * MAX_NEIGHBORS as u32 + 1,
         }
     }
 
@@ -414,7 +427,9 @@ impl Endpoint {
             TimerOf::TimeWait(index - time_wait)
         } else if index < neighbor + MAX_NEIGHBORS as u32 {
             TimerOf::Neighbor(index - neighbor)
-        } else if index == neighbor + MAX_NEIGHBORS as u32 {
+        } else if index < neighbor + 2 * MAX_NEIGHBORS as u32 {
+            TimerOf::Doubt(index - neighbor - MAX_NEIGHBORS as u32)
+        } else if index == neighbor + 2 * MAX_NEIGHBORS as u32 {
             TimerOf::Claim
         } else {
             TimerOf::Iface

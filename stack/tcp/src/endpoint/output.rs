@@ -9,7 +9,7 @@ use crate::emit::Header;
 use crate::frame::{FrameSink, SinkFull, TxChecksum, TxFrame};
 use crate::neighbor::{Expired, Lookup};
 use crate::net::CloseReason;
-use crate::tcp::connection::{Context, State};
+use crate::tcp::connection::{Context, Outcome, State};
 
 /// Segments that a connection sends before others have their turn.
 const QUANTUM: usize = 16;
@@ -128,12 +128,19 @@ impl Endpoint {
         while let Some(timer) = self.timers.expire(now) {
             match self.timer_of(timer) {
                 TimerOf::Connection(index) => {
-                    let outcome = self.with(index, |connection, cx| connection.expire(now, cx));
+                    let (outcome, unanswered) = self.with(index, |connection, cx| {
+                        let outcome = connection.expire(now, cx);
+                        (outcome, connection.unanswered())
+                    });
+                    if outcome == Outcome::Goes && unanswered > 0 {
+                        self.doubt(index, unanswered);
+                    }
                     self.conclude(index, outcome);
                 }
                 TimerOf::HalfOpen(place) => self.expire_half_open(place),
                 TimerOf::TimeWait(place) => self.expire_time_wait(place),
                 TimerOf::Neighbor(entry) => self.expire_neighbor(entry),
+                TimerOf::Doubt(entry) => self.expire_doubt(entry),
                 TimerOf::Claim => self.go_on_claiming(),
                 TimerOf::Iface => self.expire_iface(),
             }

@@ -146,8 +146,9 @@ impl Endpoint {
         }
         if segment.flags.contains(Flags::SYN) {
             if segment.seq == handshake.irs && !segment.flags.contains(Flags::ACK) {
-                self.listeners.answered_again(place);
-                self.send_syn_ack(&handshake, clock);
+                let mac = segment.source_mac;
+                self.listeners.answered_again(place, mac);
+                self.send_syn_ack(&Handshake { mac, ..handshake }, clock);
             } else {
                 // RFC 5961, section 4: whoever has really begun again answers with RST.
                 self.challenge_half_open(&handshake);

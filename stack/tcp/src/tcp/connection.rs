@@ -483,6 +483,38 @@ impl Connection {
         self.ack.now
     }
 
+    /// When the peer was last heard.
+    pub(crate) fn last_heard(&self) -> Instant {
+        self.last_heard
+    }
+
+    /// How often in a row the peer has not answered: to what was sent again, or to probes.
+    pub(crate) fn unanswered(&self) -> u8 {
+        self.retries.max(self.keepalive_probes)
+    }
+
+    /// What was sent without an answer went to where the peer no longer is: it is sent again at once.
+    pub(crate) fn moved(&mut self) {
+        match self.timer {
+            _ if self.retries == 0 => {}
+            Timer::Persist(_) => self.due |= Due::PROBE,
+            _ if matches!(self.state, State::SynSent | State::SynReceived) => self.due |= Due::SYN,
+            _ if self.snd_max != self.snd_una => {
+                self.due |= Due::AGAIN;
+                self.go_back();
+            }
+            _ => {}
+        }
+        if self.keepalive_probes > 0 {
+            self.due |= Due::KEEPALIVE;
+        }
+        // Not the path was too slow: the timeout need not be longer than it was.
+        self.rtt.backoff = 0;
+        if matches!(self.timer, Timer::Retransmit(_) | Timer::Persist(_)) && self.retries > 0 {
+            self.timer = Timer::Off;
+        }
+    }
+
     /// Whether the peer has answered the SYN.
     pub(crate) fn is_synchronized(&self) -> bool {
         !matches!(self.state, State::Closed | State::SynSent | State::Drained)

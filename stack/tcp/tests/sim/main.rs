@@ -13,6 +13,7 @@ mod groups;
 mod handshake;
 mod link;
 mod listen;
+mod moving;
 mod neighbours;
 mod ours;
 mod places;
