@@ -98,7 +98,7 @@ pub fn prepare(
     let parse = |address: &String| address.parse().map_err(|()| anyhow!("{address}"));
     let addresses = addresses.iter().map(parse).collect::<Result<Vec<IpCidr>>>()?;
     // Where a packet socket is the device, frames go to the address of the interface.
-    let mac = Some(id.info()?.mac).filter(|mac| *mac != [0; 6]).unwrap_or([2, 0, 0, 0, 0, last]);
+    let mac = Some(id.info()?.host_mac()).filter(|mac| *mac != [0; 6]).unwrap_or([2, 0, 0, 0, 0, last]);
     let config = Config { max_connections: 64, ..Config::new(mac, addresses).context("no random numbers")? };
     let cores = NonZeroU16::new(cores).context("no cores")?;
     let rings = DpdkConfig { rx_interrupts: matches!(role, Role::SleepingServer), ..DpdkConfig::default() };

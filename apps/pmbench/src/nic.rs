@@ -25,7 +25,7 @@ impl Nic {
         }
         let eal = Eal::init(arguments)?;
         let id = eal.attach(device)?;
-        let mac = mac.map_or(id.info()?.mac, |mac| mac.0);
+        let mac = mac.map_or(id.info()?.host_mac(), |mac| mac.0);
         ensure!(mac != [0; 6], "{device} has no Ethernet address of its own; give it one with --mac");
         Ok(Self { eal, id, mac })
     }

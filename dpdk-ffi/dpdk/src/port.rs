@@ -110,6 +110,17 @@ pub struct PortInfo {
     pub spread: SpreadCapabilities,
 }
 
+impl PortInfo {
+    /// The Ethernet address of a host at this port: the station address, but for net_tap, whose kernel's interface at
+    /// the other end has that one. There it differs in a bit that keeps the address unicast, and as local as it was.
+    pub fn host_mac(&self) -> [u8; 6] {
+        let [first, rest @ ..] = self.mac;
+        let first = if self.driver == "net_tap" { first ^ 4 } else { first };
+        let [b, c, d, e, f] = rest;
+        [first, b, c, d, e, f]
+    }
+}
+
 /// How a port is to run.
 #[derive(Clone, Debug)]
 pub struct PortConfig {

@@ -47,7 +47,7 @@ impl<'a> Device<'a> {
     pub(super) fn find(options: &'a DpdkArgs) -> Result<Self> {
         let eal = Eal::init(dpdk::arguments_for(&[&options.dev], &options.eal))?;
         let id = eal.attach(&options.dev)?;
-        let mac = options.mac.map_or(id.info()?.mac, |mac| mac.0);
+        let mac = options.mac.map_or(id.info()?.host_mac(), |mac| mac.0);
         ensure!(mac != [0; 6], "{} has no Ethernet address of its own; give it one with --mac", options.dev);
         Ok(Self { options, eal, id, mac })
     }
