@@ -1,12 +1,13 @@
 //! The command line.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::{num::NonZeroU32, path::PathBuf};
 
 use bytesize::ByteSize;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
-use smoltcp::wire::{EthernetAddress, Ipv4Cidr, Ipv6Cidr};
+use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr};
+use stack::{check_gateway, check_own};
 
 use crate::http::RecordName;
 use crate::service::{MAX_SHARDS, SPARE_PLACES};
@@ -115,6 +116,13 @@ impl ServeArgs {
 
     /// What does not go together, in words.
     pub fn contradiction(&self) -> Option<String> {
+        match &self.network {
+            Network::Dpdk(dpdk) => dpdk.unreachable().or_else(|| self.missing_shards()),
+            Network::Kernel(_) => self.missing_shards(),
+        }
+    }
+
+    fn missing_shards(&self) -> Option<String> {
         let (cores, shards) = (self.cpus().len(), self.shards?);
         (cores > shards as usize).then(|| {
             format!("--shards {shards} is too few for {cores} cores, which need one each: raise it, or leave it out")
@@ -200,6 +208,32 @@ pub struct DpdkArgs {
     /// Arguments for DPDK's environment layer (EAL).
     #[arg(last = true, value_name = "EAL ARGS")]
     pub eal: Vec<String>,
+}
+
+impl DpdkArgs {
+    /// The server's addresses.
+    pub fn addresses(&self) -> Vec<IpCidr> {
+        std::iter::once(IpCidr::Ipv4(self.ip)).chain(self.ip6.map(IpCidr::Ipv6)).collect()
+    }
+
+    /// What is wrong with the routers, in words.
+    fn unreachable(&self) -> Option<String> {
+        let addresses = self.addresses();
+        let gateways = [
+            ("--gateway", "--ip", self.gateway.map(IpAddr::V4)),
+            ("--gateway6", "--ip6", self.gateway6.map(IpAddr::V6)),
+        ];
+        gateways.into_iter().find_map(|(option, own, gateway)| {
+            let gateway = gateway?;
+            if gateway.is_ipv6() && self.ip6.is_none() {
+                return Some(format!(
+                    "{option} {gateway} is for a server with an IPv6 address: give it one with {own}"
+                ));
+            }
+            let error = check_gateway(gateway, &addresses).err()?;
+            Some(format!("{option} {gateway}: {error} ({own})"))
+        })
+    }
 }
 
 /// Where Linux listens.
@@ -369,11 +403,17 @@ fn parse_cpus(text: &str) -> Result<CpuList, String> {
 }
 
 fn parse_ipv4(text: &str) -> Result<Ipv4Cidr, String> {
-    text.parse().map_err(|()| "write an address and a prefix length, such as 10.0.0.2/24".to_owned())
+    let cidr: Ipv4Cidr =
+        text.parse().map_err(|()| "write an address and a prefix length, such as 10.0.0.2/24".to_owned())?;
+    check_own(&cidr.into()).map_err(|error| error.to_string())?;
+    Ok(cidr)
 }
 
 fn parse_ipv6(text: &str) -> Result<Ipv6Cidr, String> {
-    text.parse().map_err(|()| "write an address and a prefix length, such as fd00::2/64".to_owned())
+    let cidr: Ipv6Cidr =
+        text.parse().map_err(|()| "write an address and a prefix length, such as fd00::2/64".to_owned())?;
+    check_own(&cidr.into()).map_err(|error| error.to_string())?;
+    Ok(cidr)
 }
 
 fn parse_mac(text: &str) -> Result<EthernetAddress, String> {
@@ -473,6 +513,57 @@ mod tests {
         let Network::Kernel(args) = args.network else { panic!("asked for the kernel, got {args:?}") };
         let expected: [SocketAddr; 2] = [([10, 0, 0, 2], 80).into(), (Ipv6Addr::UNSPECIFIED, 8080).into()];
         assert_eq!(args.listen, expected);
+    }
+
+    #[test]
+    fn only_addresses_of_hosts_are_the_servers() {
+        let with = |option: &str, address: &str| {
+            let dpdk = ["--dev", "net_null0", "--ip", if option == "--ip" { address } else { "10.0.0.2/24" }];
+            let more: &[&str] = if option == "--ip" { &[] } else { &[option, address] };
+            serve(&[&dpdk, more])
+        };
+        for address in [
+            "10.0.0.0/24",
+            "10.0.0.255/24",
+            "127.0.0.1/8",
+            "224.0.0.1/24",
+            "0.0.0.0/24",
+            "255.255.255.255/32",
+        ] {
+            let error = with("--ip", address).expect_err("no host's address");
+            let said = error.to_string();
+            let host = address.split('/').next().unwrap_or(address);
+            assert!(error.exit_code() == 2 && said.contains(host) && said.contains("; give one"), "{said}");
+        }
+        for address in ["fd00::/64", "::/64", "::1/128", "ff02::1/64", "::ffff:10.0.0.2/96"] {
+            assert_eq!(with("--ip6", address).expect_err("no host's address").exit_code(), 2, "{address}");
+        }
+        for address in ["10.0.0.0/31", "10.0.0.1/31", "10.0.0.0/32", "10.0.0.255/16"] {
+            with("--ip", address).expect(address);
+        }
+        for address in ["fd00::/127", "fd00::/128", "fd00::1/64"] {
+            with("--ip6", address).expect(address);
+        }
+    }
+
+    #[test]
+    fn gateways_are_in_the_servers_networks() {
+        let contradiction = |more: &[&str]| serve(&[&DPDK, more]).expect("good arguments").contradiction();
+        let ip6 = ["--ip6", "fd00::2/64"];
+        assert_eq!(contradiction(&["--gateway", "10.0.0.1"]), None);
+        for gateway in ["fd00::1", "fe80::1"] {
+            assert_eq!(contradiction(&[&ip6[..], &["--gateway6", gateway]].concat()), None);
+        }
+        for gateway in ["10.0.1.1", "10.0.0.2", "10.0.0.0", "10.0.0.255", "0.0.0.0", "127.0.0.1", "224.0.0.5"]
+        {
+            let said = contradiction(&["--gateway", gateway]).expect("no gateway");
+            assert!(said.contains(gateway) && said.contains("--ip"), "{said}");
+        }
+        for gateway in ["fd01::1", "fd00::2", "::1", "ff02::2"] {
+            let said = contradiction(&[&ip6[..], &["--gateway6", gateway]].concat()).expect("no gateway");
+            assert!(said.contains(gateway) && said.contains("--ip6"), "{said}");
+        }
+        assert!(contradiction(&["--gateway6", "fe80::1"]).expect("no address").contains("--ip6"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use smoltcp::time::Duration;
 use smoltcp::wire::IpCidr;
 
+use crate::address::{AddressError, check_gateway, check_own};
 use crate::steer::CoreShare;
 
 /// Bytes of an Ethernet header; there are no VLAN tags.
@@ -85,9 +86,9 @@ pub enum ConfigError {
     /// More addresses than an endpoint holds.
     #[error("{0} addresses are configured; at most {MAX_ADDRESSES} are possible")]
     TooManyAddresses(usize),
-    /// An address that no host can have.
-    #[error("{0} is not a unicast address; give the address of a host")]
-    NotUnicast(IpAddr),
+    /// An address that no host can have, or a gateway that cannot be reached.
+    #[error(transparent)]
+    Address(#[from] AddressError),
     /// An Ethernet address that no port can have.
     #[error("{0:02x?} is not a unicast Ethernet address")]
     NotUnicastMac([u8; 6]),
@@ -168,9 +169,9 @@ impl Config {
         if self.addresses.len() > MAX_ADDRESSES {
             return Err(ConfigError::TooManyAddresses(self.addresses.len()));
         }
-        if let Some(cidr) = self.addresses.iter().find(|cidr| !cidr.address().is_unicast()) {
-            return Err(ConfigError::NotUnicast(cidr.address().into()));
-        }
+        self.addresses.iter().try_for_each(check_own)?;
+        let gateways = [self.gateway_v4.map(IpAddr::V4), self.gateway_v6.map(IpAddr::V6)];
+        gateways.into_iter().flatten().try_for_each(|gateway| check_gateway(gateway, &self.addresses))?;
         let max_mtu = buffer_bytes.saturating_sub(ETHERNET_HEADER_BYTES).min(9000);
         if !(MIN_MTU..=max_mtu).contains(&self.mtu) {
             return Err(ConfigError::Mtu { mtu: self.mtu, min: MIN_MTU, max: max_mtu });
@@ -231,7 +232,10 @@ mod tests {
         let multicast = IpCidr::new(IpAddress::v4(224, 0, 0, 1), 24);
         let mut bad = config();
         bad.addresses[0] = multicast;
-        assert!(matches!(bad.check(2176), Err(ConfigError::NotUnicast(_))));
+        assert!(matches!(bad.check(2176), Err(ConfigError::Address(AddressError::NotHost(_)))));
+        bad = config();
+        bad.gateway_v4 = Some(Ipv4Addr::new(10, 0, 1, 1));
+        assert!(matches!(bad.check(2176), Err(ConfigError::Address(AddressError::GatewayElsewhere(_)))));
         bad.addresses = vec![config().addresses[0]; 9];
         assert_eq!(bad.check(2176), Err(ConfigError::TooManyAddresses(9)));
     }

@@ -1,6 +1,6 @@
 //! Frames as they come in and go out, and the parsing of those that carry TCP.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use pmem::{Buffer, Extent};
 use smoltcp::wire::{
@@ -8,6 +8,7 @@ use smoltcp::wire::{
     IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket,
 };
 
+use crate::address::is_host;
 use crate::checksum::is_right;
 use crate::config::ETHERNET_HEADER_BYTES;
 use crate::extensions::{self, Upper};
@@ -185,25 +186,15 @@ impl Local {
     /// Whether a segment can come from there: a host's address that is not one of our own
     /// (RFC 1122, section 3.2.1.3; RFC 9293, section 3.9.2.3).
     pub(crate) fn is_peer(&self, ip: IpAddr) -> bool {
-        let host = match ip {
-            IpAddr::V4(v4) => self.is_host_v4(v4),
-            IpAddr::V6(v6) => is_host_v6(v6),
-        };
-        host && !self.has(ip)
+        is_host(ip) && !self.is_directed_broadcast(ip) && !self.has(ip)
     }
 
-    fn is_host_v4(&self, ip: Ipv4Addr) -> bool {
-        let directed = self.addresses.iter().any(|cidr| match cidr {
-            IpCidr::Ipv4(cidr) => cidr.broadcast() == Some(ip),
-            IpCidr::Ipv6(_) => false,
-        });
-        // 0/8 is "this network", 224/4 multicast, 240/4 reserved and the limited broadcast address.
-        ip.octets()[0] != 0 && ip.octets()[0] < 224 && !ip.is_loopback() && !directed
+    fn is_directed_broadcast(&self, ip: IpAddr) -> bool {
+        self.addresses.iter().any(|cidr| match (cidr, ip) {
+            (IpCidr::Ipv4(cidr), IpAddr::V4(ip)) => cidr.broadcast() == Some(ip),
+            _ => false,
+        })
     }
-}
-
-fn is_host_v6(ip: Ipv6Addr) -> bool {
-    !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast() && ip.to_ipv4_mapped().is_none()
 }
 
 /// Reads a frame, of which `apart` bytes follow in another place. Nothing in it is believed: lengths, addresses and

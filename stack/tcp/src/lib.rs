@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod address;
 mod checksum;
 pub mod config;
 pub mod counters;
@@ -30,6 +31,7 @@ mod time_wait;
 mod timer;
 mod window;
 
+pub use address::{AddressError, check_gateway, check_own};
 pub use config::{Config, ConfigError, Keepalive};
 pub use counters::{Counters, Drops};
 pub use endpoint::{AddressConflict, ConnectError, Endpoint, Headers, ListenError, Share};
