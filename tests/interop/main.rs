@@ -8,6 +8,7 @@ mod full;
 mod http;
 mod idle;
 mod kernel;
+mod link;
 mod room;
 mod tools;
 mod transfer;

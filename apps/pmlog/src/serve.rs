@@ -111,6 +111,9 @@ trait Served: Transport {
     /// user. Called between any two bursts; not for longer than a signal may wait, [`SLEEP`].
     fn rest(&mut self, wanted: &Self::Rest, now: Instant, idle: Duration) -> Result<()>;
 
+    /// Logs what the network has told of this host. Called now and then.
+    fn tell(&mut self) {}
+
     /// What ends a rest, from another thread; none if no rest is long.
     fn waker(&mut self) -> Result<Option<Waker>>;
 }

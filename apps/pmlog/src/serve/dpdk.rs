@@ -94,7 +94,7 @@ impl Access for Device<'_> {
             gateway_v4: options.gateway,
             gateway_v6: options.gateway6,
             max_connections: args.places(),
-            ..Config::new(self.mac, addresses(options))
+            ..Config::new(self.mac, options.addresses())
                 .context("no random numbers for the stack's secrets")?
         };
         let rings = DpdkConfig {
@@ -128,7 +128,7 @@ impl Access for Device<'_> {
             }
             error => error.into(),
         })?;
-        for address in addresses(self.options) {
+        for address in self.options.addresses() {
             let address = SocketAddr::new(IpAddr::from(address.address()), self.options.port);
             transport.endpoint_mut().listen(address, BACKLOG.into())?;
         }
@@ -181,6 +181,16 @@ impl Served for DpdkTransport {
             }
         }
         Ok(())
+    }
+
+    fn tell(&mut self) {
+        if let Some(AddressConflict { ip, mac }) = self.endpoint_mut().take_conflict() {
+            tracing::warn!(
+                "the host {} says that it has this server's address {ip}; clients may reach either of the two: give \
+                 one of them another address",
+                EthernetAddress(mac)
+            );
+        }
     }
 
     fn waker(&mut self) -> Result<Option<Waker>> {
@@ -253,7 +263,7 @@ impl Found {
             header_split: split.map(Result::is_ok),
             queues: (transport.cores() > 1).then_some(transport.plan().queues.get()),
             spread: (transport.cores() > 1).then(|| spread(&transport.plan(), transport.cores())),
-            addresses: addresses(options).iter().map(IpCidr::to_string).collect(),
+            addresses: options.addresses().iter().map(IpCidr::to_string).collect(),
             port: options.port,
             link: match link {
                 Ok(link) if link.up => match link.speed_mbps {
@@ -294,10 +304,6 @@ fn spread(plan: &QueuePlan, cores: usize) -> String {
         Some(unasked) => format!("{queues}, one for each core, by {unasked}"),
         None => format!("{queues}, one for each core, by the device's hash"),
     }
-}
-
-fn addresses(options: &DpdkArgs) -> Vec<IpCidr> {
-    std::iter::once(IpCidr::Ipv4(options.ip)).chain(options.ip6.map(IpCidr::Ipv6)).collect()
 }
 
 /// Refuses a store whose pages may get other physical addresses, and says what those of the others ask for.

@@ -75,6 +75,7 @@ pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_
         if now - noted_totals >= TOTALS_EVERY {
             spent.cpu = thread_cpu() - before;
             (around.put)(server, spent);
+            server.parts().0.tell();
             noted_totals = now;
         }
         let is_busy = !step.is_idle() || has_attended;
