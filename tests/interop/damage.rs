@@ -8,10 +8,11 @@ use anyhow::{Context, Result, ensure};
 use lab::{Lab, isolated, noise};
 
 use crate::tools::{dumped, pmlog, stopped_store};
-use crate::{Over, cable, connect, health_of, options, over_each_transport};
+use crate::{Over, cable, connect, health_of, options, over_each_transport, two_cpus, wait_until};
 
 over_each_transport! {
     a_trim_survives_damage_to_either_copy_of_the_header,
+    a_lost_end_of_the_log_is_noticed_once_the_server_was_idle_or_only_read,
 }
 
 /// Where the headers of a store's shards lie, and how long a copy is.
@@ -157,5 +158,74 @@ fn a_trim_survives_damage_to_either_copy_of_the_header(lab: &Lab, over: Over) ->
     }
     let head = number(&image, HEADERS + 24)?;
     ensure!(head == seqs[19] && number(&image, HEADERS + HEADER_BYTES + 24)? == head, "head {head}");
+    Ok(())
+}
+
+/// Zeros look like the end of a log. That they are not is known from what vouches for the records before.
+fn a_lost_end_of_the_log_is_noticed_once_the_server_was_idle_or_only_read(
+    lab: &Lab,
+    over: Over,
+) -> Result<()> {
+    cable(lab, over)?;
+    let store = lab.path("store.pm");
+    // One core has both shards' records vouched for in the end, of two each its own.
+    for cores in [None, Some(two_cpus()?)] {
+        let mut options = options(lab, over, "16MiB")?.option("--shards", "2").flag("--force");
+        if let Some(cores) = &cores {
+            options = options.option("--cores", cores);
+        }
+        let server = options.start()?;
+        let mut names = Vec::new();
+        let mut connections = (0..8).map(|_| connect()).collect::<Result<Vec<_>>>()?;
+        for number in 0..40 {
+            names.push(connections[number % 8].append(&noise(number as u64, 20))?.record()?);
+        }
+        let last_of = |shard: usize| {
+            let of_shard = names.iter().filter_map(|name| {
+                name.to_string().split_once('-').map(|(s, n)| (s.to_owned(), n.to_owned()))
+            });
+            of_shard
+                .filter(|(s, _)| *s == shard.to_string())
+                .filter_map(|(_, seq)| seq.parse::<u64>().ok())
+                .max()
+        };
+        // Each shard's header, in either copy, says how far its log is durable; clients go on reading all the while.
+        wait_until("the end of each log is noted", || {
+            for connection in &mut connections {
+                ensure!(connection.get(&format!("/records/{}", names[0]))?.status == 200, "no record");
+            }
+            let image = fs::read(&store)?;
+            Ok((0..2).all(|shard| {
+                let header = HEADERS + shard * 2 * HEADER_BYTES;
+                (0..2).all(|copy| {
+                    let noted = number(&image, header + copy * HEADER_BYTES + 32).unwrap_or(0);
+                    noted >= last_of(shard).unwrap_or(0)
+                })
+            }))
+        })?;
+        server.kill()?;
+        let mut image = fs::read(&store)?;
+        let field = |at: usize| number(&image, at).map(|number| number as usize);
+        let (log_offset, log_stride) = (field(64)?, field(72)?);
+        let written = (0..2).filter(|&shard| last_of(shard).is_some()).count() as u64;
+        for shard in 0..2 {
+            image[log_offset + shard * log_stride..][..4096].fill(0);
+        }
+        fs::write(&store, image)?;
+
+        let mut options = self::options(lab, over, "16MiB")?;
+        if let Some(cores) = &cores {
+            options = options.option("--cores", cores);
+        }
+        let server = options.start()?;
+        ensure!(health_of(&server, "records")? == 0, "{}", server.health()?);
+        let said = server.output();
+        ensure!(said.contains(&format!("damaged   {written} in the log")), "nobody was told: {said}");
+        let next = connect()?.append(b"behind what was lost")?.record()?.to_string();
+        ensure!(names.iter().all(|name| name.to_string() != next), "the number {next} is given again");
+        server.kill()?;
+        let (code, _) = pmlog("verify", &store, &[])?;
+        ensure!(code == 1, "verify finds nothing wrong");
+    }
     Ok(())
 }

@@ -17,8 +17,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const LAST_FRAMES: Duration = Duration::from_millis(100);
 /// Between two looks of others at what the core has done.
 const TOTALS_EVERY: Duration = Duration::from_millis(200);
-/// Idle time after which the log's end is noted in the store, so that later losses show as what they are.
-const CHECKPOINT_AFTER: Duration = Duration::from_secs(1);
+/// Time without an append after which the log's end is noted in the store, so that later losses show as what they are.
+/// Until then the next append would have vouched for the last one.
+const CHECKPOINT_AFTER: Duration = Duration::from_millis(500);
 
 /// What is around one core's loop.
 pub(super) struct Surroundings<'a, T: Served> {
@@ -65,7 +66,8 @@ pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_
     let before = thread_cpu();
     let mut idle_since = clock.now();
     let mut noted_totals = clock.now();
-    let mut is_noted = true;
+    // Since when the last commit is not noted; only the first shard, which takes appends, can have such a commit.
+    let mut unnoted_since: Option<Instant> = None;
     while !stop.load(Ordering::Relaxed) {
         let now = clock.now();
         let step = server.step(now)?;
@@ -80,14 +82,18 @@ pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_
         }
         let is_busy = !step.is_idle() || has_attended;
         if is_busy {
-            is_noted &= !step.committed;
             idle_since = now;
         }
         let idle = now - idle_since;
-        if !is_noted && idle >= CHECKPOINT_AFTER && server.service().failure().is_none() {
+        if step.committed {
+            unnoted_since = Some(now);
+        }
+        // Readers, and requests that never become whole, keep a server busy and vouch for nothing.
+        let is_due = unnoted_since.is_some_and(|since| now - since >= CHECKPOINT_AFTER);
+        if is_due && server.service().failure().is_none() {
             let (_, _, shard) = server.parts();
             shard.checkpoint()?;
-            is_noted = true;
+            unnoted_since = None;
         }
         let after = clock.now();
         // Times are cut to microseconds, at both ends alike: over many turns that evens out.
