@@ -62,5 +62,5 @@ pub use scan::{Corruption, Torn};
 pub use shard::{Counters, Durable, Pending, Receipt, Shard, Trimmed};
 pub use shelf::Shelf;
 pub use snapshot::{PieceName, ShardReport, Snapshot, SnapshotEvent, SnapshotRecord};
-pub use superblock::Geometry;
+pub use superblock::{Contents, Geometry};
 pub use watch::{Step, Watch, Work};

@@ -30,7 +30,7 @@ use crate::{
     recovery::ShardSeed,
     scan::Corruption,
     shard::{Limits, Shard},
-    superblock::{Found, Geometry, SUPERBLOCKS_BYTES, Superblock, VERSION, Wish},
+    superblock::{Contents, Found, Geometry, SUPERBLOCKS_BYTES, Superblock, VERSION, Wish},
     watch::{Watch, Work},
 };
 
@@ -46,9 +46,12 @@ pub struct Options {
     /// Length of a buffer in bytes, a multiple of 64; [`DEFAULT_BUFFER_BYTES`](crate::DEFAULT_BUFFER_BYTES) for a
     /// new store. An existing store must have such buffers.
     pub buffer_bytes: Option<u16>,
-    /// Log entries of a shard, a power of two; for a new store about half the number of buffers. An existing
+    /// Log entries of a shard, a power of two; for a new store three to six times the number of buffers. An existing
     /// store must have as many.
     pub log_entries: Option<u32>,
+    /// What the records of a new store will be. An existing one must be of this kind, or of an unknown one; any will do if
+    /// this is [`Contents::Unknown`].
+    pub contents: Contents,
     /// Buffers of a shard that the log leaves to the network: by default an eighth, but at least 64, and in no
     /// case more than half.
     pub reserve: Option<u32>,
@@ -78,6 +81,7 @@ impl Default for Options {
             shards_if_new: None,
             buffer_bytes: None,
             log_entries: None,
+            contents: Contents::Unknown,
             reserve: None,
             max_record_bytes: 16 << 20,
             persist_delay: Duration::ZERO,
@@ -156,6 +160,16 @@ pub enum OpenError {
         found: u64,
         /// What was asked for.
         asked: u64,
+    },
+    /// The store belongs to another program.
+    #[error("{} is a store of {found}, not of {asked}; it was left alone. Choose another path, or force formatting to destroy it", path.display())]
+    Contents {
+        /// The path.
+        path: PathBuf,
+        /// What its records are.
+        found: Contents,
+        /// What they were to be.
+        asked: Contents,
     },
     /// The region cannot be cut up as asked.
     #[error("cannot make a store: {0}")]
@@ -280,6 +294,8 @@ pub struct RegionInfo {
     pub uuid: Uuid,
     /// How the region is cut up.
     pub geometry: Geometry,
+    /// What its records are.
+    pub contents: Contents,
     /// Whether the store was made just now.
     pub is_new: bool,
     /// Whether one copy of the superblock was damaged and was written again.
@@ -304,6 +320,7 @@ impl fmt::Display for RegionInfo {
             geometry.buffer_bytes,
             geometry.log_entries,
         )?;
+        write!(f, "; {}", self.contents)?;
         if self.repaired { f.write_str("; repaired a copy of the superblock") } else { Ok(()) }
     }
 }
@@ -432,12 +449,13 @@ impl Region {
         let (store, task) = match look(&*place.medium) {
             Found::Store { superblock, damaged_copy } if !options.force => {
                 check(&place.path, place.medium.len() as u64, &superblock.geometry, options)?;
+                check_contents(&place.path, superblock.contents, options.contents)?;
                 (superblock, damaged_copy.map_or(Task::Nothing, |copy| Task::Repair { superblock, copy }))
             }
             found => {
                 may_format(&place, found, options)?;
                 let geometry = plan(place.size.unwrap_or(u64::MAX).min(place.medium.len() as u64), options)?;
-                let superblock = Superblock { uuid: Uuid::new_v4(), geometry };
+                let superblock = Superblock { uuid: Uuid::new_v4(), geometry, contents: options.contents };
                 (superblock, Task::Format(superblock))
             }
         };
@@ -447,13 +465,22 @@ impl Region {
         let (domain, geometry) = (medium.domain(), store.geometry);
         let reserve = options.reserve.unwrap_or((geometry.buffers / 8).max(64)).min(geometry.buffers / 2);
         let limits = Limits { max_record_bytes: options.max_record_bytes.into(), reserve: reserve as usize };
-        let info = RegionInfo { path, kind, domain, platform, uuid: store.uuid, geometry, is_new, repaired };
+        let Superblock { uuid, contents, .. } = store;
+        let info = RegionInfo { path, kind, domain, platform, uuid, geometry, contents, is_new, repaired };
         let delay = options.persist_delay;
         let medium = if delay.is_zero() { medium } else { Slowed(delay).over(medium) };
         let medium = if options.timed { Timed::new().over(medium) } else { medium };
         let watch = options.watch.clone();
         Ok(Self { pending: Arc::new(pending), medium, claim: Arc::new(claim), info, limits, watch })
     }
+}
+
+/// Checks that a store's records are what its user takes them for.
+fn check_contents(path: &Path, found: Contents, asked: Contents) -> Result<(), OpenError> {
+    if found == asked || found == Contents::Unknown || asked == Contents::Unknown {
+        return Ok(());
+    }
+    Err(OpenError::Contents { path: path.to_path_buf(), found, asked })
 }
 
 /// What lies at the beginning of a medium.

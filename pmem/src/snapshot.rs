@@ -15,7 +15,7 @@ use crate::{
     record::RecordInfo,
     region::{OpenError, ReadOnly},
     scan::{Corruption, LogPlan, Scanned, Source, Torn, scan},
-    superblock::{Found, Geometry, SUPERBLOCKS_BYTES, Superblock, VERSION},
+    superblock::{Contents, Found, Geometry, SUPERBLOCKS_BYTES, Superblock, VERSION},
 };
 
 /// A store opened for reading only: nothing is recovered, nothing changes, and damage is reported, not refused.
@@ -119,6 +119,11 @@ impl Snapshot {
     /// How the store is cut up.
     pub fn geometry(&self) -> &Geometry {
         &self.superblock.geometry
+    }
+
+    /// What its records are.
+    pub fn contents(&self) -> Contents {
+        self.superblock.contents
     }
 
     /// Whether one of the two copies of the superblock is damaged; opening the store for writing repairs it.

@@ -134,7 +134,8 @@ fn records_of_a_kibibyte_and_more_are_not_copied() {
 
 #[test]
 fn short_records_share_buffers() {
-    let mut shard = shard(1 << 20);
+    let options = Options { size: Some(1 << 20), log_entries: Some(1024), ..tiny() };
+    let mut shard = Region::open("memory:", &options).unwrap().into_shard().unwrap();
     let all = shard.arena().free_buffers();
     let records: Vec<_> = (0..100).map(|i| payload(i, 100)).collect();
     for bytes in &records {

@@ -12,7 +12,8 @@ use std::{
 
 use common::{append, contents, payload, store, tiny};
 use pmem::{
-    Domain, Kind, LineModel, MEMORY, Medium, OpenError, Options, Region, Shard, Snapshot, SnapshotEvent,
+    AppendError, Contents, Domain, Full, Kind, LineModel, MEMORY, Medium, OpenError, Options, Region, Shard,
+    Snapshot, SnapshotEvent,
 };
 
 /// A folder on a disk; tests of refused volatile files name tmpfs themselves.
@@ -684,4 +685,75 @@ fn stores_in_files_are_opened_side_by_side() {
             });
         }
     });
+}
+
+#[test]
+fn a_default_log_has_room_for_short_records() {
+    for (size, least) in [(4 << 20, 4096), (64 << 20, 100_000)] {
+        let mut shard = Region::open(MEMORY, &new(size)).unwrap().into_shard().unwrap();
+        let (entries, buffers) = (shard.log_entries() as f64, shard.arena().buffers() as f64);
+        assert!((3.0..7.0).contains(&(entries / buffers)), "{entries} entries for {buffers} buffers");
+        let mut records = 0;
+        let full = loop {
+            match shard.append_copy(b"x") {
+                Ok(_) => records += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(records >= least, "{records} records of one byte in {size} bytes");
+        assert!(matches!(full, AppendError::Full(Full::LogEntries { free: 0, .. })), "{full}");
+        assert_eq!(shard.free_log_entries(), 0);
+        // Of 64 bytes each, the log and the buffers last about as long.
+        let mut shard = Region::open(MEMORY, &new(size)).unwrap().into_shard().unwrap();
+        let mut records = 0;
+        while shard.append_copy(&[7; 64]).is_ok() {
+            records += 1;
+        }
+        assert!(records >= least, "{records} records of 64 bytes in {size} bytes");
+    }
+    let asked = Options { log_entries: Some(1024), ..new(4 << 20) };
+    assert_eq!(Region::open(MEMORY, &asked).unwrap().into_shard().unwrap().log_entries(), 1024);
+}
+
+#[test]
+fn a_store_is_of_one_kind_of_records() {
+    let dir = disk();
+    let path = dir.path().join("store");
+    let of = |contents| Options { contents, ..Options::default() };
+    let bodies = Options { size: Some(1 << 20), ..of(Contents::Bodies) };
+    drop(open(&path, &bodies).unwrap().into_shard().unwrap());
+    let before = fs::read(&path).unwrap();
+    let error = open(&path, &of(Contents::Frames)).map(|_| ()).unwrap_err();
+    assert!(matches!(error, OpenError::Contents { found: Contents::Bodies, asked: Contents::Frames, .. }));
+    let text = error.to_string();
+    assert!(text.contains("pmlog") && text.contains("pmfwd") && text.contains("left alone"), "{text}");
+    assert!(fs::read(&path).unwrap() == before, "a store that was refused was changed");
+    for contents in [Contents::Bodies, Contents::Unknown] {
+        assert_eq!(open(&path, &of(contents)).unwrap().info().contents, Contents::Bodies);
+    }
+    assert_eq!(Snapshot::open(&path).unwrap().contents(), Contents::Bodies);
+    // Older programs say nothing, and when they repair a copy they leave out what it said.
+    let mut plain = before[..256].to_vec();
+    plain[96..100].fill(0);
+    plain[12..16].fill(0);
+    let crc = crc32c::crc32c(&plain);
+    plain[12..16].copy_from_slice(&crc.to_le_bytes());
+    for copy in 0..2 {
+        fs::write(&path, &before).unwrap();
+        patch(&path, 256 * copy, &plain);
+        let region = open(&path, &Options::default()).unwrap();
+        assert_eq!((region.info().contents, region.info().repaired), (Contents::Bodies, true));
+        drop(region.into_shard().unwrap());
+        assert!(fs::read(&path).unwrap()[..512] == before[..512]);
+    }
+    patch(&path, 0, &plain);
+    patch(&path, 256, &plain);
+    let region = open(&path, &of(Contents::Frames)).unwrap();
+    assert_eq!(region.info().contents, Contents::Unknown);
+    assert!(region.info().to_string().contains("unknown kind"), "{}", region.info());
+    drop(region);
+    // By force it is another's.
+    let forced = Options { force: true, size: Some(1 << 20), ..of(Contents::Frames) };
+    drop(open(&path, &forced).unwrap().into_shard().unwrap());
+    assert_eq!(Snapshot::open(&path).unwrap().contents(), Contents::Frames);
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use dpdk::{Eal, ExternalArea, Offloads, Pool, Port, PortConfig, PortId, PortInfo, RxQueue, TxQueue};
-use pmem::{Kind, Options, Region, RegionInfo, ShardSeed};
+use pmem::{Contents, Kind, Options, Region, RegionInfo, ShardSeed};
 
 use crate::burst::MAX_BURST;
 use crate::capture::CaptureFile;
@@ -427,6 +427,7 @@ fn open_store(
         volatile: cli.volatile,
         force: cli.force,
         watch: program::watch_opening("pmfwd", cli.json, stop),
+        contents: Contents::Frames,
         ..Options::default()
     };
     let region = Region::open(path, &options).context(

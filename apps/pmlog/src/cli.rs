@@ -91,6 +91,11 @@ pub struct ServeArgs {
     /// served with as many cores as it has shards, or fewer.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_SHARDS as i64))]
     pub shards: Option<u32>,
+    /// How many entries to make the log of each shard of a new store with, a power of two: a record takes one for each four
+    /// pieces of network segments, and one at least. Without it, three to six for each buffer of 2176 bytes; an existing
+    /// store must have as many.
+    #[arg(long, value_name = "N")]
+    pub log_entries: Option<u32>,
     /// Report as JSON lines instead of text.
     #[arg(long)]
     pub json: bool,

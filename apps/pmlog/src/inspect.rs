@@ -237,6 +237,8 @@ impl<W: Write> Listing<'_, W> {
 struct Verdict {
     sound: bool,
     store: String,
+    /// What the records are.
+    contents: String,
     records: u64,
     payload_bytes: u64,
     missing_bytes: u64,
@@ -278,6 +280,7 @@ impl Verdict {
             // missing bytes are nowhere else.
             sound: corruptions == 0 && snapshot.missing_bytes() == 0 && !may_be_old,
             store: snapshot.uuid().to_string(),
+            contents: snapshot.contents().to_string(),
             records: sum(|shard| shard.records),
             payload_bytes: sum(|shard| shard.payload_bytes),
             missing_bytes: snapshot.missing_bytes(),
@@ -289,7 +292,7 @@ impl Verdict {
     }
 
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        writeln!(out, "store {}", self.store)?;
+        writeln!(out, "store {}, {}", self.store, self.contents)?;
         for shard in &self.shards {
             let ShardLine { shard: index, records, head, next, live_buffers, free_buffers, .. } = shard;
             let epoch = shard.epoch.map_or_else(|| "unknown".to_owned(), |epoch| epoch.to_string());

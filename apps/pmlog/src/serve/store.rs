@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, anyhow, ensure};
-use pmem::{OpenError, Options, Region, RegionInfo, ShardSeed};
+use pmem::{Contents, OpenError, Options, Region, RegionInfo, ShardSeed};
 
 use crate::cli::ServeArgs;
 use crate::service::MAX_SHARDS;
@@ -21,6 +21,8 @@ pub(super) fn open(
         size: args.pm_size.map(|size| size.as_u64()),
         shards: args.shards,
         shards_if_new: Some(cores.get().into()),
+        log_entries: args.log_entries,
+        contents: Contents::Bodies,
         max_record_bytes: u32::try_from(args.max_record.as_u64()).unwrap_or(u32::MAX),
         volatile: args.volatile,
         force: args.force,
@@ -54,10 +56,11 @@ fn option_for(error: &OpenError) -> Option<&'static str> {
     match error {
         OpenError::NoSize { .. } => Some("--pm-size 1GiB"),
         OpenError::Volatile { .. } => Some("--volatile"),
-        OpenError::NotAStore { .. } | OpenError::Version { .. } | OpenError::Damaged { .. } => {
-            Some("--force")
-        }
-        OpenError::Mismatch { .. } => Some("--pm-size, --shards, --force"),
+        OpenError::NotAStore { .. }
+        | OpenError::Version { .. }
+        | OpenError::Damaged { .. }
+        | OpenError::Contents { .. } => Some("--force"),
+        OpenError::Mismatch { .. } => Some("--pm-size, --shards, --log-entries, --force"),
         _ => None,
     }
 }
