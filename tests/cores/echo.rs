@@ -14,12 +14,12 @@ use dpdk::{Eal, ExternalArea, QueuePlan};
 use lab::wire::{KERNEL_V4, SERVER_V4, SERVER_V6};
 use lab::{Lab, noise};
 use pmem::{Durable, Extent, Options, Region, Shard, ShardSeed};
-use smoltcp::time::Instant;
-use smoltcp::wire::IpCidr;
 use stack::Config;
+use stack::IpCidr;
 use stack::doze::Waker;
 use stack::net::{ConnId, Event, Net, Service, Transport as _};
 use stack::server::Server;
+use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
 use stack::transport::dpdk::{DpdkConfig, DpdkCounters, DpdkSeat, DpdkTransport};
 
@@ -228,7 +228,7 @@ impl Core {
     /// Until something wakes the core, or a timer is due.
     fn sleep(&self, server: &mut Server<DpdkTransport, EchoService>) -> Result<()> {
         let (transport, ..) = server.parts();
-        let due = transport.next_deadline().map(|due| Duration::from(due.max(self.now()) - self.now()));
+        let due = transport.next_deadline().map(|due| due - self.now());
         Ok(transport.sleep(due.unwrap_or(LONG))?)
     }
 

@@ -6,8 +6,7 @@ use std::{num::NonZeroU32, path::PathBuf};
 use bytesize::ByteSize;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
-use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr};
-use stack::{check_gateway, check_own};
+use stack::{EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr, check_gateway, check_own};
 
 use crate::http::RecordName;
 use crate::service::{MAX_SHARDS, SPARE_PLACES};

@@ -19,13 +19,14 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use pmem::{Kind, RegionInfo, Shard, ShardSeed};
 use serde::Serialize;
-use smoltcp::time::{Duration, Instant};
 use stack::net::Transport;
 use stack::server::Server;
+use stack::time::Instant;
 
 use crate::cli::{Network, ServeArgs};
 use crate::service::{LogService, Waker};

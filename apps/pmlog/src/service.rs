@@ -16,10 +16,11 @@ mod stream;
 mod text;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pmem::{Durable, Shard};
-use smoltcp::time::{Duration, Instant};
 use stack::net::{ConnId, Event, Net, Service};
+use stack::time::Instant;
 
 use checked::Alarm;
 use connection::{Connection, Patience};

@@ -2,10 +2,11 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Lab, body, post, request};
 use pmlog::service::ServiceConfig;
 use proptest::prelude::*;
-use smoltcp::time::Duration;
 use stack::net::{CloseReason, Event};
 
 #[test]

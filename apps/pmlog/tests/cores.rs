@@ -8,8 +8,8 @@ use common::{Lab, alter, body, post, request, responses};
 use pmem::{Options, Region};
 use pmlog::service::{Hall, LogService, ServiceConfig};
 use serde_json::Value;
-use smoltcp::time::Instant;
 use stack::net::{CloseReason, ConnId};
+use stack::time::Instant;
 
 /// Records of every form: in the log entry, packed, one buffer, a part and its last byte, several parts.
 const LENGTHS: [usize; 9] = [0, 5, 32, 100, 1448, 16_383, 16_384, 16_385, 300_000];
@@ -471,7 +471,7 @@ fn health_is_that_of_all_cores() {
     assert!(shards.iter().zip(free).all(|(shard, free)| shard["free_log_entries"] == free), "{health}");
     // Another core's commits are counted a second later.
     for lab in &mut cores.0 {
-        lab.advance(smoltcp::time::Duration::from_secs(2));
+        lab.advance(std::time::Duration::from_secs(2));
     }
     assert_eq!(cores.get(0, "/health").json()["commits"]["count"], 2);
 }

@@ -4,16 +4,17 @@
 mod common;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use common::{Lab, Response, body, post, request, responses};
 use pmlog::service::{LogService, ServiceConfig};
 use smoltcp::iface::SocketHandle;
-use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
 use stack::Config;
 use stack::net::Transport as _;
 use stack::server::Server;
 use stack::sim::{Clock, Host, Link, Path, Peer, SimConfig, SimTransport};
+use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
 
 const CLIENTS: u8 = 4;

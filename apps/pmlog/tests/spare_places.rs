@@ -2,9 +2,10 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Lab, body, post, request};
 use pmlog::service::ServiceConfig;
-use smoltcp::time::Duration;
 use stack::net::{CloseReason, ConnId};
 
 /// A service with four places, all taken by idle clients, and some spare ones.

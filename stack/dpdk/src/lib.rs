@@ -35,10 +35,10 @@ use dpdk::{
     SleepError, Sleeper,
 };
 use pmem::Arena;
-use smoltcp::time::Instant;
 use stack_net::doze::Waker;
 use stack_net::net::{Event, OverEndpoint, Transport};
 use stack_net::profile::{Laps, NoLaps, Stage};
+use stack_net::time::Instant;
 use stack_tcp::{Config, ConfigError, Endpoint, Share, Steering};
 
 use exchange::{NEWS, STRAYS, Stray};

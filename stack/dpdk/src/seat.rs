@@ -9,7 +9,7 @@ use dpdk::{
     Port, PortConfig, PortId, PortInfo, QueuePlan, RxQueue, Sleeper, TxQueue, UnaskedSpread, queues_for,
 };
 use pmem::Arena;
-use smoltcp::time::Instant;
+use stack_net::time::Instant;
 use stack_tcp::{Config, CoreShare, Endpoint, Steering};
 
 use super::exchange::{Exchange, NEWS, STRAYS};

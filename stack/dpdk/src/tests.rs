@@ -2,9 +2,9 @@
 
 use dpdk::{Checksum, Eal, ExternalArea, Mbuf, MbufBatch, Pool, PoolConfig};
 use pmem::{Arena, BufferId, Options, Region};
-use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, Ipv4Packet, TcpPacket};
 use stack_net::net::{ConnId, Event, Net as _, OverEndpoint as _, Slot, Transport as _};
+use stack_net::time::Instant;
 use stack_tcp::testing::{Arrived, arena};
 use stack_tcp::{Config, Endpoint, FrameSink, SinkFull, TxFrame};
 

@@ -23,11 +23,12 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use pmem::{Arena, Extent};
 use rustix::net::{self, Shutdown, sockopt};
-use smoltcp::time::{Duration, Instant};
 use stack_net::net::{CloseReason, ConnId, Event, Net, SendError, SendSpace, Slot, Transport};
+use stack_net::time::Instant;
 
 pub use config::{KernelConfig, KernelCounters, KernelError};
 pub use listener::{Listener, Stacks};
@@ -140,7 +141,7 @@ impl KernelTransport {
         if !self.events.is_empty() || !self.active.is_empty() || can_refill || can_resume {
             return Ok(());
         }
-        self.ring.wait(limit.into()).map_err(KernelError::of_ring)
+        self.ring.wait(limit).map_err(KernelError::of_ring)
     }
 
     /// What ends a [`wait`](Self::wait) from another thread.
@@ -222,7 +223,7 @@ impl KernelTransport {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let Some(index) = self.vacant.pop() else {
             self.counters.refused += 1;
-            let _ = sockopt::set_socket_linger(&socket, Some(std::time::Duration::ZERO));
+            let _ = sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
             return Ok(());
         };
         // Replies are written as a whole; waiting for more to send would only delay them.
@@ -486,7 +487,7 @@ impl Net for KernelTransport {
         if let Some(connection) = self.live(conn) {
             if let Some(socket) = connection.socket() {
                 // Closing then sends RST.
-                let _ = sockopt::set_socket_linger(socket, Some(std::time::Duration::ZERO));
+                let _ = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
             }
             connection.die(CloseReason::Aborted);
             self.activate(conn.index);

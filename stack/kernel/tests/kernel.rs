@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant as Clock};
 
 use pmem::{Options, Region, Shard};
-use smoltcp::time::Instant;
 use stack::net::{CloseReason, ConnId, Event, Net, SendError, Transport};
+use stack::time::Instant;
 use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport};
 
 /// A shard in memory with at least `buffers` buffers.

@@ -1,12 +1,13 @@
 //! A transport in a process without descriptors to spare. The limit is the whole process's, so this test is alone.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use pmem::{Options, Region};
 use rustix::net::{AddressFamily, SocketType, connect, socket};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use smoltcp::time::{Duration, Instant};
 use stack::net::{Event, Transport};
+use stack::time::Instant;
 use stack::transport::kernel::{KernelConfig, KernelTransport};
 
 /// One burst at `now`; the events it brought.

@@ -1,7 +1,7 @@
 //! What an application is written against, whatever carries its connections.
 //!
 //! [`net`] has connections, events, slots and replies, [`server`] the loop of one core, [`profile`] where its time
-//! goes, and [`doze`] how cores that sleep are woken.
+//! goes, [`doze`] how cores that sleep are woken, and [`time`] what the time is.
 
 #![forbid(unsafe_code)]
 
@@ -9,3 +9,4 @@ pub mod doze;
 pub mod net;
 pub mod profile;
 pub mod server;
+pub mod time;

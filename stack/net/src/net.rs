@@ -6,9 +6,9 @@
 use std::net::SocketAddr;
 
 use pmem::{Durable, Extent, Shard};
-use smoltcp::time::Instant;
 
 use crate::profile::{Laps, Stage};
+use crate::time::Instant;
 
 /// Names a connection for as long as it lives; a later connection in the same place has another generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

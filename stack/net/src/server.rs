@@ -4,10 +4,10 @@
 //! the replies leave after that fence and in the same step.
 
 use pmem::Shard;
-use smoltcp::time::Instant;
 
 use crate::net::{Service, Transport};
 use crate::profile::{Laps, NoLaps, Profile, Profiler, Stage};
+use crate::time::Instant;
 
 /// One transport, one application and one shard of the store, run by one core.
 #[derive(Debug)]

@@ -5,16 +5,17 @@
 //! segment finds the state of its connection where it has last been touched N segments ago. It has to be flat.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pmem::{Arena, Buffer, MEMORY, Options, Region};
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl,
     TcpPacket, TcpRepr, TcpSeqNumber,
 };
 use stack::net::{Event, Net};
+use stack::time::Instant;
 use stack::{Config, Endpoint, FrameSink, RxChecksum, RxFrame, SinkFull, TxFrame};
 
 const PAYLOAD_BYTES: usize = 1024;

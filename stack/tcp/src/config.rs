@@ -1,8 +1,8 @@
 //! What an endpoint is told at its start: who it is, and the limits on everything it holds.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
-use smoltcp::time::Duration;
 use smoltcp::wire::IpCidr;
 
 use crate::address::{AddressError, check_gateway, check_own};

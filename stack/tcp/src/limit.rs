@@ -1,6 +1,8 @@
 //! A limit on how often something is done.
 
-use smoltcp::time::{Duration, Instant};
+use std::time::Duration;
+
+use stack_net::time::Instant;
 
 /// Allows one action per interval on average, and a burst at first (the virtual scheduling of GCRA).
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +26,7 @@ impl Rate {
 
 impl RateLimit {
     pub(crate) fn new() -> Self {
-        Self { full_at: Instant::from_micros_const(i64::MIN / 2) }
+        Self { full_at: Instant::from_micros(i64::MIN / 2) }
     }
 
     /// Whether the action may be done now; if so it counts.

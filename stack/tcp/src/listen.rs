@@ -1,8 +1,9 @@
 //! Listeners, and the connections that are half-open on them.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use smoltcp::time::{Duration, Instant};
+use stack_net::time::Instant;
 
 use crate::flow::FlowKey;
 use crate::tcp::connection::Handshake;

@@ -3,8 +3,9 @@
 //! answered where their frames come from, so that nobody but ourselves can fill these tables.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use smoltcp::time::{Duration, Instant};
+use stack_net::time::Instant;
 
 /// Most hosts and gateways at a time.
 pub(crate) const MAX_NEIGHBORS: usize = 64;

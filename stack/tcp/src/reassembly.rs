@@ -5,12 +5,13 @@
 //! (RFC 5722, here for IPv4 as well); a fragment that came twice is not an overlap.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
-use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
     EthernetFrame, EthernetProtocol, IPV4_HEADER_LEN, IPV6_HEADER_LEN, Ipv4Packet, Ipv6Packet,
 };
+use stack_net::time::Instant;
 
 use crate::config::ETHERNET_HEADER_BYTES;
 use crate::extensions;

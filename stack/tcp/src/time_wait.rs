@@ -9,7 +9,7 @@
 //! connection begins. So a RST alone ends nothing, nor does a single SYN; it takes a peer that insists on its SYN after
 //! it has disowned the connection, and at least one round trip, in which old duplicates arrive as what they are.
 
-use smoltcp::time::Instant;
+use stack_net::time::Instant;
 
 use crate::flow::FlowKey;
 use crate::frame::{Flags, Segment};

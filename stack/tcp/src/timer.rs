@@ -1,6 +1,6 @@
 //! A hierarchical timer wheel: setting, moving and cancelling a deadline take constant time.
 
-use smoltcp::time::Instant;
+use stack_net::time::Instant;
 
 /// Slots of a level; a level's occupancy fits one word.
 const SLOTS: usize = 64;
@@ -145,12 +145,12 @@ impl TimerWheel {
 
 /// The last tick that has begun: a timer never fires early.
 fn tick_before(at: Instant) -> u64 {
-    u64::try_from(at.total_micros()).unwrap_or(0) / 1000
+    u64::try_from(at.as_micros()).unwrap_or(0) / 1000
 }
 
 /// The first tick that is not before `at`.
 fn tick_after(at: Instant) -> u64 {
-    u64::try_from(at.total_micros()).unwrap_or(0).div_ceil(1000)
+    u64::try_from(at.as_micros()).unwrap_or(0).div_ceil(1000)
 }
 
 #[cfg(test)]

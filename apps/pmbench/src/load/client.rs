@@ -9,9 +9,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use hdrhistogram::Histogram;
 use pmem::Extent;
-use smoltcp::time::Instant;
 use stack::Endpoint;
 use stack::net::{CloseReason, ConnId, Event, Transport};
+use stack::time::Instant;
 use stack::transport::OverEndpoint;
 
 use super::device::Clock;

@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use dpdk::{Eal, ExternalArea, PortId};
 use pmem::{Arena, Extent, MEMORY, Options, Region, Shard};
-use smoltcp::time::Instant;
 use smoltcp::wire::IpCidr;
 use stack::Config;
+use stack::time::Instant;
 use stack::transport::dpdk::{DpdkConfig, DpdkTransport};
 
 use super::cli::LoadArgs;

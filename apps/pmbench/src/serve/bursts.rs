@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use pmem::{Shard, Spent};
-use smoltcp::time::Instant;
 use stack::profile::{Laps, NoLaps, Profile, Profiler};
 use stack::server::Step;
+use stack::time::Instant;
 
 use super::control::{Control, tell};
 use super::ledger::{Ledger, Meter, stages};

@@ -87,7 +87,8 @@ struct Place {
 }
 
 impl Staged for Server {
-    fn burst<L: Laps>(&mut self, now: Instant, laps: &mut L) -> Result<Step> {
+    fn burst<L: Laps>(&mut self, now: stack::time::Instant, laps: &mut L) -> Result<Step> {
+        let now = Instant::from_micros(now.as_micros());
         let mut step = Step { received: self.receive(now, laps), ..Step::default() };
         if now - self.looked >= TIMERS_EVERY {
             self.looked = now;

@@ -5,9 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result};
 use dpdk::{Eal, ExternalArea, PortId};
 use pmem::{RegionInfo, Shard};
-use smoltcp::time::Instant;
 use smoltcp::wire::IpCidr;
 use stack::Config;
+use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
 use stack::transport::dpdk::{DpdkConfig, DpdkTransport};
 

@@ -115,9 +115,9 @@ impl Meter {
     }
 
     /// The time of `raw` on the stack's clock.
-    pub(super) fn instant(&self, raw: u64) -> smoltcp::time::Instant {
+    pub(super) fn instant(&self, raw: u64) -> stack::time::Instant {
         let micros = self.clock.delta_as_nanos(self.start, raw) / 1000;
-        smoltcp::time::Instant::from_micros(micros as i64)
+        stack::time::Instant::from_micros(micros as i64)
     }
 
     /// Counts the time since `begun`, in which nothing was found to do, if the kernel had something to do.

@@ -3,13 +3,13 @@
 use anyhow::Result;
 use dpdk::{MbufBatch, Pool, PoolConfig, Port, PortConfig, RxQueue, TxQueue};
 use pmem::Shard;
-use smoltcp::time::Instant;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Ipv4Address,
     Ipv4Packet,
 };
 use stack::profile::{Laps, Stage};
 use stack::server::Step;
+use stack::time::Instant;
 
 use super::bursts::{Staged, Watched, run};
 use super::control::{Control, tell};

@@ -1,13 +1,15 @@
 //! `pmlog`'s own service, which keeps requests where they arrived: `paste` and, with the log left out, `paste-echo` on
 //! a DPDK port, `kernel-paste` on Linux' own TCP.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use pmem::{RegionInfo, Shard};
 use pmlog::service::{Counters, LogService, ServiceConfig};
-use smoltcp::time::{Duration, Instant};
 use stack::net::Transport;
 use stack::profile::Profile;
 use stack::server::{Server, Step};
+use stack::time::Instant;
 use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport};
 
 use super::bursts::{Bursts, run};

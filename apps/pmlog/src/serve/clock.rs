@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use signal_hook::consts::SIGUSR1;
-use smoltcp::time::Instant;
+use stack::time::Instant;
 
 /// A flag for each core, all set by SIGUSR1.
 pub(super) fn profile_signals(cores: usize) -> io::Result<Vec<Arc<AtomicBool>>> {

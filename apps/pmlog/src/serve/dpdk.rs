@@ -4,17 +4,18 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::ops::AddAssign;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use dpdk::{Eal, ExternalArea, PortError, PortId, QueuePlan, RegisteredThread};
 use pmem::{Kind, RegionInfo, Shard, ShardSeed};
 use serde::Serialize;
-use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{EthernetAddress, IpCidr};
 use stack::net::Transport as _;
+use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
 use stack::transport::dpdk::{DpdkConfig, DpdkError, DpdkSeat, DpdkTransport};
 use stack::{AddressConflict, Config};
+use stack::{EthernetAddress, IpCidr};
 
 use super::clock::Clock;
 use super::{Access, BACKLOG, SLEEP, Served, receive_buffers_for};
@@ -177,7 +178,7 @@ impl Served for DpdkTransport {
         {
             let due = self.next_deadline().map_or(limit, |due| due.max(now) - now);
             if due > Duration::ZERO {
-                self.sleep(due.min(limit).into())?;
+                self.sleep(due.min(limit))?;
             }
         }
         Ok(())

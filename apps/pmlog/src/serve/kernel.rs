@@ -5,13 +5,14 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::ops::AddAssign;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pmem::{RegionInfo, Shard, ShardSeed};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
-use smoltcp::time::{Duration, Instant};
 use stack::net::Transport as _;
+use stack::time::Instant;
 use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport, Listener, Stacks};
 
 use super::clock::Clock;
@@ -20,7 +21,7 @@ use crate::cli::{KernelArgs, ServeArgs};
 use crate::service::{SPARE_PLACES, Waker};
 
 /// How long an address may still belong to a server that was killed.
-const PREDECESSOR: std::time::Duration = std::time::Duration::from_secs(2);
+const PREDECESSOR: Duration = Duration::from_secs(2);
 /// Descriptors of this process that are no client's: the store, the ring, standard streams, and some to spare.
 const OWN_DESCRIPTORS: u64 = 64;
 

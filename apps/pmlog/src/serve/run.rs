@@ -1,11 +1,11 @@
 //! The loop between a store and a network.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::time::{ClockId, clock_gettime};
-use smoltcp::time::{Duration, Instant};
+use stack::time::Instant;
 
 use super::clock::Clock;
 use super::{LogServer, Served};
@@ -38,7 +38,7 @@ pub(super) struct Surroundings<'a, T: Served> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Spent {
     /// CPU time.
-    cpu: time::Duration,
+    cpu: Duration,
     /// Time by the clock in turns that found something to do.
     busy: Duration,
     /// Time by the clock in all turns, rests left out.
@@ -48,14 +48,14 @@ pub(super) struct Spent {
 impl Spent {
     /// CPU time in turns that found something to do. Where others have had the CPU in between, they had it in busy turns
     /// and in others alike.
-    pub(super) fn busy_cpu(&self) -> time::Duration {
-        let share = self.busy.total_micros() as f64 / self.polling.total_micros().max(1) as f64;
+    pub(super) fn busy_cpu(&self) -> Duration {
+        let share = self.busy.as_micros() as f64 / self.polling.as_micros().max(1) as f64;
         self.cpu.mul_f64(share.min(1.0))
     }
 }
 
 /// CPU time of this thread.
-pub(super) fn thread_cpu() -> time::Duration {
+pub(super) fn thread_cpu() -> Duration {
     clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap_or_default()
 }
 
@@ -169,12 +169,12 @@ mod tests {
     #[test]
     fn cpu_time_is_shared_out_by_the_clock() {
         let times = |busy_ms, polling_ms| Spent {
-            cpu: time::Duration::from_millis(600),
+            cpu: Duration::from_millis(600),
             busy: Duration::from_millis(busy_ms),
             polling: Duration::from_millis(polling_ms),
         };
-        assert_eq!(times(250, 1000).busy_cpu(), time::Duration::from_millis(150));
-        assert_eq!(times(1000, 1000).busy_cpu(), time::Duration::from_millis(600));
-        assert_eq!(times(0, 0).busy_cpu(), time::Duration::ZERO);
+        assert_eq!(times(250, 1000).busy_cpu(), Duration::from_millis(150));
+        assert_eq!(times(1000, 1000).busy_cpu(), Duration::from_millis(600));
+        assert_eq!(times(0, 0).busy_cpu(), Duration::ZERO);
     }
 }

@@ -5,9 +5,10 @@
 //! and a long one breaks off before the first piece that has changed.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use pmem::{CheckedPieces, Lookup, Piece, Quarantine, Record, Shard};
-use smoltcp::time::{Duration, Instant};
+use stack::time::Instant;
 
 use crate::http::Refusal;
 

@@ -1,10 +1,11 @@
 //! One connection: from slots to appends, and from answers to sends.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use pmem::{AppendError, Draft, Durable, Extent, Pending, Shard};
-use smoltcp::time::{Duration, Instant};
 use stack::net::{ConnId, Net};
+use stack::time::Instant;
 
 use super::{
     Common,

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use pmem::{Quarantine, Shard};
-use smoltcp::time::Instant;
 use stack::net::ConnId;
+use stack::time::Instant;
 
 use super::checked::{Alarm, Checked, Unreadable};
 use super::commits::CommitTimes;

@@ -7,11 +7,12 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use pmem::{Buffer, Durable, Extent, Options, Region, Shard};
 use pmlog::service::{LogService, ServiceConfig};
-use smoltcp::time::{Duration, Instant};
 use stack::net::{CloseReason, ConnId, Event, Net, SendError, SendSpace, Service as _, Slot};
+use stack::time::Instant;
 
 /// Payload of one TCP segment on Ethernet, with timestamps.
 pub const SEGMENT_BYTES: usize = 1448;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use pmem::Extent;
-use smoltcp::time::Instant;
+use stack_net::time::Instant;
 
 use super::{ConnectError, Endpoint, FIRST_DYNAMIC_PORT, ListenError, Reply, TimerOf};
 use crate::flow::FlowKey;

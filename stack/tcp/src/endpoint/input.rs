@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use pmem::{Arena, Buffer};
-use smoltcp::time::Instant;
+use stack_net::time::Instant;
 
 use super::{AddressConflict, CONFLICT_REPORTS, Claim, DEFENCES, Endpoint, Reply};
 use crate::flow::Place;

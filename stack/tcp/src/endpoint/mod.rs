@@ -10,9 +10,10 @@ mod passive;
 mod tests;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use pmem::Arena;
-use smoltcp::time::{Duration, Instant};
+use stack_net::time::Instant;
 
 use crate::config::{Config, ConfigError};
 use crate::counters::Counters;

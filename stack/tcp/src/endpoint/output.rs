@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use smoltcp::time::Instant;
+use stack_net::time::Instant;
 
 use super::{ADDRESS_PROBE_INTERVAL, ANNOUNCEMENT_INTERVAL, ANNOUNCEMENTS, Claim, Endpoint, TimerOf};
 use crate::emit::Header;

@@ -1,6 +1,6 @@
 //! Passive opens: SYNs, half-open connections, SYN cookies, and what TIME-WAIT still answers.
 
-use smoltcp::time::Duration;
+use std::time::Duration;
 
 use super::{Endpoint, Reply, TimerOf};
 use crate::flow::Place;

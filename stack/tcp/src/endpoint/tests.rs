@@ -1,9 +1,10 @@
 //! Two endpoints on a cable. What TCP does on it is tested in `tests/sim`, over a link with faults.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use pmem::Arena;
-use smoltcp::time::{Duration, Instant};
+use stack_net::time::Instant;
 
 use super::{AddressConflict, Endpoint};
 use crate::config::Config;

@@ -3,10 +3,11 @@
 //! which neighbors find it.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
-use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv6Packet, checksum};
+use stack_net::time::Instant;
 
 use super::packet::Packet;
 use super::queue::FrameQueue;
@@ -123,7 +124,7 @@ impl Groups {
     pub(super) fn report(&mut self, queue: &mut FrameQueue, own_mac: [u8; 6], chance: u32, now: Instant) {
         if self.unsolicited > 0 && self.unsolicited_at <= now {
             self.unsolicited -= 1;
-            let gap = UNSOLICITED_INTERVAL.total_micros() * u64::from(chance) / (1 << 32);
+            let gap = UNSOLICITED_INTERVAL.as_micros() as u64 * u64::from(chance) / (1 << 32);
             self.unsolicited_at = now + Duration::from_micros(gap);
             self.report_all(queue, own_mac, CHANGE_TO_EXCLUDE);
         }

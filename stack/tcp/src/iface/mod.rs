@@ -14,8 +14,8 @@ use std::hash::Hasher as _;
 use std::net::IpAddr;
 
 use siphasher::sip::SipHasher13;
-use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol};
+use stack_net::time::Instant;
 
 use crate::config::{Config, ETHERNET_HEADER_BYTES};
 use crate::extensions::Refusal;

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use smoltcp::time::Instant;
+use stack_net::time::Instant;
 
 use super::Port;
 use crate::Share;

@@ -6,12 +6,15 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::fmt;
 use std::io::Write;
 use std::rc::Rc;
+use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use smoltcp::phy::{PcapLinkType, PcapSink};
-use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol};
+use stack_net::time::Instant;
+
+use super::smoltcp_time;
 
 const ETHERNET_HEADER_BYTES: usize = EthernetFrame::<&[u8]>::header_len();
 
@@ -188,7 +191,7 @@ impl Wire {
     fn send(&mut self, from: usize, now: Instant, mut frame: Vec<u8>) {
         self.counters.sent += 1;
         if let Some(capture) = &mut self.capture {
-            capture.packet(now, &frame);
+            capture.packet(smoltcp_time(now), &frame);
         }
         let line = &mut self.lines[from];
         let path = line.path;
@@ -255,7 +258,7 @@ impl Wire {
         let mut at = sent_at + path.latency;
         if self.rng.random_bool(path.reordering) {
             self.counters.reordered += 1;
-            at += Duration::from_micros(self.rng.random_range(0..=path.reordering_delay.total_micros()));
+            at += Duration::from_micros(self.rng.random_range(0..=path.reordering_delay.as_micros() as u64));
         }
         self.frames += 1;
         self.counters.carried += 1;
@@ -313,7 +316,7 @@ mod tests {
 
     const A: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 1]);
     const B: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 2]);
-    const END: Instant = Instant::from_micros_const(1_000_000_000);
+    const END: Instant = Instant::from_micros(1_000_000_000);
 
     fn frame(from: EthernetAddress, to: EthernetAddress, payload_bytes: usize) -> Vec<u8> {
         let mut bytes = vec![0; ETHERNET_HEADER_BYTES + payload_bytes];

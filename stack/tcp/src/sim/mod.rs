@@ -20,7 +20,9 @@ pub use link::{Link, LinkCounters, Path, Port};
 pub use peer::Peer;
 pub use transport::{RingCounters, SimConfig, SimError, SimTransport};
 
-use smoltcp::time::{Duration, Instant};
+use std::time::Duration;
+
+use stack_net::time::Instant;
 
 /// Something on the link that acts when it is polled.
 pub trait Host {
@@ -36,6 +38,11 @@ const MAX_POLLS_PER_INSTANT: usize = 100_000;
 
 /// How many steps in a row may be asked for by a deadline that has passed already.
 const MAX_LATE_STEPS: usize = 1_000;
+
+/// The time as smoltcp has it, in microseconds as well.
+fn smoltcp_time(now: Instant) -> smoltcp::time::Instant {
+    smoltcp::time::Instant::from_micros(now.as_micros())
+}
 
 /// Virtual time, and the loop that moves it.
 #[derive(Debug)]

@@ -2,14 +2,15 @@
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp;
-use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr};
+use stack_net::time::Instant;
 
-use super::{Host, Port};
+use super::{Host, Port, smoltcp_time};
 
 /// A host of smoltcp's. Its sockets are used directly.
 pub struct Peer {
@@ -29,7 +30,7 @@ impl Peer {
         let mut config = Config::new(HardwareAddress::Ethernet(mac));
         config.random_seed =
             u64::from_be_bytes([0, 0, mac.0[0], mac.0[1], mac.0[2], mac.0[3], mac.0[4], mac.0[5]]);
-        let mut interface = Interface::new(config, &mut device, now);
+        let mut interface = Interface::new(config, &mut device, smoltcp_time(now));
         interface.update_ip_addrs(|own| {
             own.extend_from_slice(addresses).expect("at most eight addresses are given");
         });
@@ -102,9 +103,9 @@ impl std::fmt::Debug for Peer {
 impl Host for Peer {
     fn poll(&mut self, now: Instant) -> bool {
         self.now = now;
-        VIRTUAL_MS.set(now.total_millis() as u32);
+        VIRTUAL_MS.set(now.as_millis() as u32);
         let handled = self.device.handled;
-        self.interface.poll(now, &mut self.device, &mut self.sockets);
+        self.interface.poll(smoltcp_time(now), &mut self.device, &mut self.sockets);
         self.device.handled > handled
     }
 
@@ -112,7 +113,8 @@ impl Host for Peer {
         // At times smoltcp asks for a moment that has passed although it has nothing to do yet.
         let patience = Duration::from_millis(1);
         self.interface
-            .poll_at(self.now, &self.sockets)
+            .poll_at(smoltcp_time(self.now), &self.sockets)
+            .map(|at| Instant::from_micros(at.total_micros()))
             .map(|at| if at > self.now { at } else { self.now + patience })
     }
 }
@@ -132,13 +134,15 @@ impl Device for PortDevice {
     type RxToken<'a> = RxToken;
     type TxToken<'a> = TxToken<'a>;
 
-    fn receive(&mut self, now: Instant) -> Option<(RxToken, TxToken<'_>)> {
+    fn receive(&mut self, now: smoltcp::time::Instant) -> Option<(RxToken, TxToken<'_>)> {
+        let now = Instant::from_micros(now.total_micros());
         let frame = self.port.receive(now)?;
         self.handled += 1;
         Some((RxToken(frame), TxToken { device: self, now }))
     }
 
-    fn transmit(&mut self, now: Instant) -> Option<TxToken<'_>> {
+    fn transmit(&mut self, now: smoltcp::time::Instant) -> Option<TxToken<'_>> {
+        let now = Instant::from_micros(now.total_micros());
         Some(TxToken { device: self, now })
     }
 

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 
 use pmem::{Arena, Buffer, Extent};
-use smoltcp::time::Instant;
 use smoltcp::wire::{
     EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, checksum,
 };
+use stack_net::time::Instant;
 use thiserror::Error;
 
 use super::cores::{self, Parcel, Seat};

@@ -1,6 +1,8 @@
 //! The state of one connection.
 
-use smoltcp::time::{Duration, Instant};
+use std::time::Duration;
+
+use stack_net::time::Instant;
 
 use super::congestion::Congestion;
 use super::pieces::PiecePool;
@@ -162,7 +164,7 @@ impl Clock {
 
 /// The timestamp of a flow with this offset.
 pub(crate) fn clock_now(offset: u32, now: Instant) -> u32 {
-    (now.total_millis() as u32).wrapping_add(offset)
+    (now.as_millis() as u32).wrapping_add(offset)
 }
 
 /// The timer of the send side.

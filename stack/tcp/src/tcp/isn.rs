@@ -4,7 +4,7 @@
 use std::hash::Hasher;
 
 use siphasher::sip::SipHasher24;
-use smoltcp::time::Instant;
+use stack_net::time::Instant;
 
 use super::options::Options;
 use super::seq::Seq;
@@ -49,7 +49,7 @@ impl Secret {
 
     /// RFC 6528, section 3: a clock of 4 us plus a keyed hash of the two ends.
     pub(crate) fn isn(&self, key: &FlowKey, now: Instant) -> Seq {
-        let clock = (now.total_micros() / 4) as u32;
+        let clock = (now.as_micros() / 4) as u32;
         Seq(clock.wrapping_add(self.hash(Purpose::Sequence, &key.to_bytes(), 0) as u32))
     }
 
@@ -66,7 +66,7 @@ impl Secret {
     /// An initial sequence number that holds what must be remembered of a SYN: 5 bits of the period, 3 of
     /// the segment size, 24 of a keyed hash over both and the flow.
     pub(crate) fn cookie(&self, key: &FlowKey, irs: Seq, mss: u16, now: Instant) -> Seq {
-        let period = now.total_micros() / COOKIE_PERIOD_US;
+        let period = now.as_micros() / COOKIE_PERIOD_US;
         let size = COOKIE_MSS.iter().rposition(|&size| size <= mss).unwrap_or(0) as u32;
         Seq((period as u32 & 31) << 27 | size << 24 | self.cookie_hash(key, irs, period, size))
     }
@@ -89,7 +89,7 @@ impl Secret {
         echo: Option<u32>,
         now: Instant,
     ) -> Option<Cookie> {
-        let this_period = now.total_micros() / COOKIE_PERIOD_US;
+        let this_period = now.as_micros() / COOKIE_PERIOD_US;
         let period = [this_period, this_period - 1].into_iter().find(|p| *p as u32 & 31 == cookie.0 >> 27)?;
         let size = cookie.0 >> 24 & 7;
         if cookie.0 & 0xff_ffff != self.cookie_hash(key, irs, period, size) {

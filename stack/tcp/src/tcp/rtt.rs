@@ -1,6 +1,6 @@
 //! The retransmission timeout (RFC 6298).
 
-use smoltcp::time::Duration;
+use std::time::Duration;
 
 /// Round-trip times of one connection, in microseconds, and the timeout that follows from them.
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ const INITIAL_US: u32 = 1_000_000;
 
 impl Rtt {
     pub(crate) fn new(min: Duration, max: Duration) -> Self {
-        let clamp = |duration: Duration| u32::try_from(duration.total_micros()).unwrap_or(u32::MAX).max(1);
+        let clamp = |duration: Duration| u32::try_from(duration.as_micros()).unwrap_or(u32::MAX).max(1);
         let (min_us, max_us) = (clamp(min), clamp(max).max(clamp(min)));
         Self {
             srtt_us: None,

@@ -1,6 +1,6 @@
 //! Segments that arrive on a connection (RFC 9293, section 3.10.7, with RFC 5961 and RFC 7323).
 
-use smoltcp::time::{Duration, Instant};
+use stack_net::time::Instant;
 
 use super::connection::{Clock, Connection, Context, Due, Happened, Outcome, State, Timer};
 use super::early::COPIED_BYTES;
@@ -20,7 +20,7 @@ const CHALLENGES: Rate = Rate::per_second(10, 10);
 const MAX_DUPLICATES: u8 = 16;
 
 /// A peer that answers keep-alives and probes has a round-trip time below this.
-const PLAUSIBLE_RTT: Duration = Duration::from_secs(600);
+const PLAUSIBLE_RTT_US: u64 = 600_000_000;
 
 impl Connection {
     /// Takes in a segment of this connection's flow.
@@ -300,18 +300,19 @@ impl Connection {
     }
 
     fn measure(&mut self, now: Instant, segment: &Segment, acked: Seq) {
-        let timed = self.timing.take_if(|(end, _)| acked.at_or_after(*end)).map(|(_, sent)| now - sent);
-        let rtt = match (&self.clock, segment.options.timestamp) {
+        let timed =
+            self.timing.take_if(|(end, _)| acked.at_or_after(*end)).map(|(_, sent)| now.micros_since(sent));
+        let rtt_us = match (&self.clock, segment.options.timestamp) {
             (Some(clock), Some(timestamp)) if timestamp.echo != 0 => {
                 let ms = clock.now(now).wrapping_sub(timestamp.echo);
-                Some(Duration::from_millis(ms.into()))
+                Some(u64::from(ms) * 1000)
             }
             (Some(_), _) => None,
             (None, _) => timed,
         };
-        if let Some(rtt) = rtt.filter(|rtt| *rtt < PLAUSIBLE_RTT) {
+        if let Some(rtt_us) = rtt_us.filter(|rtt_us| *rtt_us < PLAUSIBLE_RTT_US) {
             let per_window = if self.clock.is_some() { self.flight().div_ceil(2 * self.mss) } else { 1 };
-            self.rtt.measured(rtt.total_micros() as u32, per_window);
+            self.rtt.measured(rtt_us as u32, per_window);
         }
     }
 

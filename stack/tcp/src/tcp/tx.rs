@@ -1,6 +1,6 @@
 //! What a connection sends, and when (RFC 9293, section 3.8; RFC 5681; RFC 6298).
 
-use smoltcp::time::Instant;
+use stack_net::time::Instant;
 
 use super::connection::{Connection, Context, Due, Outcome, State, Timer, own_mss, own_window_scale};
 use super::options::{Options, Timestamp};

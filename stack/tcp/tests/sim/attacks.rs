@@ -1,8 +1,8 @@
 //! Hosts that mean harm, or look as if they did: RFC 5961, floods, and forged messages.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use smoltcp::time::Duration;
 use stack::Config;
 use stack::net::{CloseReason, Event};
 use stack::transport::OverEndpoint as _;

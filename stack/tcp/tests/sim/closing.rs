@@ -1,6 +1,7 @@
 //! How connections end, and how they begin from both sides at once. Scripts after RFC 9293.
 
-use smoltcp::time::Duration;
+use std::time::Duration;
+
 use stack::net::{CloseReason, Event, Net, SendError};
 
 use crate::ours::{Ours, config};

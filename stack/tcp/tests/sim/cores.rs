@@ -3,12 +3,13 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use smoltcp::time::{Duration, Instant};
 use stack::net::{Net as _, Transport as _};
 use stack::sim::{Clock, Host, Path};
+use stack::time::Instant;
 use stack::{Config, CoreShare};
 
 use crate::ours::{Ours, config};

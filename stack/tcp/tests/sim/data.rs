@@ -1,6 +1,7 @@
 //! Data and its acknowledgements, segment by segment.
 
-use smoltcp::time::Duration;
+use std::time::Duration;
+
 use stack::Config;
 use stack::net::{CloseReason, Event, Net};
 use stack::transport::OverEndpoint as _;
@@ -21,7 +22,7 @@ fn rfc9293_3_8_6_3_acknowledgements_wait_for_a_second_segment() {
         s.send(data(1, 1, &[1; 1_000]));
         s.expect_nothing();
         let waited = s.wait_for_segment(MS(500));
-        assert!((MS(10)..=MS(41)).contains(&waited), "{waited}");
+        assert!((MS(10)..=MS(41)).contains(&waited), "{waited:?}");
         s.expect(seg(ACK, 1, 1_001));
         s.send(data(1_001, 1, &[2; 1_000]));
         s.expect_nothing();
@@ -291,7 +292,7 @@ fn rfc6298_3_an_ambiguous_answer_is_no_measurement() {
     assert_eq!(s.write(conn, b"two"), Ok(()));
     s.expect(data(4, 1, b"two"));
     let third = s.wait_for_segment(Duration::from_secs(5));
-    assert!(third > first, "after {first} and {second} the timeout fell to {third}");
+    assert!(third > first, "after {first:?} and {second:?} the timeout fell to {third:?}");
 }
 
 /// RFC 6298, section 2.1: without a measurement the first timeout is a second.
@@ -303,7 +304,7 @@ fn rfc6298_2_1_a_syn_is_sent_again_after_a_second_and_then_given_up() {
     s.expect(seg(SYN, 0, 0));
     for expected in [1_000, 2_000, 4_000] {
         let waited = s.wait_for_segment(Duration::from_secs(5));
-        assert!((MS(expected - 20)..=MS(expected + 20)).contains(&waited), "{waited}");
+        assert!((MS(expected - 20)..=MS(expected + 20)).contains(&waited), "{waited:?}");
         s.expect(seg(SYN, 0, 0));
     }
     s.advance(Duration::from_secs(9));
@@ -321,7 +322,7 @@ fn rfc9293_3_8_4_keep_alive_probes_an_idle_connection() {
     let conn = s.open_with(seg(SYN, 0, 0).mss(1_000));
     for _ in 0..3 {
         let waited = s.wait_for_segment(Duration::from_secs(20));
-        assert!((MS(9_900)..=MS(10_100)).contains(&waited), "{waited}");
+        assert!((MS(9_900)..=MS(10_100)).contains(&waited), "{waited:?}");
         let probe = s.next().expect("it was waited for");
         assert_eq!((probe.flags & !crate::wire::PSH, probe.seq), (ACK, 0), "{probe:?}");
         s.send(seg(ACK, 1, 1));

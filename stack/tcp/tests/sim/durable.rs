@@ -5,15 +5,16 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pmem::{Draft, Durable, Extent, LineModel, Options, Pending, Region, Shard};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use smoltcp::iface::SocketHandle;
-use smoltcp::time::{Duration, Instant};
 use stack::net::{ConnId, Event, Net, Service};
 use stack::server::Server;
 use stack::sim::{Clock, Host, Link, Path, Peer, SimConfig, SimTransport};
+use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
 
 use crate::ours::config;

@@ -42,7 +42,7 @@ fn segments_behind_extension_headers_are_served() {
         };
         s.inject(extended(&s, data(1, 1, b"behind headers")));
         s.inject(extended(&s, data(15, 1, b"and again")));
-        s.advance(smoltcp::time::Duration::from_millis(100));
+        s.advance(std::time::Duration::from_millis(100));
         s.expect(seg(ACK, 1, 24));
         assert_eq!(s.read(conn), b"behind headersand again");
     }

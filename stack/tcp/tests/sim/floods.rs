@@ -1,6 +1,7 @@
 //! A flood of one kind of frame takes nothing from the others.
 
-use smoltcp::time::Duration;
+use std::time::Duration;
+
 use smoltcp::wire::{ArpOperation, EthernetAddress, EthernetFrame, EthernetProtocol};
 
 use crate::script::Script;

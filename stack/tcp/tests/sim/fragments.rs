@@ -1,6 +1,6 @@
 //! Packets in fragments: put together, answered, given up.
 
-use smoltcp::time::Duration;
+use std::time::Duration;
 
 use rand::SeedableRng as _;
 use rand::seq::SliceRandom as _;

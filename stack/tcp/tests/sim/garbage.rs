@@ -1,7 +1,8 @@
 //! Frames that no honest host sends: nothing panics, nothing is lost, and the answers stay few.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
-use smoltcp::time::Duration;
 use smoltcp::wire::{
     ArpOperation, EthernetFrame, EthernetProtocol, IpAddress, Ipv4Packet, Ipv6Packet, TcpPacket,
 };

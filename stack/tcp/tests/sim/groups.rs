@@ -1,6 +1,7 @@
 //! Multicast Listener Discovery: in which groups the host says it is, and when.
 
-use smoltcp::time::Duration;
+use std::time::Duration;
+
 use smoltcp::wire::{EthernetAddress, EthernetFrame, IpProtocol, Ipv6Packet};
 use stack::transport::OverEndpoint as _;
 

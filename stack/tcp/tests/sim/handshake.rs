@@ -1,6 +1,7 @@
 //! What a handshake leaves behind: clocks, first timeouts, and what a half-open connection makes of resets.
 
-use smoltcp::time::Duration;
+use std::time::Duration;
+
 use stack::Config;
 use stack::net::{ConnId, Event};
 use stack::transport::OverEndpoint as _;
@@ -36,7 +37,7 @@ fn rfc7323_5_3_segments_after_a_cookie_are_not_older_than_it() {
     let mut port = 2_000;
     for scale in [None, Some(0), Some(1), Some(7), Some(14)] {
         for phase in 0..17 {
-            s.advance(MS(16 - s.now().total_millis() as u64 % 16 + phase));
+            s.advance(MS(16 - s.now().as_millis() as u64 % 16 + phase));
             s.remote.at.set_port(port);
             port += 1;
             while s.next().is_some() {}
@@ -78,7 +79,7 @@ fn first_timeout(s: &mut Script, conn: ConnId) -> Duration {
 
 #[track_caller]
 fn assert_about(waited: Duration, expected: Duration) {
-    assert!((expected - MS(20)..=expected + MS(20)).contains(&waited), "{waited}, not {expected}");
+    assert!((expected - MS(20)..=expected + MS(20)).contains(&waited), "{waited:?}, not {expected:?}");
 }
 
 /// RFC 6298, sections 2.2 and 3: where there are no timestamps, the time from SYN and ACK to what answers them is

@@ -1,6 +1,7 @@
 //! The simulated link itself, proven with smoltcp at both ends: whatever fails elsewhere is not its fault.
 
-use smoltcp::time::Duration;
+use std::time::Duration;
+
 use stack::sim::Path;
 
 use crate::talk::{BOTH_VERSIONS, Talk, for_each_seed, ip, link, talk};

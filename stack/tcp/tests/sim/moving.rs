@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use smoltcp::time::Duration;
+use std::time::Duration;
 use smoltcp::wire::{
     ArpOperation, EthernetAddress, EthernetFrame, Icmpv6Repr, NdiscNeighborFlags, NdiscRepr,
 };

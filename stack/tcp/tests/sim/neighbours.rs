@@ -1,11 +1,12 @@
 //! Finding neighbours, being found by them, and what is not TCP.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{ArpOperation, EthernetAddress, EthernetFrame, Ipv6Packet};
 use stack::net::{CloseReason, Event};
 use stack::sim::Path;
+use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
 use stack::{Config, ConnectError, ListenError};
 

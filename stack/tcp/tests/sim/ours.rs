@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use pmem::{Buffer, Extent};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use smoltcp::time::Instant;
 use stack::net::{CloseReason, ConnId, Event, Net, SendError, Transport};
 use stack::sim::{Host, Link, Path, Port, SimConfig, SimTransport};
+use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
 use stack::{Config, ConnectError};
 

@@ -1,8 +1,9 @@
 //! Places in the connection table: who completes a handshake has one.
 
+use std::time::Duration;
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use smoltcp::time::Duration;
 use stack::net::{CloseReason, ConnId, Event};
 use stack::transport::OverEndpoint as _;
 use stack::{Config, ConnectError};

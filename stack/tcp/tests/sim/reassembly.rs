@@ -1,8 +1,9 @@
 //! Payload ahead of a hole: how it is put together again.
 
+use std::time::Duration;
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use smoltcp::time::Duration;
 use stack::Config;
 use stack::net::ConnId;
 use stack::transport::OverEndpoint as _;

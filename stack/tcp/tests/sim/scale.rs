@@ -1,6 +1,7 @@
 //! Many connections at once.
 
-use smoltcp::time::Duration;
+use std::time::Duration;
+
 use stack::Config;
 use stack::sim::Path;
 

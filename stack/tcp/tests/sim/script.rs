@@ -3,11 +3,12 @@
 //! Sequence numbers in a script count from each side's SYN, which is number 0.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use pmem::{Buffer, Extent};
-use smoltcp::time::{Duration, Instant};
 use stack::net::{ConnId, Event, Net, SendError, Transport};
 use stack::sim::{Clock, Host, Link, Path, Port, SimConfig, SimTransport};
+use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
 use stack::{Config, RxChecksum, RxFrame};
 
@@ -226,7 +227,7 @@ impl Script {
         while self.segments.is_empty() {
             let more = self.clock.step(&mut [&mut self.stack], start + limit);
             self.collect();
-            assert!(more || !self.segments.is_empty(), "no segment within {limit}");
+            assert!(more || !self.segments.is_empty(), "no segment within {limit:?}");
         }
         self.clock.now() - start
     }

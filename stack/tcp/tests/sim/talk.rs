@@ -1,11 +1,12 @@
 //! What the hosts of these tests say to each other: long streams of bytes that each side can check by itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use pmem::{Arena, Buffer, Options, Region};
-use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, IpCidr};
 use stack::sim::{Clock, Host, Link};
+use stack::time::Instant;
 
 /// So many bytes, of which each follows from the stream's number and the place in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{RecvError, State};
-use smoltcp::time::Instant;
 use stack::sim::{Host, Link, Path, Peer};
+use stack::time::Instant;
 
 use crate::talk::{Talk, Talker, addresses, mac};
 

@@ -1,10 +1,12 @@
 //! Streams both ways at once, over links that do their worst; what arrives is what was sent.
 
+use std::time::Duration;
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use smoltcp::time::{Duration, Instant};
 use stack::Config;
 use stack::sim::{Link, Path, SimConfig};
+use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
 
 use crate::ours::{Ours, config};

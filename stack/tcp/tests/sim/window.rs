@@ -1,9 +1,11 @@
 //! The receive window follows the free buffers, and the send side obeys the peer's window.
 
-use smoltcp::time::{Duration, Instant};
+use std::time::Duration;
+
 use stack::Config;
 use stack::net::{CloseReason, Event, Net};
 use stack::sim::{Host, Path};
+use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
 
 use crate::ours::{Ours, Reading, config};
