@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use dpdk::{Eal, ExternalArea, QueuePlan};
+use dpdk::{Eal, QueuePlan};
 use lab::wire::{KERNEL_V4, SERVER_V4, SERVER_V6};
 use lab::{Lab, noise};
 use pmem::{Durable, Extent, Options, Region, Shard, ShardSeed};
@@ -21,7 +21,7 @@ use stack::net::{ConnId, Event, Net, Service, Transport as _};
 use stack::server::Server;
 use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
-use stack::transport::dpdk::{DpdkConfig, DpdkCounters, DpdkSeat, DpdkTransport};
+use stack::transport::dpdk::{DpdkConfig, DpdkCounters, DpdkSeat, DpdkTransport, Reach};
 
 /// Where a server listens.
 pub const PORT: u16 = 7;
@@ -51,7 +51,7 @@ pub struct Outcome {
 /// What one core works on.
 pub struct Part {
     pub seed: ShardSeed,
-    pub area: ExternalArea,
+    pub reach: Reach,
 }
 
 /// A running host.
@@ -82,11 +82,10 @@ pub fn prepare(
     let size = Some(u64::from(cores) * (48 << 20));
     let options = Options { size, shards: Some(cores.into()), ..Options::default() };
     let region = Region::open(lab.path(name), &options)?;
+    let info = region.info().clone();
     let part = |seed: ShardSeed| {
-        let (base, len_bytes) = seed.arena_memory();
-        let area = ExternalArea::register(eal, base, len_bytes)?;
-        area.map_dma(id)?;
-        Ok(Part { seed, area })
+        let reach = Reach::new(eal, &info, &seed, &[id])?;
+        Ok(Part { seed, reach })
     };
     let parts = region.into_seeds().into_iter().map(part).collect::<Result<_>>()?;
     let (last, addresses): (u8, Vec<String>) = match role {
@@ -201,7 +200,7 @@ impl Core {
         let core = seat.core();
         let shard = part.seed.open()?;
         let arena = shard.arena().clone();
-        let mut transport = seat.take(config, part.area, arena, self.now())?;
+        let mut transport = seat.take(config, part.reach, arena, self.now())?;
         let mut service = EchoService::default();
         if let Role::Server | Role::SleepingServer = self.role {
             for address in [IpAddr::V4(SERVER_V4), IpAddr::V6(SERVER_V6)] {

@@ -194,7 +194,7 @@ fn a_core_that_does_not_come_is_not_waited_for() {
         let waiting = std::thread::spawn(move || {
             let shard = part.seed.open().expect("the store is sound");
             let arena = shard.arena().clone();
-            seat.take(config, part.area, arena, stack::time::Instant::ZERO).map(drop)
+            seat.take(config, part.reach, arena, stack::time::Instant::ZERO).map(drop)
         });
         drop(seats);
         let refused = waiting.join().expect("it does not panic");

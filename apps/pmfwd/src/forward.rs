@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use dpdk::{Eal, ExternalArea, Offloads, Pool, Port, PortConfig, PortId, PortInfo, RxQueue, TxQueue};
+use dpdk::{Eal, Offloads, Pool, Port, PortConfig, PortId, PortInfo, RxQueue, TxQueue};
 use pmem::{Contents, Kind, Options, Region, RegionInfo, ShardSeed};
+use stack::transport::dpdk::Reach;
 
 use crate::burst::MAX_BURST;
 use crate::capture::CaptureFile;
@@ -112,7 +113,7 @@ impl Forwarder {
         for info in &infos {
             info.check(&port_config(cli, info))?;
         }
-        let (store, seeds) = open_store(cli, kind, eal, cores, stop)?;
+        let (store, seeds) = open_store(cli, kind, cores, stop)?;
         *made = store.clone();
         if let Some(info) = &store {
             let buffers = info.geometry.buffers as usize;
@@ -122,7 +123,11 @@ impl Forwarder {
         }
         let capture = cli.pcap_out.as_deref().map(CaptureFile::create).transpose()?;
         let mut workers = Vec::with_capacity(cores);
-        let stores = seeds.into_iter().map(|seed| reachable(eal, seed, &ids)).collect::<Result<Vec<_>>>()?;
+        let reachable = |(info, seed)| {
+            let reach = Reach::new(eal, info, &seed, &ids)?;
+            Ok((seed, reach))
+        };
+        let stores = store.iter().cycle().zip(seeds).map(reachable).collect::<Result<Vec<_>>>()?;
         let mut stores = stores.into_iter();
         for (index, share) in shares.iter().enumerate() {
             let store = stores.next();
@@ -415,7 +420,6 @@ fn port_config(cli: &Cli, info: &PortInfo) -> PortConfig {
 fn open_store(
     cli: &Cli,
     kind: PoolKind,
-    eal: Eal,
     cores: usize,
     stop: &Arc<AtomicBool>,
 ) -> Result<(Option<RegionInfo>, Vec<ShardSeed>)> {
@@ -435,24 +439,7 @@ fn open_store(
          what is there; --volatile takes memory that does not survive)",
     )?;
     let info = region.info().clone();
-    ensure!(
-        !eal.uses_physical_addresses() || matches!(info.kind, Kind::DeviceDax | Kind::FsDax),
-        "{} is a {}, whose pages the kernel may move at any time; with --iova-mode=pa use device-DAX or a file on a \
-         DAX file system",
-        path.display(),
-        info.kind
-    );
     Ok((Some(info), region.into_seeds()))
-}
-
-/// Lets all ports reach a shard's buffers by DMA, before anything is written to it.
-fn reachable(eal: Eal, seed: ShardSeed, ports: &[PortId]) -> Result<(ShardSeed, ExternalArea)> {
-    let (base, len_bytes) = seed.arena_memory();
-    let area = ExternalArea::register(eal, base, len_bytes)?;
-    for port in ports {
-        area.map_dma(*port)?;
-    }
-    Ok((seed, area))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use dpdk::{Eal, ExternalArea, ExternalPool, ExternalPoolConfig, Pool, PoolConfig, PortId};
 use pmem::{Shard, ShardSeed};
+use stack::transport::dpdk::Reach;
 
 use crate::capture::{Capture, NoTap, Tap};
 use crate::cli::{Mode, WhenFull};
@@ -29,7 +30,7 @@ pub struct WorkerConfig {
     /// How many frames devices may be sending for it at a time.
     pub in_flight: u32,
     /// Its part of the store, and the memory that devices know it by; none for packets in DRAM.
-    pub store: Option<(ShardSeed, ExternalArea)>,
+    pub store: Option<(ShardSeed, Reach)>,
     /// The ports that packets come from and go to.
     pub ports: Vec<PortId>,
     /// What mode log does when the store is full.
@@ -157,7 +158,8 @@ impl Core {
                 let pool = PoolConfig { mbufs: config.mbufs, cache, ..PoolConfig::default() };
                 (Pool::dram(eal, &format!("pool{name}"), &pool)?, None)
             }
-            Some((seed, area)) => {
+            Some((seed, reach)) => {
+                let area = reach.area();
                 let shard = seed.open()?;
                 let pool = named_pool(eal, &name, &shard, area, config.mbufs, cache)?;
                 if pool.go_without_flag(&config.ports)? {

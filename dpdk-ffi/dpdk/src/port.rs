@@ -79,6 +79,17 @@ fn copies_by_cpu(driver: &str) -> bool {
     matches!(driver, "net_memif" | "net_af_packet" | "net_tap" | "net_pcap" | "net_vhost")
 }
 
+/// The bus that a device is on; empty if it is on none.
+fn bus_name(device: *const sys::rte_device) -> String {
+    // SAFETY: DPDK returned the device of a port, and buses stay for good.
+    let bus = unsafe { sys::rte_dev_bus(device) };
+    if bus.is_null() {
+        return String::new();
+    }
+    // SAFETY: it is a bus, and its name a NUL-terminated string.
+    text(unsafe { sys::rte_bus_name(bus) })
+}
+
 /// What a device is and can do.
 #[derive(Clone, Debug)]
 pub struct PortInfo {
@@ -98,6 +109,8 @@ pub struct PortInfo {
     pub buffers_per_descriptor: usize,
     /// Whether the core that receives copies frames into the buffers, for want of hardware that would.
     pub copies_by_cpu: bool,
+    /// Whether hardware writes frames to memory by itself: a device on a bus, and not one that DPDK's drivers make.
+    pub does_dma: bool,
     /// Smallest and largest MTU in bytes.
     pub mtu_range: (u16, u16),
     /// Most segments in a sent frame; None if the driver sets no limit.
@@ -204,6 +217,7 @@ impl PortId {
             name: self.name(),
             buffers_per_descriptor: buffers_per_descriptor(&driver),
             copies_by_cpu: copies_by_cpu(&driver),
+            does_dma: bus_name(raw.device) != "vdev",
             offloads,
             header_split: SplitCapabilities::of(self, &raw, offloads).split_point(),
             spread: SpreadCapabilities {
@@ -460,12 +474,10 @@ impl Drop for Running {
         }
         // A virtual device can be made again under its name only once it is gone.
         if let Ok(device) = device {
-            // SAFETY: the device is still known to its bus, and no port of ours uses it.
-            let removed = unsafe {
-                match CStr::from_ptr(sys::rte_bus_name(sys::rte_dev_bus(device))).to_bytes() {
-                    b"vdev" => sys::rte_dev_remove(device),
-                    _ => 0,
-                }
+            let removed = match bus_name(device).as_str() {
+                // SAFETY: the device is still known to its bus, and no port of ours uses it.
+                "vdev" => unsafe { sys::rte_dev_remove(device) },
+                _ => 0,
             };
             if removed != 0 {
                 tracing::warn!(port = id.0, "the virtual device was not removed: {}", errno_text(removed));

@@ -219,6 +219,7 @@ mod tests {
         let memory = vec![0_u8; len + 4096].leak();
         let start = memory.as_ptr().align_offset(4096);
         let memory = &mut memory[start..start + len];
+        #[expect(clippy::disallowed_methods, reason = "memory of the test's own")]
         let area = ExternalArea::register(eal, memory.as_ptr(), len).unwrap();
         (area, memory.chunks_exact_mut(2176).take(count).collect())
     }

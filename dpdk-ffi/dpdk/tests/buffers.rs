@@ -146,6 +146,7 @@ fn bad_pools_are_refused() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "it is what is tested")]
 fn an_area_is_registered_once_and_on_pages() {
     isolated("an_area_is_registered_once_and_on_pages", || {
         let folder = tempfile::tempdir().unwrap();

@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod exchange;
+mod reach;
 mod receive;
 mod seat;
 mod send;
@@ -31,8 +32,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dpdk::{
-    CompletionsError, Eal, ExternalArea, MbufBatch, PoolError, Port, PortError, PortId, QueuePlan, RxQueue,
-    SleepError, Sleeper,
+    CompletionsError, Eal, MbufBatch, PoolError, Port, PortError, PortId, QueuePlan, RxQueue, SleepError,
+    Sleeper,
 };
 use pmem::Arena;
 use stack_net::doze::Waker;
@@ -45,6 +46,7 @@ use exchange::{NEWS, STRAYS, Stray};
 use receive::{Buffers, Frame, Origin};
 use send::Sender;
 
+pub use reach::{Reach, ReachError};
 pub use seat::DpdkSeat;
 
 /// The rings of the port, and what goes into them.
@@ -163,8 +165,8 @@ pub struct DpdkTransport {
 }
 
 impl DpdkTransport {
-    /// Starts the port `id` for one core, with one queue each way over the buffers of `arena`, which lies in `area`:
-    /// registered, and mapped for the port's DMA. The host's addresses and limits are those of `config`. For several
+    /// Starts the port `id` for one core, with one queue each way over the buffers of `arena`, of which the port has
+    /// the `reach`. The host's addresses and limits are those of `config`. For several
     /// cores see [`DpdkSeat`].
     ///
     /// # Errors
@@ -174,11 +176,11 @@ impl DpdkTransport {
         id: PortId,
         config: Config,
         rings: DpdkConfig,
-        area: ExternalArea,
+        reach: Reach,
         arena: Arena,
         now: Instant,
     ) -> Result<Self, DpdkError> {
-        DpdkSeat::at(eal, id, NonZeroU16::MIN, rings)?.swap_remove(0).take(config, area, arena, now)
+        DpdkSeat::at(eal, id, NonZeroU16::MIN, rings)?.swap_remove(0).take(config, reach, arena, now)
     }
 
     /// The port. Cores share it.

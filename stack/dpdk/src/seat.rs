@@ -5,14 +5,15 @@ use std::num::NonZeroU16;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use dpdk::{
-    Completions, Eal, ExternalArea, ExternalPool, ExternalPoolConfig, MbufBatch, Offloads, Pool, PoolConfig,
-    Port, PortConfig, PortId, PortInfo, QueuePlan, RxQueue, Sleeper, TxQueue, UnaskedSpread, queues_for,
+    Completions, Eal, ExternalPool, ExternalPoolConfig, MbufBatch, Offloads, Pool, PoolConfig, Port,
+    PortConfig, PortId, PortInfo, QueuePlan, RxQueue, Sleeper, TxQueue, UnaskedSpread, queues_for,
 };
 use pmem::Arena;
 use stack_net::time::Instant;
 use stack_tcp::{Config, CoreShare, Endpoint, Steering};
 
 use super::exchange::{Exchange, NEWS, STRAYS};
+use super::reach::Reach;
 use super::receive::Buffers;
 use super::send::{Exit, Sender};
 use super::{DpdkConfig, DpdkCounters, DpdkError, DpdkTransport};
@@ -132,8 +133,8 @@ impl DpdkSeat {
         Ok(())
     }
 
-    /// Prepares this core's part over the buffers of `arena`, which lies in `area`: registered, and mapped for the
-    /// port's DMA. Then waits for the other cores, which all have the same `config` but for its
+    /// Prepares this core's part over the buffers of `arena`, of which the port has the `reach`. Then waits for the
+    /// other cores, which all have the same `config` but for its
     /// [`core`](Config::core), which is set here, and for its limits.
     ///
     /// # Errors
@@ -142,11 +143,11 @@ impl DpdkSeat {
     pub fn take(
         mut self,
         mut config: Config,
-        area: ExternalArea,
+        reach: Reach,
         arena: Arena,
         now: Instant,
     ) -> Result<DpdkTransport, DpdkError> {
-        let table = self.table.clone();
+        let (table, area) = (self.table.clone(), reach.area());
         config.core = CoreShare { index: self.core, count: table.cores };
         config.tx_checksum_offload = table.info.offloads.contains(Offloads::TX_TCP_CHECKSUM);
         let (mtu, secret) = (config.mtu, config.isn_secret);

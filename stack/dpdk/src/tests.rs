@@ -1,6 +1,6 @@
 //! The transport over a ring that gives it what it sends: frames are put there as devices would deliver them.
 
-use dpdk::{Checksum, Eal, ExternalArea, Mbuf, MbufBatch, Pool, PoolConfig};
+use dpdk::{Checksum, Eal, Mbuf, MbufBatch, Pool, PoolConfig};
 use pmem::{Arena, BufferId, Options, Region};
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, Ipv4Packet, TcpPacket};
 use stack_net::net::{ConnId, Event, Net as _, OverEndpoint as _, Slot, Transport as _};
@@ -8,7 +8,7 @@ use stack_net::time::Instant;
 use stack_tcp::testing::{Arrived, arena};
 use stack_tcp::{Config, Endpoint, FrameSink, SinkFull, TxFrame};
 
-use super::{DpdkConfig, DpdkCounters, DpdkTransport};
+use super::{DpdkConfig, DpdkCounters, DpdkTransport, Reach};
 
 const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 const TEXT_BYTES: usize = 1000;
@@ -51,9 +51,11 @@ impl Rig {
     fn new() -> Self {
         let eal = Eal::init(["--no-huge", "--no-shconf", "-m", "64"]).unwrap();
         let options = Options { size: Some(8 << 20), ..Options::default() };
-        let seed = Region::open("memory:", &options).unwrap().into_seeds().swap_remove(0);
-        let (base, len_bytes) = seed.arena_memory();
-        let area = ExternalArea::register(eal, base, len_bytes).unwrap();
+        let region = Region::open("memory:", &options).unwrap();
+        let info = region.info().clone();
+        let seed = region.into_seeds().swap_remove(0);
+        let id = eal.attach("net_ring0").unwrap();
+        let reach = Reach::new(eal, &info, &seed, &[id]).unwrap();
         let arena_of_server = seed.open().unwrap().arena().clone();
         let now = Instant::from_secs(1);
         let config = |host: usize| {
@@ -67,8 +69,7 @@ impl Rig {
             header_split: true,
             ..DpdkConfig::default()
         };
-        let id = eal.attach("net_ring0").unwrap();
-        let server = DpdkTransport::new(eal, id, config(1), rings, area, arena_of_server, now).unwrap();
+        let server = DpdkTransport::new(eal, id, config(1), rings, reach, arena_of_server, now).unwrap();
         let header_config = PoolConfig { mbufs: 63, cache: 0, ..PoolConfig::default() };
         let client_arena = arena(256);
         Self {

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use dpdk::{Eal, ExternalArea, PortId};
+use dpdk::{Eal, PortId};
 use pmem::{Arena, Extent, MEMORY, Options, Region, Shard};
 use smoltcp::wire::IpCidr;
 use stack::Config;
 use stack::time::Instant;
-use stack::transport::dpdk::{DpdkConfig, DpdkTransport};
+use stack::transport::dpdk::{DpdkConfig, DpdkTransport, Reach};
 
 use super::cli::LoadArgs;
 use crate::nic::Nic;
@@ -71,10 +71,10 @@ impl Device {
         let buffers = buffers as u64 * 2 * pmem::DEFAULT_BUFFER_BYTES as u64;
         let size = (buffers + 2 * request_bytes as u64 + (8 << 20)).next_multiple_of(4096);
         let options = Options { size: Some(size), shards: Some(1), volatile: true, ..Options::default() };
-        let seed = Region::open(MEMORY, &options)?.into_seeds().swap_remove(0);
-        let (base, len_bytes) = seed.arena_memory();
-        let area = ExternalArea::register(self.eal, base, len_bytes)?;
-        area.map_dma(self.id)?;
+        let region = Region::open(MEMORY, &options)?;
+        let info = region.info().clone();
+        let seed = region.into_seeds().swap_remove(0);
+        let reach = Reach::new(self.eal, &info, &seed, &[self.id])?;
         let shard = seed.open()?;
         let arena = shard.arena().clone();
         let pieces = request_bytes.div_ceil(arena.buffer_bytes());
@@ -88,7 +88,7 @@ impl Device {
         let rings =
             DpdkConfig { rx_descriptors: DESCRIPTORS, tx_descriptors: DESCRIPTORS, ..DpdkConfig::default() };
         let now = Instant::from_micros((self.clock.now_ns() / 1000) as i64);
-        let transport = DpdkTransport::new(self.eal, self.id, config, rings, area, arena, now)?;
+        let transport = DpdkTransport::new(self.eal, self.id, config, rings, reach, arena, now)?;
         self.shard = Some(shard);
         self.wait_for_link(transport.port())?;
         Ok(transport)

@@ -3,13 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result};
-use dpdk::{Eal, ExternalArea, PortId};
+use dpdk::{Eal, PortId};
 use pmem::{RegionInfo, Shard};
 use smoltcp::wire::IpCidr;
 use stack::Config;
 use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
-use stack::transport::dpdk::{DpdkConfig, DpdkTransport};
+use stack::transport::dpdk::{DpdkConfig, DpdkTransport, Reach};
 
 use super::{ServeArgs, ledger};
 use crate::nic::Nic;
@@ -31,16 +31,15 @@ impl Device {
     /// Opens the store, and the stack on the port over it.
     pub(super) fn open(&self, args: &ServeArgs) -> Result<(RegionInfo, Shard, DpdkTransport)> {
         let (info, seed) = ledger::open(args)?;
-        let (base, len_bytes) = seed.arena_memory();
-        let area = ExternalArea::register(self.eal, base, len_bytes)?;
-        area.map_dma(self.id)?;
+        let reach = Reach::new(self.eal, &info, &seed, &[self.id])?;
         let shard = seed.open()?;
         let config = Config {
             max_connections: args.max_connections.get() as usize,
             ..Config::new(self.mac, vec![IpCidr::Ipv4(args.ip)])?
         };
         let (rings, arena) = (DpdkConfig::default(), shard.arena().clone());
-        let mut transport = DpdkTransport::new(self.eal, self.id, config, rings, area, arena, Instant::ZERO)?;
+        let mut transport =
+            DpdkTransport::new(self.eal, self.id, config, rings, reach, arena, Instant::ZERO)?;
         let address = SocketAddr::new(IpAddr::V4(args.ip.address()), args.port);
         transport.endpoint_mut().listen(address, args.max_connections.get() as usize)?;
         Ok((info, shard, transport))

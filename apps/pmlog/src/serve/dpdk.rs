@@ -7,13 +7,13 @@ use std::ops::AddAssign;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use dpdk::{Eal, ExternalArea, PortError, PortId, QueuePlan, RegisteredThread};
-use pmem::{Kind, RegionInfo, Shard, ShardSeed};
+use dpdk::{Eal, PortError, PortId, QueuePlan, RegisteredThread};
+use pmem::{RegionInfo, Shard, ShardSeed};
 use serde::Serialize;
 use stack::net::Transport as _;
 use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
-use stack::transport::dpdk::{DpdkConfig, DpdkError, DpdkSeat, DpdkTransport};
+use stack::transport::dpdk::{DpdkConfig, DpdkError, DpdkSeat, DpdkTransport, Reach};
 use stack::{AddressConflict, Config};
 use stack::{EthernetAddress, IpCidr};
 
@@ -53,24 +53,17 @@ impl<'a> Device<'a> {
         Ok(Self { options, eal, id, mac })
     }
 
-    /// Lets the device reach the store's buffers by DMA. Nothing is written to the store.
-    fn reach(&self, info: &RegionInfo, seed: &ShardSeed) -> Result<ExternalArea> {
-        if self.eal.uses_physical_addresses() {
-            check_physical(info)?;
-        }
-        let (base, len_bytes) = seed.arena_memory();
-        let area = ExternalArea::register(self.eal, base, len_bytes)?;
-        if !self.options.no_dma_map {
-            area.map_dma(self.id)?;
-        }
-        Ok(area)
+    /// Lets the device reach a shard's buffers.
+    fn reach(&self, info: &RegionInfo, seed: &ShardSeed) -> Result<Reach> {
+        let reach = if self.options.no_dma_map { Reach::without_dma_map } else { Reach::new };
+        Ok(reach(self.eal, info, seed, &[self.id])?)
     }
 }
 
 /// One core's place at the port, and where its payload goes.
 pub(super) struct Seat {
     seat: DpdkSeat,
-    area: ExternalArea,
+    reach: Reach,
     config: Config,
 }
 
@@ -89,7 +82,7 @@ impl Access for Device<'_> {
     ) -> Result<Vec<Seat>> {
         // Before recovery writes to the store: one that the device cannot reach stays as it is.
         let seeds = seeds.iter().take(cores.get().into());
-        let areas = seeds.map(|seed| self.reach(info, seed)).collect::<Result<Vec<_>>>()?;
+        let reaches = seeds.map(|seed| self.reach(info, seed)).collect::<Result<Vec<_>>>()?;
         let options = self.options;
         let config = Config {
             gateway_v4: options.gateway,
@@ -108,8 +101,8 @@ impl Access for Device<'_> {
         for seat in &seats {
             seat.check(&config, info.geometry.buffers as usize, info.geometry.buffer_bytes.into())?;
         }
-        let seat = |(seat, area)| Seat { seat, area, config: config.clone() };
-        Ok(seats.into_iter().zip(areas).map(seat).collect())
+        let seat = |(seat, reach)| Seat { seat, reach, config: config.clone() };
+        Ok(seats.into_iter().zip(reaches).map(seat).collect())
     }
 
     fn enter(&self) -> Result<RegisteredThread> {
@@ -117,9 +110,9 @@ impl Access for Device<'_> {
     }
 
     fn start(&self, seat: Seat, _: &ServeArgs, shard: &Shard, clock: &Clock) -> Result<DpdkTransport> {
-        let Seat { seat, area, config } = seat;
+        let Seat { seat, reach, config } = seat;
         let is_first = seat.core() == 0;
-        let taken = seat.take(config, area, shard.arena().clone(), clock.now());
+        let taken = seat.take(config, reach, shard.arena().clone(), clock.now());
         let mut transport = taken.map_err(|error| match error {
             DpdkError::Port(PortError::NoRxInterrupts { .. }) => {
                 anyhow!("{error} (here: --idle nap in place of --idle interrupt)")
@@ -305,25 +298,6 @@ fn spread(plan: &QueuePlan, cores: usize) -> String {
         Some(unasked) => format!("{queues}, one for each core, by {unasked}"),
         None => format!("{queues}, one for each core, by the device's hash"),
     }
-}
-
-/// Refuses a store whose pages may get other physical addresses, and says what those of the others ask for.
-fn check_physical(info: &RegionInfo) -> Result<()> {
-    let path = info.path.display();
-    match info.kind {
-        Kind::DeviceDax => {
-            tracing::warn!("the NIC uses physical addresses: nothing keeps it from any other memory");
-        }
-        Kind::FsDax => tracing::warn!(
-            "the NIC uses physical addresses, and the file system does not know: while this server runs, do not \
-             truncate, delete, move, defragment or reflink {path}, or the NIC will write into other files' blocks"
-        ),
-        kind => bail!(
-            "{path} is a {kind}, whose pages the kernel may move at any time; with --iova-mode=pa use device-DAX or \
-             a file on a DAX file system"
-        ),
-    }
-    Ok(())
 }
 
 /// Asks the network whether somebody else has one of the server's addresses. One core asks, and all hear the answer.

@@ -88,6 +88,7 @@ pub fn file_buffers(eal: Eal, path: &Path, count: usize) -> (ExternalArea, Vec<&
     // SAFETY: nothing else changes the file but the devices that its parts are lent to.
     let mapping = unsafe { memmap2::MmapMut::map_mut(&file) }.expect("a mapping");
     let bytes: &'static mut [u8] = &mut Box::leak(Box::new(mapping))[..];
+    #[expect(clippy::disallowed_methods, reason = "memory of the test's own")]
     let area = ExternalArea::register(eal, bytes.as_ptr(), bytes.len()).expect("an area");
     (area, bytes.chunks_exact_mut(BUFFER_BYTES).take(count).collect())
 }
