@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use dpdk::{Eal, QueuePlan};
 use lab::wire::{KERNEL_V4, SERVER_V4, SERVER_V6};
 use lab::{Lab, noise};
-use pmem::{Durable, Extent, Options, Region, Shard, ShardSeed};
+use pmem::{CommitError, Durable, Extent, Options, Region, Shard, ShardSeed};
 use stack::Config;
 use stack::IpCidr;
 use stack::doze::Waker;
@@ -358,7 +358,7 @@ impl Service for EchoService {
         }
     }
 
-    fn commit_failed<N: Net>(&mut self, why: &str, _: &mut N, _: &mut Shard) {
-        panic!("the store failed: {why}");
+    fn commit_failed<N: Net>(&mut self, error: &CommitError, _: &mut N, _: &mut Shard) {
+        panic!("{error}");
     }
 }

@@ -18,7 +18,7 @@ mod text;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pmem::{Durable, Shard};
+use pmem::{CommitError, Durable, Shard};
 use stack::net::{ConnId, Event, Net, Service};
 use stack::time::Instant;
 
@@ -357,8 +357,8 @@ impl Service for LogService {
         }
     }
 
-    fn commit_failed<N: Net>(&mut self, why: &str, net: &mut N, shard: &mut Shard) {
-        self.common.fail(why);
+    fn commit_failed<N: Net>(&mut self, error: &CommitError, net: &mut N, shard: &mut Shard) {
+        self.common.fail(&error.to_string());
         std::mem::swap(&mut self.woken, &mut self.common.awaiting);
         for conn in self.woken.drain(..) {
             if let Some(place) = place_of(&mut self.places, conn) {

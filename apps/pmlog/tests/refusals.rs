@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Lab, SEGMENT_BYTES, body, post, request};
+use pmem::CommitError;
 use pmlog::service::ServiceConfig;
 use stack::net::{CloseReason, Service as _};
 
@@ -180,7 +181,10 @@ fn lab_in(state: &str) -> (Lab, u64) {
             assert_eq!(health["log_entries"], lab.shard.log_entries(), "{health}");
             assert!(health["free_buffers"].as_u64() > Some(100), "{health}");
         }
-        "failed" => lab.service.commit_failed("the medium is gone", &mut lab.wire, &mut lab.shard),
+        "failed" => {
+            let error = CommitError::Fence { why: "the medium is gone".into() };
+            lab.service.commit_failed(&error, &mut lab.wire, &mut lab.shard);
+        }
         _ => {}
     }
     let next = lab.shard.next_seq();

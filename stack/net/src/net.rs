@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use pmem::{Durable, Extent, Shard};
+use pmem::{CommitError, Durable, Extent, Shard};
 
 use crate::profile::{Laps, Stage};
 use crate::time::Instant;
@@ -141,14 +141,6 @@ pub trait Net {
     /// [`SendError`]: nothing was queued, and the caller's clone still holds the buffer.
     fn send_extent(&mut self, conn: ConnId, extent: Extent) -> Result<(), SendError>;
 
-    /// Answers a write: as [`send`](Self::send), but only with the proof that the write is durable.
-    ///
-    /// # Errors
-    /// As [`send`](Self::send).
-    fn reply(&mut self, conn: ConnId, _proof: &Durable, bytes: &[u8]) -> Result<(), SendError> {
-        self.send(conn, bytes)
-    }
-
     /// Sends FIN after what is queued. Receiving goes on.
     fn finish(&mut self, conn: ConnId);
 
@@ -244,11 +236,12 @@ pub trait Service {
     /// One event happened. Appends made here become durable together, after the burst's last event.
     fn event<N: Net>(&mut self, event: Event, net: &mut N, shard: &mut Shard);
 
-    /// The burst's appends are durable: confirm the pending ones and reply.
+    /// The burst's appends are durable: confirm the pending ones, and reply with the [receipts](pmem::Receipt), which
+    /// nothing else makes.
     fn committed<N: Net>(&mut self, durable: &Durable, net: &mut N, shard: &mut Shard);
 
-    /// The burst's commit failed: nothing of it may be acknowledged. `why` is what the medium said.
-    fn commit_failed<N: Net>(&mut self, why: &str, net: &mut N, shard: &mut Shard);
+    /// The burst's commit failed: nothing of it may be acknowledged, and the shard takes nothing more.
+    fn commit_failed<N: Net>(&mut self, error: &CommitError, net: &mut N, shard: &mut Shard);
 
     /// Requests since the start, for figures per request; 0 from an application that does not count them.
     fn requests(&self) -> u64 {

@@ -93,7 +93,7 @@ impl<T: Transport, S: Service> Server<T, S> {
                     self.service.committed(&durable, &mut self.transport, &mut self.shard);
                 }
                 Err(error) => {
-                    self.service.commit_failed(&error.to_string(), &mut self.transport, &mut self.shard);
+                    self.service.commit_failed(&error, &mut self.transport, &mut self.shard);
                 }
             }
         }

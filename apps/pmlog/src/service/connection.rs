@@ -162,7 +162,7 @@ impl Connection {
     /// Something has happened: reads, acts and replies until there is nothing to read, or until it has to wait.
     pub(super) fn run<N: Net>(&mut self, common: &mut Common, net: &mut N, shard: &mut Shard) {
         self.is_drained = false;
-        self.go_on(None, common, net, shard);
+        self.go_on(common, net, shard);
     }
 
     /// What waited for the commit is acknowledged, and the connection goes on.
@@ -177,20 +177,14 @@ impl Connection {
         for reply in &mut self.replies {
             reply.confirm(durable, common);
         }
-        self.go_on(Some(durable), common, net, shard);
+        self.go_on(common, net, shard);
     }
 
-    fn go_on<N: Net>(
-        &mut self,
-        durable: Option<&Durable>,
-        common: &mut Common,
-        net: &mut N,
-        shard: &mut Shard,
-    ) {
+    fn go_on<N: Net>(&mut self, common: &mut Common, net: &mut N, shard: &mut Shard) {
         let Some(conn) = self.id else { return };
         loop {
             self.read(conn, common, net, shard);
-            let has_sent = self.send(conn, durable, common, net, shard);
+            let has_sent = self.send(conn, common, net, shard);
             // Where reading stopped before the end of what is there, it waits for replies to go out.
             if self.is_drained || !has_sent {
                 break;
@@ -447,20 +441,13 @@ impl Connection {
     }
 
     /// Sends what is owed, in order, as far as the network takes it. True if a reply went out whole.
-    fn send<N: Net>(
-        &mut self,
-        conn: ConnId,
-        durable: Option<&Durable>,
-        common: &mut Common,
-        net: &mut N,
-        shard: &mut Shard,
-    ) -> bool {
+    fn send<N: Net>(&mut self, conn: ConnId, common: &mut Common, net: &mut N, shard: &mut Shard) -> bool {
         let mut has_sent = false;
         while let Some(reply) = self.replies.front_mut() {
             if reply.awaits_commit() {
                 return has_sent;
             }
-            let (progress, bytes) = reply.send(conn, common, net, shard, durable);
+            let (progress, bytes) = reply.send(conn, common, net, shard);
             self.pace.bytes += bytes;
             match progress {
                 Progress::Whole => {}

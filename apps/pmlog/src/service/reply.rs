@@ -154,10 +154,9 @@ impl Reply {
         common: &mut Common,
         net: &mut N,
         shard: &mut Shard,
-        durable: Option<&Durable>,
     ) -> (Progress, u64) {
         let mut out = Out { net, conn, sent_bytes: 0, copied_bytes: 0, damage: None };
-        let progress = self.send_to(&mut out, common, shard, durable).err().unwrap_or(Progress::Whole);
+        let progress = self.send_to(&mut out, common, shard).err().unwrap_or(Progress::Whole);
         let (sent_bytes, copied_bytes) = (out.sent_bytes, out.copied_bytes);
         if let Some((index, damage)) = out.damage {
             common.alarm.raise(index, &damage, common.now);
@@ -173,7 +172,6 @@ impl Reply {
         out: &mut Out<'_, N>,
         common: &mut Common,
         shard: &mut Shard,
-        durable: Option<&Durable>,
     ) -> Result<(), Progress> {
         if let Content::Asked(ask) = self.content {
             self.content = answer(ask, common, shard);
@@ -187,13 +185,7 @@ impl Reply {
         match &mut self.content {
             Content::Continue => out.text(b"HTTP/1.1 100 Continue\r\n\r\n"),
             Content::Waiting(_) => Err(Progress::Blocked),
-            Content::Appended(receipt) => {
-                let text = rendered.appended(receipt, own_shard, self.manner);
-                match durable {
-                    Some(durable) => out.proven(durable, text),
-                    None => out.text(text),
-                }
-            }
+            Content::Appended(receipt) => out.text(rendered.appended(receipt, own_shard, self.manner)),
             Content::Counted { number, len_bytes } => {
                 out.text(rendered.acknowledged(*number, *len_bytes, None, None, self.manner))
             }
@@ -410,12 +402,6 @@ impl<N: Net> Out<'_, N> {
     pub(super) fn copied(&mut self, bytes: &[u8]) -> Result<(), Progress> {
         self.text(bytes)?;
         self.copied_bytes += bytes.len() as u64;
-        Ok(())
-    }
-
-    pub(super) fn proven(&mut self, durable: &Durable, bytes: &[u8]) -> Result<(), Progress> {
-        self.net.reply(self.conn, durable, bytes)?;
-        self.sent_bytes += bytes.len() as u64;
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use pmem::{Buffer, Durable, Extent, Options, Region, Shard};
+use pmem::{Buffer, Extent, Options, Region, Shard};
 use pmlog::service::{LogService, ServiceConfig};
 use stack::net::{CloseReason, ConnId, Event, Net, SendError, SendSpace, Service as _, Slot};
 use stack::time::Instant;
@@ -27,8 +27,6 @@ pub struct Client {
     pub sent: Vec<u8>,
     /// How many bytes of it were sent from where they lie.
     pub sent_in_place: usize,
-    /// How many replies came with a proof of durability.
-    pub proofs: usize,
     /// How many more bytes and extents the client's side takes.
     pub room_bytes: usize,
     pub room_extents: usize,
@@ -76,12 +74,6 @@ impl Net for Wire {
         client.room_extents = client.room_extents.checked_sub(1).ok_or(SendError::Full)?;
         client.sent.extend_from_slice(extent.bytes());
         client.sent_in_place += extent.len();
-        Ok(())
-    }
-
-    fn reply(&mut self, conn: ConnId, _proof: &Durable, bytes: &[u8]) -> Result<(), SendError> {
-        self.send(conn, bytes)?;
-        self.clients[conn.index as usize].proofs += 1;
         Ok(())
     }
 

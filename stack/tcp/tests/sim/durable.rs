@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pmem::{Draft, Durable, Extent, LineModel, Options, Pending, Region, Shard};
+use pmem::{CommitError, Draft, Durable, Extent, LineModel, Options, Pending, Region, Shard};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use smoltcp::iface::SocketHandle;
@@ -96,12 +96,12 @@ impl Service for Journal {
             let receipt = durable.confirm(pending).expect("the commit came after the append");
             let answer = [number.to_be_bytes(), receipt.seq.to_be_bytes()].concat();
             // A client that does not read its answers goes without.
-            let _ = net.reply(conn, durable, &answer);
+            let _ = net.send(conn, &answer);
         }
     }
 
-    fn commit_failed<N: Net>(&mut self, why: &str, _net: &mut N, _shard: &mut Shard) {
-        panic!("the model's fences do not fail: {why}");
+    fn commit_failed<N: Net>(&mut self, error: &CommitError, _net: &mut N, _shard: &mut Shard) {
+        panic!("the model's fences do not fail: {error}");
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::net::SocketAddr;
 
-use std::time::Duration;
 use smoltcp::wire::{
     ArpOperation, EthernetAddress, EthernetFrame, Icmpv6Repr, NdiscNeighborFlags, NdiscRepr,
 };
 use stack::Config;
 use stack::net::ConnId;
 use stack::transport::OverEndpoint as _;
+use std::time::Duration;
 
 use crate::ours::config;
 use crate::script::Script;
