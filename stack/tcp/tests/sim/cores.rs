@@ -256,3 +256,42 @@ fn cores_connect_from_ports_of_their_own() {
     ports.dedup();
     assert_eq!(ports.len(), used.get());
 }
+
+/// A segment that is put together by a core which does not have its connection goes on to the one that has.
+#[test]
+fn a_segment_in_fragments_finds_its_connection() {
+    for version in BOTH_VERSIONS {
+        let (link, mut clock) = link(1);
+        let is_fragment = move |frame: &[u8]| match version {
+            Version::V4 => frame[12..14] == [8, 0] && (frame[20] & 0x3f != 0 || frame[21] != 0),
+            Version::V6 => frame[20] == 44,
+        };
+        let core_of = move |frame: &[u8]| if is_fragment(frame) { 1 } else { 0 };
+        let mut cores = Ours::cores(link.port(Path::default()), 300, &config(1), CORES, core_of);
+        let talk = Talk::new(7, 0, 900);
+        let local = Side { mac: crate::talk::mac(1), at: SocketAddr::new(ip(version, 1), 80) };
+        let remote = Side { mac: crate::talk::mac(2), at: SocketAddr::new(ip(version, 2), 9) };
+        for core in &mut cores {
+            core.listen(local.at, 16, move |_| talk);
+        }
+        let peer = link.port(Path::default());
+        let mut exchange = |frames: Vec<Vec<u8>>| -> Vec<Seg> {
+            frames.into_iter().for_each(|frame| peer.send(clock.now(), frame));
+            let until = clock.now() + Duration::from_millis(100);
+            let mut hosts: Vec<&mut dyn Host> = cores.iter_mut().map(|core| core as &mut dyn Host).collect();
+            clock.run_until(&mut hosts, until);
+            let frames = std::iter::from_fn(|| peer.receive(until));
+            frames.filter_map(|frame| Seg::parse(&frame)).map(|(.., seg)| seg).collect()
+        };
+        let answers = exchange(vec![seg(SYN, 0, 0).mss(1_000).frame(remote, local)]);
+        let ack = answers[0].seq.wrapping_add(1);
+        let mut payload = vec![0; 900];
+        talk.hears.read(0, &mut payload);
+        let segment = data(1, ack, &payload).frame(remote, local);
+        let mut frames = vec![seg(crate::wire::ACK, 1, ack).frame(remote, local)];
+        frames.extend(crate::wire::fragments_of(&segment, 304, 3));
+        let answers = exchange(frames);
+        assert!(answers.iter().any(|seg| seg.ack == 901 && !seg.has(RST)), "{answers:?}");
+        assert!(!answers.iter().any(|seg| seg.has(RST)), "{answers:?}");
+    }
+}
