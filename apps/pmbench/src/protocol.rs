@@ -78,7 +78,7 @@ pub enum ServerEvent {
         /// Why.
         reason: String,
     },
-    /// The answer to [`Wish::Mark`].
+    /// The answer to [`ServerCommand::Mark`].
     Mark(Mark),
 }
 
@@ -98,7 +98,7 @@ pub struct Ready {
 /// What a server had done at some moment, counted from its start; two of them delimit a window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
-    /// The wish's number.
+    /// The command's number.
     pub id: u64,
     /// The moment, in nanoseconds of a clock that only goes forward.
     pub time_ns: u64,
@@ -165,14 +165,14 @@ impl Mark {
 
 /// A line that a server reads. The end of its input is a [`Stop`](Self::Stop), too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum ServerCommand {
     /// Say what was done so far.
     Mark(u64),
     /// End.
     Stop,
 }
 
-impl fmt::Display for Wish {
+impl fmt::Display for ServerCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Mark(id) => write!(f, "mark {id}"),
@@ -181,17 +181,17 @@ impl fmt::Display for Wish {
     }
 }
 
-/// A line that is no wish.
+/// A line that is no command.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no wish; write `mark NUMBER` or `stop`")]
-pub struct WishError(String);
+#[error("{0:?} is no command; write `mark NUMBER` or `stop`")]
+pub struct NoCommand(String);
 
-impl FromStr for Wish {
-    type Err = WishError;
+impl FromStr for ServerCommand {
+    type Err = NoCommand;
 
-    fn from_str(line: &str) -> Result<Self, WishError> {
+    fn from_str(line: &str) -> Result<Self, NoCommand> {
         let line = line.trim();
-        let refused = || WishError(line.chars().take(80).collect());
+        let refused = || NoCommand(line.chars().take(80).collect());
         match line.split_once(' ') {
             None if line == "stop" => Ok(Self::Stop),
             Some(("mark", id)) => id.parse().map(Self::Mark).map_err(|_| refused()),
@@ -226,11 +226,11 @@ mod tests {
 
     #[test]
     fn wishes_are_read_as_they_are_written() {
-        for wish in [Wish::Mark(0), Wish::Mark(u64::MAX), Wish::Stop] {
-            assert_eq!(format!("{wish}\n").parse(), Ok(wish));
+        for command in [ServerCommand::Mark(0), ServerCommand::Mark(u64::MAX), ServerCommand::Stop] {
+            assert_eq!(format!("{command}\n").parse(), Ok(command));
         }
         for line in ["", "mark", "mark ", "mark -1", "mark 1 2", "stop now", "Mark 1"] {
-            assert!(line.parse::<Wish>().is_err(), "{line:?}");
+            assert!(line.parse::<ServerCommand>().is_err(), "{line:?}");
         }
     }
 }

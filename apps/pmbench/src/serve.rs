@@ -22,8 +22,8 @@ pub use reply::REPLY_BYTES;
 
 use anyhow::Result;
 
-use crate::protocol::{Mode, Ready, ServerEvent};
-use control::{Control, tell};
+use crate::protocol::{Mode, ServerEvent};
+use control::{Control, Skipped, tell};
 
 /// Serves in the mode that was asked for until standard input says `stop` or ends.
 ///
@@ -45,19 +45,4 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
         Err(Err(error)) => Err(error),
         Ok(()) => Ok(()),
     }
-}
-
-/// This machine cannot run the mode, and why.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Skipped(String);
-
-/// What a server says once it serves.
-fn ready(args: &ServeArgs, domain: Option<String>, notes: &[&str]) -> ServerEvent {
-    ServerEvent::Ready(Ready {
-        mode: args.mode,
-        pid: std::process::id(),
-        domain,
-        notes: notes.iter().map(|&note| note.to_owned()).collect(),
-    })
 }

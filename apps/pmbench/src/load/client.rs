@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 use std::net::{SocketAddr, SocketAddrV4};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use hdrhistogram::Histogram;
 use pmem::Extent;
 use stack::Endpoint;
@@ -15,10 +15,9 @@ use stack::time::Instant;
 use stack::transport::OverEndpoint;
 
 use super::device::Clock;
-use super::pace::Pace;
+use super::pace::{FIRST_REPLY, Pace};
 use super::reply::{KnownHead, Reply};
 use super::summary::{Errors, Summary, latencies};
-use super::{FIRST_REPLY, check_stop};
 
 /// Handshakes that are under way at a time: fewer than any listener's backlog.
 const MAX_OPENING: usize = 32;
@@ -31,8 +30,7 @@ pub struct Client<T> {
     nap: Option<Duration>,
     /// One request, in named buffers.
     request: Vec<Extent>,
-    connections: usize,
-    places: Vec<Place>,
+    connections: Vec<Connection>,
     /// Connections without a request, in the order in which they became so.
     idle: VecDeque<ConnId>,
     known_head: KnownHead,
@@ -44,8 +42,8 @@ pub struct Client<T> {
     counts: Counts,
 }
 
-/// What is known of a connection, at its place in the stack's table.
-struct Place {
+/// What is known of a connection, by its index in the stack's table.
+struct Connection {
     /// When the request that is on its way was due, by the clock.
     request: Option<u64>,
     /// Whether the connection was given up, for a reason that was counted.
@@ -90,9 +88,8 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
             clock,
             nap,
             request,
-            connections,
-            places: (0..connections)
-                .map(|_| Place { request: None, is_lost: false, reply: Reply::new() })
+            connections: (0..connections)
+                .map(|_| Connection { request: None, is_lost: false, reply: Reply::new() })
                 .collect(),
             idle: VecDeque::with_capacity(connections),
             known_head: KnownHead::default(),
@@ -112,21 +109,19 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
     pub fn open(&mut self, server: SocketAddrV4, limit: Duration, stop: &AtomicBool) -> Result<()> {
         let limit_ns = self.clock.now_ns() + limit.as_nanos() as u64;
         let mut begun = 0;
-        while self.opened < self.connections {
+        while self.opened < self.connections.len() {
             let now_ns = self.clock.now_ns();
             check_stop(stop)?;
             if let Some(reason) = self.refused {
-                anyhow::bail!(
-                    "{server} ended a connection that was to be opened ({reason:?}); does it serve?"
-                );
+                bail!("{server} ended a connection that was to be opened ({reason:?}); does it serve?");
             }
             ensure!(
                 now_ns < limit_ns,
                 "{} of {} connections to {server} are open after {limit:?}; is the server there, and on this link?",
                 self.opened,
-                self.connections
+                self.connections.len()
             );
-            while begun < self.connections && begun - self.opened < MAX_OPENING {
+            while begun < self.connections.len() && begun - self.opened < MAX_OPENING {
                 let endpoint = self.transport.endpoint_mut();
                 endpoint
                     .connect(time(now_ns), SocketAddr::V4(server), None)
@@ -180,7 +175,7 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
 
     /// Requests without a reply.
     fn owed(&self) -> usize {
-        self.places.iter().filter(|place| place.request.is_some()).count()
+        self.connections.iter().filter(|connection| connection.request.is_some()).count()
     }
 
     /// Forgets what was counted so far.
@@ -270,7 +265,7 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
                 }
             }
             Event::Closed { conn, reason } => {
-                if self.opened < self.connections {
+                if self.opened < self.connections.len() {
                     self.refused = Some(reason);
                 } else {
                     self.open -= 1;
@@ -285,17 +280,17 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
     /// Takes what has come of a connection's reply.
     fn receive(&mut self, conn: ConnId) {
         while let Some(slot) = self.transport.recv(conn) {
-            let place = &mut self.places[conn.index as usize];
-            let Some(due_ns) = place.request else {
+            let connection = &mut self.connections[conn.index as usize];
+            let Some(due_ns) = connection.request else {
                 if !self.is_closing {
                     self.lose(conn, |errors| errors.malformed += 1);
                 }
                 continue;
             };
-            match place.reply.take(slot.bytes(), &mut self.known_head) {
+            match connection.reply.take(slot.bytes(), &mut self.known_head) {
                 Ok(false) => {}
                 Ok(true) => {
-                    place.request = None;
+                    connection.request = None;
                     if self.is_counting {
                         self.counts.requests += 1;
                         self.counts.latencies_ns.saturating_record(self.clock.now_ns() - due_ns);
@@ -312,19 +307,19 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
     fn send(&mut self, conn: ConnId, due_ns: u64) {
         let sent = self.request.iter().try_for_each(|piece| self.transport.send_extent(conn, piece.clone()));
         match sent {
-            Ok(()) => self.places[conn.index as usize].request = Some(due_ns),
+            Ok(()) => self.connections[conn.index as usize].request = Some(due_ns),
             Err(_) => self.lose(conn, |errors| errors.unsent += 1),
         }
     }
 
     /// Gives a connection up, and counts why, once.
     fn lose(&mut self, conn: ConnId, count: impl FnOnce(&mut Errors)) {
-        let place = &mut self.places[conn.index as usize];
-        if place.is_lost {
+        let connection = &mut self.connections[conn.index as usize];
+        if connection.is_lost {
             return;
         }
-        place.is_lost = true;
-        place.request = None;
+        connection.is_lost = true;
+        connection.request = None;
         count(&mut self.counts.errors);
         self.idle.retain(|idle| *idle != conn);
         self.transport.abort(conn);
@@ -334,4 +329,12 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
 /// The stack's time for the clock's.
 fn time(now_ns: u64) -> Instant {
     Instant::from_micros((now_ns / 1000) as i64)
+}
+
+/// Fails when the user has asked for the end.
+fn check_stop(stop: &AtomicBool) -> Result<()> {
+    if stop.load(Ordering::Relaxed) {
+        bail!("interrupted");
+    }
+    Ok(())
 }

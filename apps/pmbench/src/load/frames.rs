@@ -12,9 +12,9 @@ use smoltcp::wire::{
     UdpPacket, UdpRepr,
 };
 
-use super::FIRST_REPLY;
 use super::cli::LoadArgs;
 use super::device::{Clock, Device};
+use super::pace::FIRST_REPLY;
 use super::summary::{Errors, Summary, latencies};
 
 /// Bytes before a segment's payload: Ethernet, IPv4, and TCP with its timestamps.

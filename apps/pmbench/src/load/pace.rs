@@ -1,4 +1,9 @@
-//! When the next request is due.
+//! When the next request is due, and the first reply.
+
+use std::time::Duration;
+
+/// How much longer than the time of a measurement a server may take for the first reply of it.
+pub const FIRST_REPLY: Duration = Duration::from_secs(5);
 
 /// How requests follow each other.
 #[derive(Clone, Copy, Debug)]

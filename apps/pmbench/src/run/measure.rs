@@ -13,7 +13,7 @@ use super::matrix::Task;
 use super::testbed::{CLIENT, DPDK_PAIR, KERNEL_PAIR, PORT, PREFIX, SERVER, SERVER_MAC, Testbed};
 use crate::child::Child;
 use crate::load::{LoadEvent, Summary};
-use crate::protocol::{Mark, Mode, Ready, ServerEvent, Wish};
+use crate::protocol::{Mark, Mode, Ready, ServerCommand, ServerEvent};
 use crate::results::{Cell, CoreShares, Detail, Link, Load, Profiled, StageShare};
 use crate::run::cli::RunArgs;
 
@@ -98,7 +98,7 @@ impl Server {
     /// Asks for a mark.
     pub fn mark(&mut self) -> Result<Mark> {
         self.marks += 1;
-        self.child.say(&Wish::Mark(self.marks).to_string())?;
+        self.child.say(&ServerCommand::Mark(self.marks).to_string())?;
         match self.child.event(PATIENCE)? {
             ServerEvent::Mark(mark) if mark.id == self.marks => Ok(mark),
             other => bail!("the server answered mark {} with {other:?}", self.marks),
@@ -107,7 +107,7 @@ impl Server {
 
     /// Ends the server.
     pub fn stop(mut self) -> Result<()> {
-        self.child.say(&Wish::Stop.to_string())?;
+        self.child.say(&ServerCommand::Stop.to_string())?;
         self.child.wait(PATIENCE).map(drop)
     }
 }

@@ -1,4 +1,4 @@
-//! The loop of all servers whose bursts are in user space: wishes, a burst, what it leaves to do; and the time of it.
+//! The loop of all servers whose bursts are in user space: commands, a burst, what it leaves to do; and the time of it.
 
 use anyhow::Result;
 use pmem::{Shard, Spent};
@@ -8,7 +8,7 @@ use stack::time::Instant;
 
 use super::control::{Control, tell};
 use super::ledger::{Ledger, Meter, stages};
-use crate::protocol::{Mark, ServerEvent, Wish};
+use crate::protocol::{Mark, ServerCommand, ServerEvent};
 
 /// A server that works in bursts.
 pub(super) trait Bursts {
@@ -30,11 +30,11 @@ pub(super) trait Bursts {
 pub(super) fn run(server: &mut impl Bursts, control: &Control, mut meter: Meter) -> Result<()> {
     loop {
         match control.next() {
-            Some(Wish::Mark(id)) => {
+            Some(ServerCommand::Mark(id)) => {
                 let mark = server.ledger().mark(id, &meter, server.shard());
                 tell(&ServerEvent::Mark(Mark { stages: server.profile().map(stages), ..mark }))?;
             }
-            Some(Wish::Stop) => break,
+            Some(ServerCommand::Stop) => break,
             None => {}
         }
         let begun = meter.raw();

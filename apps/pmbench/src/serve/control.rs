@@ -10,15 +10,16 @@ use anyhow::Result;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::protocol::{ServerEvent, Wish};
+use super::cli::ServeArgs;
+use crate::protocol::{Ready, ServerCommand, ServerEvent};
 
 /// The server's side of standard input.
 pub(super) struct Control {
-    /// There may be a wish; the loop reads nothing else while this is false.
+    /// There may be a command; the loop reads nothing else while this is false.
     told: Arc<AtomicBool>,
-    /// Becomes readable with each wish, for loops that sleep.
+    /// Becomes readable with each command, for loops that sleep.
     wake: Arc<OwnedFd>,
-    wishes: Receiver<Wish>,
+    commands: Receiver<ServerCommand>,
     /// Set by SIGINT and SIGTERM.
     interrupted: Arc<AtomicBool>,
 }
@@ -29,8 +30,8 @@ impl Control {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let told = Arc::new(AtomicBool::new(false));
         let interrupted = program::stop_signal()?;
-        let (sender, wishes) = channel();
-        let control = Self { told: Arc::clone(&told), wake: Arc::clone(&wake), wishes, interrupted };
+        let (sender, commands) = channel();
+        let control = Self { told: Arc::clone(&told), wake: Arc::clone(&wake), commands, interrupted };
         let thread = std::thread::Builder::new().name("control".to_owned());
         let others = core.map(|core| without(core, sched_getaffinity(None))).transpose()?;
         thread.spawn(move || {
@@ -47,49 +48,49 @@ impl Control {
         Ok(control)
     }
 
-    /// The next wish, if there is one.
-    pub(super) fn next(&self) -> Option<Wish> {
+    /// The next command, if there is one.
+    pub(super) fn next(&self) -> Option<ServerCommand> {
         if self.interrupted.load(Ordering::Relaxed) {
-            return Some(Wish::Stop);
+            return Some(ServerCommand::Stop);
         }
         if !self.told.load(Ordering::Acquire) {
             return None;
         }
-        // First this, then the look: a wish that comes in between is seen now or the next time.
+        // First this, then the look: a command that comes in between is seen now or the next time.
         self.told.store(false, Ordering::Relaxed);
-        let wish = self.wishes.try_recv().ok()?;
+        let command = self.commands.try_recv().ok()?;
         self.told.store(true, Ordering::Relaxed);
-        Some(wish)
+        Some(command)
     }
 
-    /// Becomes readable when there is a wish; to be read then.
+    /// Becomes readable when there is a command; to be read then.
     pub(super) fn wake(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }
 
-    /// Makes [`wake`](Self::wake) wait for the next wish.
+    /// Makes [`wake`](Self::wake) wait for the next command.
     pub(super) fn woken(&self) {
-        // It holds nothing if two wishes were one event.
+        // It holds nothing if two commands were one event.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
 }
 
-/// Reads wishes until there are no more.
-fn read(sender: &Sender<Wish>, told: &AtomicBool, wake: &OwnedFd) {
-    let tell = |wish| {
-        let _ = sender.send(wish);
+/// Reads commands until there are no more.
+fn read(sender: &Sender<ServerCommand>, told: &AtomicBool, wake: &OwnedFd) {
+    let tell = |command| {
+        let _ = sender.send(command);
         told.store(true, Ordering::Release);
         // A counter at its limit wakes the loop all the same.
         let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
     };
     for line in io::stdin().lock().lines().map_while(Result::ok) {
         match line.parse() {
-            Ok(Wish::Stop) => break,
-            Ok(wish) => tell(wish),
+            Ok(ServerCommand::Stop) => break,
+            Ok(command) => tell(command),
             Err(error) => tracing::warn!("{error}"),
         }
     }
-    tell(Wish::Stop);
+    tell(ServerCommand::Stop);
 }
 
 /// The CPUs of `all` but one; all of them, if that is the only one.
@@ -110,4 +111,15 @@ pub(super) fn tell(event: &ServerEvent) -> Result<()> {
     out.write_all(&line)?;
     out.flush()?;
     Ok(())
+}
+
+/// This machine cannot run the mode, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Skipped(pub(super) String);
+
+/// Says that the server serves.
+pub(super) fn tell_ready(args: &ServeArgs, domain: Option<String>, notes: &[&str]) -> Result<()> {
+    let notes = notes.iter().map(|&note| note.to_owned()).collect();
+    tell(&ServerEvent::Ready(Ready { mode: args.mode, pid: std::process::id(), domain, notes }))
 }

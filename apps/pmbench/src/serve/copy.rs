@@ -25,11 +25,11 @@ use stack::profile::{Laps, Stage};
 use stack::server::Step;
 
 use super::bursts::{Staged, Watched, run};
-use super::control::{Control, tell};
+use super::control::{Control, tell_ready};
 use super::device::Device;
 use super::ledger::{self, Ledger, Meter};
 use super::requests::{Stream, locate};
-use super::{ServeArgs, ready, reply};
+use super::{ServeArgs, reply};
 use frames::Frames;
 
 /// Between two looks at the timers of all connections.
@@ -46,7 +46,7 @@ pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
     let mut server = Watched::new(Server::new(args, &device, frames, shard), args.profile);
     let notes =
         ["one commit for each burst", "stock smoltcp sockets, one set for each connection", "two copies"];
-    tell(&ready(args, Some(info.domain.to_string()), &notes))?;
+    tell_ready(args, Some(info.domain.to_string()), &notes)?;
     run(&mut server, control, Meter::polling())?;
     Ok(server.bursts.shard.checkpoint()?)
 }
@@ -57,13 +57,13 @@ struct Server {
     port: u16,
     /// Takes what is for no connection: questions for the address, and segments that are refused.
     nobody: SocketSet<'static>,
-    places: Vec<Place>,
+    connections: Vec<Connection>,
     vacant: Vec<usize>,
-    /// Which place a peer has.
+    /// Which connection a peer has.
     peers: HashMap<SocketAddrV4, usize>,
     /// Places that had a segment in this burst.
     touched: Vec<usize>,
-    /// Appends of this burst, with their places and lengths.
+    /// Appends of this burst, with their connections and lengths.
     pending: Vec<(usize, Pending, u64)>,
     shard: Shard,
     ledger: Ledger,
@@ -72,7 +72,7 @@ struct Server {
 }
 
 /// A connection, with a set of sockets all its own.
-struct Place {
+struct Connection {
     sockets: SocketSet<'static>,
     handle: SocketHandle,
     peer: Option<SocketAddrV4>,
@@ -92,7 +92,7 @@ impl Staged for Server {
         let mut step = Step { received: self.receive(now, laps), ..Step::default() };
         if now - self.looked >= TIMERS_EVERY {
             self.looked = now;
-            (0..self.places.len()).for_each(|index| self.touch(index));
+            (0..self.connections.len()).for_each(|index| self.touch(index));
             step.events = self.touched.len();
         }
         if step.is_idle() {
@@ -135,7 +135,7 @@ impl Server {
             interface,
             port: args.port,
             nobody: SocketSet::new(Vec::new()),
-            places: (0..connections).map(|_| Place::new(args.max_record.as_u64())).collect(),
+            connections: (0..connections).map(|_| Connection::new(args.max_record.as_u64())).collect(),
             vacant: (0..connections).rev().collect(),
             peers: HashMap::with_capacity(connections),
             touched: Vec::with_capacity(connections),
@@ -151,14 +151,14 @@ impl Server {
         let count = self.frames.burst();
         laps.lap(Stage::Rx);
         while let Some(frame) = self.frames.next() {
-            let place = match segment_for(self.port, frame) {
-                Some((peer, opens)) => self.place_of(peer, opens),
+            let connection = match segment_for(self.port, frame) {
+                Some((peer, opens)) => self.connection_of(peer, opens),
                 None => None,
             };
-            let sockets = match place {
+            let sockets = match connection {
                 Some(index) => {
                     self.touch(index);
-                    &mut self.places[index].sockets
+                    &mut self.connections[index].sockets
                 }
                 None => &mut self.nobody,
             };
@@ -169,26 +169,26 @@ impl Server {
         count
     }
 
-    /// The place of a peer; a vacant one, if it opens a connection.
-    fn place_of(&mut self, peer: SocketAddrV4, opens: bool) -> Option<usize> {
+    /// The connection of a peer; a vacant one, if it opens a connection.
+    fn connection_of(&mut self, peer: SocketAddrV4, opens: bool) -> Option<usize> {
         if let Some(&index) = self.peers.get(&peer) {
             return Some(index);
         }
         let index = if opens { self.vacant.pop()? } else { return None };
-        let place = &mut self.places[index];
+        let connection = &mut self.connections[index];
         // A socket that is closed can listen, and the port is not zero: only then smoltcp refuses.
-        if place.socket().listen(self.port).is_err() {
+        if connection.socket().listen(self.port).is_err() {
             self.vacant.push(index);
             return None;
         }
-        place.peer = Some(peer);
+        connection.peer = Some(peer);
         self.peers.insert(peer, index);
         Some(index)
     }
 
     fn touch(&mut self, index: usize) {
-        let place = &mut self.places[index];
-        if place.peer.is_some() && !std::mem::replace(&mut place.is_touched, true) {
+        let connection = &mut self.connections[index];
+        if connection.peer.is_some() && !std::mem::replace(&mut connection.is_touched, true) {
             self.touched.push(index);
         }
     }
@@ -196,12 +196,13 @@ impl Server {
     /// Appends what is whole, makes it durable, and puts the replies into the sockets; whether there was any.
     fn serve(&mut self) -> Result<bool> {
         for &index in &self.touched {
-            let place = &mut self.places[index];
-            if place.refusal.is_none()
-                && let Err(refusal) = place.read(index, &mut self.shard, &mut self.pending, &mut self.ledger)
+            let connection = &mut self.connections[index];
+            if connection.refusal.is_none()
+                && let Err(refusal) =
+                    connection.read(index, &mut self.shard, &mut self.pending, &mut self.ledger)
             {
                 self.ledger.errors += 1;
-                place.refusal = Some(refusal);
+                connection.refusal = Some(refusal);
             }
         }
         let has_appended = self.shard.uncommitted();
@@ -209,26 +210,26 @@ impl Server {
             let durable = self.shard.commit()?;
             for (index, pending, len) in self.pending.drain(..) {
                 let Ok(receipt) = durable.confirm(pending) else { continue };
-                self.places[index].owed.push(receipt.seq);
+                self.connections[index].owed.push(receipt.seq);
                 self.ledger.done(len);
             }
         }
         for &index in &self.touched {
-            self.places[index].answer();
+            self.connections[index].answer();
         }
         Ok(has_appended)
     }
 
-    /// Makes frames of what the sockets have to send, and gives up the places of connections that are over.
+    /// Makes frames of what the sockets have to send, and gives up connections that are over.
     fn transmit(&mut self, now: Instant) {
         for index in self.touched.drain(..) {
-            let place = &mut self.places[index];
-            place.is_touched = false;
-            self.interface.poll_egress(now, &mut self.frames, &mut place.sockets);
-            let state = place.socket().state();
+            let connection = &mut self.connections[index];
+            connection.is_touched = false;
+            self.interface.poll_egress(now, &mut self.frames, &mut connection.sockets);
+            let state = connection.socket().state();
             if matches!(state, tcp::State::Closed | tcp::State::TimeWait | tcp::State::Listen) {
-                self.ledger.errors += u64::from(place.is_mid_request());
-                if let Some(peer) = place.vacate() {
+                self.ledger.errors += u64::from(connection.is_mid_request());
+                if let Some(peer) = connection.vacate() {
                     self.peers.remove(&peer);
                     self.vacant.push(index);
                 }
@@ -237,7 +238,7 @@ impl Server {
     }
 }
 
-impl Place {
+impl Connection {
     fn new(max_record_bytes: u64) -> Self {
         let ring = |bytes: usize| tcp::SocketBuffer::new(vec![0; bytes]);
         let mut socket = tcp::Socket::new(ring(MAX_HEAD_BYTES + max_record_bytes as usize), ring(TX_BYTES));
@@ -311,25 +312,25 @@ impl Place {
                 continue;
             }
             let found = socket.recv(|bytes| {
-                let place = match body.take() {
+                let range = match body.take() {
                     Some(body) => Ok(Some(body)),
                     None => locate(bytes, max),
                 };
-                match place {
+                match range {
                     Ok(Some(whole)) if whole.end <= bytes.len() => {
                         // The stack's copy into the ring was the other one.
                         (whole.end, append(&bytes[whole], 1).map(|()| Found::Whole))
                     }
                     Ok(_) if bytes.len() < waiting => (0, Ok(Found::Around)),
-                    Ok(place) => (0, Ok(Found::Part(place))),
+                    Ok(range) => (0, Ok(Found::Part(range))),
                     Err(refusal) => (0, Err(refusal)),
                 }
             });
             match found {
                 Ok(Ok(Found::Whole)) => {}
                 Ok(Ok(Found::Around)) => is_around = true,
-                Ok(Ok(Found::Part(place))) => {
-                    *body = place;
+                Ok(Ok(Found::Part(range))) => {
+                    *body = range;
                     return Ok(());
                 }
                 Ok(Err(refusal)) => return Err(refusal),

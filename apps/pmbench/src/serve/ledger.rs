@@ -48,7 +48,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// The answer to the wish for mark number `id`.
+    /// The answer to the command for mark number `id`.
     pub(super) fn mark(&self, id: u64, meter: &Meter, shard: Option<&Shard>) -> Mark {
         let counters = shard.map(Shard::counters).unwrap_or_default();
         Mark {

@@ -12,10 +12,10 @@ use stack::server::Step;
 use stack::time::Instant;
 
 use super::bursts::{Staged, Watched, run};
-use super::control::{Control, tell};
+use super::cli::ServeArgs;
+use super::control::{Control, tell_ready};
 use super::device::Device;
 use super::ledger::{Ledger, Meter};
-use super::{ServeArgs, ready};
 
 /// Mbufs that are with the device or on their way.
 const MBUFS: u32 = 4096 - 1;
@@ -28,7 +28,7 @@ pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
     let (rx, tx) = (port.rx_queue(0)?, port.tx_queue(0)?);
     let me = Host { mac: EthernetAddress(device.mac), ip: args.ip.address() };
     let mirror = Mirror { rx, tx, batch: MbufBatch::new(), me, ledger: Ledger::default() };
-    tell(&ready(args, None, &["nothing is parsed and nothing is kept"]))?;
+    tell_ready(args, None, &["nothing is parsed and nothing is kept"])?;
     run(&mut Watched::new(mirror, args.profile), control, Meter::polling())
 }
 

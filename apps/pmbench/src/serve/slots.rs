@@ -13,13 +13,13 @@ use stack::time::Instant;
 use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport};
 
 use super::bursts::{Bursts, run};
-use super::control::{Control, tell};
+use super::cli::ServeArgs;
+use super::control::{Control, Skipped, tell_ready};
 use super::device::Device;
 use super::ledger::{self, Ledger, Meter};
-use super::{ServeArgs, Skipped, ready};
 use crate::protocol::Mode;
 
-/// The longest sleep of a loop that sleeps: a wish that comes just before it is seen after it.
+/// The longest sleep of a loop that sleeps: a command that comes just before it is seen after it.
 const SLEEP: Duration = Duration::from_millis(5);
 /// Connections that may wait to be accepted.
 const BACKLOG: u16 = 4096;
@@ -30,7 +30,7 @@ pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
     let (info, shard, transport) = device.open(args)?;
     let keeps = args.mode == Mode::Paste;
     let server = Server::new(transport, service(args, &info, keeps), shard);
-    tell(&ready(args, keeps.then(|| info.domain.to_string()), &["one commit for each burst"]))?;
+    tell_ready(args, keeps.then(|| info.domain.to_string()), &["one commit for each burst"])?;
     // It never sleeps: a NIC does not wake it.
     serve_in_bursts(args, server, control, Meter::polling(), |_| Ok(()))
 }
@@ -49,7 +49,7 @@ pub(super) fn serve_kernel(args: &ServeArgs, control: &Control) -> Result<()> {
     transport.listen(args.listen, BACKLOG)?;
     let server = Server::new(transport, service(args, &info, true), shard);
     let notes = ["one commit for each burst", "the kernel copies each byte into the store", "TCP_NODELAY"];
-    tell(&ready(args, Some(info.domain.to_string()), &notes))?;
+    tell_ready(args, Some(info.domain.to_string()), &notes)?;
     serve_in_bursts(args, server, control, Meter::sleeping(), |transport| transport.wait(SLEEP))
 }
 

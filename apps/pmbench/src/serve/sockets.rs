@@ -21,11 +21,11 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{self, SocketFlags};
 
-use super::control::{Control, tell};
+use super::control::{Control, tell, tell_ready};
 use super::ledger::Meter;
 use super::requests::Stream;
-use super::{ServeArgs, ready, reply};
-use crate::protocol::{Mode, ServerEvent, Wish};
+use super::{ServeArgs, reply};
+use crate::protocol::{Mode, ServerCommand, ServerEvent};
 use socket::{Multiplexed, Plain, Socket, ZeroCopy};
 use storage::{Log, Records, Storage};
 
@@ -59,7 +59,7 @@ fn serve_with<L: Socket, K: Storage>(args: &ServeArgs, control: &Control) -> Res
     notes.extend_from_slice(K::NOTES);
     notes.extend_from_slice(L::NOTES);
     let mut server = Server::<L, K>::listen(args, control, shared, storage)?;
-    tell(&ready(args, Some(server.storage.domain()), &notes))?;
+    tell_ready(args, Some(server.storage.domain()), &notes)?;
     server.run(control)?;
     server.storage.close()
 }
@@ -131,10 +131,10 @@ impl<L: Socket, K: Storage> Server<L, K> {
                     token => self.happened(token, event.flags)?,
                 }
             }
-            while let Some(wish) = control.next() {
-                match wish {
-                    Wish::Mark(id) => tell(&ServerEvent::Mark(self.storage.mark(id, &self.meter)))?,
-                    Wish::Stop => return Ok(()),
+            while let Some(command) = control.next() {
+                match command {
+                    ServerCommand::Mark(id) => tell(&ServerEvent::Mark(self.storage.mark(id, &self.meter)))?,
+                    ServerCommand::Stop => return Ok(()),
                 }
             }
         }

@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::wire::{KERNEL_V4, SERVER_V4, VETH_DEVICE};
 use lab::{Connection, Lab};
-use pmbench::protocol::{Mark, Mode, Ready, ServerEvent, Wish};
+use pmbench::protocol::{Mark, Mode, Ready, ServerCommand, ServerEvent};
 use pmem::{Options, Region};
 use tempfile::TempDir;
 
@@ -68,7 +68,7 @@ impl Bench {
 
     pub fn mark(&mut self) -> Result<Mark> {
         self.marks += 1;
-        writeln!(self.input, "{}", Wish::Mark(self.marks))?;
+        writeln!(self.input, "{}", ServerCommand::Mark(self.marks))?;
         match self.event()? {
             ServerEvent::Mark(mark) if mark.id == self.marks => Ok(mark),
             event => bail!("{event:?} instead of mark {}", self.marks),
@@ -77,7 +77,7 @@ impl Bench {
 
     /// Lets the server end, and gives the path of what it left.
     pub fn stop(mut self) -> Result<Stopped> {
-        writeln!(self.input, "{}", Wish::Stop)?;
+        writeln!(self.input, "{}", ServerCommand::Stop)?;
         let status = self.child.wait()?;
         ensure!(status.success(), "the server ended with {status}");
         let directory = std::mem::replace(&mut self._directory, tempfile::tempdir()?);

@@ -8,7 +8,8 @@ use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 
 use super::kcm::{KcmSocket, RequestFramer};
 use super::zerocopy::ZeroCopySocket;
-use crate::serve::{ServeArgs, Skipped};
+use crate::serve::cli::ServeArgs;
+use crate::serve::control::Skipped;
 
 /// A connection.
 pub(super) trait Socket: Sized {

@@ -29,7 +29,7 @@ pub(super) trait Storage: Sized {
     /// What was done so far.
     fn ledger(&mut self) -> &mut Ledger;
 
-    /// The answer to the wish for mark number `id`.
+    /// The answer to the command for mark number `id`.
     fn mark(&self, id: u64, meter: &Meter) -> Mark;
 
     /// Leaves it in order.

@@ -16,7 +16,7 @@ use std::io::{Write, stdin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -31,8 +31,6 @@ pub use crate::load::summary::{LoadEvent, Summary};
 /// How long connections have to open.
 const HANDSHAKES: Duration = Duration::from_secs(15);
 
-/// How much longer than the time of a measurement a server may take for the first reply of it.
-const FIRST_REPLY: Duration = Duration::from_secs(5);
 /// How long a server may take for the last replies: for a slow disk, one fdatasync for each connection.
 const OWED: Duration = Duration::from_secs(10);
 /// How long connections have to close.
@@ -116,14 +114,6 @@ fn wait_for_end_of_input(stop: &AtomicBool) -> Result<()> {
             Ok(_) => {}
             Err(error) => return Err(error).context("standard input cannot be waited for"),
         }
-    }
-    Ok(())
-}
-
-/// Fails when the user has asked for the end.
-fn check_stop(stop: &AtomicBool) -> Result<()> {
-    if stop.load(Ordering::Relaxed) {
-        bail!("interrupted");
     }
     Ok(())
 }
