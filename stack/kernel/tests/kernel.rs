@@ -12,8 +12,8 @@ use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport};
 
 /// A shard in memory with at least `buffers` buffers.
 fn shard(buffers: u64) -> Shard {
-    let options =
-        Options { size: Some((buffers * 2176 + (4 << 20)).next_multiple_of(4096)), ..Options::default() };
+    let size = Some((buffers * 2176 + (4 << 20)).next_multiple_of(4096));
+    let options = Options { size, log_entries: Some(1024), ..Options::default() };
     Region::open("memory:", &options).unwrap().into_shard().unwrap()
 }
 
