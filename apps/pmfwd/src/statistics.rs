@@ -27,8 +27,8 @@ pub struct PortStatistics {
     pub name: String,
     /// Frames received.
     pub rx_packets: u64,
-    /// Frames lost for want of descriptors.
-    pub rx_missed: u64,
+    /// Frames lost for want of descriptors, or of room in a ring; none if nobody counts them.
+    pub rx_missed: Option<u64>,
     /// Bytes received.
     pub rx_bytes: u64,
     /// Frames received in error.
@@ -56,8 +56,8 @@ pub struct PortStatistics {
 pub struct ForwardStatistics {
     /// Frames received.
     pub rx_packets: u64,
-    /// Frames that the device lost.
-    pub rx_dropped: u64,
+    /// Frames that the device lost; none if nobody counts them.
+    pub rx_dropped: Option<u64>,
     /// Frames sent.
     pub tx_packets: u64,
     /// Frames that the device did not take.
@@ -145,7 +145,9 @@ impl PortStatistics {
         writeln!(
             out,
             "  RX-packets: {:<10} RX-missed: {:<10} RX-bytes:  {}",
-            self.rx_packets, self.rx_missed, self.rx_bytes
+            self.rx_packets,
+            counted(self.rx_missed),
+            self.rx_bytes
         )?;
         writeln!(out, "  RX-errors: {}", self.rx_errors)?;
         writeln!(out, "  RX-nombuf:  {:<10}", self.rx_no_mbuf)?;
@@ -166,26 +168,33 @@ impl ForwardStatistics {
     /// One more port.
     fn add(&mut self, other: &Self) {
         self.rx_packets += other.rx_packets;
-        self.rx_dropped += other.rx_dropped;
+        // A sum of which a part is not known is not known.
+        self.rx_dropped = self.rx_dropped.zip(other.rx_dropped).map(|(sum, more)| sum + more);
         self.tx_packets += other.tx_packets;
         self.tx_dropped += other.tx_dropped;
     }
 
     /// The sum over ports.
     pub fn total(ports: &[Self]) -> Self {
-        let mut total = Self::default();
+        let mut total = Self { rx_dropped: Some(0), ..Self::default() };
         ports.iter().for_each(|port| total.add(port));
         total
     }
 
     fn print_lines(&self, out: &mut impl Write) -> Result<()> {
         let Self { rx_packets, rx_dropped, tx_packets, tx_dropped } = *self;
-        let rx_total = rx_packets + rx_dropped;
+        let rx_total = rx_dropped.map(|dropped| rx_packets + dropped);
+        let (rx_dropped, rx_total) = (counted(rx_dropped), counted(rx_total));
         let tx_total = tx_packets + tx_dropped;
         writeln!(out, "  RX-packets: {rx_packets:<14} RX-dropped: {rx_dropped:<13} RX-total: {rx_total}")?;
         writeln!(out, "  TX-packets: {tx_packets:<14} TX-dropped: {tx_dropped:<13} TX-total: {tx_total}")?;
         Ok(())
     }
+}
+
+/// A counter, or that there is none.
+fn counted(count: Option<u64>) -> String {
+    count.map_or_else(|| "not counted".to_owned(), |count| count.to_string())
 }
 
 /// The blocks that testpmd prints when it has stopped: one for each port, and their sum.
@@ -216,7 +225,7 @@ pub fn forwarded(forwarder: &Forwarder, before: &[Statistics]) -> Result<Vec<For
         let now = port.port.statistics()?;
         ports.push(ForwardStatistics {
             rx_packets: now.rx_packets.saturating_sub(before.rx_packets),
-            rx_dropped: now.rx_missed.saturating_sub(before.rx_missed),
+            rx_dropped: now.rx_missed.zip(before.rx_missed).map(|(now, before)| now.saturating_sub(before)),
             tx_packets: now.tx_packets.saturating_sub(before.tx_packets),
             tx_dropped: 0,
         });
@@ -265,7 +274,7 @@ mod tests {
             port: 0,
             name: "net_ring0".to_owned(),
             rx_packets: 1_043_055_840,
-            rx_missed: 0,
+            rx_missed: Some(0),
             rx_bytes: 0,
             rx_errors: 0,
             rx_no_mbuf: 0,
@@ -279,16 +288,26 @@ mod tests {
         };
         let mut text = Vec::new();
         port.print(&mut text).unwrap();
-        let forwarded =
-            ForwardStatistics { rx_packets: 1_043_435_328, tx_packets: 1_043_435_360, ..Default::default() };
+        let forwarded = ForwardStatistics {
+            rx_packets: 1_043_435_328,
+            rx_dropped: Some(0),
+            tx_packets: 1_043_435_360,
+            tx_dropped: 0,
+        };
         print_forwarded(&[forwarded], &mut text).unwrap();
         insta::assert_snapshot!("blocks", String::from_utf8(text).unwrap());
     }
 
     #[test]
     fn the_sum_is_that_of_the_ports() {
-        let port =
-            |n| ForwardStatistics { rx_packets: n, rx_dropped: 2 * n, tx_packets: 3 * n, tx_dropped: 4 * n };
+        let port = |n| ForwardStatistics {
+            rx_packets: n,
+            rx_dropped: Some(2 * n),
+            tx_packets: 3 * n,
+            tx_dropped: 4 * n,
+        };
         assert_eq!(ForwardStatistics::total(&[port(1), port(10), port(100)]), port(111));
+        let uncounted = ForwardStatistics { rx_dropped: None, ..port(1) };
+        assert_eq!(ForwardStatistics::total(&[port(1), uncounted]).rx_dropped, None);
     }
 }

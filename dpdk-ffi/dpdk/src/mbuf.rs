@@ -249,6 +249,19 @@ impl Mbuf {
         header.ol_flags = header.ol_flags & !u64::from(both) | u64::from(ip | transport);
     }
 
+    /// The VLAN of which the device saw a tag, on the frame or taken off it; of two tags, one that names a VLAN. 0 is a
+    /// priority without a VLAN.
+    pub fn vlan(&self) -> Option<u16> {
+        const VLAN: u16 = 0xfff;
+        const QINQ: u64 = sys::RTE_MBUF_F_RX_QINQ as u64;
+        let header = self.header();
+        match header.ol_flags & (sys::RTE_MBUF_F_RX_VLAN as u64 | QINQ) {
+            0 => None,
+            flags if flags & QINQ == 0 => Some(header.vlan_tci & VLAN),
+            _ => Some((header.vlan_tci & VLAN).max(header.vlan_tci_outer & VLAN)),
+        }
+    }
+
     /// What the device says about the IPv4 header's checksum.
     pub fn ip_checksum(&self) -> Checksum {
         match self.header().ol_flags & u64::from(sys::RTE_MBUF_F_RX_IP_CKSUM_MASK) {

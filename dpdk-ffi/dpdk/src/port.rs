@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dpdk_sys as sys;
 
+use crate::interface::Interface;
 use crate::interrupt;
+use crate::missed::Missed;
 use crate::pool::Pool;
 use crate::queue::{RxQueue, TxQueue};
 use crate::refusal;
@@ -41,16 +43,19 @@ bitflags::bitflags! {
         const TX_TCP_CHECKSUM = 1 << 3;
         /// Sends frames of several segments.
         const TX_SEGMENTS = 1 << 4;
+        /// Takes VLAN tags off received frames, and tells [which](crate::Mbuf::vlan).
+        const RX_VLAN_STRIP = 1 << 5;
     }
 }
 
 /// Our flag, DPDK's flag, and whether it is one for receiving.
-const OFFLOADS: [(Offloads, u32, bool); 5] = [
+const OFFLOADS: [(Offloads, u32, bool); 6] = [
     (Offloads::RX_IPV4_CHECKSUM, sys::RTE_ETH_RX_OFFLOAD_IPV4_CKSUM, true),
     (Offloads::RX_TCP_CHECKSUM, sys::RTE_ETH_RX_OFFLOAD_TCP_CKSUM, true),
     (Offloads::TX_IPV4_CHECKSUM, sys::RTE_ETH_TX_OFFLOAD_IPV4_CKSUM, false),
     (Offloads::TX_TCP_CHECKSUM, sys::RTE_ETH_TX_OFFLOAD_TCP_CKSUM, false),
     (Offloads::TX_SEGMENTS, sys::RTE_ETH_TX_OFFLOAD_MULTI_SEGS, false),
+    (Offloads::RX_VLAN_STRIP, sys::RTE_ETH_RX_OFFLOAD_VLAN_STRIP, true),
 ];
 
 /// Offloads that a driver of DPDK 22.11 offers and gets wrong.
@@ -90,6 +95,11 @@ fn bus_name(device: *const sys::rte_device) -> String {
     text(unsafe { sys::rte_bus_name(bus) })
 }
 
+/// Drivers that see what a kernel on the same machine sends, before a card would have summed and cut it.
+fn sees_partial_checksums(driver: &str) -> bool {
+    matches!(driver, "net_af_packet" | "net_tap" | "net_pcap")
+}
+
 /// What a device is and can do.
 #[derive(Clone, Debug)]
 pub struct PortInfo {
@@ -111,6 +121,11 @@ pub struct PortInfo {
     pub copies_by_cpu: bool,
     /// Whether hardware writes frames to memory by itself: a device on a bus, and not one that DPDK's drivers make.
     pub does_dma: bool,
+    /// Whether frames may come straight from a kernel, which then leaves their checksums and their cutting to a device
+    /// that is not there.
+    pub sees_partial_checksums: bool,
+    /// The kernel's interface behind the port, if there is one.
+    pub interface: Option<Interface>,
     /// Smallest and largest MTU in bytes.
     pub mtu_range: (u16, u16),
     /// Most segments in a sent frame; None if the driver sets no limit.
@@ -218,6 +233,8 @@ impl PortId {
             buffers_per_descriptor: buffers_per_descriptor(&driver),
             copies_by_cpu: copies_by_cpu(&driver),
             does_dma: bus_name(raw.device) != "vdev",
+            sees_partial_checksums: sees_partial_checksums(&driver),
+            interface: Interface::of(raw.if_index),
             offloads,
             header_split: SplitCapabilities::of(self, &raw, offloads).split_point(),
             spread: SpreadCapabilities {
@@ -268,6 +285,7 @@ pub struct Port {
     tx_handed_out: Vec<bool>,
     info: PortInfo,
     offloads: Offloads,
+    pub(crate) missed: Missed,
 }
 
 /// Stops and closes the port when its last holder goes.
@@ -338,6 +356,11 @@ impl Port {
         }
         // SAFETY: the port is configured, with all its queues.
         step("start", &|| unsafe { sys::rte_eth_dev_start(id.0) })?;
+        // It makes an interface of its own, and sets the MTU of that only when told to.
+        if info.driver == "net_tap" {
+            // SAFETY: the port runs.
+            step("have this MTU", &|| unsafe { sys::rte_eth_dev_set_mtu(id.0, config.mtu) })?;
+        }
         if config.rx_interrupts {
             for queue in 0..config.rx_queues {
                 interrupt::check(&running, &info, queue)?;
@@ -353,6 +376,7 @@ impl Port {
             // SAFETY: the port runs.
             tolerate(id, "receive all multicast frames", unsafe { sys::rte_eth_allmulticast_enable(id.0) })?;
         }
+        let missed = Missed::of(&info);
         Ok(Self {
             running,
             pools,
@@ -360,6 +384,7 @@ impl Port {
             tx_handed_out: vec![false; usize::from(config.tx_queues)],
             info,
             offloads,
+            missed,
         })
     }
 
@@ -403,6 +428,13 @@ impl Port {
     /// [`PortError::Call`]: the driver does not know.
     pub fn link(&self) -> Result<Link, PortError> {
         let _control = self.control();
+        // The driver takes the interface to be up for as long as it runs.
+        if self.info.driver == "net_af_packet"
+            && let Some(interface) = self.info.interface
+        {
+            let up = interface.state().is_ok_and(|state| state.is_some_and(|state| state.up));
+            return Ok(Link { up, speed_mbps: None, full_duplex: true });
+        }
         let mut raw = sys::rte_eth_link::default();
         // SAFETY: the structure is writable.
         let result = unsafe { sys::rte_eth_link_get_nowait(self.id().0, &mut raw) };
@@ -412,6 +444,19 @@ impl Port {
             speed_mbps: Some(raw.link_speed).filter(|speed| !matches!(*speed, 0 | u32::MAX)),
             full_duplex: u32::from(raw.link_duplex()) == sys::RTE_ETH_LINK_FULL_DUPLEX,
         })
+    }
+
+    /// Whether the device is gone for good: unplugged, or its interface deleted or moved to another namespace.
+    pub fn is_removed(&self) -> bool {
+        match self.info.interface {
+            // What cannot be asked is not known to be gone.
+            Some(interface) => interface.state().is_ok_and(|state| state.is_none()),
+            None => {
+                let _control = self.control();
+                // SAFETY: takes a port's number by value.
+                unsafe { sys::rte_eth_dev_is_removed(self.id().0) == 1 }
+            }
+        }
     }
 
     /// A receive queue: the only handle on it there will be.
@@ -553,7 +598,11 @@ fn device_configuration(
             .fold(0, |flags, (_, theirs, _)| flags | u64::from(*theirs))
     };
     let mut conf = sys::rte_eth_conf::default();
-    conf.rxmode.mtu = u32::from(config.mtu);
+    conf.rxmode.mtu = match info.driver.as_str() {
+        // It names a limit that it does not have: what its ring's frames hold counts, whatever it is told here.
+        "net_af_packet" => u32::from(config.mtu).min(sys::RTE_ETHER_MTU),
+        _ => u32::from(config.mtu),
+    };
     conf.rxmode.offloads = flags(true);
     conf.intr_conf.set_rxq(config.rx_interrupts.into());
     conf.txmode.offloads = flags(false);

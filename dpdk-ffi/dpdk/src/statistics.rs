@@ -17,8 +17,9 @@ pub struct Statistics {
     pub rx_bytes: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
-    /// Frames lost for want of descriptors.
-    pub rx_missed: u64,
+    /// Frames lost before the driver could take them, for want of descriptors or of room in a ring; none if nobody
+    /// counts them.
+    pub rx_missed: Option<u64>,
     /// Frames received in error.
     pub rx_errors: u64,
     /// Frames that failed to be sent.
@@ -52,7 +53,7 @@ impl Port {
             tx_packets: stats.opackets,
             rx_bytes: stats.ibytes,
             tx_bytes: stats.obytes,
-            rx_missed: stats.imissed,
+            rx_missed: self.missed.count(stats.imissed),
             rx_errors: stats.ierrors,
             tx_errors: stats.oerrors,
             rx_no_mbuf: stats.rx_nombuf,
@@ -98,6 +99,7 @@ impl Port {
         // SAFETY: the port exists.
         let (basic, extended) =
             unsafe { (sys::rte_eth_stats_reset(self.id().0), sys::rte_eth_xstats_reset(self.id().0)) };
+        self.missed.reset();
         PortError::check(self.id(), "reset statistics", basic)?;
         PortError::check(self.id(), "reset extended statistics", extended)?;
         Ok(())
