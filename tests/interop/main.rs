@@ -4,6 +4,7 @@ mod arguments;
 mod cores;
 mod crash;
 mod damage;
+mod device;
 mod full;
 mod http;
 mod idle;

@@ -190,6 +190,14 @@ pub struct DpdkArgs {
     /// The Ethernet address, if not the device's own.
     #[arg(long, value_name = "ADDRESS", value_parser = parse_mac)]
     pub mac: Option<EthernetAddress>,
+    /// The largest IP packet in bytes, either way. Without it that of the device's interface, or 1500 where there is
+    /// none, as far as a buffer of the store takes it.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(576..=9000))]
+    pub mtu: Option<u16>,
+    /// What to do with segments whose TCP checksum a kernel on this machine has left to its network device, as it does
+    /// over veth: they hold the sum of the pseudo header only. What such a segment carries is not checked.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = PartialChecksums::Accept)]
+    pub partial_checksums: PartialChecksums,
     /// The TCP port.
     #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
@@ -307,6 +315,15 @@ pub enum IdleMode {
     /// much of the time, on devices that have such interrupts: net_tap, and network cards bound to vfio-pci whose
     /// driver has them. Others are refused, among them net_af_packet and net_memif.
     Interrupt,
+}
+
+/// What to do with segments whose checksum is not complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PartialChecksums {
+    /// Takes and counts them on net_af_packet, net_tap and net_pcap.
+    Accept,
+    /// Drops and counts them, as on any other device.
+    Refuse,
 }
 
 /// Whether headers and payload lie apart.
@@ -582,6 +599,9 @@ mod tests {
             &["--max-record", "0"],
             &["--max-record", "4GiB"],
             &["--header-split", "on"],
+            &["--mtu", "575"],
+            &["--mtu", "9001"],
+            &["--partial-checksums", "often"],
             &["-l", "1"],
         ] {
             let error = serve_dpdk(more).expect_err("bad arguments");

@@ -7,6 +7,7 @@ mod kernel;
 mod report;
 mod run;
 mod store;
+mod watch;
 
 pub use kernel::allow_descriptors;
 
@@ -29,7 +30,7 @@ use stack::server::Server;
 use stack::time::Instant;
 
 use crate::cli::{Network, ServeArgs};
-use crate::service::{LogService, Waker};
+use crate::service::{Drops, LogService, Waker};
 use clock::Clock;
 use cores::{Ended, Setting};
 use report::Report;
@@ -100,7 +101,7 @@ trait Access: Sync {
 /// What the loop and the reports need of a transport, beyond serving.
 trait Served: Transport {
     /// What went through it since the start.
-    type Totals: Serialize + Clone + Default + AddAssign + Send;
+    type Totals: Traffic + Serialize + Clone + Default + AddAssign + Send;
 
     /// What went through it since the start.
     fn totals(&self) -> Self::Totals;
@@ -115,8 +116,29 @@ trait Served: Transport {
     /// Logs what the network has told of this host. Called now and then.
     fn tell(&mut self) {}
 
+    /// Looks whether it still can serve. Called now and then.
+    ///
+    /// # Errors
+    /// It never will again.
+    fn check(&self) -> Result<()>;
+
     /// What ends a rest, from another thread; none if no rest is long.
     fn waker(&mut self) -> Result<Option<Waker>>;
+}
+
+/// What went through a transport, as the warnings and `GET /health` need it.
+trait Traffic {
+    /// What came in: frames, or pieces where there are none.
+    fn received(&self) -> u64;
+
+    /// What was dropped.
+    fn drops(&self) -> &Drops;
+
+    /// Whether frames can pass; none if that cannot be known.
+    fn link_up(&self) -> Option<bool>;
+
+    /// The link's MTU, if it has become less than the server's.
+    fn narrowed(&self) -> Option<u32>;
 }
 
 fn serve_over<A: Access>(

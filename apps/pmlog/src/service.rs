@@ -9,6 +9,7 @@ mod commits;
 mod connection;
 mod foreign;
 mod hall;
+mod network;
 mod peers;
 mod render;
 mod reply;
@@ -29,6 +30,7 @@ use render::Rendered;
 
 pub use commits::{CommitSummary, CommitTimes};
 pub use hall::{Hall, Waker};
+pub use network::{Drops, NetworkBoard, NetworkState, in_words};
 pub use render::MAX_SHARDS;
 
 /// How often all connections are looked over for clients that do not come on. Timeouts are this coarse, so
@@ -57,6 +59,8 @@ pub struct ServiceConfig {
     pub keeps_records: bool,
     /// The persistence domain, as `GET /health` gives it.
     pub domain: String,
+    /// Where `GET /health` reads how the network is.
+    pub network: NetworkBoard,
 }
 
 impl Default for ServiceConfig {
@@ -69,6 +73,7 @@ impl Default for ServiceConfig {
             stall_timeout: Duration::from_secs(30),
             keeps_records: true,
             domain: String::new(),
+            network: NetworkBoard::default(),
         }
     }
 }
@@ -135,6 +140,7 @@ struct Common {
     keeps_records: bool,
     patience: Patience,
     domain: String,
+    network: NetworkBoard,
     counters: Counters,
     /// What the medium said when it failed. Nothing is written from then on.
     failed: Option<String>,
@@ -199,6 +205,7 @@ impl LogService {
                 keeps_records: config.keeps_records,
                 patience: Patience { idle: config.idle_timeout, stalled: config.stall_timeout },
                 domain: config.domain,
+                network: config.network,
                 counters: Counters::default(),
                 failed: None,
                 max_connections: config.max_connections,

@@ -110,6 +110,7 @@ pub fn examine(system: &System) -> Report {
     vfio(system, &mut report);
     locked_memory(system, &mut report);
     nics(system, &mut report);
+    virtual_links(system, &mut report);
     persistent_memory(system, &mut report);
     numa(system, &mut report);
     report
@@ -293,6 +294,24 @@ fn nics(system: &System, report: &mut Report) {
         } else {
             report.warn(check, found, format!("pmtool bind {}", device.address));
         }
+    }
+}
+
+/// Pairs of virtual interfaces, over which a kernel sends what it leaves to a card to finish.
+fn virtual_links(system: &System, report: &mut Report) {
+    let is_end_of_pair = |name: &String| {
+        let number = |file| system.number(format!("sys/class/net/{name}/{file}"));
+        let is_virtual = system.exists(format!("sys/devices/virtual/net/{name}"));
+        is_virtual && number("iflink").is_some_and(|other| other != 0 && Some(other) != number("ifindex"))
+    };
+    let names: Vec<_> = system.names("sys/class/net").into_iter().filter(is_end_of_pair).collect();
+    if !names.is_empty() {
+        report.say(
+            "virtual links",
+            Level::Ok,
+            format!("{}: long frames do not fit net_af_packet's ring unless they are cut", names.join(", ")),
+            Some("on the peer's end of a pair that a server is on: ethtool -K INTERFACE tx off tso off gso off".into()),
+        );
     }
 }
 

@@ -40,6 +40,7 @@ use stack_net::doze::Waker;
 use stack_net::net::{Event, OverEndpoint, Transport};
 use stack_net::profile::{Laps, NoLaps, Stage};
 use stack_net::time::Instant;
+use stack_tcp::config::ETHERNET_HEADER_BYTES;
 use stack_tcp::{Config, ConfigError, Endpoint, Share, Steering};
 
 use exchange::{NEWS, STRAYS, Stray};
@@ -61,11 +62,20 @@ pub struct DpdkConfig {
     pub header_split: bool,
     /// Have frames wake cores that [sleep](DpdkTransport::sleep). Takes a device with receive interrupts.
     pub rx_interrupts: bool,
+    /// Take segments whose checksum a kernel has left to a device, where the device is an
+    /// [interface of such a kernel](dpdk::PortInfo::sees_partial_checksums).
+    pub partial_checksums: bool,
 }
 
 impl Default for DpdkConfig {
     fn default() -> Self {
-        Self { rx_descriptors: 1024, tx_descriptors: 1024, header_split: false, rx_interrupts: false }
+        Self {
+            rx_descriptors: 1024,
+            tx_descriptors: 1024,
+            header_split: false,
+            rx_interrupts: false,
+            partial_checksums: true,
+        }
     }
 }
 
@@ -138,6 +148,8 @@ pub struct DpdkCounters {
     pub crossed_bytes: u64,
     /// Frames meant for other cores that were lost since those had too many.
     pub crossing_lost: u64,
+    /// Frames not sent since they were longer than the MTU allows.
+    pub too_long: u64,
     /// Frames handed to the device, also those of cores without a queue.
     pub sent: u64,
     /// Payload bytes copied since a frame had too many pieces, or one that the device does not see as one.
@@ -188,9 +200,19 @@ impl DpdkTransport {
         &self.port
     }
 
+    /// Which of the cores at the port this is, from 0.
+    pub fn core(&self) -> usize {
+        self.core
+    }
+
     /// How many cores are at the port.
     pub fn cores(&self) -> usize {
         self.sender.exchange.cores()
+    }
+
+    /// The largest IP packet that is sent, in bytes.
+    pub fn mtu(&self) -> usize {
+        self.sender.max_frame_bytes - ETHERNET_HEADER_BYTES
     }
 
     /// How the port's queues are laid out.
@@ -202,6 +224,7 @@ impl DpdkTransport {
     pub fn counters(&self) -> DpdkCounters {
         DpdkCounters {
             sent: self.sender.sent,
+            too_long: self.sender.too_long,
             copied_bytes: self.sender.copied_bytes,
             ..self.buffers.counters
         }

@@ -23,6 +23,8 @@ pub(super) struct Buffers {
     pub(super) scattered: Vec<&'static mut [u8]>,
     /// Room to put a frame's pieces together that the stack does not take as they lie.
     pub(super) gathered: Box<[u8]>,
+    /// What is said of checksums that the device has not looked at.
+    pub(super) unverified: RxChecksum,
     pub(super) counters: DpdkCounters,
 }
 
@@ -104,7 +106,14 @@ impl RxFrame for Frame<'_> {
     }
 
     fn checksum(&self) -> RxChecksum {
-        checksum_of(self.mbuf)
+        match checksum_of(self.mbuf) {
+            RxChecksum::Unknown => self.buffers.unverified,
+            known => known,
+        }
+    }
+
+    fn vlan(&self) -> Option<u16> {
+        self.mbuf.vlan()
     }
 
     fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {

@@ -10,7 +10,8 @@ use dpdk::{
 };
 use pmem::Arena;
 use stack_net::time::Instant;
-use stack_tcp::{Config, CoreShare, Endpoint, Steering};
+use stack_tcp::config::ETHERNET_HEADER_BYTES;
+use stack_tcp::{Config, CoreShare, Endpoint, RxChecksum, Steering};
 
 use super::exchange::{Exchange, NEWS, STRAYS};
 use super::reach::Reach;
@@ -161,11 +162,15 @@ impl DpdkSeat {
             scattered: Vec::with_capacity(area.contiguous_pieces()),
             gathered: vec![0; arena.buffer_bytes()].into(),
             arena,
+            unverified: match table.rings.partial_checksums && table.info.sees_partial_checksums {
+                true => RxChecksum::UnknownOrPartial,
+                false => RxChecksum::Unknown,
+            },
             counters: DpdkCounters::default(),
         };
         let has_queue = self.core < table.plan.queues.get();
         let pools = if has_queue { Some(self.receive_pools(&mut buffers)?) } else { None };
-        let (heads, completions) = self.transmit_pools()?;
+        let (heads, completions) = self.transmit_pools(mtu)?;
         let completions = completions.within(area);
         let sleeper = table.rings.rx_interrupts.then(Sleeper::new).transpose()?;
 
@@ -196,6 +201,8 @@ impl DpdkSeat {
                 waiting: MbufBatch::new(),
                 completions,
                 area,
+                max_frame_bytes: mtu + ETHERNET_HEADER_BYTES,
+                too_long: 0,
                 sent: 0,
                 departed: 0,
                 copied_bytes: 0,
@@ -253,7 +260,7 @@ impl DpdkSeat {
         buffers.pool = Some(pool);
         // A device that splits posts a buffer for headers with each one for payload, from one pool for all queues.
         let headers = if rings.header_split && info.header_split.is_ok() && self.core == 0 {
-            Some(self.dram("hd", needed as u32 * u32::from(plan.queues.get()))?)
+            Some(self.dram("hd", needed as u32 * u32::from(plan.queues.get()), 0)?)
         } else {
             None
         };
@@ -261,20 +268,25 @@ impl DpdkSeat {
     }
 
     /// Memory for headers, and places for payload, of frames on their way out.
-    fn transmit_pools(&self) -> Result<(Pool, Completions<pmem::Extent>), DpdkError> {
+    fn transmit_pools(&self, mtu: usize) -> Result<(Pool, Completions<pmem::Extent>), DpdkError> {
         let Table { eal, info, rings, cores, .. } = &*self.table;
         let in_flight = u32::from(rings.tx_descriptors) + MbufBatch::CAPACITY as u32;
         let others = u32::from(cores - 1);
         // Copies for others, and what the caches of those keep that send or free them.
         let lent = others * (2 * POOL_CACHE + (STRAYS + NEWS) as u32);
-        let heads = self.dram("tx", 2 * in_flight + 2 * POOL_CACHE + lent)?;
+        // A frame may be copied as a whole; one of received frames fits a buffer of the arena.
+        let heads = self.dram("tx", 2 * in_flight + 2 * POOL_CACHE + lent, mtu + ETHERNET_HEADER_BYTES)?;
         let completions = Completions::new(*eal, &self.name("pm"), 4 * in_flight, info.socket)?;
         Ok((heads, completions))
     }
 
-    fn dram(&self, kind: &str, mbufs: u32) -> Result<Pool, DpdkError> {
+    /// Mbufs that hold frames of so many bytes, and of the usual length.
+    fn dram(&self, kind: &str, mbufs: u32, frame_bytes: usize) -> Result<Pool, DpdkError> {
         let Table { eal, info, .. } = &*self.table;
-        let config = PoolConfig { mbufs, cache: POOL_CACHE, socket: info.socket, ..PoolConfig::default() };
+        let usual = PoolConfig::default();
+        let buffer_bytes =
+            (Pool::HEADROOM + frame_bytes).clamp(usual.buffer_bytes.into(), u16::MAX.into()) as u16;
+        let config = PoolConfig { mbufs, cache: POOL_CACHE, socket: info.socket, buffer_bytes };
         Ok(Pool::dram(*eal, &self.name(kind), &config)?)
     }
 }

@@ -29,6 +29,10 @@ pub(super) struct Sender {
     pub(super) waiting: MbufBatch,
     pub(super) completions: Completions<Extent>,
     pub(super) area: ExternalArea,
+    /// The longest frame that the link takes.
+    pub(super) max_frame_bytes: usize,
+    /// Frames that were longer.
+    pub(super) too_long: u64,
     /// Frames handed to the device.
     pub(super) sent: u64,
     /// Frames of this core's own that have left it.
@@ -148,6 +152,11 @@ impl Sender {
 
 impl FrameSink for Sender {
     fn send(&mut self, frame: TxFrame<'_>) -> Result<(), SinkFull> {
+        if frame.len() > self.max_frame_bytes {
+            // It would be refused as often as it is offered.
+            self.too_long += 1;
+            return Ok(());
+        }
         self.make_room(frame.payload.len())?;
         let mut mbuf = self.heads.alloc().ok_or(SinkFull)?;
         mbuf.append(frame.head.len()).ok_or(SinkFull)?.copy_from_slice(frame.head);

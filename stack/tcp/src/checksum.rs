@@ -5,6 +5,9 @@ use std::net::IpAddr;
 
 use smoltcp::wire::{IpProtocol, checksum};
 
+/// Where a TCP header has its checksum.
+const FIELD: std::ops::Range<usize> = 16..18;
+
 /// A sum over pieces.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sum {
@@ -31,8 +34,18 @@ impl Sum {
     }
 }
 
-/// Whether a whole TCP segment has the right checksum (RFC 9293, section 3.1). Addresses of two kinds have none.
-pub(crate) fn is_right(source: IpAddr, destination: IpAddr, segment: &[u8]) -> bool {
+/// What a segment's checksum is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Right,
+    /// The field holds the pseudo header's sum: what a kernel writes there for a device to go on from.
+    Partial,
+    Wrong,
+}
+
+/// Judges the checksum of a whole TCP segment (RFC 9293, section 3.1). Addresses of two kinds have none. With
+/// `may_be_partial` the payload of one that is partial is not read.
+pub(crate) fn judge(source: IpAddr, destination: IpAddr, segment: &[u8], may_be_partial: bool) -> Verdict {
     let len = segment.len() as u32;
     let pseudo = match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -41,11 +54,14 @@ pub(crate) fn is_right(source: IpAddr, destination: IpAddr, segment: &[u8]) -> b
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
             checksum::pseudo_header_v6(&source, &destination, IpProtocol::Tcp, len)
         }
-        _ => return false,
+        _ => return Verdict::Wrong,
     };
+    if may_be_partial && segment.get(FIELD) == Some(&pseudo.to_be_bytes()) {
+        return Verdict::Partial;
+    }
     let mut sum = Sum::from(pseudo);
     sum.add(segment);
-    sum.folded() == u16::MAX
+    if sum.folded() == u16::MAX { Verdict::Right } else { Verdict::Wrong }
 }
 
 /// The sum of the 16-bit words of `bytes`, a last odd byte as if a zero followed.
@@ -96,8 +112,29 @@ mod tests {
     }
 
     #[test]
+    fn the_pseudo_headers_sum_alone_is_partial_where_it_may_be_and_nothing_else_is() {
+        let (source, destination) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+        // 10.0.0.1, 10.0.0.2, TCP and 24 bytes: 0x0a00 + 0x0001 + 0x0a00 + 0x0002 + 6 + 24.
+        let mut segment = [0x5a; 24];
+        segment[FIELD].copy_from_slice(&0x1421_u16.to_be_bytes());
+        let judged = |segment: &[u8], may| judge(source.into(), destination.into(), segment, may);
+        assert_eq!(judged(&segment, true), Verdict::Partial);
+        assert_eq!(judged(&segment, false), Verdict::Wrong);
+        segment[17] += 1;
+        assert_eq!(judged(&segment, true), Verdict::Wrong);
+        segment[FIELD].fill(0);
+        let mut sum = Sum::from(0x1421);
+        sum.add(&segment);
+        segment[FIELD].copy_from_slice(&(!sum.folded()).to_be_bytes());
+        assert_eq!((judged(&segment, true), judged(&segment, false)), (Verdict::Right, Verdict::Right));
+        // A segment of another length has another sum.
+        segment[FIELD].copy_from_slice(&0x1421_u16.to_be_bytes());
+        assert_eq!(judged(&segment[..22], true), Verdict::Wrong);
+    }
+
+    #[test]
     fn addresses_of_two_kinds_have_no_checksum() {
         let (v4, v6) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1u16]));
-        assert!(!is_right(v4, v6, &[0; 20]));
+        assert_eq!(judge(v4, v6, &[0; 20], true), Verdict::Wrong);
     }
 }

@@ -92,7 +92,7 @@ pub enum ConfigError {
     /// An Ethernet address that no port can have.
     #[error("{0:02x?} is not a unicast Ethernet address")]
     NotUnicastMac([u8; 6]),
-    /// Out of the range of IPv6's minimum (RFC 8200) to what a buffer takes.
+    /// Out of the range of IP's minimum to what a buffer takes.
     #[error("an MTU of {mtu} is outside {min}..={max}, which the protocol and the arena's buffers allow")]
     Mtu {
         /// What was asked for.
@@ -173,15 +173,19 @@ impl Config {
         let gateways = [self.gateway_v4.map(IpAddr::V4), self.gateway_v6.map(IpAddr::V6)];
         gateways.into_iter().flatten().try_for_each(|gateway| check_gateway(gateway, &self.addresses))?;
         let max_mtu = buffer_bytes.saturating_sub(ETHERNET_HEADER_BYTES).min(9000);
-        if !(MIN_MTU..=max_mtu).contains(&self.mtu) {
-            return Err(ConfigError::Mtu { mtu: self.mtu, min: MIN_MTU, max: max_mtu });
+        let min_mtu = match self.addresses.iter().any(|cidr| matches!(cidr, IpCidr::Ipv6(_))) {
+            true => MIN_MTU_V6,
+            false => MIN_MTU_V4,
+        };
+        if !(min_mtu..=max_mtu).contains(&self.mtu) {
+            return Err(ConfigError::Mtu { mtu: self.mtu, min: min_mtu, max: max_mtu });
         }
         for (name, value, min, max) in [
             ("max_connections", self.max_connections, 1, 1 << 24),
             ("max_time_wait", self.max_time_wait, 1, 1 << 24),
             ("syn_queue", self.syn_queue, 1, 1 << 24),
             // RFC 7323, section 2.3: a scaled window ends below 2^30.
-            ("rx_window_bytes", self.rx_window_bytes, MIN_MTU, (1 << 30) - 1),
+            ("rx_window_bytes", self.rx_window_bytes, MIN_MTU_V6, (1 << 30) - 1),
             ("rx_buffers", self.rx_buffers, 2, 1 << 16),
             ("tx_bytes", self.tx_bytes, 64, 1 << 24),
             ("tx_extents", self.tx_extents, 1, 1 << 16),
@@ -195,8 +199,11 @@ impl Config {
     }
 }
 
-/// The least MTU that IPv6 allows (RFC 8200, section 5); ours for IPv4 too.
-const MIN_MTU: usize = 1280;
+/// The least MTU that IPv6 allows (RFC 8200, section 5).
+pub const MIN_MTU_V6: usize = 1280;
+
+/// The least MTU here without IPv6: what every IPv4 host takes (RFC 791, section 3.1).
+pub const MIN_MTU_V4: usize = 576;
 
 #[cfg(test)]
 mod tests {
@@ -223,6 +230,17 @@ mod tests {
         };
         assert_eq!(refused(|c| c.addresses.clear()), ConfigError::NoAddress);
         assert!(matches!(refused(|c| c.mtu = 9000), ConfigError::Mtu { max: 2162, .. }));
+        assert!(matches!(refused(|c| c.mtu = 575), ConfigError::Mtu { min: 576, .. }));
+        assert!(matches!(
+            refused(|c| {
+                c.mtu = 1279;
+                c.addresses.push(IpCidr::new(IpAddress::v6(0xfd00, 0, 0, 0, 0, 0, 0, 2), 64));
+            }),
+            ConfigError::Mtu { min: 1280, .. }
+        ));
+        let mut narrow = config();
+        narrow.mtu = 576;
+        assert_eq!(narrow.check(2176), Ok(()));
         assert!(matches!(refused(|c| c.mac[0] = 1), ConfigError::NotUnicastMac(_)));
         assert!(matches!(refused(|c| c.tx_extents = 0), ConfigError::Limit { name: "tx_extents", .. }));
         let beyond = CoreShare { index: 2, count: 2 };

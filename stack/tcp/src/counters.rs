@@ -11,6 +11,8 @@ pub struct Counters {
     pub segments_in: u64,
     /// TCP segments sent.
     pub segments_out: u64,
+    /// Segments whose checksum the sender's kernel had left to a device that this link does not have.
+    pub partial_checksums: u64,
     /// Payload bytes that reached a receive queue, in order.
     pub payload_in_bytes: u64,
     /// Payload bytes sent for the first time.
@@ -51,37 +53,58 @@ pub struct Counters {
     pub drops: Drops,
 }
 
-/// Frames or payload that were dropped, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Drops {
+/// Makes [`Drops`] of one list, so that what is counted is summed up and told as well.
+macro_rules! drops {
+    ($($(#[$doc:meta])* $kind:ident,)*) => {
+        /// Frames or payload that were dropped, by reason.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Drops {
+            $($(#[$doc])* pub $kind: u64,)*
+        }
+
+        impl Drops {
+            /// Each kind's name, and how many there were.
+            pub fn kinds(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+                [$((stringify!($kind), self.$kind)),*].into_iter()
+            }
+        }
+    };
+}
+
+drops! {
     /// Not well-formed.
-    pub malformed: u64,
+    malformed,
+    /// Less of it there than its IP header says: longer than what the device hands over, such as what a kernel on the
+    /// same machine leaves to a card to cut.
+    truncated,
+    /// With the tag of a VLAN.
+    vlan,
     /// A wrong checksum.
-    pub checksum: u64,
+    checksum,
     /// Another host's, or from an address that cannot be a peer's.
-    pub address: u64,
+    address,
     /// IP fragments that are not for this host or contradict others, and packets of them that are too long.
-    pub fragment: u64,
+    fragment,
     /// Packets given up since the rest of their fragments did not come, or others needed the place.
-    pub reassembly: u64,
+    reassembly,
     /// IPv6 packets with extension headers that cannot be served.
-    pub extension: u64,
+    extension,
     /// Of a protocol, or to a port, that nobody here speaks; TCP's segments apart.
-    pub protocol: u64,
+    protocol,
     /// Segments outside the window.
-    pub window: u64,
+    window,
     /// Segments with an old timestamp, or none where one was agreed (RFC 7323).
-    pub timestamp: u64,
+    timestamp,
     /// Payload received before.
-    pub duplicate: u64,
+    duplicate,
     /// Payload for which there was no buffer, or that went beyond the connection's quota.
-    pub no_buffer: u64,
+    no_buffer,
     /// SYNs not answered, and handshakes held back, because the connection table or the listener's backlog was full.
-    pub backlog: u64,
+    backlog,
     /// Replies not sent because a rate or a queue limit was reached.
-    pub limited: u64,
+    limited,
     /// Frames of other protocols beyond the rate of their kind.
-    pub other: u64,
+    other,
     /// Segments that no connection takes.
-    pub unexpected: u64,
+    unexpected,
 }

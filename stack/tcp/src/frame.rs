@@ -9,7 +9,7 @@ use smoltcp::wire::{
 };
 
 use crate::address::is_host;
-use crate::checksum::is_right;
+use crate::checksum::{Verdict, judge};
 use crate::config::ETHERNET_HEADER_BYTES;
 use crate::extensions::{self, Upper};
 use crate::flow::{FlowKey, mapped};
@@ -23,6 +23,9 @@ pub enum RxChecksum {
     Good,
     /// Not looked at; the core does.
     Unknown,
+    /// Not looked at, on a link where the sender may be a kernel that has left the sum to a device: a field that holds
+    /// no more than the pseudo header's sum is taken as well, and counted.
+    UnknownOrPartial,
     /// Wrong.
     Bad,
 }
@@ -42,6 +45,11 @@ pub trait RxFrame {
 
     /// What the device says of the TCP checksum.
     fn checksum(&self) -> RxChecksum;
+
+    /// The VLAN (IEEE 802.1Q) whose tag the device took off the frame; 0 is a priority without a VLAN.
+    fn vlan(&self) -> Option<u16> {
+        None
+    }
 
     /// Hands over the named buffer that holds the frame's payload, after putting a spare one in its place, and where
     /// in it that byte of the payload lies which is `at` bytes into the frame. Called at most once, and only for
@@ -128,6 +136,8 @@ pub(crate) struct Segment {
     pub payload_at: usize,
     /// Bytes of payload.
     pub payload_len: usize,
+    /// Whether its checksum is the pseudo header's alone.
+    pub is_partial: bool,
 }
 
 impl Segment {
@@ -145,6 +155,10 @@ pub(crate) enum Parsed {
     /// Of another protocol, or for smoltcp's interface to refuse.
     Other,
     Malformed,
+    /// Less of it is here than its IP header says.
+    Truncated,
+    /// With a VLAN's tag.
+    Vlan,
     BadChecksum,
     /// Not for this host, or from an address that cannot be a peer's.
     Address,
@@ -205,6 +219,7 @@ pub(crate) fn parse(frame: &[u8], apart: usize, local: &Local, checksum: RxCheck
     let ip = match ethernet.ethertype() {
         EthernetProtocol::Ipv4 => parse_v4(ethernet.payload(), apart),
         EthernetProtocol::Ipv6 => parse_v6(ethernet.payload(), apart),
+        tag if is_vlan(tag) => return Parsed::Vlan,
         _ => return Parsed::Other,
     };
     let Ip { source, destination, at, packet, len } = match ip {
@@ -224,10 +239,14 @@ pub(crate) fn parse(frame: &[u8], apart: usize, local: &Local, checksum: RxCheck
     if apart > 0 && payload_at != frame.len() {
         return Parsed::Malformed;
     }
-    match checksum {
-        RxChecksum::Good => {}
-        RxChecksum::Unknown if apart == 0 && is_right(source, destination, packet) => {}
-        RxChecksum::Unknown | RxChecksum::Bad => return Parsed::BadChecksum,
+    let verdict = match checksum {
+        RxChecksum::Good => Verdict::Right,
+        RxChecksum::Unknown if apart == 0 => judge(source, destination, packet, false),
+        RxChecksum::UnknownOrPartial if apart == 0 => judge(source, destination, packet, true),
+        _ => Verdict::Wrong,
+    };
+    if verdict == Verdict::Wrong {
+        return Parsed::BadChecksum;
     }
     if tcp.src_port() == 0 || tcp.dst_port() == 0 {
         return Parsed::Address;
@@ -247,7 +266,13 @@ pub(crate) fn parse(frame: &[u8], apart: usize, local: &Local, checksum: RxCheck
         options: Options::parse(tcp.options()),
         payload_at,
         payload_len: len - header_len,
+        is_partial: verdict == Verdict::Partial,
     })
+}
+
+/// Whether an EtherType is a VLAN tag's: 802.1Q, 802.1ad, and what was used for the outer of two before that.
+fn is_vlan(kind: EthernetProtocol) -> bool {
+    matches!(u16::from(kind), 0x8100 | 0x88a8 | 0x9100)
 }
 
 /// Whether a frame's first bytes `head` are all its headers up to TCP's, and nothing more.
@@ -303,8 +328,11 @@ fn parse_v4(bytes: &[u8], apart: usize) -> Result<Ip<'_>, Parsed> {
     }
     let packet = Ipv4Packet::new_unchecked(bytes);
     let (at, end) = (usize::from(packet.header_len()), usize::from(packet.total_len()));
-    if at > end || at > bytes.len() || end > bytes.len() + apart {
+    if at > end || at > bytes.len() {
         return Err(Parsed::Malformed);
+    }
+    if end > bytes.len() + apart {
+        return Err(Parsed::Truncated);
     }
     let is_fragment = packet.more_frags() || packet.frag_offset() != 0;
     if packet.next_header() != IpProtocol::Tcp && !is_fragment {
@@ -331,8 +359,11 @@ fn parse_v6(bytes: &[u8], apart: usize) -> Result<Ip<'_>, Parsed> {
     }
     let packet = Ipv6Packet::new_unchecked(bytes);
     let (at, len) = (packet.header_len(), usize::from(packet.payload_len()));
-    if packet.version() != 6 || at + len > bytes.len() + apart {
+    if packet.version() != 6 {
         return Err(Parsed::Malformed);
+    }
+    if at + len > bytes.len() + apart {
+        return Err(Parsed::Truncated);
     }
     let end = (at + len).min(bytes.len());
     let (at, protocol) = match packet.next_header() {

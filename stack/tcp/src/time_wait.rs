@@ -126,6 +126,7 @@ mod tests {
             options: Options { timestamp, ..Options::default() },
             payload_at: 0,
             payload_len: 0,
+            is_partial: false,
         }
     }
 

@@ -6,6 +6,7 @@
 //! [`Pmlog`] the other.
 
 mod command;
+mod frames;
 mod http;
 mod namespace;
 mod pmlog;
@@ -13,6 +14,7 @@ mod scratch;
 pub mod wire;
 
 pub use command::{Curl, output_within, run, run_for};
+pub use frames::Frames;
 pub use http::{Connection, Reply};
 pub use namespace::{Lab, inside, inside_as_root, isolated};
 pub use pmlog::{Pmlog, PmlogOptions, pmlog_binary};

@@ -23,6 +23,7 @@ pub struct PmlogOptions {
     arguments: Vec<String>,
     wrapper: Vec<String>,
     reached: Reached,
+    has_ipv6: bool,
 }
 
 /// What carries the server.
@@ -51,6 +52,7 @@ impl PmlogOptions {
             arguments: Vec::new(),
             wrapper: Vec::new(),
             reached: Reached::Device(VETH_DEVICE.to_owned()),
+            has_ipv6: true,
         }
     }
 
@@ -64,6 +66,12 @@ impl PmlogOptions {
     /// [`kernel_veth`](crate::wire::kernel_veth) makes.
     pub fn kernel(mut self, namespace: &Path) -> Self {
         self.reached = Reached::Namespace(namespace.to_owned());
+        self
+    }
+
+    /// The IPv4 address only.
+    pub fn without_ipv6(mut self) -> Self {
+        self.has_ipv6 = false;
         self
     }
 
@@ -97,7 +105,10 @@ impl PmlogOptions {
         match &self.reached {
             Reached::Device(device) => {
                 let (v4, v6) = (format!("{SERVER_V4}/24"), format!("{SERVER_V6}/64"));
-                command.args(["--dev", device, "--ip", &v4, "--ip6", &v6]);
+                command.args(["--dev", device, "--ip", &v4]);
+                if self.has_ipv6 {
+                    command.args(["--ip6", &v6]);
+                }
             }
             Reached::Namespace(_) => {
                 command.args(["--transport", "kernel", "--listen", "[::]:80"]);

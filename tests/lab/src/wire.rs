@@ -31,14 +31,24 @@ pub const TAP_DEVICE: &str = "net_tap0,iface=tap0";
 /// # Errors
 /// What `ip`, `sysctl` or `ethtool` say.
 pub fn veth() -> Result<()> {
-    run("ip", ["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"])?;
-    // The kernel must not answer on the server's side.
-    silence("veth1")?;
+    stock_veth()?;
     // A packet socket sees frames before a card would have cut and summed them: with the offloads on, they
     // are longer than the MTU and their checksums are partial.
     for side in ["veth0", "veth1"] {
         run("ethtool", ["-K", side, "tx", "off", "tso", "off", "gso", "off", "gro", "off"])?;
     }
+    Ok(())
+}
+
+/// As [`veth`], just as the kernel makes the pair: checksums and the cutting of long segments are left to devices that
+/// are not there.
+///
+/// # Errors
+/// What `ip` or `sysctl` say.
+pub fn stock_veth() -> Result<()> {
+    run("ip", ["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"])?;
+    // The kernel must not answer on the server's side.
+    silence("veth1")?;
     run("ip", ["link", "set", "veth1", "up"])?;
     address("veth0")
 }

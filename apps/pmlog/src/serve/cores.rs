@@ -18,9 +18,12 @@ use stack::transport::dpdk::DpdkError;
 use super::clock::{Clock, profile_signals};
 use super::report::{Report, Started};
 use super::run::{self, Spent, Surroundings};
-use super::{Access, LogServer, Served};
+use super::watch::Watch;
+use super::{Access, LogServer, Served, Traffic};
 use crate::cli::ServeArgs;
-use crate::service::{CommitTimes, Counters, Hall, LogService, SPARE_PLACES, ServiceConfig};
+use crate::service::{
+    CommitTimes, Counters, Hall, LogService, NetworkBoard, NetworkState, SPARE_PLACES, ServiceConfig,
+};
 
 /// Between two lines of rates.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -99,6 +102,8 @@ struct Core<'a, A: Access> {
     /// Whether all cores are ready, and shall serve.
     go: &'a OnceLock<bool>,
     totals: &'a Mutex<Vec<Totals<<A::Transport as Served>::Totals>>>,
+    /// How the network is, which the first core tells all.
+    network: NetworkBoard,
     /// Set when somebody wants to see the profile; none without one.
     profile_asked: Option<Arc<AtomicBool>>,
 }
@@ -121,6 +126,7 @@ pub(super) fn serve<A: Access>(
     };
     let hall = (shards > 1).then(|| Hall::new(shards as u32, cores as u32));
     let totals = Mutex::new(vec![Totals::default(); cores]);
+    let network = NetworkBoard::default();
     let go = OnceLock::new();
     let mut seeds: Vec<_> = seeds.into_iter().map(Some).collect();
     thread::scope(|scope| {
@@ -129,8 +135,8 @@ pub(super) fn serve<A: Access>(
             let seeds = seeds.iter_mut().skip(index).step_by(cores).filter_map(Option::take).collect();
             let (hall, sender) = (hall.clone(), sender.clone());
             let profile_asked = profile_asked.get(index).cloned();
-            let core =
-                Core { index, access, seat, seeds, hall, setting, go: &go, totals: &totals, profile_asked };
+            let (go, totals, network) = (&go, &totals, network.clone());
+            let core = Core { index, access, seat, seeds, hall, setting, go, totals, network, profile_asked };
             thread::Builder::new().name(format!("core {index}")).spawn_scoped(scope, move || {
                 let result = core.run(&sender);
                 // The others are of no use without this one.
@@ -195,18 +201,21 @@ fn begin<F: serde::Serialize + std::fmt::Display>(
 }
 
 /// Reports until all cores have ended. What is left in `profiles` then are their last ones.
-fn follow<F, N: Clone + Default + AddAssign + serde::Serialize>(
+fn follow<F, N: Traffic + Clone + Default + AddAssign + serde::Serialize>(
     receiver: &Receiver<News<F>>,
     report: &mut Report<'_, impl std::io::Write>,
     totals: &Mutex<Vec<Totals<N>>>,
     profiles: &mut [Option<Box<Profile>>],
 ) -> Result<()> {
     let mut reported = Instant::now();
+    let mut watch = Watch::start(reported);
     loop {
         match receiver.recv_timeout(REPORT_EVERY.saturating_sub(reported.elapsed())) {
             Err(RecvTimeoutError::Timeout) => {
-                report.rates(&sum(totals), reported.elapsed())?;
+                let sum = sum(totals);
+                report.rates(&sum, reported.elapsed())?;
                 reported = Instant::now();
+                watch.look(&sum.network, reported);
             }
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Ok(News::Ready(_)) => {}
@@ -259,7 +268,7 @@ impl<F> Drop for Announcement<'_, F> {
 
 impl<A: Access> Core<'_, A> {
     fn run(self, sender: &Sender<News<A::Found>>) -> Result<()> {
-        let Self { index, access, seat, seeds, hall, setting, go, totals, profile_asked } = self;
+        let Self { index, access, seat, seeds, hall, setting, go, totals, network, profile_asked } = self;
         let announcement = Announcement(Some(sender));
         let Setting { args, clock, .. } = *setting;
         if let Some(cpu) = setting.cpus[index] {
@@ -290,6 +299,7 @@ impl<A: Access> Core<'_, A> {
             max_connections: args.max_connections.get(),
             spare_places: SPARE_PLACES,
             domain: setting.info.domain.to_string(),
+            network: network.clone(),
             ..ServiceConfig::default()
         };
         let service = match &hall {
@@ -309,6 +319,10 @@ impl<A: Access> Core<'_, A> {
         };
         let put = |server: &LogServer<A::Transport>, spent: Spent| {
             totals.lock().unwrap_or_else(PoisonError::into_inner)[index] = Totals::of(server, spent);
+            if index == 0 {
+                let traffic = sum(totals).network;
+                network.put(NetworkState { link_up: traffic.link_up(), drops: traffic.drops().clone() });
+            }
             if profile_asked.as_ref().is_some_and(|asked| asked.swap(false, Ordering::Relaxed)) {
                 tell_profile(server, false);
             }
@@ -321,6 +335,7 @@ impl<A: Access> Core<'_, A> {
             core: index,
             put: &put,
         };
+        put(&server, Spent::default());
         let served = run::run(&mut server, &around);
         // However it went, the others are to end as well, and replies that are owed go out.
         setting.stop.store(true, Ordering::Relaxed);

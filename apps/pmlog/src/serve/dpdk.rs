@@ -7,9 +7,10 @@ use std::ops::AddAssign;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use dpdk::{Eal, PortError, PortId, QueuePlan, RegisteredThread};
+use dpdk::{Eal, InterfaceState, Pool, PortError, PortId, QueuePlan, RegisteredThread, Statistics};
 use pmem::{RegionInfo, Shard, ShardSeed};
 use serde::Serialize;
+use stack::config::{ETHERNET_HEADER_BYTES, MIN_MTU_V4, MIN_MTU_V6};
 use stack::net::Transport as _;
 use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
@@ -18,12 +19,21 @@ use stack::{AddressConflict, Config};
 use stack::{EthernetAddress, IpCidr};
 
 use super::clock::Clock;
-use super::{Access, BACKLOG, SLEEP, Served, receive_buffers_for};
-use crate::cli::{DpdkArgs, HeaderSplit, IdleMode, ServeArgs};
-use crate::service::Waker;
+use super::{Access, BACKLOG, SLEEP, Served, Traffic, receive_buffers_for};
+use crate::cli::{DpdkArgs, HeaderSplit, IdleMode, PartialChecksums, ServeArgs};
+use crate::service::{Drops, Waker};
 
 /// How long other hosts have to say that an address is theirs: three probes, and a moment for the answer.
 const PROBING: Duration = Duration::from_millis(300);
+
+/// Where nothing says otherwise (RFC 894).
+const USUAL_MTU: usize = 1500;
+/// What a card may put behind a frame: Ethernet's check sequence.
+const CHECK_BYTES: usize = 4;
+/// What stands before an IP packet in a frame of a packet socket's ring: the kernel's header and the frame's own.
+const RING_HEADER_BYTES: usize = 66 + ETHERNET_HEADER_BYTES;
+/// Bytes of each frame of that ring, if the device's arguments do not say otherwise.
+const RING_FRAME_BYTES: usize = 2048;
 
 /// How the loop rests when the port is idle: after a while without work, for a while. None if it never does.
 pub(super) type Rests = Option<Rest>;
@@ -51,6 +61,45 @@ impl<'a> Device<'a> {
         let mac = options.mac.map_or(id.info()?.host_mac(), |mac| mac.0);
         ensure!(mac != [0; 6], "{} has no Ethernet address of its own; give it one with --mac", options.dev);
         Ok(Self { options, eal, id, mac })
+    }
+
+    /// The largest IP packet that the link, a buffer and the driver take, and that the user wants.
+    fn mtu(&self, info: &RegionInfo) -> Result<u16> {
+        let port = self.id.info()?;
+        let buffer_bytes = usize::from(info.geometry.buffer_bytes);
+        let in_buffer = buffer_bytes.saturating_sub(Pool::HEADROOM + ETHERNET_HEADER_BYTES + CHECK_BYTES);
+        let is_packet_socket = port.driver == "net_af_packet";
+        let (most, why) = match ring_frame_bytes(&self.options.dev).saturating_sub(RING_HEADER_BYTES) {
+            in_ring if is_packet_socket && in_ring < in_buffer => {
+                (in_ring, "a frame of net_af_packet's ring")
+            }
+            _ => (in_buffer, "a buffer of the store"),
+        };
+        let interface = match port.interface.filter(|_| is_packet_socket) {
+            Some(interface) => {
+                let state = interface.state().context("the kernel does not tell the interface's MTU")?;
+                Some(state.with_context(|| format!("the interface of {} is gone", self.options.dev))?)
+            }
+            None => None,
+        };
+        let of_link = interface.as_ref().map_or(USUAL_MTU, |interface| interface.mtu as usize);
+        let mtu = match (self.options.mtu.map(usize::from), &interface) {
+            (Some(mtu), _) if mtu > most => {
+                bail!("--mtu {mtu} is more than {why} takes; at most {most} bytes are possible")
+            }
+            (Some(mtu), Some(InterfaceState { name, .. })) if mtu > of_link => bail!(
+                "--mtu {mtu} is more than the {of_link} bytes of the interface {name}; raise that first: \
+                 ip link set {name} mtu {mtu}"
+            ),
+            (Some(mtu), _) => mtu,
+            (None, _) => of_link.min(most),
+        };
+        let (least, who, remedy) = match self.options.ip6 {
+            Some(_) => (MIN_MTU_V6, "IPv6 needs (RFC 8200, section 5)", "raise it, or leave --ip6 out"),
+            None => (MIN_MTU_V4, "every IPv4 host takes (RFC 791, section 3.1)", "raise it"),
+        };
+        ensure!(mtu >= least, "the MTU of {mtu} bytes is less than the {least} that {who}; {remedy}");
+        Ok(mtu as u16)
     }
 
     /// Lets the device reach a shard's buffers.
@@ -84,7 +133,9 @@ impl Access for Device<'_> {
         let seeds = seeds.iter().take(cores.get().into());
         let reaches = seeds.map(|seed| self.reach(info, seed)).collect::<Result<Vec<_>>>()?;
         let options = self.options;
+        let mtu = self.mtu(info)?;
         let config = Config {
+            mtu: mtu.into(),
             gateway_v4: options.gateway,
             gateway_v6: options.gateway6,
             max_connections: args.places(),
@@ -95,6 +146,7 @@ impl Access for Device<'_> {
             rx_descriptors: receive_buffers_for(info.geometry.buffers as usize),
             header_split: options.header_split == HeaderSplit::Auto,
             rx_interrupts: options.idle == IdleMode::Interrupt,
+            partial_checksums: options.partial_checksums == PartialChecksums::Accept,
             ..DpdkConfig::default()
         };
         let seats = DpdkSeat::at(self.eal, self.id, cores, rings)?;
@@ -161,6 +213,10 @@ impl Served for DpdkTransport {
             crossed_bytes: port.crossed_bytes,
             frames_lost_between_cores: port.crossing_lost,
             retransmits: self.endpoint().counters().retransmits,
+            drops: drops(self),
+            partial_checksums: self.endpoint().counters().partial_checksums,
+            narrowed: narrowed(self),
+            link_up: (self.core() == 0).then(|| self.port().link().ok()).flatten().map(|link| link.up),
         }
     }
 
@@ -190,6 +246,42 @@ impl Served for DpdkTransport {
     fn waker(&mut self) -> Result<Option<Waker>> {
         Ok(DpdkTransport::waker(self))
     }
+
+    fn check(&self) -> Result<()> {
+        ensure!(
+            self.core() != 0 || !self.port().is_removed(),
+            "the device {} is gone: it was unplugged, or its interface was deleted or moved to another network \
+             namespace; bring it back and start again",
+            self.port().info().name
+        );
+        Ok(())
+    }
+}
+
+/// The MTU of the kernel's interface behind the port, if it has become less than the server's.
+fn narrowed(transport: &DpdkTransport) -> Option<u32> {
+    let interface = transport.port().info().interface.filter(|_| transport.core() == 0)?;
+    let mtu = interface.state().ok()??.mtu;
+    ((mtu as usize) < transport.mtu()).then_some(mtu)
+}
+
+/// What was dropped: by the stack, on the way between stack and port, and by the device, which the first core tells of
+/// for all.
+fn drops(transport: &DpdkTransport) -> Drops {
+    let port = transport.counters();
+    let device = (transport.core() == 0).then(|| transport.port().statistics().ok()).flatten();
+    let of_device = |count: fn(&Statistics) -> u64| device.as_ref().map(count);
+    let missed = device.as_ref().and_then(|device| device.rx_missed);
+    let stack = transport.endpoint().counters().drops;
+    Drops::of(stack.kinds().map(|(kind, count)| (kind, Some(count))).chain([
+        ("misplaced", Some(port.misplaced)),
+        ("too_long_to_send", Some(port.too_long)),
+        ("between_cores", Some(port.crossing_lost)),
+        ("device_missed", missed),
+        ("device_errors", of_device(|device| device.rx_errors)),
+        ("device_no_mbuf", of_device(|device| device.rx_no_mbuf)),
+        ("device_not_sent", of_device(|device| device.tx_errors)),
+    ]))
 }
 
 /// What went through the port since the start.
@@ -204,6 +296,31 @@ pub(super) struct Totals {
     crossed_bytes: u64,
     frames_lost_between_cores: u64,
     retransmits: u64,
+    /// Segments that were taken though their checksum was left to a device.
+    partial_checksums: u64,
+    drops: Drops,
+    /// Whether frames can pass; the first core tells for all.
+    link_up: Option<bool>,
+    #[serde(skip)]
+    narrowed: Option<u32>,
+}
+
+impl Traffic for Totals {
+    fn received(&self) -> u64 {
+        self.frames_received
+    }
+
+    fn drops(&self) -> &Drops {
+        &self.drops
+    }
+
+    fn link_up(&self) -> Option<bool> {
+        self.link_up
+    }
+
+    fn narrowed(&self) -> Option<u32> {
+        self.narrowed
+    }
 }
 
 impl AddAssign for Totals {
@@ -216,6 +333,10 @@ impl AddAssign for Totals {
         self.crossed_bytes += other.crossed_bytes;
         self.frames_lost_between_cores += other.frames_lost_between_cores;
         self.retransmits += other.retransmits;
+        self.partial_checksums += other.partial_checksums;
+        self.drops += other.drops;
+        self.link_up = self.link_up.or(other.link_up);
+        self.narrowed = self.narrowed.or(other.narrowed);
     }
 }
 
@@ -233,12 +354,16 @@ pub(super) struct Found {
     /// Pairs of queues, where there are several cores.
     #[serde(skip_serializing_if = "Option::is_none")]
     queues: Option<u16>,
+    mtu: usize,
     addresses: Vec<String>,
     port: u16,
     #[serde(skip)]
     link: String,
     #[serde(skip)]
     spread: Option<String>,
+    /// Whether checksums that a kernel has left to a card are taken, where frames may come straight from one.
+    #[serde(skip)]
+    takes_partial: Option<bool>,
     #[serde(skip)]
     headers: Option<String>,
 }
@@ -257,6 +382,10 @@ impl Found {
             header_split: split.map(Result::is_ok),
             queues: (transport.cores() > 1).then_some(transport.plan().queues.get()),
             spread: (transport.cores() > 1).then(|| spread(&transport.plan(), transport.cores())),
+            mtu: transport.mtu(),
+            takes_partial: info
+                .sees_partial_checksums
+                .then_some(options.partial_checksums == PartialChecksums::Accept),
             addresses: options.addresses().iter().map(IpCidr::to_string).collect(),
             port: options.port,
             link: match link {
@@ -277,7 +406,16 @@ impl Found {
 
 impl fmt::Display for Found {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(out, "device    {} (driver {}), {}", self.device, self.driver, self.link)?;
+        let Self { device, driver, link, mtu, .. } = self;
+        writeln!(out, "device    {device} (driver {driver}), {link}, MTU {mtu}")?;
+        if let Some(taken) = self.takes_partial {
+            let taken = if taken { "taken" } else { "dropped" };
+            writeln!(
+                out,
+                "peers     on this machine: checksums that their kernel leaves to a card are {taken}, frames that it \
+                 leaves uncut are dropped; on their interface: ethtool -K INTERFACE tx off tso off gso off"
+            )?;
+        }
         if let Some(headers) = &self.headers {
             writeln!(out, "headers   {headers}")?;
         }
@@ -298,6 +436,12 @@ fn spread(plan: &QueuePlan, cores: usize) -> String {
         Some(unasked) => format!("{queues}, one for each core, by {unasked}"),
         None => format!("{queues}, one for each core, by the device's hash"),
     }
+}
+
+/// Bytes of a frame of net_af_packet's ring, by the device's arguments.
+fn ring_frame_bytes(device: &str) -> usize {
+    let value = device.split(',').find_map(|argument| argument.strip_prefix("framesz="));
+    value.and_then(|value| value.parse().ok()).unwrap_or(RING_FRAME_BYTES)
 }
 
 /// Asks the network whether somebody else has one of the server's addresses. One core asks, and all hear the answer.

@@ -16,9 +16,9 @@ use stack::time::Instant;
 use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport, Listener, Stacks};
 
 use super::clock::Clock;
-use super::{Access, BACKLOG, SLEEP, Served, receive_buffers_for};
+use super::{Access, BACKLOG, SLEEP, Served, Traffic, receive_buffers_for};
 use crate::cli::{KernelArgs, ServeArgs};
-use crate::service::{SPARE_PLACES, Waker};
+use crate::service::{Drops, SPARE_PLACES, Waker};
 
 /// How long an address may still belong to a server that was killed.
 const PREDECESSOR: Duration = Duration::from_secs(2);
@@ -134,6 +134,10 @@ impl Served for KernelTransport {
             connections_refused: counters.refused,
             connections_not_accepted: counters.not_accepted,
             kernel_calls: counters.calls,
+            drops: Drops::of([
+                ("refused", Some(counters.refused)),
+                ("not_accepted", Some(counters.not_accepted)),
+            ]),
         }
     }
 
@@ -141,6 +145,10 @@ impl Served for KernelTransport {
     fn rest(&mut self, (): &(), now: Instant, _idle: Duration) -> Result<()> {
         let due = self.next_deadline().map_or(SLEEP, |due| due.max(now) - now);
         Ok(self.wait(due.min(SLEEP))?)
+    }
+
+    fn check(&self) -> Result<()> {
+        Ok(())
     }
 
     fn waker(&mut self) -> Result<Option<Waker>> {
@@ -161,6 +169,26 @@ pub(super) struct Totals {
     connections_refused: u64,
     connections_not_accepted: u64,
     kernel_calls: u64,
+    /// Connections; what the kernel drops before that is in its own counters (nstat).
+    drops: Drops,
+}
+
+impl Traffic for Totals {
+    fn received(&self) -> u64 {
+        self.pieces_received
+    }
+
+    fn drops(&self) -> &Drops {
+        &self.drops
+    }
+
+    fn link_up(&self) -> Option<bool> {
+        None
+    }
+
+    fn narrowed(&self) -> Option<u32> {
+        None
+    }
 }
 
 impl AddAssign for Totals {
@@ -173,6 +201,7 @@ impl AddAssign for Totals {
         self.connections_refused += other.connections_refused;
         self.connections_not_accepted += other.connections_not_accepted;
         self.kernel_calls += other.kernel_calls;
+        self.drops += other.drops;
     }
 }
 

@@ -11,6 +11,7 @@ use pmem::RegionInfo;
 use serde::Serialize;
 use stack::profile::{Profile, Summary};
 
+use super::Traffic;
 use super::cores::{ShardStart, Totals};
 use crate::service::{CommitSummary, Counters};
 
@@ -21,6 +22,7 @@ pub(super) struct Report<'a, W> {
     /// Hidden unless the standard error is a terminal.
     line: ProgressBar,
     last: Counters,
+    dropped: u64,
 }
 
 /// What a server found at its start.
@@ -124,24 +126,24 @@ impl<'a, W: Write> Report<'a, W> {
         let style =
             ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
         line.set_style(style);
-        Self { out, json, line, last: Counters::default() }
+        Self { out, json, line, last: Counters::default(), dropped: 0 }
     }
 
     pub(super) fn started<N: Serialize + Display>(&mut self, started: &Started<'_, N>) -> Result<()> {
         if self.json { self.write(&started.line()) } else { Ok(started.write(self.out)?) }
     }
 
-    pub(super) fn rates<N: Serialize>(&mut self, totals: &Totals<N>, time: Duration) -> Result<()> {
+    pub(super) fn rates<N: Traffic + Serialize>(&mut self, totals: &Totals<N>, time: Duration) -> Result<()> {
         if self.json {
             return self.write(&Line::Rates(Sums::of(totals)));
         }
         if !self.line.is_hidden() {
-            let counters = totals.service;
+            let (counters, dropped) = (totals.service, totals.network.drops().total());
             let seconds = time.as_secs_f64();
             let rate = |part: fn(&Counters) -> u64| (part(&counters) - part(&self.last)) as f64 / seconds;
             let bytes = |part| ByteSize(rate(part) as u64);
             self.line.set_message(format!(
-                "{:.0} appends/s ({}/s), {:.0} reads/s, {}/s out, {:.0} refused/s, {} open, {} buffers free",
+                "{:.0} appends/s ({}/s), {:.0} reads/s, {}/s out, {:.0} refused/s, {} open, {} buffers free, {:.0} dropped/s",
                 rate(|counters| counters.appended_records),
                 bytes(|counters| counters.appended_bytes),
                 rate(|counters| counters.read_records),
@@ -149,13 +151,14 @@ impl<'a, W: Write> Report<'a, W> {
                 rate(|counters| counters.refused),
                 counters.connections,
                 totals.free_buffers,
+                (dropped - self.dropped) as f64 / seconds,
             ));
-            self.last = counters;
+            (self.last, self.dropped) = (counters, dropped);
         }
         Ok(())
     }
 
-    pub(super) fn ended<N: Serialize>(&mut self, totals: &Totals<N>) -> Result<()> {
+    pub(super) fn ended<N: Traffic + Serialize>(&mut self, totals: &Totals<N>) -> Result<()> {
         if self.json {
             return self.write(&Line::End(Sums::of(totals)));
         }
@@ -179,6 +182,9 @@ impl<'a, W: Write> Report<'a, W> {
                 "altered   {} records had changed when they were read",
                 totals.altered_records
             )?;
+        }
+        if let Some(drops) = totals.network.drops().in_words() {
+            writeln!(self.out, "dropped   {drops}")?;
         }
         Ok(self.out.flush()?)
     }

@@ -79,6 +79,8 @@ pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_
             (around.put)(server, spent);
             server.parts().0.tell();
             noted_totals = now;
+            let (transport, ..) = server.parts();
+            transport.check()?;
         }
         let is_busy = !step.is_idle() || has_attended;
         if is_busy {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{
     commits::CommitSummary,
     hall::{Hall, ShardState},
+    network::NetworkState,
     text::Text,
 };
 use crate::http::{Ask, Head, Refusal, Route, Status};
@@ -100,6 +101,8 @@ pub(super) struct Health<'a> {
     copied_bytes: u64,
     flushed_lines: u64,
     fences: u64,
+    #[serde(flatten)]
+    network: NetworkState,
     /// Where there are several.
     #[serde(skip_serializing_if = "ArrayVec::is_empty")]
     shards: ArrayVec<ShardState, MAX_SHARDS>,
@@ -116,20 +119,20 @@ pub(super) struct Now {
 }
 
 impl<'a> Health<'a> {
-    pub(super) fn of(domain: &'a str, failed: Option<&'a str>, shard: &Shard) -> Self {
+    pub(super) fn of(domain: &'a str, failed: Option<&'a str>, shard: &Shard, network: NetworkState) -> Self {
         let state = ShardState::of(shard);
-        Self { head: Some(state.head), next: Some(state.next), ..Self::new(domain, failed, &state) }
+        Self { head: Some(state.head), next: Some(state.next), ..Self::new(domain, failed, &state, network) }
     }
 
     /// Of all shards, whichever cores they belong to.
-    pub(super) fn of_all(domain: &'a str, hall: &'a Hall) -> Self {
+    pub(super) fn of_all(domain: &'a str, hall: &'a Hall, network: NetworkState) -> Self {
         let shards: ArrayVec<_, MAX_SHARDS> = hall.states().take(MAX_SHARDS).collect();
         let mut sum = ShardState::default();
         shards.iter().for_each(|state| sum.add(*state));
-        Self { shards, ..Self::new(domain, hall.failure(), &sum) }
+        Self { shards, ..Self::new(domain, hall.failure(), &sum, network) }
     }
 
-    fn new(domain: &'a str, failed: Option<&'a str>, state: &ShardState) -> Self {
+    fn new(domain: &'a str, failed: Option<&'a str>, state: &ShardState, network: NetworkState) -> Self {
         Self {
             status: if failed.is_some() { "failed" } else { "ok" },
             reason: failed,
@@ -148,6 +151,7 @@ impl<'a> Health<'a> {
             copied_bytes: state.copied_bytes,
             flushed_lines: state.flushed_lines,
             fences: state.fences,
+            network,
             shards: ArrayVec::new(),
         }
     }

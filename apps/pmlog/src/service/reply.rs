@@ -223,7 +223,9 @@ impl Underway {
 
 /// How the store and the server are, as the whole reply.
 fn health(common: &mut Common, shard: &Shard, manner: Manner) -> Vec<u8> {
-    let Common { rendered, peers, domain, failed, counters, max_connections, commits, alarm, .. } = common;
+    let Common {
+        rendered, peers, domain, network, failed, counters, max_connections, commits, alarm, ..
+    } = common;
     let (own, limit) = (counters.connections, u64::from(*max_connections));
     let (mut health, now) = match peers {
         Some(peers) => {
@@ -236,12 +238,12 @@ fn health(common: &mut Common, shard: &Shard, manner: Manner) -> Vec<u8> {
                 altered: peers.hall.altered(),
                 commits: peers.commits(commits).summary(),
             };
-            (Health::of_all(domain, &peers.hall), now)
+            (Health::of_all(domain, &peers.hall, network.state()), now)
         }
         None => {
             let (altered, commits) = (alarm.raised(), commits.summary());
             let now = Now { connections: own, max_connections: limit, altered, commits };
-            (Health::of(domain, failed.as_deref(), shard), now)
+            (Health::of(domain, failed.as_deref(), shard, network.state()), now)
         }
     };
     health.now = now;

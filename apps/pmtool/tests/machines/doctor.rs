@@ -53,6 +53,22 @@ fn advised(machine: &Machine, check: &str, level: Level, remedy: &str) -> String
 }
 
 #[test]
+fn the_remedy_for_uncut_frames_comes_with_virtual_links() {
+    let machine = healthy();
+    let interface = |name: &str, index: &str, other: &str| {
+        machine.folder(&format!("sys/devices/virtual/net/{name}"));
+        machine.file(&format!("sys/class/net/{name}/ifindex"), index);
+        machine.file(&format!("sys/class/net/{name}/iflink"), other);
+    };
+    interface("lo", "1", "1");
+    assert!(examine(&machine.system()).findings.iter().all(|finding| finding.check != "virtual links"));
+    interface("veth0", "3", "2");
+    interface("veth1", "2", "3");
+    let found = advised(&machine, "virtual links", Level::Ok, "ethtool -K INTERFACE tx off tso off gso off");
+    assert!(found.starts_with("veth0, veth1:"), "{found}");
+}
+
+#[test]
 fn a_machine_that_lacks_nothing_passes() {
     let report = examine(&healthy().system());
     assert_eq!(report.count(Level::Ok), report.findings.len(), "{report}");

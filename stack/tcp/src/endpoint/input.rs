@@ -59,7 +59,10 @@ impl Endpoint {
     /// What a frame is, without taking it in: the first half of [`receive_among`](Self::receive_among).
     #[inline]
     pub fn parse<F: RxFrame>(&self, frame: &F) -> Headers {
-        Headers(frame::parse(frame.bytes(), frame.apart().len(), &self.local, frame.checksum()))
+        Headers(match frame.vlan() {
+            None | Some(0) => frame::parse(frame.bytes(), frame.apart().len(), &self.local, frame.checksum()),
+            Some(_) => Parsed::Vlan,
+        })
     }
 
     /// Takes in a frame that was [parsed](Self::parse): the other half.
@@ -80,6 +83,8 @@ impl Endpoint {
             Parsed::Other => return self.other(frame.bytes()),
             Parsed::Fragment => return self.fragment(frame.bytes(), is_last),
             Parsed::Malformed => drops.malformed += 1,
+            Parsed::Truncated => drops.truncated += 1,
+            Parsed::Vlan => drops.vlan += 1,
             Parsed::BadChecksum => drops.checksum += 1,
             Parsed::Address => drops.address += 1,
         }
@@ -117,6 +122,8 @@ impl Endpoint {
             }
             Parsed::Other => share = self.other(frame.bytes),
             Parsed::Fragment | Parsed::Malformed => drops.malformed += 1,
+            Parsed::Truncated => drops.truncated += 1,
+            Parsed::Vlan => drops.vlan += 1,
             Parsed::BadChecksum => drops.checksum += 1,
             Parsed::Address => drops.address += 1,
         }
@@ -147,6 +154,7 @@ impl Endpoint {
 
     fn segment<F: RxFrame>(&mut self, segment: &Segment, frame: &mut F, is_last: bool) -> Share {
         self.counters.segments_in += 1;
+        self.counters.partial_checksums += u64::from(segment.is_partial);
         let is_taken = match self.flows.find(&segment.key) {
             Some(Place::Connection(index)) => {
                 self.at_connection(index, segment, frame);
