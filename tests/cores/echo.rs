@@ -18,8 +18,8 @@ use stack::Config;
 use stack::IpCidr;
 use stack::doze::Waker;
 use stack::net::{ConnId, Event, Net, Service, Transport as _};
-use stack::server::Server;
-use stack::time::Instant;
+use stack::server::{Rest, Server};
+use stack::time::Clock;
 use stack::transport::OverEndpoint as _;
 use stack::transport::dpdk::{DpdkConfig, DpdkCounters, DpdkSeat, DpdkTransport, Reach};
 
@@ -112,13 +112,13 @@ impl Echo {
         let (stop, leave) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (at_rest, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (ready, started): (Sender<Option<Waker>>, Receiver<_>) = channel();
-        let start = std::time::Instant::now();
+        let clock = Clock::start();
         let core = |(seat, part)| {
             let (config, ready) = (config.clone(), ready.clone());
             let (stop, leave) = (stop.clone(), leave.clone());
             let (at_rest, done) = (at_rest.clone(), done.clone());
             std::thread::spawn(move || {
-                let core = Core { eal, role, start, stop, at_rest, leave, done };
+                let core = Core { eal, role, clock, stop, at_rest, leave, done };
                 core.run(seat, part, config, &ready)
             })
         };
@@ -169,7 +169,7 @@ impl Echo {
     pub fn stop(self) -> Result<Vec<Outcome>> {
         self.stop.store(true, Ordering::Relaxed);
         self.leave.store(true, Ordering::Relaxed);
-        self.wakers.iter().for_each(|wake| wake());
+        self.wakers.iter().for_each(Waker::wake);
         self.cores.into_iter().map(|core| core.join().map_err(|_| anyhow!("a core panicked"))?).collect()
     }
 }
@@ -177,7 +177,7 @@ impl Echo {
 struct Core {
     eal: Eal,
     role: Role,
-    start: std::time::Instant,
+    clock: Clock,
     stop: Arc<AtomicBool>,
     at_rest: Arc<AtomicUsize>,
     leave: Arc<AtomicBool>,
@@ -185,10 +185,6 @@ struct Core {
 }
 
 impl Core {
-    fn now(&self) -> Instant {
-        Instant::from_micros(self.start.elapsed().as_micros() as i64)
-    }
-
     fn run(
         self,
         seat: DpdkSeat,
@@ -200,7 +196,7 @@ impl Core {
         let core = seat.core();
         let shard = part.seed.open()?;
         let arena = shard.arena().clone();
-        let mut transport = seat.take(config, part.reach, arena, self.now())?;
+        let mut transport = seat.take(config, part.reach, arena, self.clock.now())?;
         let mut service = EchoService::default();
         if let Role::Server | Role::SleepingServer = self.role {
             for address in [IpAddr::V4(SERVER_V4), IpAddr::V6(SERVER_V6)] {
@@ -212,11 +208,11 @@ impl Core {
                 std::thread::yield_now();
             }
         }
-        ready.send(transport.waker())?;
+        ready.send(transport.waker()?)?;
         if let Role::Client { connections, bytes } = self.role {
             for number in 0..connections {
                 let remote = SocketAddr::new(SERVER_V4.into(), PORT);
-                let conn = transport.endpoint_mut().connect(self.now(), remote, None)?;
+                let conn = transport.endpoint_mut().connect(self.clock.now(), remote, None)?;
                 let says = noise(u64::from(core) << 32 | number as u64, bytes);
                 service.talks.insert(conn, Talk { says, ..Talk::default() });
             }
@@ -224,28 +220,23 @@ impl Core {
         self.serve(Server::new(transport, service, shard))
     }
 
-    /// Until something wakes the core, or a timer is due.
-    fn sleep(&self, server: &mut Server<DpdkTransport, EchoService>) -> Result<()> {
-        let (transport, ..) = server.parts();
-        let due = transport.next_deadline().map(|due| due - self.now());
-        Ok(transport.sleep(due.unwrap_or(LONG))?)
-    }
-
     fn serve(&self, mut server: Server<DpdkTransport, EchoService>) -> Result<Outcome> {
         let mut is_done = false;
-        while !self.stop.load(Ordering::Relaxed) {
-            if server.step(self.now())?.is_idle() {
-                match self.role {
-                    Role::SleepingServer => self.sleep(&mut server)?,
-                    _ => std::thread::yield_now(),
-                }
+        let rest = match self.role {
+            Role::SleepingServer => Rest::Wait { after: Duration::ZERO, limit: LONG },
+            _ => Rest::Spin,
+        };
+        server.run_with(&self.clock, &self.stop, rest, |server, _, turn| {
+            if turn.is_idle && rest == Rest::Spin {
+                std::thread::yield_now();
             }
             let talks = &server.service().talks;
             if !is_done && matches!(self.role, Role::Client { .. }) && talks.is_empty() {
                 is_done = true;
                 self.done.fetch_add(1, Ordering::Relaxed);
             }
-        }
+            anyhow::Ok(())
+        })?;
         self.at_rest.fetch_add(1, Ordering::Release);
         while !self.leave.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(1));

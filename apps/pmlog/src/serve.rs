@@ -26,12 +26,11 @@ use anyhow::{Context as _, Result};
 use pmem::{Kind, RegionInfo, Shard, ShardSeed};
 use serde::Serialize;
 use stack::net::Transport;
-use stack::server::Server;
-use stack::time::Instant;
+use stack::server::{Rest, Server};
+use stack::time::Clock;
 
 use crate::cli::{Network, ServeArgs};
-use crate::service::{Drops, LogService, Waker};
-use clock::Clock;
+use crate::service::{Drops, LogService};
 use cores::{Ended, Setting};
 use report::Report;
 
@@ -91,8 +90,8 @@ trait Access: Sync {
         clock: &Clock,
     ) -> Result<Self::Transport>;
 
-    /// What its user wants of the transport's rests.
-    fn rests(&self) -> <Self::Transport as Served>::Rest;
+    /// What a core does while there is nothing to do.
+    fn rest(&self) -> Rest;
 
     /// What there turned out to be.
     fn found(&self, transport: &Self::Transport) -> Self::Found;
@@ -106,13 +105,6 @@ trait Served: Transport {
     /// What went through it since the start.
     fn totals(&self) -> Self::Totals;
 
-    /// What its user wants of its rests.
-    type Rest: Sync;
-
-    /// Lets the CPU go, as far as that suits a transport which has had nothing to do for `idle` until `now`, and its
-    /// user. Called between any two bursts; not for longer than a signal may wait, [`SLEEP`].
-    fn rest(&mut self, wanted: &Self::Rest, now: Instant, idle: Duration) -> Result<()>;
-
     /// Logs what the network has told of this host. Called now and then.
     fn tell(&mut self) {}
 
@@ -121,9 +113,6 @@ trait Served: Transport {
     /// # Errors
     /// It never will again.
     fn check(&self) -> Result<()>;
-
-    /// What ends a rest, from another thread; none if no rest is long.
-    fn waker(&mut self) -> Result<Option<Waker>>;
 }
 
 /// What went through a transport, as the warnings and `GET /health` need it.

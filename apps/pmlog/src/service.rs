@@ -364,6 +364,21 @@ impl Service for LogService {
         }
     }
 
+    fn between_bursts<N: Net>(&mut self, now: Instant, net: &mut N, shard: &mut Shard) -> bool {
+        self.tick(now, net, shard);
+        self.attend(net, shard)
+    }
+
+    fn may_rest(&self) -> bool {
+        self.common.peers.as_ref().is_none_or(Peers::may_rest)
+    }
+
+    fn awake(&self) {
+        if let Some(peers) = &self.common.peers {
+            peers.awake();
+        }
+    }
+
     fn commit_failed<N: Net>(&mut self, error: &CommitError, net: &mut N, shard: &mut Shard) {
         self.common.fail(&error.to_string());
         std::mem::swap(&mut self.woken, &mut self.common.awaiting);

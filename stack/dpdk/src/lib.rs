@@ -26,7 +26,6 @@ mod send;
 #[cfg(test)]
 mod tests;
 
-use std::convert::Infallible;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +59,7 @@ pub struct DpdkConfig {
     /// Have headers put into DRAM, where the device can tell them from payload, which alone then goes into named
     /// buffers. [`PortInfo::header_split`](dpdk::PortInfo::header_split) tells whether it can.
     pub header_split: bool,
-    /// Have frames wake cores that [sleep](DpdkTransport::sleep). Takes a device with receive interrupts.
+    /// Have frames wake cores that [wait](Transport::wait). Takes a device with receive interrupts.
     pub rx_interrupts: bool,
     /// Take segments whose checksum a kernel has left to a device, where the device is an
     /// [interface of such a kernel](dpdk::PortInfo::sees_partial_checksums).
@@ -230,37 +229,6 @@ impl DpdkTransport {
         }
     }
 
-    /// Sleeps until a frame arrives, another core has something for this one, its [waker](Self::waker) is called, or `limit` is
-    /// over; not at all if there is something to do. Without [`DpdkConfig::rx_interrupts`] nothing but `limit` ends it.
-    /// When to be back for what is [due](Transport::next_deadline) is the caller's to say.
-    ///
-    /// # Errors
-    /// [`SleepError`]: the core did not sleep, or not long enough.
-    pub fn sleep(&mut self, limit: Duration) -> Result<(), SleepError> {
-        let Some(sleeper) = &mut self.sleeper else {
-            std::thread::sleep(limit);
-            return Ok(());
-        };
-        // No interrupt tells when the device takes frames again.
-        let has_left_over = !self.received.is_empty() || self.sender.has_waiting();
-        let exchange = &self.sender.exchange;
-        if has_left_over || !exchange.may_sleep(self.core) {
-            return Ok(());
-        }
-        let slept = match &mut self.rx {
-            Some(rx) => rx.sleep(sleeper, &mut self.received, limit).map(drop),
-            None => sleeper.sleep(limit),
-        };
-        exchange.is_awake(self.core);
-        slept
-    }
-
-    /// What ends a [`sleep`](Self::sleep), from any thread; none without [`DpdkConfig::rx_interrupts`].
-    pub fn waker(&self) -> Option<Waker> {
-        let bell = self.sleeper.as_ref()?.bell();
-        Some(Box::new(move || bell.ring()))
-    }
-
     /// Takes in a burst from the device.
     fn receive_burst<L: Laps>(&mut self, now: Instant, laps: &mut L) -> usize {
         let Some(rx) = &mut self.rx else { return 0 };
@@ -373,13 +341,13 @@ impl OverEndpoint for DpdkTransport {
 }
 
 impl Transport for DpdkTransport {
-    type Error = Infallible;
+    type Error = SleepError;
 
-    fn receive(&mut self, now: Instant) -> Result<usize, Infallible> {
+    fn receive(&mut self, now: Instant) -> Result<usize, SleepError> {
         self.receive_in_laps(now, &mut NoLaps)
     }
 
-    fn receive_in_laps<L: Laps>(&mut self, now: Instant, laps: &mut L) -> Result<usize, Infallible> {
+    fn receive_in_laps<L: Laps>(&mut self, now: Instant, laps: &mut L) -> Result<usize, SleepError> {
         Ok(self.receive_burst(now, laps) + self.receive_from_cores(now, laps))
     }
 
@@ -388,11 +356,11 @@ impl Transport for DpdkTransport {
         self.endpoint.next_event()
     }
 
-    fn transmit(&mut self, now: Instant) -> Result<usize, Infallible> {
+    fn transmit(&mut self, now: Instant) -> Result<usize, SleepError> {
         self.transmit_in_laps(now, &mut NoLaps)
     }
 
-    fn transmit_in_laps<L: Laps>(&mut self, now: Instant, laps: &mut L) -> Result<usize, Infallible> {
+    fn transmit_in_laps<L: Laps>(&mut self, now: Instant, laps: &mut L) -> Result<usize, SleepError> {
         self.sender.settle();
         let before = self.sender.departed;
         self.sender.flush();
@@ -410,5 +378,31 @@ impl Transport for DpdkTransport {
 
     fn next_deadline(&self) -> Option<Instant> {
         self.endpoint.next_deadline()
+    }
+
+    /// Also until another core has something for this one. Without [`DpdkConfig::rx_interrupts`] nothing ends it early.
+    fn wait(&mut self, limit: Duration) -> Result<(), SleepError> {
+        let Some(sleeper) = &mut self.sleeper else {
+            std::thread::sleep(limit);
+            return Ok(());
+        };
+        // No interrupt tells when the device takes frames again.
+        let has_left_over = !self.received.is_empty() || self.sender.has_waiting();
+        let exchange = &self.sender.exchange;
+        if has_left_over || !exchange.may_sleep(self.core) {
+            return Ok(());
+        }
+        let slept = match &mut self.rx {
+            Some(rx) => rx.sleep(sleeper, &mut self.received, limit).map(drop),
+            None => sleeper.sleep(limit),
+        };
+        exchange.is_awake(self.core);
+        slept
+    }
+
+    /// None without [`DpdkConfig::rx_interrupts`].
+    fn waker(&mut self) -> Result<Option<Waker>, SleepError> {
+        let bell = self.sleeper.as_ref().map(Sleeper::bell);
+        Ok(bell.map(|bell| Waker::new(move || bell.ring())))
     }
 }

@@ -9,6 +9,7 @@ use dpdk::{
     PortConfig, PortId, PortInfo, QueuePlan, RxQueue, Sleeper, TxQueue, UnaskedSpread, queues_for,
 };
 use pmem::Arena;
+use stack_net::doze::Waker;
 use stack_net::time::Instant;
 use stack_tcp::config::ETHERNET_HEADER_BYTES;
 use stack_tcp::{Config, CoreShare, Endpoint, RxChecksum, Steering};
@@ -183,7 +184,7 @@ impl DpdkSeat {
         };
         if let Some(sleeper) = &sleeper {
             let bell = sleeper.bell();
-            table.exchange.wake_by(self.core.into(), Box::new(move || bell.ring()));
+            table.exchange.wake_by(self.core.into(), Waker::new(move || bell.ring()));
         }
         Ok(DpdkTransport {
             endpoint,

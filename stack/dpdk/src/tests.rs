@@ -135,7 +135,7 @@ impl Rig {
         packet.set_checksums(Checksum::Unknown, checksum);
         self.server.sender.waiting.push(packet).unwrap();
         self.server.sender.flush();
-        assert_eq!(self.server.receive(self.now), Ok(1));
+        assert_eq!(self.server.receive(self.now).unwrap(), 1);
     }
 
     /// A segment in a named buffer, from its first byte on, as a device puts payload there.

@@ -17,22 +17,23 @@ mod connection;
 pub mod kcm;
 mod listener;
 mod ring;
-mod waker;
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pmem::{Arena, Extent};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{self, Shutdown, sockopt};
+use stack_net::doze::Waker;
 use stack_net::net::{CloseReason, ConnId, Event, Net, SendError, SendSpace, Slot, Transport};
 use stack_net::time::Instant;
 
 pub use config::{KernelConfig, KernelCounters, KernelError};
 pub use listener::{Listener, Stacks};
-pub use waker::Waker;
 
 use connection::Connection;
 use ring::{Completion, Ring};
@@ -128,28 +129,6 @@ impl KernelTransport {
     /// kernel copies them.
     pub fn sends_without_copying(&self) -> bool {
         self.ring.sends_without_copying()
-    }
-
-    /// Waits until there is something to [`receive`](Transport::receive), but no longer than `limit`. Returns at
-    /// once while there is work that waits for nobody, and early when a signal arrives.
-    ///
-    /// # Errors
-    /// [`KernelError::Enter`].
-    pub fn wait(&mut self, limit: Duration) -> Result<(), KernelError> {
-        let can_refill = self.ring.missing_buffers() > 0 && self.arena.free_buffers() > 0;
-        let can_resume = !self.starved.is_empty() && self.ring.provided_buffers() > 0;
-        if !self.events.is_empty() || !self.active.is_empty() || can_refill || can_resume {
-            return Ok(());
-        }
-        self.ring.wait(limit).map_err(KernelError::of_ring)
-    }
-
-    /// What ends a [`wait`](Self::wait) from another thread.
-    ///
-    /// # Errors
-    /// [`KernelError::Enter`]: the process has no descriptor left for it.
-    pub fn waker(&mut self) -> Result<Waker, KernelError> {
-        Waker::new(&mut self.ring).map_err(KernelError::of_ring)
     }
 
     /// What went through the ring.
@@ -440,6 +419,26 @@ impl Transport for KernelTransport {
 
     fn next_deadline(&self) -> Option<Instant> {
         self.rested
+    }
+
+    /// A signal ends it, too.
+    fn wait(&mut self, limit: Duration) -> Result<(), KernelError> {
+        let can_refill = self.ring.missing_buffers() > 0 && self.arena.free_buffers() > 0;
+        let can_resume = !self.starved.is_empty() && self.ring.provided_buffers() > 0;
+        if !self.events.is_empty() || !self.active.is_empty() || can_refill || can_resume {
+            return Ok(());
+        }
+        self.ring.wait(limit).map_err(KernelError::of_ring)
+    }
+
+    fn waker(&mut self) -> Result<Option<Waker>, KernelError> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from);
+        let event = Arc::new(event.map_err(KernelError::of_ring)?);
+        self.ring.wake_by(event.clone()).map_err(KernelError::of_ring)?;
+        // The count is never read: it is the writing that counts. A count at its end has been written to before.
+        Ok(Some(Waker::new(move || {
+            let _ = rustix::io::write(&event, &1_u64.to_ne_bytes());
+        })))
     }
 }
 

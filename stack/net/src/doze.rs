@@ -1,8 +1,8 @@
 //! Waking a core that sleeps when another has left something for it, without a system call while it is awake.
 
 use std::fmt;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, OnceLock};
 
 /// Whether a core sleeps beside its queues, which other cores fill, and how it is woken.
 #[derive(Default)]
@@ -11,8 +11,27 @@ pub struct Doze {
     waker: OnceLock<Waker>,
 }
 
-/// Wakes a core that sleeps, or keeps it from falling asleep.
-pub type Waker = Box<dyn Fn() + Send + Sync>;
+/// Wakes a core that sleeps, or keeps it from falling asleep, from any thread.
+#[derive(Clone)]
+pub struct Waker(Arc<dyn Fn() + Send + Sync>);
+
+impl Waker {
+    /// Wakes by calling `wake`, which may happen in any thread and at any time.
+    pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(wake))
+    }
+
+    /// Wakes the core.
+    pub fn wake(&self) {
+        (self.0)();
+    }
+}
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Waker")
+    }
+}
 
 impl Doze {
     /// Says how the core is woken, once and for good. Without that it looks at its queues often enough.
@@ -43,7 +62,7 @@ impl Doze {
         if let Some(waker) = self.waker.get() {
             fence(Ordering::SeqCst);
             if self.is_asleep.load(Ordering::Relaxed) && self.is_asleep.swap(false, Ordering::Relaxed) {
-                waker();
+                waker.wake();
             }
         }
     }
@@ -57,7 +76,6 @@ impl fmt::Debug for Doze {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::AtomicU32;
     use std::thread;
     use std::time::{Duration, Instant};
@@ -75,7 +93,7 @@ mod tests {
             move || {
                 let this = thread::current();
                 let [doze, other] = [own, 1 - own].map(|core| &dozes[core as usize]);
-                doze.wake_by(Box::new(move || this.unpark()));
+                doze.wake_by(Waker::new(move || this.unpark()));
                 let begun = Instant::now();
                 while turns.load(Ordering::Relaxed) < ROUNDS {
                     let is_own = || turns.load(Ordering::Relaxed) % 2 == own;
@@ -111,7 +129,7 @@ mod tests {
     fn a_core_that_is_awake_is_left_alone() {
         let (doze, calls) = (Doze::default(), Arc::new(AtomicU32::new(0)));
         let counted = calls.clone();
-        doze.wake_by(Box::new(move || {
+        doze.wake_by(Waker::new(move || {
             counted.fetch_add(1, Ordering::Relaxed);
         }));
         doze.wake();

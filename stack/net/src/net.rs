@@ -4,9 +4,11 @@
 //! the userspace stack over a DPDK port, the simulated link of the tests, or kernel sockets.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use pmem::{CommitError, Durable, Extent, Shard};
 
+use crate::doze::Waker;
 use crate::profile::{Laps, Stage};
 use crate::time::Instant;
 
@@ -191,6 +193,20 @@ pub trait Transport: Net {
 
     /// When [`transmit`](Self::transmit) next has something to do though nothing arrives.
     fn next_deadline(&self) -> Option<Instant>;
+
+    /// Waits until there is something to [`receive`](Self::receive), but no longer than `limit`: not at all while
+    /// there is work that waits for nobody, and only until the [waker](Self::waker) is called. A transport that nothing
+    /// wakes waits as long as it was told, and is asked for short waits.
+    ///
+    /// # Errors
+    /// The device or kernel failed for good.
+    fn wait(&mut self, limit: Duration) -> Result<(), Self::Error>;
+
+    /// What ends a [`wait`](Self::wait), from any thread; none if nothing does.
+    ///
+    /// # Errors
+    /// The process has no descriptor left for it.
+    fn waker(&mut self) -> Result<Option<Waker>, Self::Error>;
 }
 
 /// A transport whose connections are kept by an endpoint, and which is therefore a [`Net`].
@@ -242,6 +258,22 @@ pub trait Service {
 
     /// The burst's commit failed: nothing of it may be acknowledged, and the shard takes nothing more.
     fn commit_failed<N: Net>(&mut self, error: &CommitError, net: &mut N, shard: &mut Shard);
+
+    /// Between two bursts: what goes on by time, or comes from other threads. Says whether there was any such work. Appends
+    /// made here become durable with the next burst, before which the core does not rest.
+    fn between_bursts<N: Net>(&mut self, now: Instant, net: &mut N, shard: &mut Shard) -> bool {
+        let _ = (now, net, shard);
+        false
+    }
+
+    /// Asked before each rest: false if other threads have left something that has to be seen to first. They are to
+    /// wake the core from now on, until it is [awake](Self::awake).
+    fn may_rest(&self) -> bool {
+        true
+    }
+
+    /// The core is awake after a rest.
+    fn awake(&self) {}
 
     /// Requests since the start, for figures per request; 0 from an application that does not count them.
     fn requests(&self) -> u64 {

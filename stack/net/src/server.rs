@@ -3,11 +3,14 @@
 //! Everything that a burst appended is made durable by one fence, whatever the number of requests in it;
 //! the replies leave after that fence and in the same step.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use pmem::Shard;
 
 use crate::net::{Service, Transport};
 use crate::profile::{Laps, NoLaps, Profile, Profiler, Stage};
-use crate::time::Instant;
+use crate::time::{Clock, Instant};
 
 /// One transport, one application and one shard of the store, run by one core.
 #[derive(Debug)]
@@ -17,6 +20,26 @@ pub struct Server<T, S> {
     shard: Shard,
     /// Where time is measured.
     profiler: Option<Box<Profiler>>,
+}
+
+/// What a core does while there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// It polls: fastest, and the CPU is its own.
+    Spin,
+    /// It [waits](Transport::wait).
+    Wait {
+        /// After so long without work.
+        after: Duration,
+        /// For so long at most, and then looks again: short where nothing wakes the transport, and in any case not longer
+        /// than a request to stop may go unnoticed.
+        limit: Duration,
+    },
+}
+
+impl Rest {
+    /// Waits at once until something happens, for a transport that is woken by it.
+    pub const UNTIL_WOKEN: Self = Self::Wait { after: Duration::ZERO, limit: Duration::from_millis(100) };
 }
 
 /// What one step did; all zero when there was nothing to do.
@@ -30,6 +53,17 @@ pub struct Step {
     pub committed: bool,
     /// Frames or submissions sent.
     pub sent: usize,
+}
+
+/// One turn of [`Server::run_with`].
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    /// What the burst did.
+    pub step: Step,
+    /// Whether there was nothing to do, not even [between bursts](Service::between_bursts).
+    pub is_idle: bool,
+    /// Time since there last was.
+    pub idle: Duration,
 }
 
 impl Step {
@@ -56,6 +90,71 @@ impl<T: Transport, S: Service> Server<T, S> {
             None => self.burst(now, &mut NoLaps),
             Some(profiler) => self.profiled_step(now, profiler),
         }
+    }
+
+    /// Runs bursts until `stop` is set, and rests when there is nothing to do. The last burst is whole: what was appended
+    /// is committed and answered, as far as the network takes it.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn run(&mut self, clock: &Clock, stop: &AtomicBool, rest: Rest) -> Result<(), T::Error> {
+        self.run_with(clock, stop, rest, |_, _, _| Ok(()))
+    }
+
+    /// As [`run`](Self::run), and calls `look` after each turn, which began at the time given, and did nothing if it was
+    /// idle.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step), and what `look` says.
+    pub fn run_with<E: From<T::Error>>(
+        &mut self,
+        clock: &Clock,
+        stop: &AtomicBool,
+        rest: Rest,
+        mut look: impl FnMut(&mut Self, Instant, Turn) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut idle_since = clock.now();
+        while !stop.load(Ordering::Relaxed) {
+            let now = clock.now();
+            let step = self.step(now)?;
+            let has_worked = self.service.between_bursts(now, &mut self.transport, &mut self.shard);
+            let is_idle = step.is_idle() && !has_worked;
+            if !is_idle {
+                idle_since = now;
+            }
+            let idle = now - idle_since;
+            look(self, now, Turn { step, is_idle, idle })?;
+            // What was done between bursts may have left something to send.
+            if !has_worked {
+                self.rest(rest, clock.now(), idle)?;
+            }
+        }
+        while self.shard.uncommitted() {
+            // A failed commit leaves nothing to be tried again.
+            if !self.step(clock.now())?.committed {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Rests after having had nothing to do for `idle`, as `rest` says: until something comes, or is due. Not at all while
+    /// something was appended and is not committed, or [other threads](Service::may_rest) want something.
+    ///
+    /// # Errors
+    /// The transport failed for good.
+    pub fn rest(&mut self, rest: Rest, now: Instant, idle: Duration) -> Result<(), T::Error> {
+        let Rest::Wait { after, limit } = rest else { return Ok(()) };
+        if idle < after || self.shard.uncommitted() {
+            return Ok(());
+        }
+        let limit = self.transport.next_deadline().map_or(limit, |due| limit.min(due - now));
+        if limit.is_zero() || !self.service.may_rest() {
+            return Ok(());
+        }
+        let waited = self.transport.wait(limit);
+        self.service.awake();
+        waited
     }
 
     /// Measures from now on where the time goes. Flushes and fences show apart if the shard's region was opened to be
@@ -125,5 +224,158 @@ impl<T: Transport, S: Service> Server<T, S> {
     /// Takes the three apart, to end the application in order.
     pub fn into_parts(self) -> (T, S, Shard) {
         (self.transport, self.service, self.shard)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use pmem::{CommitError, Durable, Extent, MEMORY, Options, Pending, Region};
+
+    use super::*;
+    use crate::doze::Waker;
+    use crate::net::{ConnId, Event, Net, SendError, SendSpace, Slot};
+
+    /// A network without connections that notes its waits.
+    #[derive(Default)]
+    struct Quiet {
+        waits: Vec<Duration>,
+        due: Option<Instant>,
+    }
+
+    impl Net for Quiet {
+        fn recv(&mut self, _: ConnId) -> Option<Slot> {
+            None
+        }
+
+        fn send_space(&self, _: ConnId) -> SendSpace {
+            SendSpace::default()
+        }
+
+        fn send(&mut self, _: ConnId, _: &[u8]) -> Result<(), SendError> {
+            Err(SendError::Closed)
+        }
+
+        fn send_extent(&mut self, _: ConnId, _: Extent) -> Result<(), SendError> {
+            Err(SendError::Closed)
+        }
+
+        fn finish(&mut self, _: ConnId) {}
+
+        fn abort(&mut self, _: ConnId) {}
+    }
+
+    impl Transport for Quiet {
+        type Error = Infallible;
+
+        fn receive(&mut self, _: Instant) -> Result<usize, Infallible> {
+            Ok(0)
+        }
+
+        fn next_event(&mut self) -> Option<Event> {
+            None
+        }
+
+        fn transmit(&mut self, _: Instant) -> Result<usize, Infallible> {
+            Ok(0)
+        }
+
+        fn next_deadline(&self) -> Option<Instant> {
+            self.due
+        }
+
+        fn wait(&mut self, limit: Duration) -> Result<(), Infallible> {
+            self.waits.push(limit);
+            Ok(())
+        }
+
+        fn waker(&mut self) -> Result<Option<Waker>, Infallible> {
+            Ok(None)
+        }
+    }
+
+    /// Appends between bursts, as often as it is told.
+    #[derive(Default)]
+    struct Late {
+        appends: usize,
+        pending: Option<Pending>,
+        confirmed: usize,
+        is_wanted: bool,
+    }
+
+    impl Service for Late {
+        fn event<N: Net>(&mut self, _: Event, _: &mut N, _: &mut Shard) {}
+
+        fn committed<N: Net>(&mut self, durable: &Durable, _: &mut N, _: &mut Shard) {
+            let pending = self.pending.take().expect("it is the append that is committed");
+            assert!(durable.confirm(pending).is_ok());
+            self.confirmed += 1;
+        }
+
+        fn commit_failed<N: Net>(&mut self, error: &CommitError, _: &mut N, _: &mut Shard) {
+            panic!("memory does not fail: {error}");
+        }
+
+        fn between_bursts<N: Net>(&mut self, _: Instant, _: &mut N, shard: &mut Shard) -> bool {
+            if self.pending.is_none() && self.appends > 0 {
+                self.appends -= 1;
+                self.pending = Some(shard.append_copy(b"late").expect("there is room"));
+            }
+            // It does not even say so.
+            false
+        }
+
+        fn may_rest(&self) -> bool {
+            !self.is_wanted
+        }
+    }
+
+    fn server(service: Late) -> Server<Quiet, Late> {
+        let options = Options { size: Some(8 << 20), ..Options::default() };
+        let shard = Region::open(MEMORY, &options).unwrap().into_shard().unwrap();
+        Server::new(Quiet::default(), service, shard)
+    }
+
+    /// Turns of a loop that always may wait.
+    fn turns(server: &mut Server<Quiet, Late>, count: usize) -> Result<(), Infallible> {
+        let (stop, mut left) = (AtomicBool::new(false), count);
+        server.run_with(&Clock::start(), &stop, Rest::UNTIL_WOKEN, |server, _, _| {
+            assert!(server.transport().waits.len() < count, "it waits at most once a turn");
+            left -= 1;
+            stop.store(left == 0, Ordering::Relaxed);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn nobody_rests_beside_an_append_that_is_not_committed() {
+        let mut server = server(Late { appends: 3, ..Late::default() });
+        turns(&mut server, 3).unwrap();
+        assert_eq!(server.transport().waits, [], "each turn left an append to the next");
+        assert_eq!(server.service().confirmed, 3, "and the last one was committed before the end");
+        assert!(!server.shard().uncommitted());
+        turns(&mut server, 2).unwrap();
+        assert_eq!(server.transport().waits.len(), 2);
+    }
+
+    #[test]
+    fn a_rest_ends_when_something_is_due_and_does_not_begin_while_others_want_something() {
+        let mut server = server(Late::default());
+        let now = Instant::from_secs(5);
+        let (after, limit) = (Duration::from_millis(1), Duration::from_millis(100));
+        let rest = Rest::Wait { after, limit };
+        server.rest(rest, now, Duration::ZERO).unwrap();
+        server.rest(Rest::Spin, now, limit).unwrap();
+        assert_eq!(server.transport().waits, []);
+        server.rest(rest, now, after).unwrap();
+        server.transport.due = Some(now + Duration::from_millis(7));
+        server.rest(rest, now, after).unwrap();
+        server.transport.due = Some(now);
+        server.rest(rest, now, after).unwrap();
+        server.transport.due = None;
+        server.service.is_wanted = true;
+        server.rest(rest, now, after).unwrap();
+        assert_eq!(server.transport().waits, [limit, Duration::from_millis(7)]);
     }
 }

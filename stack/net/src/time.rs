@@ -49,6 +49,22 @@ impl Instant {
     }
 }
 
+/// The time since a start, off the system's monotonic clock: never set back, as the time of day may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(std::time::Instant);
+
+impl Clock {
+    /// A clock that starts now.
+    pub fn start() -> Self {
+        Self(std::time::Instant::now())
+    }
+
+    /// The time.
+    pub fn now(&self) -> Instant {
+        Instant::ZERO + self.0.elapsed()
+    }
+}
+
 /// Whole microseconds; what an [`Instant`] cannot count is as much as it can.
 const fn micros(duration: Duration) -> i64 {
     const LONGEST_S: u64 = i64::MAX as u64 / 1_000_000 - 1;

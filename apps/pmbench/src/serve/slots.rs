@@ -8,7 +8,7 @@ use pmem::{RegionInfo, Shard};
 use pmlog::service::{Counters, LogService, ServiceConfig};
 use stack::net::Transport;
 use stack::profile::Profile;
-use stack::server::{Server, Step};
+use stack::server::{Rest, Server, Step};
 use stack::time::Instant;
 use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport};
 
@@ -19,8 +19,8 @@ use super::device::Device;
 use super::ledger::{self, Ledger, Meter};
 use crate::protocol::Mode;
 
-/// The longest sleep of a loop that sleeps: a command that comes just before it is seen after it.
-const SLEEP: Duration = Duration::from_millis(5);
+/// Of a loop that sleeps: a command that comes just before it is seen after it.
+const REST: Rest = Rest::Wait { after: Duration::ZERO, limit: Duration::from_millis(5) };
 /// Connections that may wait to be accepted.
 const BACKLOG: u16 = 4096;
 
@@ -32,7 +32,7 @@ pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
     let server = Server::new(transport, service(args, &info, keeps), shard);
     tell_ready(args, keeps.then(|| info.domain.to_string()), &["one commit for each burst"])?;
     // It never sleeps: a NIC does not wake it.
-    serve_in_bursts(args, server, control, Meter::polling(), |_| Ok(()))
+    serve_in_bursts(args, server, control, Meter::polling(), Rest::Spin)
 }
 
 /// Serves on kernel sockets until told to stop.
@@ -50,7 +50,7 @@ pub(super) fn serve_kernel(args: &ServeArgs, control: &Control) -> Result<()> {
     let server = Server::new(transport, service(args, &info, true), shard);
     let notes = ["one commit for each burst", "the kernel copies each byte into the store", "TCP_NODELAY"];
     tell_ready(args, Some(info.domain.to_string()), &notes)?;
-    serve_in_bursts(args, server, control, Meter::sleeping(), |transport| transport.wait(SLEEP))
+    serve_in_bursts(args, server, control, Meter::sleeping(), REST)
 }
 
 /// `pmlog`'s service, with its log or without.
@@ -66,51 +66,45 @@ fn service(args: &ServeArgs, info: &RegionInfo, keeps_records: bool) -> LogServi
 }
 
 /// Serves until told to stop; `rest` comes after each burst.
-fn serve_in_bursts<T, R>(
+fn serve_in_bursts<T: Transport>(
     args: &ServeArgs,
     mut server: Server<T, LogService>,
     control: &Control,
     meter: Meter,
-    rest: R,
-) -> Result<()>
-where
-    T: Transport,
-    R: FnMut(&mut T) -> Result<(), T::Error>,
-{
+    rest: Rest,
+) -> Result<()> {
     if args.profile {
         server.profile();
     }
-    let mut slots = Slots { server, rest, trimmed: Ledger::default() };
+    let mut slots = Slots { server, rest, now: Instant::ZERO, trimmed: Ledger::default() };
     run(&mut slots, control, meter)?;
     let (_, _, shard) = slots.server.parts();
     Ok(shard.checkpoint()?)
 }
 
-struct Slots<T, R> {
+struct Slots<T> {
     server: Server<T, LogService>,
-    rest: R,
+    rest: Rest,
+    now: Instant,
     /// What the log held that is trimmed.
     trimmed: Ledger,
 }
 
-impl<T: Transport, R: FnMut(&mut T) -> Result<(), T::Error>> Bursts for Slots<T, R> {
+impl<T: Transport> Bursts for Slots<T> {
     fn step(&mut self, now: Instant) -> Result<Step> {
         let step = self.server.step(now)?;
         let (transport, service, shard) = self.server.parts();
         service.tick(now, transport, shard);
+        self.now = now;
         Ok(step)
     }
 
     fn settle(&mut self, step: &Step) -> Result<()> {
-        let (transport, _, shard) = self.server.parts();
         if step.committed {
+            let (_, _, shard) = self.server.parts();
             self.trimmed.make_room(shard)?;
         }
-        // A pipelining client's appends may wait for the next commit.
-        if !shard.uncommitted() {
-            (self.rest)(transport)?;
-        }
-        Ok(())
+        Ok(self.server.rest(self.rest, self.now, Duration::ZERO)?)
     }
 
     fn ledger(&self) -> Ledger {

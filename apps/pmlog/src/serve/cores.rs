@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use pmem::{Quarantine, Recovery, RegionInfo, Shard, ShardSeed};
+use stack::net::Transport as _;
 use stack::profile::Profile;
 use stack::server::Server;
+use stack::time::Clock;
 use stack::transport::dpdk::DpdkError;
 
-use super::clock::{Clock, profile_signals};
+use super::clock::profile_signals;
 use super::report::{Report, Started};
 use super::run::{self, Spent, Surroundings};
 use super::watch::Watch;
@@ -330,7 +332,7 @@ impl<A: Access> Core<'_, A> {
         let around = Surroundings {
             clock,
             stop: setting.stop,
-            rests: access.rests(),
+            rest: access.rest(),
             hall: hall.as_deref(),
             core: index,
             put: &put,

@@ -12,16 +12,16 @@ use pmem::{RegionInfo, Shard, ShardSeed};
 use serde::Serialize;
 use stack::config::{ETHERNET_HEADER_BYTES, MIN_MTU_V4, MIN_MTU_V6};
 use stack::net::Transport as _;
-use stack::time::Instant;
+use stack::server::Rest;
+use stack::time::Clock;
 use stack::transport::OverEndpoint as _;
 use stack::transport::dpdk::{DpdkConfig, DpdkError, DpdkSeat, DpdkTransport, Reach};
 use stack::{AddressConflict, Config};
 use stack::{EthernetAddress, IpCidr};
 
-use super::clock::Clock;
 use super::{Access, BACKLOG, SLEEP, Served, Traffic, receive_buffers_for};
 use crate::cli::{DpdkArgs, HeaderSplit, IdleMode, PartialChecksums, ServeArgs};
-use crate::service::{Drops, Waker};
+use crate::service::Drops;
 
 /// How long other hosts have to say that an address is theirs: three probes, and a moment for the answer.
 const PROBING: Duration = Duration::from_millis(300);
@@ -34,17 +34,6 @@ const CHECK_BYTES: usize = 4;
 const RING_HEADER_BYTES: usize = 66 + ETHERNET_HEADER_BYTES;
 /// Bytes of each frame of that ring, if the device's arguments do not say otherwise.
 const RING_FRAME_BYTES: usize = 2048;
-
-/// How the loop rests when the port is idle: after a while without work, for a while. None if it never does.
-pub(super) type Rests = Option<Rest>;
-
-/// A rest.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rest {
-    after: Duration,
-    /// At most; a frame ends it sooner, where the port has been told to interrupt.
-    limit: Duration,
-}
 
 /// The device that was asked for, not started yet.
 pub(super) struct Device<'a> {
@@ -182,15 +171,15 @@ impl Access for Device<'_> {
         Ok(transport)
     }
 
-    fn rests(&self) -> Rests {
+    fn rest(&self) -> Rest {
         let DpdkArgs { idle, idle_after_us, idle_nap_us, .. } = self.options;
         let duration = |us: &u32| Duration::from_micros((*us).into());
         let limit = match idle {
-            IdleMode::Spin => return None,
+            IdleMode::Spin => return Rest::Spin,
             IdleMode::Nap => duration(idle_nap_us),
             IdleMode::Interrupt => SLEEP,
         };
-        Some(Rest { after: duration(idle_after_us), limit })
+        Rest::Wait { after: duration(idle_after_us), limit }
     }
 
     fn found(&self, transport: &DpdkTransport) -> Found {
@@ -200,7 +189,6 @@ impl Access for Device<'_> {
 
 impl Served for DpdkTransport {
     type Totals = Totals;
-    type Rest = Rests;
 
     fn totals(&self) -> Totals {
         let port = self.counters();
@@ -220,19 +208,6 @@ impl Served for DpdkTransport {
         }
     }
 
-    /// Naps, or sleeps until there is something to do, after a while without work.
-    fn rest(&mut self, wanted: &Rests, now: Instant, idle: Duration) -> Result<()> {
-        if let Some(Rest { after, limit }) = *wanted
-            && idle >= after
-        {
-            let due = self.next_deadline().map_or(limit, |due| due.max(now) - now);
-            if due > Duration::ZERO {
-                self.sleep(due.min(limit))?;
-            }
-        }
-        Ok(())
-    }
-
     fn tell(&mut self) {
         if let Some(AddressConflict { ip, mac }) = self.endpoint_mut().take_conflict() {
             tracing::warn!(
@@ -241,10 +216,6 @@ impl Served for DpdkTransport {
                 EthernetAddress(mac)
             );
         }
-    }
-
-    fn waker(&mut self) -> Result<Option<Waker>> {
-        Ok(DpdkTransport::waker(self))
     }
 
     fn check(&self) -> Result<()> {

@@ -11,14 +11,13 @@ use anyhow::{Context as _, Result, ensure};
 use pmem::{RegionInfo, Shard, ShardSeed};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
-use stack::net::Transport as _;
-use stack::time::Instant;
+use stack::server::Rest;
+use stack::time::Clock;
 use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport, Listener, Stacks};
 
-use super::clock::Clock;
-use super::{Access, BACKLOG, SLEEP, Served, Traffic, receive_buffers_for};
+use super::{Access, BACKLOG, Served, Traffic, receive_buffers_for};
 use crate::cli::{KernelArgs, ServeArgs};
-use crate::service::{Drops, SPARE_PLACES, Waker};
+use crate::service::{Drops, SPARE_PLACES};
 
 /// How long an address may still belong to a server that was killed.
 const PREDECESSOR: Duration = Duration::from_secs(2);
@@ -99,7 +98,9 @@ impl Access for Sockets {
         Ok(transport)
     }
 
-    fn rests(&self) {}
+    fn rest(&self) -> Rest {
+        Rest::UNTIL_WOKEN
+    }
 
     fn found(&self, transport: &KernelTransport) -> Found {
         Found {
@@ -121,7 +122,6 @@ fn config(args: &ServeArgs, buffers: usize) -> KernelConfig {
 
 impl Served for KernelTransport {
     type Totals = Totals;
-    type Rest = ();
 
     fn totals(&self) -> Totals {
         let counters = self.counters();
@@ -141,19 +141,8 @@ impl Served for KernelTransport {
         }
     }
 
-    /// Sleeps until something happens.
-    fn rest(&mut self, (): &(), now: Instant, _idle: Duration) -> Result<()> {
-        let due = self.next_deadline().map_or(SLEEP, |due| due.max(now) - now);
-        Ok(self.wait(due.min(SLEEP))?)
-    }
-
     fn check(&self) -> Result<()> {
         Ok(())
-    }
-
-    fn waker(&mut self) -> Result<Option<Waker>> {
-        let waker = KernelTransport::waker(self)?;
-        Ok(Some(Box::new(move || waker.wake())))
     }
 }
 

@@ -1,13 +1,13 @@
 //! The loop between a store and a network.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::time::{ClockId, clock_gettime};
-use stack::time::Instant;
+use stack::server::Rest;
+use stack::time::{Clock, Instant};
 
-use super::clock::Clock;
 use super::{LogServer, Served};
 use crate::service::Hall;
 
@@ -25,8 +25,8 @@ const CHECKPOINT_AFTER: Duration = Duration::from_millis(500);
 pub(super) struct Surroundings<'a, T: Served> {
     pub(super) clock: &'a Clock,
     pub(super) stop: &'a AtomicBool,
-    /// How to rest.
-    pub(super) rests: T::Rest,
+    /// What the core does while there is nothing to do.
+    pub(super) rest: Rest,
     /// Where the store has several shards.
     pub(super) hall: Option<&'a Hall>,
     pub(super) core: usize,
@@ -61,33 +61,22 @@ pub(super) fn thread_cpu() -> Duration {
 
 /// Bursts until it is time to stop; in between, what other cores want, and whatever rest the transport takes.
 pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_, T>) -> Result<Spent> {
-    let Surroundings { clock, stop, .. } = *around;
+    let Surroundings { clock, stop, rest, put, .. } = *around;
     let mut spent = Spent::default();
     let before = thread_cpu();
-    let mut idle_since = clock.now();
     let mut noted_totals = clock.now();
     // Since when the last commit is not noted; only the first shard, which takes appends, can have such a commit.
     let mut unnoted_since: Option<Instant> = None;
-    while !stop.load(Ordering::Relaxed) {
-        let now = clock.now();
-        let step = server.step(now)?;
-        let (transport, service, shard) = server.parts();
-        service.tick(now, transport, shard);
-        let has_attended = service.attend(transport, shard);
+    server.run_with(clock, stop, rest, |server, now, turn| {
         if now - noted_totals >= TOTALS_EVERY {
             spent.cpu = thread_cpu() - before;
-            (around.put)(server, spent);
+            put(server, spent);
             server.parts().0.tell();
             noted_totals = now;
             let (transport, ..) = server.parts();
             transport.check()?;
         }
-        let is_busy = !step.is_idle() || has_attended;
-        if is_busy {
-            idle_since = now;
-        }
-        let idle = now - idle_since;
-        if step.committed {
+        if turn.step.committed {
             unnoted_since = Some(now);
         }
         // Readers, and requests that never become whole, keep a server busy and vouch for nothing.
@@ -97,14 +86,14 @@ pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_
             shard.checkpoint()?;
             unnoted_since = None;
         }
-        let after = clock.now();
         // Times are cut to microseconds, at both ends alike: over many turns that evens out.
-        spent.polling += after - now;
-        if is_busy {
-            spent.busy += after - now;
+        let took = clock.now() - now;
+        spent.polling += took;
+        if !turn.is_idle {
+            spent.busy += took;
         }
-        around.rest(server, after, idle)?;
-    }
+        anyhow::Ok(())
+    })?;
     spent.cpu = thread_cpu() - before;
     Ok(spent)
 }
@@ -147,20 +136,7 @@ impl<T: Served> Surroundings<'_, T> {
         server.step(self.clock.now())?;
         let (transport, service, shard) = server.parts();
         service.attend(transport, shard);
-        self.rest(server, self.clock.now(), Duration::ZERO)
-    }
-
-    /// Lets the CPU go, unless there is something for this core that does not come by the network.
-    fn rest(&self, server: &mut LogServer<T>, now: Instant, idle: Duration) -> Result<()> {
-        if self.hall.is_some_and(|hall| !hall.may_sleep(self.core)) {
-            return Ok(());
-        }
-        let (transport, ..) = server.parts();
-        let rested = transport.rest(&self.rests, now, idle);
-        if let Some(hall) = self.hall {
-            hall.is_awake(self.core);
-        }
-        rested
+        Ok(server.rest(self.rest, self.clock.now(), Duration::ZERO)?)
     }
 }
 

@@ -45,6 +45,16 @@ pub(super) enum Whose {
 }
 
 impl Peers {
+    /// Whether the core may sleep: no other one wants anything. They wake it from now on.
+    pub(super) fn may_rest(&self) -> bool {
+        self.hall.may_sleep(self.core)
+    }
+
+    /// Notes that the core is awake.
+    pub(super) fn awake(&self) {
+        self.hall.is_awake(self.core);
+    }
+
     /// For core number `core`; `archive` are its shards but for the first. No core has more than `connections`
     /// connections.
     pub(super) fn new(hall: Arc<Hall>, core: usize, archive: Vec<(u32, Shard)>, connections: usize) -> Self {

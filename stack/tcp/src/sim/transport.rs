@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::time::Duration;
 
 use pmem::{Arena, Buffer, Extent};
 use smoltcp::wire::{
     EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, checksum,
 };
+use stack_net::doze::Waker;
 use stack_net::time::Instant;
 use thiserror::Error;
 
@@ -219,6 +221,15 @@ impl Transport for SimTransport {
 
     fn next_deadline(&self) -> Option<Instant> {
         self.endpoint.next_deadline()
+    }
+
+    /// Not at all: who moves virtual time on is the link's [clock](super::Clock).
+    fn wait(&mut self, _: Duration) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn waker(&mut self) -> Result<Option<Waker>, Infallible> {
+        Ok(None)
     }
 }
 
