@@ -426,6 +426,15 @@ impl Extent {
         Some(self)
     }
 
+    /// The part before `at` and the part from there on, which is empty if the piece ends before.
+    pub fn split_at(mut self, at: usize) -> (Self, Self) {
+        let (mut rest, at) = (self.clone(), at.min(self.len()) as u16);
+        rest.offset += at;
+        rest.len -= at;
+        self.len = at;
+        (self, rest)
+    }
+
     /// Copies `bytes` behind the end and grows by them. False, and nothing is written, if there are other
     /// references to the buffer or no room in it. Against peers that send a few bytes a segment.
     pub fn extend_by_copy(&mut self, bytes: &[u8]) -> bool {

@@ -380,6 +380,20 @@ impl Shard {
         Ok(Durable { shard: self.id, next: self.committed, took })
     }
 
+    /// Keeps room in a log that forgets its oldest records: if it holds more than half of the buffers or of its entries,
+    /// an eighth of its durable records goes.
+    ///
+    /// # Errors
+    /// As [`trim`](Self::trim).
+    pub fn keep_room(&mut self) -> Result<(), CommitError> {
+        let has_room = 2 * self.arena.logged_buffers() as usize <= self.arena.buffers()
+            && 2 * (self.next - self.head) <= self.log_entries();
+        if !has_room {
+            self.trim(self.head + (self.committed - self.head).div_ceil(8))?;
+        }
+        Ok(())
+    }
+
     /// Removes the durable records with numbers below `before`, readable or not. The new head is durable before their
     /// buffers become free; a buffer that is still referenced elsewhere becomes free with its last reference, and one
     /// that only an unreadable entry names when the store is opened again.

@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod exchange;
+mod open;
 mod reach;
 mod receive;
 mod seat;
@@ -46,6 +47,7 @@ use exchange::{NEWS, STRAYS, Stray};
 use receive::{Buffers, Frame, Origin};
 use send::Sender;
 
+pub use open::{AddressTaken, ServeError};
 pub use reach::{Reach, ReachError};
 pub use seat::DpdkSeat;
 

@@ -11,7 +11,6 @@ use dpdk::{Eal, InterfaceState, Pool, PortError, PortId, QueuePlan, RegisteredTh
 use pmem::{RegionInfo, Shard, ShardSeed};
 use serde::Serialize;
 use stack::config::{ETHERNET_HEADER_BYTES, MIN_MTU_V4, MIN_MTU_V6};
-use stack::net::Transport as _;
 use stack::server::Rest;
 use stack::time::Clock;
 use stack::transport::OverEndpoint as _;
@@ -22,9 +21,6 @@ use stack::{EthernetAddress, IpCidr};
 use super::{Access, BACKLOG, SLEEP, Served, Traffic, receive_buffers_for};
 use crate::cli::{DpdkArgs, HeaderSplit, IdleMode, PartialChecksums, ServeArgs};
 use crate::service::Drops;
-
-/// How long other hosts have to say that an address is theirs: three probes, and a moment for the answer.
-const PROBING: Duration = Duration::from_millis(300);
 
 /// Where nothing says otherwise (RFC 894).
 const USUAL_MTU: usize = 1500;
@@ -152,7 +148,6 @@ impl Access for Device<'_> {
 
     fn start(&self, seat: Seat, _: &ServeArgs, shard: &Shard, clock: &Clock) -> Result<DpdkTransport> {
         let Seat { seat, reach, config } = seat;
-        let is_first = seat.core() == 0;
         let taken = seat.take(config, reach, shard.arena().clone(), clock.now());
         let mut transport = taken.map_err(|error| match error {
             DpdkError::Port(PortError::NoRxInterrupts { .. }) => {
@@ -167,7 +162,7 @@ impl Access for Device<'_> {
             let address = SocketAddr::new(IpAddr::from(address.address()), self.options.port);
             transport.endpoint_mut().listen(address, BACKLOG.into())?;
         }
-        claim_addresses(&mut transport, is_first, clock)?;
+        transport.claim_addresses(clock).map_err(|error| anyhow!("{error} (--ip or --ip6)"))?;
         Ok(transport)
     }
 
@@ -413,23 +408,4 @@ fn spread(plan: &QueuePlan, cores: usize) -> String {
 fn ring_frame_bytes(device: &str) -> usize {
     let value = device.split(',').find_map(|argument| argument.strip_prefix("framesz="));
     value.and_then(|value| value.parse().ok()).unwrap_or(RING_FRAME_BYTES)
-}
-
-/// Asks the network whether somebody else has one of the server's addresses. One core asks, and all hear the answer.
-fn claim_addresses(transport: &mut DpdkTransport, is_first: bool, clock: &Clock) -> Result<()> {
-    if is_first {
-        transport.endpoint_mut().claim_addresses(clock.now());
-    }
-    let end = clock.now() + PROBING;
-    while clock.now() < end {
-        transport.receive(clock.now())?;
-        transport.transmit(clock.now())?;
-        if let Some(AddressConflict { ip, mac }) = transport.endpoint().address_conflict() {
-            let mac = EthernetAddress(mac);
-            bail!(
-                "the address {ip} is in use by the host {mac}; give the server another one with --ip or --ip6"
-            );
-        }
-    }
-    Ok(())
 }
