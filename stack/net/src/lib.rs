@@ -9,4 +9,5 @@ pub mod doze;
 pub mod net;
 pub mod profile;
 pub mod server;
+mod step;
 pub mod time;

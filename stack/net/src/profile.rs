@@ -10,7 +10,7 @@ use pmem::Spent;
 use quanta::Clock;
 use serde::{Deserialize, Serialize};
 
-use crate::server::Step;
+use crate::step::Step;
 
 pub use summary::{BurstTimes, StageTimes, Summary};
 

@@ -12,6 +12,8 @@ use crate::net::{Service, Transport};
 use crate::profile::{Laps, NoLaps, Profile, Profiler, Stage};
 use crate::time::{Clock, Instant};
 
+pub use crate::step::Step;
+
 /// One transport, one application and one shard of the store, run by one core.
 #[derive(Debug)]
 pub struct Server<T, S> {
@@ -42,19 +44,6 @@ impl Rest {
     pub const UNTIL_WOKEN: Self = Self::Wait { after: Duration::ZERO, limit: Duration::from_millis(100) };
 }
 
-/// What one step did; all zero when there was nothing to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Step {
-    /// Frames or completions taken in.
-    pub received: usize,
-    /// Events given to the application.
-    pub events: usize,
-    /// Whether appends were made durable.
-    pub committed: bool,
-    /// Frames or submissions sent.
-    pub sent: usize,
-}
-
 /// One turn of [`Server::run_with`].
 #[derive(Clone, Copy, Debug)]
 pub struct Turn {
@@ -64,13 +53,6 @@ pub struct Turn {
     pub is_idle: bool,
     /// Time since there last was.
     pub idle: Duration,
-}
-
-impl Step {
-    /// Whether the step found nothing to do.
-    pub fn is_idle(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 impl<T: Transport, S: Service> Server<T, S> {

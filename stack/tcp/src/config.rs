@@ -6,13 +6,26 @@ use std::time::Duration;
 use smoltcp::wire::IpCidr;
 
 use crate::address::{AddressError, check_gateway, check_own};
-use crate::steer::CoreShare;
 
 /// Bytes of an Ethernet header; there are no VLAN tags.
 pub const ETHERNET_HEADER_BYTES: usize = 14;
 
 /// Most addresses that an endpoint answers to.
 pub const MAX_ADDRESSES: usize = 8;
+
+/// One core of those that serve a host's addresses together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoreShare {
+    /// Its number, from 0.
+    pub index: u16,
+    /// How many there are.
+    pub count: u16,
+}
+
+impl CoreShare {
+    /// A core that serves its host alone.
+    pub const ALONE: Self = Self { index: 0, count: 1 };
+}
 
 /// Settings of an [`Endpoint`](crate::Endpoint). All memory these limits allow is taken at the start.
 #[derive(Clone, Debug)]

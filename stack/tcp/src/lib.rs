@@ -32,12 +32,11 @@ mod timer;
 mod window;
 
 pub use address::{AddressError, check_gateway, check_own};
-pub use config::{Config, ConfigError, Keepalive};
-// The addresses of [`Config`], which applications parse and print.
+pub use config::{Config, ConfigError, CoreShare, Keepalive};
 pub use counters::{Counters, Drops};
 pub use endpoint::{AddressConflict, ConnectError, Endpoint, Headers, ListenError, Share};
 pub use frame::{FrameSink, RxChecksum, RxFrame, SinkFull, TxChecksum, TxFrame};
 pub use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr};
-pub use steer::{CoreShare, Steering};
+pub use steer::Steering;
 
 use stack_net::net;

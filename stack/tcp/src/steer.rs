@@ -7,20 +7,6 @@ use siphasher::sip::SipHasher13;
 use crate::flow::FlowKey;
 use crate::frame::flow_of;
 
-/// One core of those that serve a host's addresses together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CoreShare {
-    /// Its number, from 0.
-    pub index: u16,
-    /// How many there are.
-    pub count: u16,
-}
-
-impl CoreShare {
-    /// A core that serves its host alone.
-    pub const ALONE: Self = Self { index: 0, count: 1 };
-}
-
 /// Deals connections out to cores by a keyed hash, so that peers cannot choose ports that all come to one core.
 #[derive(Clone, Debug)]
 pub struct Steering {

@@ -1,7 +1,7 @@
 use pmem::Spent;
 
 use super::{Laps as _, Profile, Profiler, Stage};
-use crate::server::Step;
+use crate::step::Step;
 
 fn busy(received: usize) -> Step {
     Step { received, ..Step::default() }
