@@ -24,11 +24,11 @@ pub(super) struct Stray {
 
 /// The queues of all cores.
 pub(super) struct Exchange {
-    desks: Box<[Desk]>,
+    inboxes: Box<[Inbox]>,
 }
 
 /// The queues of one core: others write, it reads.
-struct Desk {
+struct Inbox {
     /// Segments of the core's own connections.
     segments: ArrayQueue<Mbuf>,
     strays: ArrayQueue<Stray>,
@@ -44,7 +44,7 @@ impl Exchange {
     /// For `cores` cores, with room for `segments` frames on their way to each core, and for as many on their way
     /// out.
     pub(super) fn new(cores: usize, segments: usize) -> Arc<Self> {
-        let desk = || Desk {
+        let inbox = || Inbox {
             segments: ArrayQueue::new(segments),
             strays: ArrayQueue::new(STRAYS),
             news: ArrayQueue::new(NEWS),
@@ -52,54 +52,54 @@ impl Exchange {
             waits_for_payload: AtomicBool::new(false),
             doze: Doze::default(),
         };
-        Arc::new(Self { desks: (0..cores).map(|_| desk()).collect() })
+        Arc::new(Self { inboxes: (0..cores).map(|_| inbox()).collect() })
     }
 
     pub(super) fn cores(&self) -> usize {
-        self.desks.len()
+        self.inboxes.len()
     }
 
     /// Gives a core a segment of one of its connections; false, and the segment is lost, if it has too many.
     pub(super) fn give_segment(&self, core: usize, mbuf: Mbuf) -> bool {
-        self.desks[core].add(|desk| desk.segments.push(mbuf)).is_ok()
+        self.inboxes[core].add(|inbox| inbox.segments.push(mbuf)).is_ok()
     }
 
     /// Asks a core whether a segment is its own; false, and the segment is lost, if it is asked too much.
     pub(super) fn give_stray(&self, core: usize, stray: Stray) -> bool {
-        self.desks[core].add(|desk| desk.strays.push(stray)).is_ok()
+        self.inboxes[core].add(|inbox| inbox.strays.push(stray)).is_ok()
     }
 
     /// Tells a core what another has learned; false if it is told too much.
     pub(super) fn give_news(&self, core: usize, mbuf: Mbuf) -> bool {
-        self.desks[core].add(|desk| desk.news.push(mbuf)).is_ok()
+        self.inboxes[core].add(|inbox| inbox.news.push(mbuf)).is_ok()
     }
 
     /// Has a core send a frame; the frame comes back if too many wait for that.
     pub(super) fn give_departure(&self, core: usize, mbuf: Mbuf) -> Result<(), Mbuf> {
-        self.desks[core].add(|desk| desk.departures.push(mbuf))
+        self.inboxes[core].add(|inbox| inbox.departures.push(mbuf))
     }
 
     /// Moves segments that were given to a core into the batch, as far as they fit.
     pub(super) fn take_segments(&self, core: usize, batch: &mut MbufBatch) {
-        fill(batch, &self.desks[core].segments);
+        fill(batch, &self.inboxes[core].segments);
     }
 
     /// Moves frames that a core is to send into the batch, as far as they fit.
     pub(super) fn take_departures(&self, core: usize, batch: &mut MbufBatch) {
-        fill(batch, &self.desks[core].departures);
+        fill(batch, &self.inboxes[core].departures);
     }
 
     pub(super) fn take_stray(&self, core: usize) -> Option<Stray> {
-        self.desks[core].strays.pop()
+        self.inboxes[core].strays.pop()
     }
 
     pub(super) fn take_news(&self, core: usize) -> Option<Mbuf> {
-        self.desks[core].news.pop()
+        self.inboxes[core].news.pop()
     }
 
     /// Notes whether a core waits for payload in frames that others send.
     pub(super) fn wait_for_payload(&self, core: usize, waits: bool) {
-        let flag = &self.desks[core].waits_for_payload;
+        let flag = &self.inboxes[core].waits_for_payload;
         if flag.load(Ordering::Relaxed) != waits {
             flag.store(waits, Ordering::Relaxed);
         }
@@ -107,17 +107,17 @@ impl Exchange {
 
     /// Whether any core waits for payload in frames that another sends.
     pub(super) fn is_payload_waited_for(&self) -> bool {
-        self.desks.iter().any(|desk| desk.waits_for_payload.load(Ordering::Relaxed))
+        self.inboxes.iter().any(|inbox| inbox.waits_for_payload.load(Ordering::Relaxed))
     }
 
-    /// Says how a core that sleeps is woken. Without that it looks at its desk often enough.
+    /// Says how a core that sleeps is woken. Without that it looks at its inbox often enough.
     pub(super) fn wake_by(&self, core: usize, waker: Waker) {
-        self.desks[core].doze.wake_by(waker);
+        self.inboxes[core].doze.wake_by(waker);
     }
 
-    /// Notes that a core goes to sleep; false if it must not, since there is something on its desk.
+    /// Notes that a core goes to sleep; false if it must not, since there is something in its inbox.
     pub(super) fn may_sleep(&self, core: usize) -> bool {
-        let Desk { segments, strays, news, departures, doze, .. } = &self.desks[core];
+        let Inbox { segments, strays, news, departures, doze, .. } = &self.inboxes[core];
         doze.may_sleep(|| {
             segments.is_empty() && strays.is_empty() && news.is_empty() && departures.is_empty()
         })
@@ -125,11 +125,11 @@ impl Exchange {
 
     /// Notes that a core is awake.
     pub(super) fn is_awake(&self, core: usize) {
-        self.desks[core].doze.is_awake();
+        self.inboxes[core].doze.is_awake();
     }
 }
 
-impl Desk {
+impl Inbox {
     /// Adds something, and wakes the core if it sleeps.
     fn add<T>(&self, push: impl FnOnce(&Self) -> Result<(), T>) -> Result<(), T> {
         push(self)?;

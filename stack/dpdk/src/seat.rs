@@ -72,7 +72,7 @@ struct Pools {
 type Queues = (RxQueue, TxQueue);
 
 /// What one core holds at the port.
-struct Place {
+struct CoreQueues {
     port: Arc<Port>,
     queues: Option<Queues>,
 }
@@ -176,7 +176,7 @@ impl DpdkSeat {
         let sleeper = table.rings.rx_interrupts.then(Sleeper::new).transpose()?;
 
         self.is_taken = true;
-        let Place { port, queues } = table.join(self.core, pools, mtu)?;
+        let CoreQueues { port, queues } = table.join(self.core, pools, mtu)?;
         let deals = table.plan.queues.get() < table.cores;
         let (rx, exit) = match queues {
             Some((rx, tx)) => (Some(rx), Exit::Queue { tx, of_others: deals.then(Box::default) }),
@@ -302,7 +302,7 @@ impl Drop for DpdkSeat {
 
 impl Table {
     /// Brings a core's pools, and waits until the port runs. The last core starts it.
-    fn join(&self, core: u16, pools: Option<Pools>, mtu: usize) -> Result<Place, DpdkError> {
+    fn join(&self, core: u16, pools: Option<Pools>, mtu: usize) -> Result<CoreQueues, DpdkError> {
         let mut assembly = self.assembly.lock().unwrap_or_else(PoisonError::into_inner);
         if let Assembly::Preparing { ready, pools: all } = &mut *assembly {
             if let Some(place) = all.get_mut(usize::from(core)) {
@@ -330,7 +330,7 @@ impl Table {
                 }
                 Assembly::Running { port, queues } => {
                     let queues = queues.get_mut(usize::from(core)).and_then(Option::take);
-                    return Ok(Place { port: port.clone(), queues });
+                    return Ok(CoreQueues { port: port.clone(), queues });
                 }
                 Assembly::Abandoned => return Err(DpdkError::Abandoned),
             }

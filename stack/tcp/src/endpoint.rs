@@ -18,7 +18,7 @@ use stack_net::time::Instant;
 use crate::config::{Config, ConfigError};
 use crate::counters::Counters;
 use crate::emit::MAX_HEADER_BYTES;
-use crate::flow::{FlowKey, FlowTable, Place};
+use crate::flow::{FlowKey, FlowState, FlowTable};
 use crate::frame::{Flags, Local};
 use crate::iface::Iface;
 use crate::limit::{Rate, RateLimit};
@@ -279,7 +279,7 @@ impl Endpoint {
 
     /// Takes a free place for a flow.
     fn occupy(&mut self, index: u32, key: FlowKey, listener: Option<u16>) -> &mut ConnectionPlace {
-        self.flows.insert(key, Place::Connection(index));
+        self.flows.insert(key, FlowState::Connection(index));
         let place = &mut self.places[index as usize];
         place.used = true;
         place.listener = listener;
@@ -376,7 +376,7 @@ impl Endpoint {
         if let Some(evicted) = evicted {
             self.flows.remove(&evicted.key);
         }
-        self.flows.insert(entry.key, Place::TimeWait(place));
+        self.flows.insert(entry.key, FlowState::TimeWait(place));
         self.set_timer(TimerOf::TimeWait(place), until);
         if owes_ack {
             self.acknowledge_time_wait(place);

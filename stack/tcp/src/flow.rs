@@ -70,7 +70,7 @@ pub(crate) fn mapped(ip: IpAddr) -> Ipv6Addr {
 
 /// Where a flow's state lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum FlowState {
     /// In the connection table.
     Connection(u32),
     /// Among the half-open connections.
@@ -100,7 +100,7 @@ impl std::hash::BuildHasher for Keyed {
 /// All flows of an endpoint.
 #[derive(Debug)]
 pub(crate) struct FlowTable {
-    places: HashMap<FlowKey, Place, Keyed>,
+    places: HashMap<FlowKey, FlowState, Keyed>,
 }
 
 impl FlowTable {
@@ -111,11 +111,11 @@ impl FlowTable {
         Self { places: HashMap::with_capacity_and_hasher(2 * flows, Keyed::new(secret)) }
     }
 
-    pub(crate) fn find(&self, key: &FlowKey) -> Option<Place> {
+    pub(crate) fn find(&self, key: &FlowKey) -> Option<FlowState> {
         self.places.get(key).copied()
     }
 
-    pub(crate) fn insert(&mut self, key: FlowKey, place: Place) {
+    pub(crate) fn insert(&mut self, key: FlowKey, place: FlowState) {
         self.places.insert(key, place);
     }
 
@@ -153,13 +153,13 @@ mod tests {
         let mut table = FlowTable::new(64, &[1; 16]);
         let capacity = table.capacity();
         for port in 0..20_000u16 {
-            table.insert(key(port), Place::Connection(port.into()));
+            table.insert(key(port), FlowState::Connection(port.into()));
             if port >= 64 {
                 table.remove(&key(port - 64));
             }
         }
         assert_eq!(table.capacity(), capacity);
-        assert_eq!(table.find(&key(19_999)), Some(Place::Connection(19_999)));
+        assert_eq!(table.find(&key(19_999)), Some(FlowState::Connection(19_999)));
         assert_eq!(table.find(&key(19_000)), None);
     }
 }

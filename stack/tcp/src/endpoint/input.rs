@@ -6,7 +6,7 @@ use pmem::{Arena, Buffer};
 use stack_net::time::Instant;
 
 use super::{AddressConflict, CONFLICT_REPORTS, Claim, DEFENCES, Endpoint, Reply};
-use crate::flow::Place;
+use crate::flow::FlowState;
 use crate::frame::{self, Flags, Parsed, RxChecksum, RxFrame, Segment};
 use crate::icmp::{self, Complaint, IcmpError};
 use crate::iface::{Heard, Neighbor, Refused};
@@ -156,12 +156,12 @@ impl Endpoint {
         self.counters.segments_in += 1;
         self.counters.partial_checksums += u64::from(segment.is_partial);
         let is_taken = match self.flows.find(&segment.key) {
-            Some(Place::Connection(index)) => {
+            Some(FlowState::Connection(index)) => {
                 self.at_connection(index, segment, frame);
                 true
             }
-            Some(Place::HalfOpen(place)) => self.at_half_open(place, segment, frame, is_last),
-            Some(Place::TimeWait(place)) => {
+            Some(FlowState::HalfOpen(place)) => self.at_half_open(place, segment, frame, is_last),
+            Some(FlowState::TimeWait(place)) => {
                 self.at_time_wait(place, segment, frame);
                 true
             }
@@ -318,7 +318,7 @@ impl Endpoint {
 
     /// RFC 5927: only errors that quote a number in flight are believed.
     fn icmp_error(&mut self, error: &IcmpError) {
-        let Some(Place::Connection(index)) = self.flows.find(&error.key) else { return };
+        let Some(FlowState::Connection(index)) = self.flows.find(&error.key) else { return };
         let connection = &mut self.places[index as usize].connection;
         if !connection.is_in_flight(error.seq) {
             return;

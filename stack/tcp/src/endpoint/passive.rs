@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Endpoint, Reply, TimerOf};
-use crate::flow::Place;
+use crate::flow::FlowState;
 use crate::frame::{Flags, RxFrame, Segment};
 use crate::limit::Rate;
 use crate::tcp::connection::{Clock, Handshake, clock_now, own_mss, own_window_scale};
@@ -77,7 +77,7 @@ impl Endpoint {
         };
         match queued {
             Some((place, until)) => {
-                self.flows.insert(key, Place::HalfOpen(place));
+                self.flows.insert(key, FlowState::HalfOpen(place));
                 self.set_timer(TimerOf::HalfOpen(place), until);
                 self.send_syn_ack(&handshake, clock.map(|clock| clock.now(self.now)));
             }

@@ -11,7 +11,7 @@ use crate::Share;
 
 /// One core's part of a port.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct CorePort {
     port: Rc<Port>,
     core: usize,
     spreader: Rc<RefCell<Spreader>>,
@@ -34,15 +34,19 @@ struct Spreader {
     inboxes: Vec<VecDeque<Parcel>>,
 }
 
-/// The seats of `cores` cores at `port`; `core_of` tells to which of them the device gives a frame.
-pub(super) fn seats(port: Port, cores: usize, core_of: impl FnMut(&[u8]) -> usize + 'static) -> Vec<Seat> {
+/// The parts of `cores` cores at `port`; `core_of` tells to which of them the device gives a frame.
+pub(super) fn core_ports(
+    port: Port,
+    cores: usize,
+    core_of: impl FnMut(&[u8]) -> usize + 'static,
+) -> Vec<CorePort> {
     let port = Rc::new(port);
     let inboxes = (0..cores).map(|_| VecDeque::new()).collect();
     let spreader = Rc::new(RefCell::new(Spreader { core_of: Box::new(core_of), inboxes }));
-    (0..cores).map(|core| Seat { port: port.clone(), core, spreader: spreader.clone() }).collect()
+    (0..cores).map(|core| CorePort { port: port.clone(), core, spreader: spreader.clone() }).collect()
 }
 
-impl Seat {
+impl CorePort {
     pub(super) fn port(&self) -> &Port {
         &self.port
     }

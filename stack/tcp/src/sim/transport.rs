@@ -12,7 +12,7 @@ use stack_net::doze::Waker;
 use stack_net::time::Instant;
 use thiserror::Error;
 
-use super::cores::{self, Parcel, Seat};
+use super::cores::{self, CorePort, Parcel};
 use super::{Host, Port};
 use crate::net::{Event, OverEndpoint, Transport};
 use crate::{
@@ -88,7 +88,7 @@ pub struct SimTransport {
 
 #[derive(Debug)]
 struct Device {
-    seat: Seat,
+    core_port: CorePort,
     arena: Arena,
     ring: VecDeque<Buffer>,
     config: SimConfig,
@@ -107,7 +107,7 @@ impl SimTransport {
         arena: Arena,
         now: Instant,
     ) -> Result<Self, SimError> {
-        Self::at(cores::seats(port, 1, |_| 0).swap_remove(0), config, rings, arena, now)
+        Self::at(cores::core_ports(port, 1, |_| 0).swap_remove(0), config, rings, arena, now)
     }
 
     /// A host of several cores on `port`, one for each of `arenas`. `core_of` says to which of them the device gives
@@ -124,17 +124,17 @@ impl SimTransport {
         now: Instant,
     ) -> Result<Vec<Self>, SimError> {
         let count = arenas.len() as u16;
-        let seats = cores::seats(port, arenas.len(), core_of);
-        let cores = (0..count).zip(seats.into_iter().zip(arenas));
-        let core = |(index, (seat, arena))| {
+        let core_ports = cores::core_ports(port, arenas.len(), core_of);
+        let cores = (0..count).zip(core_ports.into_iter().zip(arenas));
+        let core = |(index, (core_port, arena))| {
             let config = Config { core: CoreShare { index, count }, ..config.clone() };
-            Self::at(seat, config, rings, arena, now)
+            Self::at(core_port, config, rings, arena, now)
         };
         cores.map(core).collect()
     }
 
     fn at(
-        seat: Seat,
+        core_port: CorePort,
         config: Config,
         rings: SimConfig,
         arena: Arena,
@@ -146,7 +146,7 @@ impl SimTransport {
             return Err(SimError::Arena { needed: rings.rx_ring, free });
         }
         let endpoint = Endpoint::new(config, arena.clone(), now)?;
-        let device = Device { seat, arena, ring, config: rings, counters: RingCounters::default() };
+        let device = Device { core_port, arena, ring, config: rings, counters: RingCounters::default() };
         Ok(Self { endpoint, device })
     }
 
@@ -157,7 +157,7 @@ impl SimTransport {
 
     /// The host's place on the link.
     pub fn port(&self) -> &Port {
-        self.device.seat.port()
+        self.device.core_port.port()
     }
 
     /// What went through the rings.
@@ -184,7 +184,7 @@ impl Transport for SimTransport {
     fn receive(&mut self, now: Instant) -> Result<usize, Infallible> {
         let mut received = 0;
         while received < self.device.config.rx_burst
-            && let Some(parcel) = self.device.seat.receive(now)
+            && let Some(parcel) = self.device.core_port.receive(now)
         {
             received += 1;
             let (bytes, asked) = match parcel {
@@ -194,14 +194,14 @@ impl Transport for SimTransport {
                     continue;
                 }
             };
-            let is_last = self.device.seat.is_last(asked);
+            let is_last = self.device.core_port.is_last(asked);
             if let Some(mut frame) = self.device.arrive(&bytes) {
                 let share = self.endpoint.receive_among(now, &mut frame, is_last);
                 let buffer = frame.into_buffer();
                 self.device.ring.push_back(buffer);
                 let mut bytes = bytes;
                 self.endpoint.take_whole(|whole| bytes = whole.to_vec());
-                self.device.seat.pass_on(share, bytes, asked);
+                self.device.core_port.pass_on(share, bytes, asked);
             }
         }
         Ok(received)
@@ -214,8 +214,8 @@ impl Transport for SimTransport {
     fn transmit(&mut self, now: Instant) -> Result<usize, Infallible> {
         let before = self.device.counters.sent;
         let left = self.device.config.tx_burst;
-        let Device { seat, counters, .. } = &mut self.device;
-        self.endpoint.transmit(now, &mut Sender { port: seat.port(), counters, now, left });
+        let Device { core_port, counters, .. } = &mut self.device;
+        self.endpoint.transmit(now, &mut Sender { port: core_port.port(), counters, now, left });
         Ok((self.device.counters.sent - before) as usize)
     }
 
