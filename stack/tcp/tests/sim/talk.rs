@@ -102,7 +102,8 @@ pub fn talk(clock: &mut Clock, a: &mut dyn Talker, b: &mut dyn Talker, limit: Du
 
 /// An arena with so many free buffers; those beyond stay away for as long as the second part lives.
 pub fn arena(buffers: usize) -> (Arena, Vec<Buffer>) {
-    let size = (buffers * 2_176 + buffers * 64 + 65_536).next_multiple_of(65_536) as u64;
+    // More than enough, whatever part of a store its log takes.
+    let size = (buffers * 4_096 + (1 << 20)).next_multiple_of(65_536) as u64;
     let options = Options { size: Some(size), ..Options::default() };
     let region = Region::open("memory:", &options).expect("there is memory for a test");
     let shard = region.into_shard().expect("a new store opens");
