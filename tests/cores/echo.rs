@@ -45,6 +45,8 @@ pub struct Outcome {
     pub opened: u64,
     pub logged_bytes: u64,
     pub heard_bytes: u64,
+    /// Copied since they came in short segments.
+    pub packed_bytes: u64,
     pub port: DpdkCounters,
 }
 
@@ -243,7 +245,8 @@ impl Core {
         }
         let (transport, service, _) = server.into_parts();
         let EchoService { opened, logged_bytes, heard_bytes, .. } = service;
-        Ok(Outcome { opened, logged_bytes, heard_bytes, port: transport.counters() })
+        let packed_bytes = transport.endpoint().counters().copied_bytes;
+        Ok(Outcome { opened, logged_bytes, heard_bytes, packed_bytes, port: transport.counters() })
     }
 }
 
