@@ -113,6 +113,16 @@ impl Quarantined {
         Some(named.unwrap_or(Quarantine::new(seq, 1, seq, EntryFault::Unlisted)))
     }
 
+    /// Whether so many live entries may be one run: the one that is named there, or entries of which none is named.
+    pub(crate) fn is_run(&self, seq: u64, entries: u64) -> bool {
+        let Some(end) = seq.checked_add(entries).filter(|_| entries > 0) else { return false };
+        let place = self.runs.partition_point(|run| run.end() <= seq);
+        match self.runs.get(place).filter(|run| run.seq < end) {
+            Some(run) => (run.seq, run.entries) == (seq, entries),
+            None => (seq..end).all(|seq| self.holds(seq)),
+        }
+    }
+
     /// The first entry from `from` on that is not in quarantine; `to` if all before it are.
     pub(crate) fn skip(&self, from: u64, to: u64) -> u64 {
         let mut seq = from;

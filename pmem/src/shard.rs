@@ -491,33 +491,34 @@ impl Shard {
         true
     }
 
-    /// Gives up a damaged record, or the run of damaged entries that begins with this number: its buffers become free,
-    /// and its entries say from then on that it was dropped. Their numbers are not used again. False if nothing in
-    /// quarantine begins there.
+    /// Gives up a damaged record, or the run of so many damaged entries that begins with this number: its buffers become
+    /// free, and its entries say from then on that it was dropped. Their numbers are not used again. False if this is not
+    /// all of what is in quarantine under this number. Where the run ends is known of those that are named, and
+    /// [`Snapshot::scan`](crate::Snapshot::scan) tells it of the others.
     ///
     /// A crash in the midst of it leaves each entry damaged or dropped.
     ///
     /// # Errors
     /// [`CommitError`]: nothing was released.
-    pub fn drop_quarantined(&mut self, seq: u64) -> Result<bool, CommitError> {
+    pub fn drop_quarantined(&mut self, seq: u64, entries: u64) -> Result<bool, CommitError> {
         self.sound()?;
-        if seq < self.head || seq >= self.committed {
+        let is_live = seq >= self.head && seq < self.committed && entries <= self.committed - seq;
+        if !is_live || !self.quarantined.is_run(seq, entries) {
             return Ok(false);
         }
-        let Some(run) = self.quarantined.get(seq).filter(|run| run.seq == seq) else { return Ok(false) };
         // Epochs never fall along the log.
         let before = (self.head..seq).rev().find_map(|seq| self.entry(seq).ok());
         let epoch = before.map_or(0, |entry| entry.epoch);
-        let held: Vec<_> = (seq..seq + run.entries).filter_map(|seq| self.entry(seq).ok()).collect();
-        for seq in seq..seq + run.entries {
+        let held: Vec<_> = (seq..seq + entries).filter_map(|seq| self.entry(seq).ok()).collect();
+        for seq in seq..seq + entries {
             self.ring.write(&Entry::dropped(seq, epoch));
         }
-        self.counters.flushed_lines += self.ring.flush(seq, run.entries);
+        self.counters.flushed_lines += self.ring.flush(seq, entries);
         self.counters.fences += 1;
         let fenced = self.arena.medium().fence();
         self.fenced(fenced)?;
         held.iter().for_each(|entry| self.release(entry));
-        self.quarantined.forget(seq, seq + run.entries);
+        self.quarantined.forget(seq, seq + entries);
         Ok(true)
     }
 

@@ -346,8 +346,13 @@ fn a_damaged_record_that_is_dropped_leaves_its_number_taken_and_its_buffers_free
         let expected: Records = records.iter().filter(|(other, _)| other != seq).cloned().collect();
         assert_eq!(contents(&shard), expected);
         let held = shard.arena().free_buffers();
-        assert!(!shard.drop_quarantined(seq + 1000).unwrap());
-        assert!(shard.drop_quarantined(*seq).unwrap() && !shard.drop_quarantined(*seq).unwrap());
+        assert!(!shard.drop_quarantined(seq + 1000, 1).unwrap());
+        let entries = shard.quarantines()[0].entries;
+        for other in [0, entries + 1, u64::MAX] {
+            assert!(!shard.drop_quarantined(*seq, other).unwrap());
+        }
+        assert!(shard.drop_quarantined(*seq, entries).unwrap());
+        assert!(!shard.drop_quarantined(*seq, entries).unwrap());
         if bytes.len() > 512 {
             assert!(shard.arena().free_buffers() > held, "record {seq} still holds its buffers");
         }
@@ -560,8 +565,8 @@ proptest! {
         }
         if let Ok(mut shard) = boot(image) {
             contents(&shard);
-            let first = shard.quarantines().first().map(|run| run.seq);
-            first.map(|seq| shard.drop_quarantined(seq).unwrap());
+            let first = shard.quarantines().first().map(|run| (run.seq, run.entries));
+            first.map(|(seq, entries)| shard.drop_quarantined(seq, entries).unwrap());
             shard.trim(u64::MAX).unwrap();
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use anyhow::{Result, bail};
-use pmem::{Corruption, Options, Region, Snapshot, SnapshotEvent};
+use pmem::{Corruption, Options, Region, Shard, Snapshot, SnapshotEvent};
 use serde::Serialize;
 
 use crate::cli::{Dropped, QuarantineArgs};
@@ -40,6 +40,8 @@ pub fn quarantine(args: &QuarantineArgs, out: &mut impl Write) -> Result<()> {
         Some(Dropped::All) | None => None,
     };
     let mut found = 0_u64;
+    // The one that is wanted. What a store names when it is opened may end before it.
+    let mut one = None;
     // Shards with something to drop.
     let mut concerned = BTreeSet::new();
     for shard in 0..shards {
@@ -56,24 +58,29 @@ pub fn quarantine(args: &QuarantineArgs, out: &mut impl Write) -> Result<()> {
             }
             found += 1;
             concerned.insert(shard);
-            // What is dropped is said when it is done.
-            if args.drop.is_none() {
-                let line = Line { shard: name_of(shard, seq).shard, seq, entries, reason, dropped: false };
-                written = line.write(args.json, out);
+            let line = Line { shard: name_of(shard, seq).shard, seq, entries, reason, dropped: false };
+            match (args.drop, wanted) {
+                (None, _) => written = line.write(args.json, out),
+                // What is dropped is said when it is done.
+                (Some(_), None) => {}
+                (Some(_), Some(_)) => one = Some((shard, line)),
             }
         })?;
         written?;
     }
     drop(snapshot);
-    match (args.drop, wanted) {
-        (Some(_), Some((shard, seq))) if found == 0 => bail!(
-            "{} has no damaged record {}; without --drop all that are damaged are listed",
-            args.pm.display(),
-            name_of(shard, seq)
-        ),
-        (Some(_), _) => {
+    match (args.drop, one) {
+        (Some(_), Some((shard, line))) => give_up_one(args, shard, line, out)?,
+        (Some(_), None) => {
+            if let Some((shard, seq)) = wanted {
+                let name = name_of(shard, seq);
+                bail!(
+                    "{} has no damaged record {name}; without --drop all that are damaged are listed",
+                    args.pm.display()
+                );
+            }
             for shard in concerned {
-                give_up(args, shard, wanted.map(|(_, seq)| seq), shards > 1, out)?;
+                give_up_all(args, shard, shards > 1, out)?;
             }
         }
         (None, _) if found == 0 && !args.json => writeln!(out, "no record is damaged")?,
@@ -82,33 +89,42 @@ pub fn quarantine(args: &QuarantineArgs, out: &mut impl Write) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// Gives up one damaged record of a shard, or all of them.
-fn give_up(
-    args: &QuarantineArgs,
-    shard: u32,
-    wanted: Option<u64>,
-    several: bool,
-    out: &mut impl Write,
-) -> Result<()> {
+/// Gives up one damaged record of a shard.
+fn give_up_one(args: &QuarantineArgs, shard: u32, line: Line, out: &mut impl Write) -> Result<()> {
+    if !open(args, shard)?.drop_quarantined(line.seq, line.entries)? {
+        bail!(
+            "record {} of {} is not found damaged any more, and was not dropped; list what is damaged again",
+            RecordName { shard: line.shard, seq: line.seq },
+            args.pm.display()
+        );
+    }
+    Ok(Line { dropped: true, ..line }.write(args.json, out)?)
+}
+
+/// Gives up all damaged records of a shard.
+fn give_up_all(args: &QuarantineArgs, shard: u32, several: bool, out: &mut impl Write) -> Result<()> {
     loop {
-        // What is on volatile memory was allowed to be there when it was made.
-        let options = Options { volatile: true, ..Options::default() };
-        let mut seeds = Region::open(&args.pm, &options)?.into_seeds();
-        let mut open = seeds.swap_remove(shard as usize).open()?;
-        drop(seeds);
+        let mut open = open(args, shard)?;
         let runs: Vec<_> = open.quarantines().to_vec();
-        for run in runs.iter().filter(|run| wanted.is_none_or(|seq| seq == run.seq)) {
-            if open.drop_quarantined(run.seq)? {
+        for run in &runs {
+            if open.drop_quarantined(run.seq, run.entries)? {
                 let (shard, reason) = (several.then_some(shard), run.to_string());
                 let line = Line { shard, seq: run.seq, entries: run.entries, reason, dropped: true };
                 line.write(args.json, out)?;
             }
         }
         // More than are named at a time: the next opening names further ones.
-        if runs.is_empty() || open.quarantine_counts().0 == 0 || wanted.is_some() {
+        if runs.is_empty() || open.quarantine_counts().0 == 0 {
             return Ok(());
         }
     }
+}
+
+fn open(args: &QuarantineArgs, shard: u32) -> Result<Shard> {
+    // What is on volatile memory was allowed to be there when it was made.
+    let options = Options { volatile: true, ..Options::default() };
+    let mut seeds = Region::open(&args.pm, &options)?.into_seeds();
+    Ok(seeds.swap_remove(shard as usize).open()?)
 }
 
 impl Line {

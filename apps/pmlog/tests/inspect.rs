@@ -249,6 +249,99 @@ fn the_records_of_several_shards_are_dumped_by_epoch_shard_and_number() {
     assert!(verified.status.success() && text(&verified.stdout).contains("sound: 4 records"), "{verified:?}");
 }
 
+/// Changes a bit of the first byte that the entry `seq` of a shard names.
+fn damage_payload(image: &mut [u8], shard: usize, seq: u64) {
+    let number = |image: &[u8], at: usize, len: usize| {
+        let mut bytes = [0; 8];
+        bytes[..len].copy_from_slice(&image[at..at + len]);
+        u64::from_le_bytes(bytes) as usize
+    };
+    let (log, log_stride) = (number(image, 64, 8), number(image, 72, 8));
+    let (arena, arena_stride) = (number(image, 80, 8), number(image, 88, 8));
+    let entry = log + shard * log_stride + seq as usize % number(image, 48, 4) * 64;
+    let (buffer, offset) = (number(image, entry + 32, 4), number(image, entry + 36, 2));
+    image[arena + shard * arena_stride + buffer * number(image, 52, 2) + offset] ^= 4;
+}
+
+#[test]
+fn damaged_records_of_several_shards_are_dropped_by_their_names() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("store.pm");
+    let options = Options { size: Some(4 << 20), shards: Some(2), volatile: true, ..Options::default() };
+    for seed in Region::open(&path, &options).expect("a store").into_seeds() {
+        let mut lab = Lab::over(seed.open().expect("it opens"), ServiceConfig::default());
+        let conn = lab.connect();
+        (0..3).for_each(|seed| assert_eq!(lab.append(conn, &body(seed, 700)), seed + 1));
+        lab.shard.checkpoint().expect("the end is noted");
+    }
+    let mut image = fs::read(&path).expect("the store");
+    for (shard, seq) in [(0, 2), (1, 2), (1, 3)] {
+        damage_payload(&mut image, shard, seq);
+    }
+    fs::write(&path, image).expect("the store");
+    let listed = || -> Vec<_> {
+        let lines = json_lines(&pmlog(&["quarantine", "--json"], &path));
+        lines.iter().map(|line| (line["shard"].as_u64(), line["seq"].as_u64())).collect()
+    };
+    let named = |shard, seq| (Some(shard), Some(seq));
+    assert_eq!(listed(), [named(0, 2), named(1, 2), named(1, 3)]);
+
+    for (name, said) in [("2", "0-2"), ("0-3", "0-3"), ("2-2", "2-2")] {
+        let refused = pmlog(&["quarantine", "--drop", name], &path);
+        assert_eq!(refused.status.code(), Some(1), "{name}: {refused:?}");
+        assert!(text(&refused.stderr).contains(said), "{name}: {refused:?}");
+    }
+    assert_eq!(listed().len(), 3);
+    let dropped = pmlog(&["quarantine", "--drop", "1-2"], &path);
+    assert!(dropped.status.success(), "{dropped:?}");
+    assert!(text(&dropped.stdout).starts_with("dropped: shard 1: record 2 is damaged"), "{dropped:?}");
+    assert_eq!(listed(), [named(0, 2), named(1, 3)]);
+    assert_eq!(pmlog(&["quarantine", "--drop", "1-2"], &path).status.code(), Some(1));
+    let dropped = json_lines(&pmlog(&["quarantine", "--json", "--drop", "all"], &path));
+    assert!(dropped.iter().all(|line| line["dropped"] == true) && dropped.len() == 2, "{dropped:?}");
+    assert!(listed().is_empty());
+    let verified = pmlog(&["verify"], &path);
+    assert!(verified.status.success() && text(&verified.stdout).contains("sound: 3 records"), "{verified:?}");
+}
+
+/// More than a store names when it is opened: those behind are found by their number all the same.
+#[test]
+fn any_one_of_very_many_damaged_records_is_dropped() {
+    const SHORT: u64 = 1200;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("store.pm");
+    let options = Options { size: Some(4 << 20), volatile: true, ..Options::default() };
+    let region = Region::open(&path, &options).expect("a store");
+    let mut lab = Lab::over(region.into_shard().expect("it opens"), ServiceConfig::default());
+    let conn = lab.connect();
+    for seed in 0..SHORT {
+        assert_eq!(lab.append(conn, &body(seed, 40)), seed + 1);
+    }
+    // Of several entries.
+    let long = lab.append(conn, &body(SHORT, 30_000));
+    lab.shard.checkpoint().expect("the end is noted");
+    drop(lab);
+    let mut image = fs::read(&path).expect("the store");
+    (1..=long).for_each(|seq| damage_payload(&mut image, 0, seq));
+    fs::write(&path, image).expect("the store");
+    let listed = || json_lines(&pmlog(&["quarantine", "--json"], &path));
+    let before = listed();
+    assert_eq!(before.len() as u64, long);
+    assert!(before[SHORT as usize]["entries"].as_u64() > Some(1), "{}", before[SHORT as usize]);
+
+    for (place, seq) in [long, SHORT - 1, 7].into_iter().enumerate() {
+        let dropped = pmlog(&["quarantine", "--drop", &seq.to_string()], &path);
+        assert!(dropped.status.success(), "{dropped:?}");
+        assert!(text(&dropped.stdout).contains(&format!("dropped: record {seq} is damaged")), "{dropped:?}");
+        let left = listed();
+        assert!(left.iter().all(|line| line["seq"] != seq), "{seq} is still there");
+        assert_eq!(left.len(), before.len() - place - 1, "others went with {seq}");
+    }
+    assert!(pmlog(&["quarantine", "--drop", "all"], &path).status.success());
+    let verified = pmlog(&["verify"], &path);
+    assert!(verified.status.success() && text(&verified.stdout).contains("sound: 0 records"), "{verified:?}");
+}
+
 /// A dump that kept 200,000 records to put them in order would need more than it may have.
 #[test]
 fn many_records_of_several_shards_are_dumped_in_little_memory() {
