@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::isolated;
-use pmem::{Snapshot, SnapshotEvent};
+use pmem::{Contents, Options, Region, Snapshot, SnapshotEvent};
 use rustix::process::Signal;
 
 use crate::peer::{Peer, connect, devices, frames};
@@ -195,6 +195,38 @@ fn what_is_refused_leaves_the_store_as_it_was() {
                     ensure!(!fresh.exists(), "{words:?}: a new store was left behind: {said}");
                 }
             }
+        }
+        Ok(())
+    });
+}
+
+/// Frames among request bodies would be served as records.
+#[test]
+fn a_store_of_request_bodies_is_refused_and_left_as_it_was() {
+    isolated(|lab| {
+        let store = lab.path("store.pm");
+        for contents in [Contents::Bodies, Contents::Unknown] {
+            let options =
+                Options { size: Some(64 << 20), volatile: true, force: true, contents, ..Options::default() };
+            let mut shard = Region::open(&store, &options)?.into_shard()?;
+            let draft = shard.draft();
+            let _ = shard.append(draft)?;
+            shard.commit()?;
+            drop(shard);
+            let before = std::fs::read(&store)?;
+            let path = store.to_str().context("a plain path")?;
+            let words =
+                "--dev net_null0 --dev net_null1 --forward-mode log --pool pm --volatile --duration 1 --pm";
+            let words: Vec<&str> = words.split(' ').chain([path]).collect();
+            let output = lab::output_within(&mut command(&words), crate::program::PATIENCE)?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            if contents == Contents::Unknown {
+                ensure!(output.status.success(), "a store of unknown kind: {} {said}", output.status);
+                continue;
+            }
+            ensure!(output.status.code() == Some(1), "{} {said}", output.status);
+            ensure!(said.contains("request bodies (pmlog)"), "{said}");
+            ensure!(std::fs::read(&store)? == before, "the store was changed");
         }
         Ok(())
     });
