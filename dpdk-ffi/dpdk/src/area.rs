@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 use dpdk_sys as sys;
 
 use crate::addresses::{self, Addresses, PAGE_BYTES, PhysicalError, Run};
+use crate::device::{PortError, PortId};
 use crate::eal::Eal;
-use crate::port::{PortError, PortId};
 use crate::{errno_text, last_errno};
 
 /// What is registered: DPDK itself notices only an area that equals another.

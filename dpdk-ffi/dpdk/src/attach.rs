@@ -6,7 +6,7 @@ use std::path::Path;
 
 use dpdk_sys as sys;
 
-use crate::port::PortId;
+use crate::device::PortId;
 use crate::refusal::{self, WouldCorrupt};
 use crate::{errno_text, log};
 

@@ -8,7 +8,7 @@ use dpdk_sys as sys;
 
 use crate::arguments::{self, Machine};
 use crate::attach::{self, AttachError};
-use crate::port::PortId;
+use crate::device::PortId;
 use crate::{errno_text, last_errno, log};
 
 static TRIED: AtomicBool = AtomicBool::new(false);

@@ -14,9 +14,10 @@ use rustix::event::epoll::{CreateFlags, create};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::batch::Batch;
+use crate::device::{PortError, PortId, PortInfo};
 use crate::errno_text;
-use crate::port::{PortError, PortId, PortInfo, Running};
 use crate::queue::RxQueue;
+use crate::running::Running;
 
 /// Where one thread sleeps, until a device or a [`Bell`] wakes it.
 #[derive(Debug)]

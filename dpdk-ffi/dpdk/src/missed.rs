@@ -5,8 +5,8 @@ use std::fs;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::device::PortInfo;
 use crate::interface::Interface;
-use crate::port::PortInfo;
 
 /// Where it is counted what a port missed.
 #[derive(Debug)]

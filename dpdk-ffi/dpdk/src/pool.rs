@@ -11,9 +11,9 @@ use dpdk_sys as sys;
 
 use crate::area::ExternalArea;
 use crate::batch::Batch;
+use crate::device::{PortError, PortId};
 use crate::eal::Eal;
 use crate::mbuf::Mbuf;
-use crate::port::{PortError, PortId};
 use crate::{errno_text, last_errno};
 
 /// Longest name of a pool, in bytes.

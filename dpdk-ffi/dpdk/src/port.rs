@@ -1,153 +1,16 @@
 //! Ethernet ports.
 
-mod error;
-
-use std::ffi::{CStr, c_char};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use dpdk_sys as sys;
 
-use crate::interface::Interface;
+use crate::device::{OFFLOADS, Offloads, PortError, PortId, PortInfo, text};
 use crate::interrupt;
 use crate::missed::Missed;
 use crate::pool::Pool;
 use crate::queue::{RxQueue, TxQueue};
-use crate::refusal;
-use crate::split::{self, NoSplit, SplitCapabilities, SplitPoint};
-use crate::spread::{self, SpreadCapabilities};
-use crate::{errno_text, log};
-
-pub use error::PortError;
-
-const MAX_PORTS: usize = sys::RTE_MAX_ETHPORTS as usize;
-
-/// Which ports have a [`Port`].
-static RUNNING: [AtomicBool; MAX_PORTS] = [const { AtomicBool::new(false) }; MAX_PORTS];
-
-/// DPDK's number of a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PortId(pub(crate) u16);
-
-bitflags::bitflags! {
-    /// What a device does for its host.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Offloads: u32 {
-        /// Verifies the IPv4 header's checksum on receive.
-        const RX_IPV4_CHECKSUM = 1;
-        /// Verifies TCP's checksum on receive.
-        const RX_TCP_CHECKSUM = 1 << 1;
-        /// Fills in the IPv4 header's checksum.
-        const TX_IPV4_CHECKSUM = 1 << 2;
-        /// Fills in TCP's checksum.
-        const TX_TCP_CHECKSUM = 1 << 3;
-        /// Sends frames of several segments.
-        const TX_SEGMENTS = 1 << 4;
-        /// Takes VLAN tags off received frames, and tells [which](crate::Mbuf::vlan).
-        const RX_VLAN_STRIP = 1 << 5;
-    }
-}
-
-/// Our flag, DPDK's flag, and whether it is one for receiving.
-const OFFLOADS: [(Offloads, u32, bool); 6] = [
-    (Offloads::RX_IPV4_CHECKSUM, sys::RTE_ETH_RX_OFFLOAD_IPV4_CKSUM, true),
-    (Offloads::RX_TCP_CHECKSUM, sys::RTE_ETH_RX_OFFLOAD_TCP_CKSUM, true),
-    (Offloads::TX_IPV4_CHECKSUM, sys::RTE_ETH_TX_OFFLOAD_IPV4_CKSUM, false),
-    (Offloads::TX_TCP_CHECKSUM, sys::RTE_ETH_TX_OFFLOAD_TCP_CKSUM, false),
-    (Offloads::TX_SEGMENTS, sys::RTE_ETH_TX_OFFLOAD_MULTI_SEGS, false),
-    (Offloads::RX_VLAN_STRIP, sys::RTE_ETH_RX_OFFLOAD_VLAN_STRIP, true),
-];
-
-/// Offloads that a driver of DPDK 22.11 offers and gets wrong.
-///
-/// TAP sums each segment as if it began at an even offset, so payload behind an odd piece has a wrong sum.
-fn mistaken_offloads(driver: &str) -> Offloads {
-    match driver {
-        "net_tap" => Offloads::TX_TCP_CHECKSUM,
-        _ => Offloads::empty(),
-    }
-}
-
-/// Buffers that a driver posts for each receive descriptor.
-///
-/// vmxnet3 keeps a second ring for what does not fit into a first buffer, and fills it as well; a pool that has
-/// none left then receives nothing at all.
-fn buffers_per_descriptor(driver: &str) -> usize {
-    match driver {
-        "net_vmxnet3" => 2,
-        _ => 1,
-    }
-}
-
-/// Drivers whose receive burst copies frames into the buffers itself, where hardware would use DMA.
-fn copies_by_cpu(driver: &str) -> bool {
-    matches!(driver, "net_memif" | "net_af_packet" | "net_tap" | "net_pcap" | "net_vhost")
-}
-
-/// The bus that a device is on; empty if it is on none.
-fn bus_name(device: *const sys::rte_device) -> String {
-    // SAFETY: DPDK returned the device of a port, and buses stay for good.
-    let bus = unsafe { sys::rte_dev_bus(device) };
-    if bus.is_null() {
-        return String::new();
-    }
-    // SAFETY: it is a bus, and its name a NUL-terminated string.
-    text(unsafe { sys::rte_bus_name(bus) })
-}
-
-/// Drivers that see what a kernel on the same machine sends, before a card would have summed and cut it.
-fn sees_partial_checksums(driver: &str) -> bool {
-    matches!(driver, "net_af_packet" | "net_tap" | "net_pcap")
-}
-
-/// What a device is and can do.
-#[derive(Clone, Debug)]
-pub struct PortInfo {
-    /// The port's name: a PCI address, or the virtual device's name.
-    pub name: String,
-    /// The driver's name.
-    pub driver: String,
-    /// The station address.
-    pub mac: [u8; 6],
-    /// NUMA socket of the device; None if it has none.
-    pub socket: Option<u32>,
-    /// Most receive queues.
-    pub max_rx_queues: u16,
-    /// Most transmit queues.
-    pub max_tx_queues: u16,
-    /// How many buffers the driver holds for each receive descriptor.
-    pub buffers_per_descriptor: usize,
-    /// Whether the core that receives copies frames into the buffers, for want of hardware that would.
-    pub copies_by_cpu: bool,
-    /// Whether hardware writes frames to memory by itself: a device on a bus, and not one that DPDK's drivers make.
-    pub does_dma: bool,
-    /// Whether frames may come straight from a kernel, which then leaves their checksums and their cutting to a device
-    /// that is not there.
-    pub sees_partial_checksums: bool,
-    /// The kernel's interface behind the port, if there is one.
-    pub interface: Option<Interface>,
-    /// Smallest and largest MTU in bytes.
-    pub mtu_range: (u16, u16),
-    /// Most segments in a sent frame; None if the driver sets no limit.
-    pub max_tx_segments: Option<u16>,
-    /// What it can do and does right, wanted or not.
-    pub offloads: Offloads,
-    /// Where it can split received frames into headers and payload; or why it cannot.
-    pub header_split: Result<SplitPoint, NoSplit>,
-    /// What it has for spreading received frames over queues.
-    pub spread: SpreadCapabilities,
-}
-
-impl PortInfo {
-    /// The Ethernet address of a host at this port: the station address, but for net_tap, whose kernel's interface at
-    /// the other end has that one. There it differs in a bit that keeps the address unicast, and as local as it was.
-    pub fn host_mac(&self) -> [u8; 6] {
-        let [first, rest @ ..] = self.mac;
-        let first = if self.driver == "net_tap" { first ^ 4 } else { first };
-        let [b, c, d, e, f] = rest;
-        [first, b, c, d, e, f]
-    }
-}
+use crate::running::Running;
+use crate::{log, refusal, split, spread};
 
 /// How a port is to run.
 #[derive(Clone, Debug)]
@@ -205,77 +68,6 @@ pub struct Link {
     pub full_duplex: bool,
 }
 
-impl PortId {
-    /// What the device is and can do.
-    ///
-    /// # Errors
-    /// [`PortError::Call`]: the device is gone.
-    pub fn info(self) -> Result<PortInfo, PortError> {
-        let raw = self.device_info()?;
-        let mut mac = sys::rte_ether_addr::default();
-        // SAFETY: the structure is writable; DPDK checks the number.
-        PortError::check(self, "tell its address", unsafe { sys::rte_eth_macaddr_get(self.0, &mut mac) })?;
-        // SAFETY: DPDK returned the device of this port.
-        let socket = unsafe { sys::rte_dev_numa_node(raw.device) };
-        let offered = |flag, receive| {
-            let capabilities = if receive { raw.rx_offload_capa } else { raw.tx_offload_capa };
-            capabilities & u64::from(flag) != 0
-        };
-        let offloads: Offloads = OFFLOADS
-            .iter()
-            .filter(|(_, flag, receive)| offered(*flag, *receive))
-            .map(|(ours, ..)| *ours)
-            .collect();
-        let driver = text(raw.driver_name);
-        let offloads = offloads - mistaken_offloads(&driver);
-        Ok(PortInfo {
-            name: self.name(),
-            buffers_per_descriptor: buffers_per_descriptor(&driver),
-            copies_by_cpu: copies_by_cpu(&driver),
-            does_dma: bus_name(raw.device) != "vdev",
-            sees_partial_checksums: sees_partial_checksums(&driver),
-            interface: Interface::of(raw.if_index),
-            offloads,
-            header_split: SplitCapabilities::of(self, &raw, offloads).split_point(),
-            spread: SpreadCapabilities {
-                max_rx_queues: raw.max_rx_queues,
-                max_tx_queues: raw.max_tx_queues,
-                hashes: raw.flow_type_rss_offloads,
-                unasked: spread::unasked(&driver, raw.max_rx_queues, raw.flow_type_rss_offloads),
-            },
-            mac: mac.addr_bytes,
-            driver,
-            socket: u32::try_from(socket).ok(),
-            max_rx_queues: raw.max_rx_queues,
-            max_tx_queues: raw.max_tx_queues,
-            mtu_range: (raw.min_mtu, raw.max_mtu),
-            max_tx_segments: Some(raw.tx_desc_lim.nb_seg_max).filter(|max| !matches!(*max, 0 | u16::MAX)),
-        })
-    }
-
-    /// The port's name; its number if the device is gone.
-    pub fn name(self) -> String {
-        let mut name = [0 as c_char; sys::RTE_ETH_NAME_MAX_LEN as usize];
-        // SAFETY: DPDK writes a name of at most this length.
-        match unsafe { sys::rte_eth_dev_get_name_by_port(self.0, name.as_mut_ptr()) } {
-            0 => text(name.as_ptr()),
-            _ => format!("port {}", self.0),
-        }
-    }
-
-    /// The device behind the port.
-    pub(crate) fn device(self) -> Result<*mut sys::rte_device, PortError> {
-        Ok(self.device_info()?.device)
-    }
-
-    fn device_info(self) -> Result<sys::rte_eth_dev_info, PortError> {
-        let mut info = sys::rte_eth_dev_info::default();
-        // SAFETY: the structure is writable; DPDK checks the number.
-        PortError::check(self, "describe itself", unsafe { sys::rte_eth_dev_info_get(self.0, &mut info) })?;
-        Ok(info)
-    }
-}
-
 /// A running port. It stops and closes when this and all its queues are dropped.
 #[derive(Debug)]
 pub struct Port {
@@ -286,13 +78,6 @@ pub struct Port {
     info: PortInfo,
     offloads: Offloads,
     pub(crate) missed: Missed,
-}
-
-/// Stops and closes the port when its last holder goes.
-#[derive(Debug)]
-pub(crate) struct Running {
-    id: PortId,
-    control: Mutex<()>,
 }
 
 impl Port {
@@ -307,10 +92,7 @@ impl Port {
         let raw = id.device_info()?;
         let info = id.info()?;
         check_config(&info, config, pools)?;
-        if RUNNING[usize::from(id.0)].swap(true, Ordering::AcqRel) {
-            return Err(PortError::InUse(info.name));
-        }
-        let running = Arc::new(Running { id, control: Mutex::new(()) });
+        let Some(running) = Running::claim(id) else { return Err(PortError::InUse(info.name)) };
         let offloads = config.offloads & info.offloads;
         let split = config.headers.as_ref().zip(info.header_split.ok());
         let mut conf = device_configuration(config, &raw, &info, offloads);
@@ -333,7 +115,8 @@ impl Port {
         let pools: Vec<Pool> = pools.iter().cycle().take(usize::from(config.rx_queues)).cloned().collect();
         for (queue, pool) in (0..).zip(&pools) {
             pool.used_by(&info.driver);
-            let mut segments = split.map(|(headers, point)| split::segments(point, headers, pool));
+            let mut segments =
+                split.map(|(headers, point)| split::segments(point, headers.as_ptr(), pool.as_ptr()));
             let (rx_conf, pool) = match &mut segments {
                 Some(segments) => {
                     let rx_seg = segments.as_mut_ptr();
@@ -390,7 +173,7 @@ impl Port {
 
     /// The port's number.
     pub fn id(&self) -> PortId {
-        self.running.id
+        self.running.id()
     }
 
     /// What the device is and can do.
@@ -495,43 +278,6 @@ impl Port {
     }
 }
 
-impl Running {
-    pub(crate) fn id(&self) -> PortId {
-        self.id
-    }
-
-    pub(crate) fn control(&self) -> MutexGuard<'_, ()> {
-        self.control.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let id = self.id;
-        let device = id.device();
-        // SAFETY: the last handle on the port and its queues is this one.
-        let closed = unsafe {
-            sys::rte_eth_dev_stop(id.0);
-            sys::rte_eth_dev_close(id.0)
-        };
-        if closed != 0 {
-            tracing::warn!(port = id.0, "the port did not close: {}", errno_text(closed));
-        }
-        // A virtual device can be made again under its name only once it is gone.
-        if let Ok(device) = device {
-            let removed = match bus_name(device).as_str() {
-                // SAFETY: the device is still known to its bus, and no port of ours uses it.
-                "vdev" => unsafe { sys::rte_dev_remove(device) },
-                _ => 0,
-            };
-            if removed != 0 {
-                tracing::warn!(port = id.0, "the virtual device was not removed: {}", errno_text(removed));
-            }
-        }
-        RUNNING[usize::from(id.0)].store(false, Ordering::Release);
-    }
-}
-
 /// Virtual devices may come from EAL's arguments too, so they are looked at again here.
 fn refuse_corrupting(id: PortId) -> Result<(), PortError> {
     let info = id.device_info()?;
@@ -621,13 +367,4 @@ fn tolerate(id: PortId, action: &'static str, result: i32) -> Result<(), PortErr
         return Ok(());
     }
     PortError::check(id, action, result).map(drop)
-}
-
-/// A C string, or nothing for NULL.
-fn text(pointer: *const c_char) -> String {
-    if pointer.is_null() {
-        return String::new();
-    }
-    // SAFETY: callers pass NUL-terminated strings of DPDK's.
-    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }

@@ -6,7 +6,7 @@ use dpdk_sys as sys;
 
 use crate::batch::Batch;
 use crate::pool::Pool;
-use crate::port::Running;
+use crate::running::Running;
 
 /// A queue of received packets.
 #[derive(Debug)]

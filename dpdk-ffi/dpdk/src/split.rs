@@ -8,8 +8,7 @@ use std::fmt;
 
 use dpdk_sys as sys;
 
-use crate::pool::Pool;
-use crate::port::{Offloads, PortId};
+use crate::device::PortId;
 
 /// Segments of a frame: headers and payload.
 const SEGMENTS: u16 = 2;
@@ -97,14 +96,14 @@ impl SplitCapabilities {
         }
     }
 
-    pub(crate) fn of(id: PortId, raw: &sys::rte_eth_dev_info, offloads: Offloads) -> Self {
+    pub(crate) fn of(id: PortId, raw: &sys::rte_eth_dev_info, tcp_checksum: bool) -> Self {
         let offered = raw.rx_offload_capa & u64::from(sys::RTE_ETH_RX_OFFLOAD_BUFFER_SPLIT) != 0;
         Self {
             offered,
             max_segments: raw.rx_seg_capa.max_nseg,
             several_pools: raw.rx_seg_capa.multi_pools() != 0,
             protocols: if offered { protocols(id) } else { Vec::new() },
-            tcp_checksum: offloads.contains(Offloads::RX_TCP_CHECKSUM),
+            tcp_checksum,
         }
     }
 }
@@ -132,19 +131,19 @@ pub(crate) fn offload_flags(offered: u64) -> u64 {
     offered & u64::from(wanted)
 }
 
-/// DPDK's description of the segments.
+/// DPDK's description of the segments, whose pools are valid.
 pub(crate) fn segments(
     point: SplitPoint,
-    headers: &Pool,
-    payload: &Pool,
+    headers: *mut sys::rte_mempool,
+    payload: *mut sys::rte_mempool,
 ) -> [sys::rte_eth_rxseg; SEGMENTS as usize] {
     let (length, proto_hdr) = match point {
         SplitPoint::TcpHeader => (0, TCP_HEADERS),
         SplitPoint::Bytes(bytes) => (bytes, 0),
     };
-    let head = sys::rte_eth_rxseg_split { mp: headers.as_ptr(), length, offset: 0, proto_hdr };
+    let head = sys::rte_eth_rxseg_split { mp: headers, length, offset: 0, proto_hdr };
     // A length of zero: as much as a buffer holds.
-    let rest = sys::rte_eth_rxseg_split { mp: payload.as_ptr(), length: 0, offset: 0, proto_hdr: 0 };
+    let rest = sys::rte_eth_rxseg_split { mp: payload, length: 0, offset: 0, proto_hdr: 0 };
     [sys::rte_eth_rxseg { split: head }, sys::rte_eth_rxseg { split: rest }]
 }
 

@@ -4,7 +4,8 @@ use std::ffi::CStr;
 
 use dpdk_sys as sys;
 
-use crate::port::{Port, PortError};
+use crate::device::PortError;
+use crate::port::Port;
 
 /// The counters that every driver has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! What can be wrong with a port.
 
-use super::PortId;
+use super::id::PortId;
 use crate::errno_text;
 use crate::refusal::WouldCorrupt;
 
@@ -10,7 +10,7 @@ pub enum PortError {
     /// A device that would lose or corrupt frames in external memory.
     #[error(transparent)]
     WouldCorrupt(#[from] WouldCorrupt),
-    /// A second [`Port`](super::Port) for one device.
+    /// A second [`Port`](crate::Port) for one device.
     #[error("the port {0} is in use in this process; use its Port, or drop it and all its queues first")]
     InUse(String),
     /// More queues than there are.
@@ -112,7 +112,7 @@ impl PortError {
         Self::check_with(id, action, (result, "the driver does not say why".to_owned()))
     }
 
-    pub(super) fn check_with(
+    pub(crate) fn check_with(
         id: PortId,
         action: &'static str,
         (result, reason): (i32, String),
