@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand};
 
 use crate::setup::{self, Packages, Verbosity};
-use crate::steps::{Profile, programs_in, said_by};
+use crate::steps::{Profile, programs_in, said_by, workspace};
 
 /// The loads that the targets speak of, once each.
 const QUICK: &str = "--sizes 1024,8192 --connections 1,50,100 --rounds 1 --seconds 0.8 --warmup 0.1";
@@ -44,6 +44,17 @@ Leave the machine alone meanwhile; it needs two CPUs that nothing else uses.")]
         /// Do without root, at the price of fairness on veth: see `pmbench run --help`.
         #[arg(long)]
         unsteered: bool,
+    },
+    /// Instructions of a request, by whose code they are; results in target/bench/instructions.
+    #[command(after_help = "\
+Examples:
+  cargo xtask bench instructions            three modes, three sizes: 2 minutes after the build
+  cargo xtask bench instructions --quick    the one that CI holds against apps/pmbench/ceiling.json, as CI builds it
+Counts are the same on every machine that is left alone meanwhile; it needs two CPUs.")]
+    Instructions {
+        /// One mode and size, in a program that is sooner built, held against the ceiling.
+        #[arg(long)]
+        quick: bool,
     },
     /// pmlog with one core and with two: requests by second, and CPU time by request.
     #[command(after_help = "\
@@ -83,6 +94,16 @@ pub fn run(options: &Options) -> Result<()> {
             command.arg("run").args(if *quick { QUICK } else { FULL }.split(' '));
             command.args(unsteered.then_some("--unsteered"));
             measure(&mut command, "compare")
+        }
+        Suite::Instructions { quick: false } => {
+            let [pmbench] = programs_in(Profile::Release, ["pmbench"])?;
+            measure(Command::new(pmbench).arg("instructions"), "instructions")
+        }
+        Suite::Instructions { quick: true } => {
+            let [pmbench] = programs_in(Profile::Quick, ["pmbench"])?;
+            let mut command = Command::new(pmbench);
+            command.args(["instructions", "--modes", "paste", "--sizes", "1024", "--ceiling"]);
+            measure(command.arg(workspace().join("apps/pmbench/ceiling.json")), "instructions")
         }
         Suite::Cores { quick } => {
             let (rounds, profile) = if *quick { ("2", Profile::Quick) } else { ("9", Profile::Release) };

@@ -48,6 +48,10 @@ pub fn run(options: &Options) -> Result<bool> {
         total.step("document", cargo().args(doc).env("RUSTDOCFLAGS", "--deny warnings"))?;
     }
 
+    if !narrowed {
+        let mut instructions = xtask(options, &["bench", "instructions", "--quick"]);
+        total.step("instructions", &mut instructions)?;
+    }
     if !narrowed && !options.no_vm {
         total.machine(options)?;
     }
@@ -86,12 +90,7 @@ impl Tally {
     /// What `cargo xtask vm` runs where nothing else is said.
     fn machine(&mut self, options: &Options) -> Result<()> {
         let step = Step::start("vm");
-        // Not this very file: building the tests may have put another in its place.
-        let mut command = cargo();
-        command.args(["run", "--quiet", "--package", "xtask", "--", "vm"]);
-        if options.packages.no_setup {
-            command.arg("--no-setup");
-        }
+        let mut command = xtask(options, &["vm"]);
         let mut output = String::new();
         let mut counts = None;
         let status = lines(&mut command, |line| {
@@ -146,6 +145,18 @@ impl Tally {
         step.end(if status.success() { "ok" } else { "FAILED" });
         Ok(())
     }
+}
+
+/// Another task of this program. Not by this very file: building the tests may have put another in its place.
+fn xtask(options: &Options, task: &[&str]) -> Command {
+    let (name, more) = task.split_at(1);
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--package", "xtask", "--"]).args(name);
+    if options.packages.no_setup {
+        command.arg("--no-setup");
+    }
+    command.args(more);
+    command
 }
 
 /// The numbers of a closing line `N passed, M failed`.

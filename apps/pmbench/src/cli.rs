@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::cores::CoresArgs;
 use crate::fwd::FwdArgs;
+use crate::instructions::InstructionsArgs;
 use crate::load::cli::LoadArgs;
 use crate::report::ReportArgs;
 use crate::run::cli::RunArgs;
@@ -32,6 +33,8 @@ pub enum Command {
     Cores(CoresArgs),
     /// Compare pmfwd with dpdk-testpmd, on the same virtual devices: packets by second of CPU time.
     Fwd(FwdArgs),
+    /// Count the instructions of a request, by whose code they are.
+    Instructions(InstructionsArgs),
     /// Serve appends in one of the modes that are compared, and count what it costs.
     Serve(ServeArgs),
     /// Load a server with appends over many connections, and measure rate and latency.
@@ -48,7 +51,7 @@ mod tests {
     fn help_shows_each_option_and_an_example() {
         let mut command = Cli::command().term_width(100);
         command.build();
-        for name in ["run", "load", "report", "cores", "fwd"] {
+        for name in ["run", "load", "report", "cores", "fwd", "instructions"] {
             let help = command.find_subcommand_mut(name).expect("the subcommand").render_long_help();
             insta::assert_snapshot!(name, help.to_string());
         }

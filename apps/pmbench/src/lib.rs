@@ -2,12 +2,13 @@
 //!
 //! [`serve`] is the servers, one for each way the field has of doing it; [`load`] is the client of all of them;
 //! [`run`] measures each server with that client, and talks to both over [`protocol`]; [`report`] shows what it found.
-//! [`cores`] measures how pmlog scales, and [`fwd`] how pmfwd forwards.
+//! [`cores`] measures how pmlog scales, [`fwd`] how pmfwd forwards, and [`instructions`] whose code a request runs.
 
 mod child;
 pub mod cli;
 pub mod cores;
 pub mod fwd;
+pub mod instructions;
 pub mod load;
 mod nic;
 mod progress;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use pmbench::cli::{Cli, Command};
-use pmbench::{cores, fwd, load, report, run, serve};
+use pmbench::{cores, fwd, instructions, load, report, run, serve};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -25,6 +25,7 @@ fn work(cli: &Cli) -> Result<()> {
         Command::Report(args) => report::report(args, &mut io::stdout().lock()),
         Command::Cores(args) => cores::run(args, &mut io::stdout().lock()),
         Command::Fwd(args) => fwd::run(args, &mut io::stdout().lock()),
+        Command::Instructions(args) => instructions::run(args, &mut io::stdout().lock()),
         Command::Serve(args) => serve::serve(args),
         Command::Load(args) => load::load(args, &mut io::stdout().lock()),
     }

@@ -119,6 +119,10 @@ pub struct Mark {
     pub pm_bytes: u64,
     /// Requests refused, and connections that broke or were reset.
     pub errors: u64,
+    /// Turns of a polling loop.
+    pub turns: u64,
+    /// Those that found nothing to do.
+    pub idle_turns: u64,
     /// Where the loop's time went; none without `--profile`.
     pub stages: Option<Stages>,
 }
@@ -158,6 +162,8 @@ impl Mark {
             fences: self.fences - earlier.fences,
             pm_bytes: self.pm_bytes - earlier.pm_bytes,
             errors: self.errors - earlier.errors,
+            turns: self.turns - earlier.turns,
+            idle_turns: self.idle_turns - earlier.idle_turns,
             stages: self.stages.zip(earlier.stages).map(|(now, then)| now.since(&then)),
         }
     }

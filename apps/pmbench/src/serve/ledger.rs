@@ -62,6 +62,8 @@ impl Ledger {
             fences: self.fences + counters.fences,
             pm_bytes: self.pm_bytes + counters.pm_bytes,
             errors: self.errors,
+            turns: meter.turns,
+            idle_turns: meter.idle_turns,
             stages: None,
         }
     }
@@ -88,6 +90,8 @@ pub(super) struct Meter {
     start: u64,
     /// In the clock's own units.
     busy: Option<u64>,
+    turns: u64,
+    idle_turns: u64,
 }
 
 impl Meter {
@@ -99,7 +103,7 @@ impl Meter {
     /// For a loop that sleeps in the kernel, whose work the kernel counts.
     pub(super) fn sleeping() -> Self {
         let clock = Clock::new();
-        Self { start: clock.raw(), clock, busy: None }
+        Self { start: clock.raw(), clock, busy: None, turns: 0, idle_turns: 0 }
     }
 
     /// This moment, in the clock's own units.
@@ -109,6 +113,7 @@ impl Meter {
 
     /// Counts the time since `begun` as work.
     pub(super) fn worked(&mut self, begun: u64) {
+        self.turns += 1;
         if let Some(busy) = &mut self.busy {
             *busy += self.clock.raw().saturating_sub(begun);
         }
@@ -122,6 +127,7 @@ impl Meter {
 
     /// Counts the time since `begun`, in which nothing was found to do, if the kernel had something to do.
     pub(super) fn idled(&mut self, begun: u64) {
+        (self.turns, self.idle_turns) = (self.turns + 1, self.idle_turns + 1);
         if let Some(busy) = &mut self.busy {
             let now = self.clock.raw();
             if self.clock.delta_as_nanos(begun, now) > EMPTY_POLL_NS {
