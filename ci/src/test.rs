@@ -37,10 +37,12 @@ pub fn run(options: &Options) -> Result<bool> {
         let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"];
         total.step("lint", cargo().args(clippy))?;
     }
-    // The tests across crates start the server, and cargo builds no binary of another package for them.
-    let starts_server =
+    // The tests across crates start the server and examples, and cargo builds nothing of another package for them.
+    let starts_others =
         !options.fast && (options.package.is_empty() || options.package.iter().any(|p| p == "integration"));
-    if !starts_server || total.step("build", cargo().args(["build", "--package", "pmlog"]))? {
+    let mut build = cargo();
+    build.args(["build", "--package", "pmlog", "--bins", "--package", "stack", "--examples"]);
+    if !starts_others || total.step("build", build.args(["--features", "stack/dpdk"]))? {
         total.tests(options)?;
     }
     if !narrowed {

@@ -1,4 +1,4 @@
-//! What ARCHITECTURE.md and CONTRIBUTING.md say of the crates is so.
+//! What README.md, ARCHITECTURE.md and CONTRIBUTING.md say of the crates is so.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -62,6 +62,36 @@ fn the_architecture_draws_every_arrow_between_crates() {
         missing.is_empty() && surplus.is_empty(),
         "not drawn: {missing:?}; drawn and not there: {surplus:?}"
     );
+}
+
+#[test]
+fn who_wants_kernel_sockets_only_compiles_no_tcp_core_no_dpdk_and_no_libclang() {
+    let compiled = |features: &[&str]| -> BTreeSet<String> {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args([
+            "tree",
+            "--offline",
+            "--package",
+            "stack",
+            "--edges",
+            "normal,build",
+            "--prefix",
+            "none",
+        ]);
+        cargo.args(["--format", "{lib}"]).args(features).current_dir(workspace());
+        let output = cargo.output().expect("cargo starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8").lines().map(str::to_owned).collect()
+    };
+    let others = ["dpdk", "dpdk_sys", "stack_dpdk", "stack_tcp", "smoltcp", "bindgen", "clang_sys"];
+    let with_dpdk = compiled(&["--features", "dpdk"]);
+    assert!(others.iter().all(|name| with_dpdk.contains(*name)), "{with_dpdk:?}");
+    for features in [&["--no-default-features", "--features", "kernel"][..], &[]] {
+        let compiled = compiled(features);
+        assert!(compiled.contains("stack_kernel"), "{compiled:?}");
+        let surplus: Vec<_> = others.iter().filter(|name| compiled.contains(**name)).collect();
+        assert!(surplus.is_empty(), "{surplus:?}");
+    }
 }
 
 #[test]

@@ -1,10 +1,11 @@
-//! `pmlog` against the Linux kernel's TCP and real clients, each test in a network of its own.
+//! `pmlog`, and the stack's examples, against the Linux kernel's TCP and real clients, each test in a network of its own.
 
 mod arguments;
 mod cores;
 mod crash;
 mod damage;
 mod device;
+mod examples;
 mod full;
 mod http;
 mod idle;

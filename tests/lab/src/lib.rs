@@ -17,7 +17,7 @@ pub use command::{Curl, output_within, run, run_for};
 pub use frames::Frames;
 pub use http::{Connection, Reply};
 pub use namespace::{Lab, inside, inside_as_root, isolated};
-pub use pmlog::{Pmlog, PmlogOptions, pmlog_binary};
+pub use pmlog::{Pmlog, PmlogOptions, built, pmlog_binary};
 pub use scratch::{scratch_directory, target_directory};
 
 /// `len` bytes that no compressor and no off-by-one survives: the same for the same seed.

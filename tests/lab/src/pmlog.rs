@@ -292,12 +292,20 @@ pub fn pmlog_binary() -> Result<PathBuf> {
         ensure!(binary.is_file(), "PMLOG names {}, which is no file", binary.display());
         return Ok(binary);
     }
+    built("pmlog", "-p pmlog")
+}
+
+/// What lies at `path` beside this executable in the build folder, and which `cargo build` makes of `arguments`.
+///
+/// # Errors
+/// It is missing, or older than its source.
+pub fn built(path: &str, arguments: &str) -> Result<PathBuf> {
     let executable = std::env::current_exe()?;
     let folder = executable.parent().context("an executable lies in a folder")?;
     let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
     let release = if folder.ends_with("release") { " --release" } else { "" };
-    let binary = folder.join("pmlog");
-    let remedy = format!("run `cargo build -p pmlog{release}` first, or `cargo xtask test`");
+    let binary = folder.join(path);
+    let remedy = format!("run `cargo build {arguments}{release}` first, or `cargo xtask test`");
     let Ok(built) = binary.metadata().and_then(|file| file.modified()) else {
         bail!("there is no {}; {remedy}", binary.display());
     };
