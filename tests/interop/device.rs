@@ -192,10 +192,18 @@ fn what_the_ring_had_no_room_for_is_told() {
             frames.send(&question(&[0x81, 0, 0, 7]))?;
         }
         kill_process(pid, Signal::CONT)?;
+        // On a busy machine the kernel's own queue may have run over all the same.
+        let shown: Value = serde_json::from_str(&run("ip", ["-s", "-j", "link", "show", "veth0"])?)?;
+        let lost =
+            shown[0]["stats64"]["tx"]["dropped"].as_u64().context("no count of what the wire has lost")?;
+        let told = || Ok::<_, anyhow::Error>((drops(&server, "device_missed")?, drops(&server, "vlan")?));
         wait_until("each frame was received or missed", || {
-            Ok(drops(&server, "device_missed")? + drops(&server, "vlan")? == 2000)
+            told().map(|(missed, vlan)| missed + vlan + lost >= 2000)
         })?;
-        ensure!(drops(&server, "device_missed")? >= 1400, "{}", server.health()?);
+        let (missed, vlan) = told()?;
+        ensure!(missed + lost >= 1400, "{lost} and {}", server.health()?);
+        // The kernel may have said something of its own meanwhile, and nothing is counted twice.
+        ensure!(missed + vlan + lost <= 2020, "{lost} and {}", server.health()?);
         ensure!(server.interrupt()?.success());
         Ok(())
     });
