@@ -155,8 +155,7 @@ struct Common {
     awaiting: Vec<ConnId>,
     rendered: Rendered,
     now: Instant,
-    /// Where the store has several shards.
-    peers: Option<Peers>,
+    peers: Peers,
 }
 
 impl Common {
@@ -171,20 +170,18 @@ impl Common {
             tracing::error!(why, "the store failed and takes no more writes; restart to recover it");
             self.failed = Some(why.to_owned());
         }
-        if let Some(peers) = &self.peers {
-            peers.publish_failure(why);
-        }
+        self.peers.publish_failure(why);
     }
 }
 
 impl LogService {
-    /// A service without connections at time `now`.
+    /// The service of a store's only shard, without connections at time `now`.
     pub fn new(config: ServiceConfig, now: Instant) -> Self {
-        Self::with(config, None, now)
+        Self::among(config, Hall::new(1, 1), 0, Vec::new(), now)
     }
 
-    /// The service of one of the cores that serve a store of several shards. It is given shard number `core`, which
-    /// takes its appends; `archive` are the core's other shards, with their numbers.
+    /// The service of one of the cores that serve a store. It is given shard number `core`, which takes its appends;
+    /// `archive` are the core's other shards, with their numbers.
     pub fn among(
         config: ServiceConfig,
         hall: Arc<Hall>,
@@ -192,11 +189,6 @@ impl LogService {
         archive: Vec<(u32, Shard)>,
         now: Instant,
     ) -> Self {
-        let peers = Peers::new(hall, core, archive, config.places());
-        Self::with(config, Some(peers), now)
-    }
-
-    fn with(config: ServiceConfig, peers: Option<Peers>, now: Instant) -> Self {
         let connections = config.places();
         Self {
             places: (0..connections).map(|_| Connection::vacant(config.max_record_bytes)).collect(),
@@ -215,7 +207,7 @@ impl LogService {
                 awaiting: Vec::with_capacity(connections),
                 rendered: Rendered::default(),
                 now,
-                peers,
+                peers: Peers::new(hall, core, archive, connections),
             },
             woken: Vec::with_capacity(connections),
             ticked: now,
@@ -244,26 +236,27 @@ impl LogService {
 
     /// The core's further shards.
     pub fn archive(&self) -> &[(u32, Shard)] {
-        self.common.peers.as_ref().map_or(&[], Peers::archive)
+        self.common.peers.archive()
     }
 
     /// Does what other cores ask for, and goes on with what they have answered; between bursts. True if there was
     /// anything.
     pub fn attend<N: Net>(&mut self, net: &mut N, shard: &mut Shard) -> bool {
-        let Some(mut peers) = self.common.peers.take() else { return false };
+        let Common { peers, alarm, now, counters, .. } = &mut self.common;
+        if !peers.has_others() {
+            return false;
+        }
         peers.publish(shard);
-        peers.publish_connections(self.common.counters.connections);
+        peers.publish_connections(counters.connections);
         let mut failure = None;
-        let Common { alarm, now, .. } = &mut self.common;
         let mut has_worked = peers.answer_others(shard, alarm, *now, |why| failure = Some(why.to_owned()));
         peers.publish_altered(alarm.raised());
         peers.close_leases();
         peers.take_stalled(&mut self.woken);
-        self.common.peers = Some(peers);
         if let Some(why) = failure {
             self.common.fail(&why);
         }
-        while let Some((conn, reading)) = self.common.peers.as_mut().and_then(Peers::next_answer) {
+        while let Some((conn, reading)) = self.common.peers.next_answer() {
             has_worked = true;
             if let Some(place) = place_of(&mut self.places, conn) {
                 place.answered(reading, &mut self.common, net, shard);
@@ -285,9 +278,7 @@ impl LogService {
             return;
         }
         self.ticked = now;
-        if let Some(peers) = &self.common.peers {
-            peers.publish_commits(&self.common.commits);
-        }
+        self.common.peers.publish_commits(&self.common.commits);
         for place in self.places.iter_mut().filter(|place| place.is_open()) {
             place.tick(&mut self.common, net, shard);
         }
@@ -352,9 +343,7 @@ impl Service for LogService {
     fn committed<N: Net>(&mut self, durable: &Durable, net: &mut N, shard: &mut Shard) {
         self.common.commits.record(durable.took());
         // Who is told of a record finds it counted, whichever core he asks.
-        if let Some(peers) = &self.common.peers {
-            peers.publish(shard);
-        }
+        self.common.peers.publish(shard);
         // What a woken connection appends now awaits the next commit.
         std::mem::swap(&mut self.woken, &mut self.common.awaiting);
         for conn in self.woken.drain(..) {
@@ -370,13 +359,11 @@ impl Service for LogService {
     }
 
     fn may_rest(&self) -> bool {
-        self.common.peers.as_ref().is_none_or(Peers::may_rest)
+        self.common.peers.may_rest()
     }
 
     fn awake(&self) {
-        if let Some(peers) = &self.common.peers {
-            peers.awake();
-        }
+        self.common.peers.awake();
     }
 
     fn commit_failed<N: Net>(&mut self, error: &CommitError, net: &mut N, shard: &mut Shard) {

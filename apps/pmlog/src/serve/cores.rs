@@ -99,7 +99,7 @@ struct Core<'a, A: Access> {
     access: &'a A,
     seat: A::Seat,
     seeds: Vec<ShardSeed>,
-    hall: Option<Arc<Hall>>,
+    hall: Arc<Hall>,
     setting: &'a Setting<'a>,
     /// Whether all cores are ready, and shall serve.
     go: &'a OnceLock<bool>,
@@ -126,7 +126,7 @@ pub(super) fn serve<A: Access>(
             return Ended { has_served: false, result: Err(error) };
         }
     };
-    let hall = (shards > 1).then(|| Hall::new(shards as u32, cores as u32));
+    let hall = Hall::new(shards as u32, cores as u32);
     let totals = Mutex::new(vec![Totals::default(); cores]);
     let network = NetworkBoard::default();
     let go = OnceLock::new();
@@ -283,13 +283,13 @@ impl<A: Access> Core<'_, A> {
             shards.push((number, seed.open()?));
         }
         anyhow::ensure!(!shards.is_empty(), "a core has no shard");
-        if let Some(hall) = &hall {
-            hall.publish(shards.iter().map(|(number, shard)| (*number, shard)));
-        }
+        hall.publish(shards.iter().map(|(number, shard)| (*number, shard)));
         let starts = shards.iter().map(|(number, shard)| ShardStart::of(*number, shard)).collect();
         let (_, shard) = shards.remove(0);
         let mut transport = access.start(seat, args, &shard, clock)?;
-        if let (Some(hall), Some(waker)) = (&hall, transport.waker()?) {
+        if hall.cores() > 1
+            && let Some(waker) = transport.waker()?
+        {
             hall.wake_by(index, waker);
         }
         announcement.ready(Ready { shards: starts, found: access.found(&transport) });
@@ -304,10 +304,7 @@ impl<A: Access> Core<'_, A> {
             network: network.clone(),
             ..ServiceConfig::default()
         };
-        let service = match &hall {
-            Some(hall) => LogService::among(config, hall.clone(), index, shards, clock.now()),
-            None => LogService::new(config, clock.now()),
-        };
+        let service = LogService::among(config, hall.clone(), index, shards, clock.now());
         let mut server = Server::new(transport, service, shard);
         if args.profile {
             server.profile();
@@ -333,7 +330,7 @@ impl<A: Access> Core<'_, A> {
             clock,
             stop: setting.stop,
             rest: access.rest(),
-            hall: hall.as_deref(),
+            hall: &hall,
             core: index,
             put: &put,
         };

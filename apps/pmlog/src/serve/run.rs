@@ -27,8 +27,7 @@ pub(super) struct Surroundings<'a, T: Served> {
     pub(super) stop: &'a AtomicBool,
     /// What the core does while there is nothing to do.
     pub(super) rest: Rest,
-    /// Where the store has several shards.
-    pub(super) hall: Option<&'a Hall>,
+    pub(super) hall: &'a Hall,
     pub(super) core: usize,
     /// Notes what the core has done, and the time it took, for others.
     pub(super) put: &'a dyn Fn(&LogServer<T>, Spent),
@@ -100,14 +99,11 @@ pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_
 
 /// Answers what was asked, says goodbye, and leaves the store in order.
 pub(super) fn end<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_, T>) -> Result<()> {
-    let Surroundings { clock, hall, .. } = *around;
+    let Surroundings { clock, hall, core, .. } = *around;
     let (transport, service, shard) = server.parts();
     service.close(transport, shard);
     let end = clock.now() + FAREWELL;
-    let connections = |server: &LogServer<T>| {
-        let own = server.service().counters().connections;
-        hall.map_or(own, |hall| hall.connections().max(own))
-    };
+    let connections = |server: &LogServer<T>| hall.connections(core, server.service().counters().connections);
     // Other cores may need this one until they have none either: to read its shards, or to send by its queue.
     while connections(server) > 0 && clock.now() < end {
         around.work(server)?;
@@ -115,14 +111,12 @@ pub(super) fn end<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_
     let (transport, service, _) = server.parts();
     service.abort(transport);
     server.step(clock.now())?;
-    if let Some(hall) = hall {
-        hall.leave(around.core);
-        let end = clock.now() + LAST_FRAMES;
-        while !hall.is_left() && clock.now() < end {
-            around.work(server)?;
-        }
-        server.step(clock.now())?;
+    hall.leave(core);
+    let end = clock.now() + LAST_FRAMES;
+    while !hall.is_left() && clock.now() < end {
+        around.work(server)?;
     }
+    server.step(clock.now())?;
     if let Some(why) = server.service().failure() {
         bail!("the store failed while serving ({why}); acknowledged records are safe, check the medium");
     }

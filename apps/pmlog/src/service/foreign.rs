@@ -1,4 +1,4 @@
-//! Replies that take other cores: records and trims of their shards, and listings of all shards together.
+//! Replies that may take other cores: records and trims of their shards, and listings.
 //!
 //! A reply asks one question at a time and waits for the answer. What is read from another core's shard is copied
 //! there, in parts, into memory taken at the start; the record's own core holds it until all is copied.
@@ -9,7 +9,7 @@ use stack::net::Net;
 use super::hall::{PAGE_RECORDS, Page, PageWish, Wish};
 use super::peers::{Borrowed, Held, Peers, Whose};
 use super::render::{Manner, Rendered};
-use super::reply::{Out, Progress, ends};
+use super::reply::{Out, Progress};
 use crate::http::{Place, Start};
 
 /// Bytes given to the network at a time: well below a send queue.
@@ -146,22 +146,17 @@ impl RemoteTrim {
 /// A listing of the records of all shards, or of one, in the order of epoch, shard and number. The store may change
 /// between two pieces: what comes after its turn is left out, and the list ends where records are trimmed before theirs.
 #[derive(Debug)]
-pub(super) struct Merged {
+pub(super) struct Listing {
     /// One shard only, in the order of numbers.
     only: Option<u32>,
-    at: Place,
-    /// Of the shards that were asked for this epoch, the next epoch that one of them has.
-    next_epoch: Option<u32>,
-    /// Whether all shards were asked, from the first on.
-    is_whole: bool,
-    left: u64,
+    cursor: Cursor,
     has_head: bool,
     is_first: bool,
-    stage: MergedStage,
+    stage: ListStage,
 }
 
 #[derive(Debug)]
-enum MergedStage {
+enum ListStage {
     /// The next records are to be looked up.
     Look,
     /// An answer is to come.
@@ -171,7 +166,18 @@ enum MergedStage {
     End,
 }
 
-impl Merged {
+/// How far a listing is.
+#[derive(Clone, Copy, Debug)]
+struct Cursor {
+    at: Place,
+    /// Of the shards that were asked for this epoch, the next epoch that one of them has.
+    next_epoch: Option<u32>,
+    /// Whether all shards were asked, from the first on.
+    is_whole: bool,
+    left: u64,
+}
+
+impl Listing {
     pub(super) fn new(only: Option<u32>, start: Option<Start>, left: u64) -> Self {
         let first = Place { epoch: 0, shard: only.unwrap_or(0), seq: 0 };
         let at = match start {
@@ -181,19 +187,16 @@ impl Merged {
         };
         Self {
             only,
-            at,
-            next_epoch: None,
-            is_whole: at.shard == 0,
-            left,
+            cursor: Cursor { at, next_epoch: None, is_whole: at.shard == 0, left },
             has_head: false,
             is_first: true,
-            stage: if left == 0 { MergedStage::End } else { MergedStage::Look },
+            stage: if left == 0 { ListStage::End } else { ListStage::Look },
         }
     }
 
     /// An answer has come.
     pub(super) fn take(&mut self, page: Box<Page>) {
-        self.stage = MergedStage::Page(page);
+        self.stage = ListStage::Page(page);
     }
 
     pub(super) fn send<N: Net>(
@@ -205,83 +208,82 @@ impl Merged {
         manner: Manner,
     ) -> Result<(), Progress> {
         if !self.has_head {
-            out.text(rendered.list_head(&ends(Some(peers), self.only, main), manner))?;
+            out.text(rendered.list_head(&peers.ends(self.only, main), manner))?;
             self.has_head = true;
         }
         if manner.is_head() {
             return Ok(());
         }
         loop {
+            let Place { shard, seq, .. } = self.cursor.at;
             match &self.stage {
-                MergedStage::Asked => return Err(Progress::Blocked),
-                MergedStage::Look => self.look(out, peers, main)?,
-                MergedStage::End => {
-                    let end = rendered.list_end(self.is_first, manner);
-                    return out.text(end);
+                ListStage::Asked => return Err(Progress::Blocked),
+                ListStage::Look => self.look(out, peers, main)?,
+                ListStage::End => {
+                    return out.text(rendered.list_piece(&[], None, self.is_first, true, manner));
                 }
-                MergedStage::Page(page) if self.at.seq != 0 && self.at.seq < page.head => {
-                    self.stage = MergedStage::End;
-                }
-                MergedStage::Page(page) => {
-                    if !page.records.is_empty() {
-                        out.text(rendered.list_records(&page.records, self.at.shard, self.is_first, manner))?;
+                ListStage::Page(page) if seq != 0 && seq < page.head => self.stage = ListStage::End,
+                ListStage::Page(page) => {
+                    let next = self.cursor.behind(page, self.only.is_some(), peers.hall.shards());
+                    if !page.records.is_empty() || next.is_none() {
+                        let name = peers.hall.name_of(shard);
+                        let is_end = next.is_none();
+                        out.text(rendered.list_piece(&page.records, name, self.is_first, is_end, manner))?;
                         self.is_first = false;
                     }
-                    self.go_on(peers.hall.shards());
+                    let Some(next) = next else { return Ok(()) };
+                    (self.cursor, self.stage) = (next, ListStage::Look);
                 }
             }
         }
     }
 
     fn look<N>(&mut self, out: &Out<'_, N>, peers: &mut Peers, main: &mut Shard) -> Result<(), Progress> {
-        let Place { epoch, shard, seq } = self.at;
-        let limit = usize::try_from(self.left).unwrap_or(PAGE_RECORDS).min(PAGE_RECORDS);
+        let Cursor { at: Place { epoch, shard, seq }, left, .. } = self.cursor;
+        let limit = usize::try_from(left).unwrap_or(PAGE_RECORDS).min(PAGE_RECORDS);
         let epoch = if self.only.is_none() { Some(epoch) } else { None };
         let wish = PageWish { shard, epoch, from: seq, limit };
         match peers.whose(shard) {
             Whose::Own => self.take(Box::new(peers.list(&wish, main))),
             Whose::OfCore(core) => {
                 if peers.ask_briefly(core, out.conn(), Wish::List(wish)) {
-                    self.stage = MergedStage::Asked;
+                    self.stage = ListStage::Asked;
                 }
                 return Err(Progress::Blocked);
             }
         }
         Ok(())
     }
+}
 
-    /// A page is out: what comes next.
-    fn go_on(&mut self, shards: u32) {
-        let MergedStage::Page(page) = &self.stage else { return };
+impl Cursor {
+    /// Where the listing goes on behind a page; none if it ends with it.
+    fn behind(mut self, page: &Page, has_one_shard: bool, shards: u32) -> Option<Self> {
         self.left = self.left.saturating_sub(page.records.len() as u64);
+        if self.left == 0 {
+            return None;
+        }
         if let Some(last) = page.records.last()
             && page.records.len() == PAGE_RECORDS
         {
             self.at.seq = last.seq + last.entries;
-            self.stage = if self.left == 0 { MergedStage::End } else { MergedStage::Look };
-            return;
+            return Some(self);
         }
         self.next_epoch = self.next_epoch.into_iter().chain(page.next_epoch).min();
-        self.stage = if self.left == 0 || self.only.is_some() || !self.next_shard(shards) {
-            MergedStage::End
-        } else {
-            MergedStage::Look
-        };
+        if has_one_shard { None } else { self.next_shard(shards) }
     }
 
-    /// Goes on to the next shard of this epoch, or the first of the next epoch; false if there is none.
-    fn next_shard(&mut self, shards: u32) -> bool {
+    /// The next shard of this epoch, or the first of the next epoch; none if there is none.
+    fn next_shard(mut self, shards: u32) -> Option<Self> {
         let Place { epoch, shard, .. } = self.at;
         if shard + 1 < shards {
             self.at = Place { epoch, shard: shard + 1, seq: 0 };
-            return true;
+            return Some(self);
         }
         // Shards before the one that the listing began with may have records of any later epoch.
-        let next = if self.is_whole { self.next_epoch } else { epoch.checked_add(1) };
-        (self.next_epoch, self.is_whole) = (None, true);
-        let Some(epoch) = next else { return false };
-        self.at = Place { epoch, shard: 0, seq: 0 };
-        true
+        let epoch = if self.is_whole { self.next_epoch } else { epoch.checked_add(1) }?;
+        let at = Place { epoch, shard: 0, seq: 0 };
+        Some(Self { at, next_epoch: None, is_whole: true, left: self.left })
     }
 }
 

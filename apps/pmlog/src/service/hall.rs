@@ -23,7 +23,8 @@ use crate::http::Refusal;
 pub(super) const MAX_ASKED: usize = 256;
 /// Bytes of a record that go from core to core at a time.
 pub(super) const CHUNK_BYTES: usize = 16 * 1024;
-/// Records that one answer lists: as many as a piece of a listing holds.
+/// Records that one answer lists: as many as a piece of a listing has. It is sent whole or not at all, so it stays well
+/// below a send queue: no entry takes more than 160 bytes.
 pub(super) const PAGE_RECORDS: usize = 6;
 
 /// The desks of all cores, and the boards of all shards.
@@ -163,14 +164,24 @@ impl Hall {
         self.boards.len() as u32
     }
 
+    /// How a shard is named to clients: not at all where it is the only one.
+    pub(super) fn name_of(&self, shard: u32) -> Option<u32> {
+        (self.shards() > 1).then_some(shard)
+    }
+
     /// The core that a shard belongs to.
     pub fn core_of(&self, shard: u32) -> usize {
         shard as usize % self.desks.len()
     }
 
-    /// Connections that are open, of all cores.
-    pub fn connections(&self) -> u64 {
-        self.desks.iter().map(|desk| desk.connections.load(Ordering::Relaxed)).sum()
+    /// Connections that are open, of all cores; core number `core` has `own`.
+    pub fn connections(&self, core: usize, own: u64) -> u64 {
+        self.others(core).map(|desk| desk.connections.load(Ordering::Relaxed)).sum::<u64>() + own
+    }
+
+    /// The desks of all cores but one.
+    fn others(&self, core: usize) -> impl Iterator<Item = &Desk> {
+        self.desks.iter().enumerate().filter_map(move |(other, desk)| (other != core).then_some(desk))
     }
 
     /// Notes that a core has said goodbye to all its connections.
@@ -231,9 +242,9 @@ impl Hall {
         self.desks[core].altered.store(altered, Ordering::Relaxed);
     }
 
-    /// How often records were found to have changed, by all cores.
-    pub(super) fn altered(&self) -> u64 {
-        self.desks.iter().map(|desk| desk.altered.load(Ordering::Relaxed)).sum()
+    /// How often records were found to have changed, by all cores; by core number `core` `own` times.
+    pub(super) fn altered(&self, core: usize, own: u64) -> u64 {
+        self.others(core).map(|desk| desk.altered.load(Ordering::Relaxed)).sum::<u64>() + own
     }
 
     /// Says how long a core's commits have taken; not now if somebody is reading that.
@@ -246,7 +257,7 @@ impl Hall {
     /// How long the commits of all cores have taken; of those but this one, as of a second ago.
     pub(super) fn commits(&self, core: usize, own: &CommitTimes) -> CommitTimes {
         let mut sum = own.clone();
-        for (_, desk) in self.desks.iter().enumerate().filter(|(other, _)| *other != core) {
+        for desk in self.others(core) {
             sum += &*desk.commits.lock().unwrap_or_else(PoisonError::into_inner);
         }
         sum

@@ -1,7 +1,8 @@
-//! One core's part in a server of several shards: what it asks of other cores, and what it does for them.
+//! One core's part in a server: what it asks of other cores, and what it does for them.
 
 use std::cell::RefCell;
 use std::fmt;
+use std::iter;
 use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,8 +14,10 @@ use stack::time::Instant;
 use super::checked::{Alarm, Checked, Unreadable};
 use super::commits::CommitTimes;
 use super::hall::{
-    Answer, Chunk, Hall, LeaseId, MAX_ASKED, Outcome, PAGE_RECORDS, Page, PageWish, Question, Wish,
+    Answer, Chunk, Hall, LeaseId, MAX_ASKED, Outcome, PAGE_RECORDS, Page, PageWish, Question, ShardState,
+    Wish,
 };
+use super::render::{End, Ends, MAX_SHARDS, Now};
 use crate::http::{RecordName, Refusal};
 
 /// Parts of records that may be on their way to a core at a time.
@@ -22,10 +25,13 @@ const CHUNKS: usize = 64;
 /// Questions answered between two bursts.
 const QUESTIONS: usize = 64;
 
-/// What a core of several, or of a store with several shards, has.
+/// What a core has beside its first shard.
 pub(super) struct Peers {
     pub(super) hall: Arc<Hall>,
     core: usize,
+    /// What clients call the shard that appends go to.
+    own_name: Option<u32>,
+    has_others: bool,
     /// The core's further shards, which take no new records.
     archive: Vec<(u32, Shard)>,
     chunks: Rc<RefCell<Vec<Chunk>>>,
@@ -47,33 +53,44 @@ pub(super) enum Whose {
 impl Peers {
     /// Whether the core may sleep: no other one wants anything. They wake it from now on.
     pub(super) fn may_rest(&self) -> bool {
-        self.hall.may_sleep(self.core)
+        !self.has_others || self.hall.may_sleep(self.core)
     }
 
     /// Notes that the core is awake.
     pub(super) fn awake(&self) {
-        self.hall.is_awake(self.core);
+        if self.has_others {
+            self.hall.is_awake(self.core);
+        }
     }
 
     /// For core number `core`; `archive` are its shards but for the first. No core has more than `connections`
     /// connections.
     pub(super) fn new(hall: Arc<Hall>, core: usize, archive: Vec<(u32, Shard)>, connections: usize) -> Self {
         let leases = (hall.cores() - 1) * connections;
+        let has_others = hall.cores() > 1;
+        let chunks = if has_others { CHUNKS } else { 0 };
         Self {
-            chunks: Rc::new(RefCell::new((0..CHUNKS).map(|_| Chunk::new()).collect())),
+            chunks: Rc::new(RefCell::new((0..chunks).map(|_| Chunk::new()).collect())),
             given_up: Rc::new(RefCell::new(Vec::with_capacity(connections))),
             open_questions: 0,
             leases: Leases { places: Vec::with_capacity(leases), free: Vec::with_capacity(leases) },
             stalled: Vec::with_capacity(connections),
+            own_name: hall.name_of(core as u32),
+            has_others,
             hall,
             core,
             archive,
         }
     }
 
-    /// Which shard appends go to.
-    pub(super) fn own_shard(&self) -> u32 {
-        self.core as u32
+    /// Whether there is another core, which may ask and be asked, and to which this one says how it is.
+    pub(super) fn has_others(&self) -> bool {
+        self.has_others
+    }
+
+    /// What clients call the shard that appends go to.
+    pub(super) fn own_name(&self) -> Option<u32> {
+        self.own_name
     }
 
     pub(super) fn whose(&self, shard: u32) -> Whose {
@@ -87,6 +104,7 @@ impl Peers {
         match name.shard {
             Some(shard) if shard < shards => Ok((shard, name.seq)),
             Some(shard) => Err(Refusal::NoShard { shard, shards }),
+            None if shards == 1 => Ok((0, name.seq)),
             None => Err(Refusal::NoShardNamed { shards, seq: name.seq }),
         }
     }
@@ -99,10 +117,34 @@ impl Peers {
         }
     }
 
-    /// Says how this core's shards are.
+    /// Says to other cores how this one's shards are.
+    #[inline]
     pub(super) fn publish(&self, main: &Shard) {
+        if self.has_others {
+            self.put_up(main);
+        }
+    }
+
+    fn put_up(&self, main: &Shard) {
         let archive = self.archive.iter().map(|(index, shard)| (*index, shard));
-        self.hall.publish(std::iter::once((self.own_shard(), main)).chain(archive));
+        self.hall.publish(iter::once((self.core as u32, main)).chain(archive));
+    }
+
+    /// How each shard is, those of other cores as they last said.
+    pub(super) fn states(&self, main: &Shard) -> impl Iterator<Item = ShardState> {
+        self.put_up(main);
+        self.hall.states()
+    }
+
+    /// Where the logs of all shards begin and end, or that of one.
+    pub(super) fn ends(&self, only: Option<u32>, main: &Shard) -> Ends {
+        let wanted = |(shard, _): &(u32, ShardState)| only.is_none_or(|only| only == *shard);
+        let end = |(shard, state): (u32, ShardState)| End {
+            shard: self.hall.name_of(shard),
+            head: state.head,
+            next: state.next,
+        };
+        (0..).zip(self.states(main)).filter(wanted).take(MAX_SHARDS).map(end).collect()
     }
 
     pub(super) fn publish_connections(&self, connections: u64) {
@@ -117,9 +159,14 @@ impl Peers {
         self.hall.publish_commits(self.core, times);
     }
 
-    /// How long the commits of all cores have taken.
-    pub(super) fn commits(&self, own: &CommitTimes) -> CommitTimes {
-        self.hall.commits(self.core, own)
+    /// How all cores are, by what this one has and the others last said.
+    pub(super) fn now(&self, connections: u64, max_connections: u64, altered: u64, own: &CommitTimes) -> Now {
+        Now {
+            connections: self.hall.connections(self.core, connections),
+            max_connections: max_connections * self.hall.cores() as u64,
+            altered: self.hall.altered(self.core, altered),
+            commits: self.hall.commits(self.core, own).summary(),
+        }
     }
 
     pub(super) fn publish_failure(&self, why: &str) {

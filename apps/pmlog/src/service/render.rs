@@ -3,21 +3,11 @@
 use std::io::Write as _;
 
 use arrayvec::ArrayVec;
-use pmem::{Receipt, RecordInfo, Shard, Trimmed};
+use pmem::{Receipt, RecordInfo, Trimmed};
 use serde::Serialize;
 
-use super::{
-    commits::CommitSummary,
-    hall::{Hall, ShardState},
-    network::NetworkState,
-    text::Text,
-};
+use super::{commits::CommitSummary, hall::ShardState, network::NetworkState, text::Text};
 use crate::http::{Ask, Head, Refusal, Route, Status};
-
-/// Bytes of one piece of a listing. It is sent whole or not at all, so it stays well below a send queue.
-const LIST_PIECE_BYTES: usize = 1024;
-/// No entry of a listing is longer: three numbers of at most 20 digits and two of 10, a checksum, their keys, a comma.
-const LIST_ENTRY_BYTES: usize = 160;
 
 /// The status line of nearly every reply.
 const OK: &str = "HTTP/1.1 200 OK\r\n";
@@ -95,7 +85,7 @@ pub(super) struct Health<'a> {
     /// Records that cannot be given: found when the store was opened, or read.
     damaged: u64,
     #[serde(flatten)]
-    pub(super) now: Now,
+    now: Now,
     appended_records: u64,
     payload_bytes: u64,
     copied_bytes: u64,
@@ -109,7 +99,7 @@ pub(super) struct Health<'a> {
 }
 
 /// What `GET /health` tells of the server, all cores together.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Now {
     pub(super) connections: u64,
     pub(super) max_connections: u64,
@@ -119,40 +109,39 @@ pub(super) struct Now {
 }
 
 impl<'a> Health<'a> {
-    pub(super) fn of(domain: &'a str, failed: Option<&'a str>, shard: &Shard, network: NetworkState) -> Self {
-        let state = ShardState::of(shard);
-        Self { head: Some(state.head), next: Some(state.next), ..Self::new(domain, failed, &state, network) }
-    }
-
     /// Of all shards, whichever cores they belong to.
-    pub(super) fn of_all(domain: &'a str, hall: &'a Hall, network: NetworkState) -> Self {
-        let shards: ArrayVec<_, MAX_SHARDS> = hall.states().take(MAX_SHARDS).collect();
-        let mut sum = ShardState::default();
-        shards.iter().for_each(|state| sum.add(*state));
-        Self { shards, ..Self::new(domain, hall.failure(), &sum, network) }
-    }
-
-    fn new(domain: &'a str, failed: Option<&'a str>, state: &ShardState, network: NetworkState) -> Self {
+    pub(super) fn of(
+        domain: &'a str,
+        failed: Option<&'a str>,
+        states: impl Iterator<Item = ShardState>,
+        now: Now,
+        network: NetworkState,
+    ) -> Self {
+        let mut shards: ArrayVec<_, MAX_SHARDS> = states.take(MAX_SHARDS).collect();
+        let mut state = ShardState::default();
+        shards.iter().for_each(|shard| state.add(*shard));
+        // It needs no list.
+        let only = if shards.len() == 1 { shards.pop() } else { None };
         Self {
             status: if failed.is_some() { "failed" } else { "ok" },
             reason: failed,
             domain,
-            head: None,
-            next: None,
+            head: only.map(|shard| shard.head),
+            next: only.map(|shard| shard.next),
             records: state.records,
             free_buffers: state.free_buffers,
             buffers: state.buffers,
             free_log_entries: state.free_log_entries,
             log_entries: state.log_entries,
             damaged: state.damaged,
-            now: Now::default(),
+            now,
             appended_records: state.appended_records,
             payload_bytes: state.payload_bytes,
             copied_bytes: state.copied_bytes,
             flushed_lines: state.flushed_lines,
             fences: state.fences,
             network,
-            shards: ArrayVec::new(),
+            shards,
         }
     }
 }
@@ -175,18 +164,6 @@ pub(super) struct Rendered {
     text: Vec<u8>,
     body: Vec<u8>,
     acknowledgement: ArrayVec<u8, ACKNOWLEDGEMENT_BYTES>,
-}
-
-/// A piece of a listing, ready to be sent.
-#[derive(Debug)]
-pub(super) struct ListPiece<'a> {
-    pub(super) text: &'a [u8],
-    /// How many records are in it.
-    pub(super) records: u64,
-    /// The number that the next piece begins with, or a higher one.
-    pub(super) next: u64,
-    /// Whether the list ends with it.
-    pub(super) is_end: bool,
 }
 
 impl Rendered {
@@ -287,51 +264,23 @@ impl Rendered {
         self.text.text("\r\n");
     }
 
-    /// As many records as fit into one piece, and the end of the list behind the last of them.
+    /// Records of one shard, which fit into a piece, and the end of the list behind the last of them.
     pub(super) fn list_piece(
         &mut self,
-        from: u64,
-        records: &mut impl Iterator<Item = RecordInfo>,
-        is_first: bool,
-        manner: Manner,
-    ) -> ListPiece<'_> {
-        self.body.clear();
-        let (mut count, mut next, mut is_end) = (0, from, false);
-        let body = &mut self.body;
-        while body.len() + LIST_ENTRY_BYTES <= LIST_PIECE_BYTES {
-            let Some(info) = records.next() else {
-                is_end = true;
-                break;
-            };
-            entry(body, &info, None, is_first && count == 0);
-            (count, next) = (count + 1, info.seq + info.entries);
-        }
-        if is_end {
-            body.extend_from_slice(if is_first && count == 0 { b"[]\n" } else { b"]\n" });
-        }
-        ListPiece { text: self.list_framing(is_end, manner), records: count, next, is_end }
-    }
-
-    /// Records of one shard of several; the end of the list is [`list_end`](Self::list_end). They fit into a piece.
-    pub(super) fn list_records(
-        &mut self,
         records: &[RecordInfo],
-        shard: u32,
+        shard: Option<u32>,
         is_first: bool,
+        is_end: bool,
         manner: Manner,
     ) -> &[u8] {
         self.body.clear();
         for (place, info) in records.iter().enumerate() {
-            entry(&mut self.body, info, Some(shard), is_first && place == 0);
+            entry(&mut self.body, info, shard, is_first && place == 0);
         }
-        self.list_framing(false, manner)
-    }
-
-    /// The end of a list; `is_empty` if nothing came before.
-    pub(super) fn list_end(&mut self, is_empty: bool, manner: Manner) -> &[u8] {
-        self.body.clear();
-        self.body.extend_from_slice(if is_empty { b"[]\n" } else { b"]\n" });
-        self.list_framing(true, manner)
+        if is_end {
+            self.body.text(if is_first && records.is_empty() { "[]\n" } else { "]\n" });
+        }
+        self.list_framing(is_end, manner)
     }
 
     /// Puts a piece of a list, which is not empty, into a chunk where those are understood.

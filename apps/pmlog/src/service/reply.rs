@@ -6,13 +6,12 @@ use stack::net::{ConnId, Net, SendError};
 use super::{
     Common,
     checked::{Checked, Unreadable},
-    foreign::{Fetch, Merged, RemoteTrim},
-    hall::ShardState,
+    foreign::{Fetch, Listing, RemoteTrim},
     peers::{Peers, Reading, Whose},
-    render::{End, Ends, Health, MAX_SHARDS, Manner, Now, Rendered},
-    stream::{Listing, Prepared, Sending},
+    render::{End, Health, Manner, Rendered},
+    stream::{Prepared, Sending},
 };
-use crate::http::{Ask, RecordName, Refusal, Start};
+use crate::http::{Ask, Refusal, Start};
 
 /// One reply that is owed, in the order of the requests.
 #[derive(Debug)]
@@ -54,8 +53,6 @@ pub(super) enum Underway {
     Listing(Listing),
     /// A record of another core's on its way.
     Fetch(Fetch),
-    /// A listing of several shards on its way.
-    Merged(Merged),
     /// Another core is trimming its shard.
     RemoteTrim(RemoteTrim),
     /// A text that may be longer than a send queue.
@@ -114,7 +111,7 @@ impl Reply {
                 common.counters.read_records += u64::from(begins.is_some());
                 return fetch.take(begins, bytes, lease);
             }
-            (Reading::Listed(page), Underway::Merged(merged)) => return merged.take(page),
+            (Reading::Listed(page), Underway::Listing(listing)) => return listing.take(page),
             (Reading::Trimmed(trimmed), Underway::RemoteTrim(trim)) => {
                 self.content = Content::Trimmed(trimmed, Some(trim.shard()));
                 return;
@@ -160,7 +157,7 @@ impl Reply {
         let (sent_bytes, copied_bytes) = (out.sent_bytes, out.copied_bytes);
         if let Some((index, damage)) = out.damage {
             common.alarm.raise(index, &damage, common.now);
-            own(common, index, shard).quarantine(damage);
+            common.peers.shard(index, shard).quarantine(damage);
         }
         common.counters.sent_bytes += sent_bytes;
         common.counters.crossed_bytes += copied_bytes;
@@ -181,19 +178,16 @@ impl Reply {
             self.content = Content::Underway(Underway::Text(Prepared::new(text)));
         }
         let Common { rendered, peers, .. } = common;
-        let own_shard = peers.as_ref().map(Peers::own_shard);
         match &mut self.content {
             Content::Continue => out.text(b"HTTP/1.1 100 Continue\r\n\r\n"),
             Content::Waiting(_) => Err(Progress::Blocked),
-            Content::Appended(receipt) => out.text(rendered.appended(receipt, own_shard, self.manner)),
+            Content::Appended(receipt) => out.text(rendered.appended(receipt, peers.own_name(), self.manner)),
             Content::Counted { number, len_bytes } => {
                 out.text(rendered.acknowledged(*number, *len_bytes, None, None, self.manner))
             }
             Content::Refused(refusal) => out.text(rendered.refused(refusal, self.manner)),
             Content::Trimmed(trimmed, of) => out.text(rendered.trimmed(trimmed, *of, self.manner)),
-            Content::Underway(underway) => {
-                underway.send_to(out, rendered, peers.as_mut(), shard, self.manner)
-            }
+            Content::Underway(underway) => underway.send_to(out, rendered, peers, shard, self.manner),
             // They have become something else above.
             Content::Asked(_) | Content::Health => Ok(()),
         }
@@ -205,48 +199,25 @@ impl Underway {
         &mut self,
         out: &mut Out<'_, N>,
         rendered: &mut Rendered,
-        peers: Option<&mut Peers>,
+        peers: &mut Peers,
         shard: &mut Shard,
         manner: Manner,
     ) -> Result<(), Progress> {
-        match (self, peers) {
-            (Self::Text(text), _) => text.send(out),
-            (Self::Record(sending), _) => sending.send(out, rendered, manner),
-            (Self::Listing(listing), _) => listing.send(out, rendered, shard, manner),
-            (Self::Fetch(fetch), Some(peers)) => fetch.send(out, rendered, peers, manner),
-            (Self::Merged(merged), Some(peers)) => merged.send(out, rendered, peers, shard, manner),
-            (Self::RemoteTrim(trim), Some(peers)) => Err(trim.ask(out, peers)),
-            (Self::Fetch(_) | Self::Merged(_) | Self::RemoteTrim(_), None) => Err(Progress::Broken),
+        match self {
+            Self::Text(text) => text.send(out),
+            Self::Record(sending) => sending.send(out, rendered, manner),
+            Self::Listing(listing) => listing.send(out, rendered, peers, shard, manner),
+            Self::Fetch(fetch) => fetch.send(out, rendered, peers, manner),
+            Self::RemoteTrim(trim) => Err(trim.ask(out, peers)),
         }
     }
 }
 
 /// How the store and the server are, as the whole reply.
 fn health(common: &mut Common, shard: &Shard, manner: Manner) -> Vec<u8> {
-    let Common {
-        rendered, peers, domain, network, failed, counters, max_connections, commits, alarm, ..
-    } = common;
-    let (own, limit) = (counters.connections, u64::from(*max_connections));
-    let (mut health, now) = match peers {
-        Some(peers) => {
-            // What this core has not said yet counts, too.
-            peers.publish_connections(own);
-            peers.publish_altered(alarm.raised());
-            let now = Now {
-                connections: peers.hall.connections(),
-                max_connections: limit * peers.hall.cores() as u64,
-                altered: peers.hall.altered(),
-                commits: peers.commits(commits).summary(),
-            };
-            (Health::of_all(domain, &peers.hall, network.state()), now)
-        }
-        None => {
-            let (altered, commits) = (alarm.raised(), commits.summary());
-            let now = Now { connections: own, max_connections: limit, altered, commits };
-            (Health::of(domain, failed.as_deref(), shard, network.state()), now)
-        }
-    };
-    health.now = now;
+    let Common { rendered, peers, domain, network, counters, max_connections, commits, alarm, .. } = common;
+    let now = peers.now(counters.connections, (*max_connections).into(), alarm.raised(), commits);
+    let health = Health::of(domain, peers.hall.failure(), peers.states(shard), now, network.state());
     rendered.health(&health, manner).to_vec()
 }
 
@@ -263,31 +234,29 @@ fn answered(ask: Ask, common: &mut Common, shard: &mut Shard) -> Result<Content,
         Ask::Health => Ok(Content::Health),
         Ask::List { shard: only, from, limit } => listing(common, only, from, limit, shard),
         Ask::Record(name) => {
-            let (index, seq) = find(common, name)?;
-            if let Some(core) = whose(common, index) {
+            let (index, seq) = common.peers.find(name)?;
+            if let Whose::OfCore(core) = common.peers.whose(index) {
                 return Ok(Content::Underway(Underway::Fetch(Fetch::new(core, index, seq))));
             }
-            let record =
-                Checked::look(own(common, index, shard), seq).map_err(|Unreadable { refusal, found }| {
-                    found.iter().for_each(|damage| common.alarm.raise(index, damage, common.now));
-                    refusal
-                })?;
+            let looked = Checked::look(common.peers.shard(index, shard), seq);
+            let record = looked.map_err(|Unreadable { refusal, found }| {
+                found.iter().for_each(|damage| common.alarm.raise(index, damage, common.now));
+                refusal
+            })?;
             common.counters.read_records += 1;
             Ok(Content::Underway(Underway::Record(Sending::new(index, record))))
         }
         Ask::Trim { before } => {
-            let (index, seq) = find(common, before)?;
-            if let Some(core) = whose(common, index) {
+            let (index, seq) = common.peers.find(before)?;
+            if let Whose::OfCore(core) = common.peers.whose(index) {
                 return Ok(Content::Underway(Underway::RemoteTrim(RemoteTrim::new(core, index, seq))));
             }
-            let trimmed = own(common, index, shard).trim(seq).map_err(|error| {
+            let trimmed = common.peers.shard(index, shard).trim(seq).map_err(|error| {
                 common.fail(&error.to_string());
                 Refusal::TrimFailed
             })?;
-            if let Some(peers) = &common.peers {
-                peers.publish(shard);
-            }
-            Ok(Content::Trimmed(trimmed, common.peers.as_ref().map(|_| index)))
+            common.peers.publish(shard);
+            Ok(Content::Trimmed(trimmed, common.peers.hall.name_of(index)))
         }
     }
 }
@@ -299,7 +268,7 @@ fn listing(
     limit: u64,
     shard: &Shard,
 ) -> Result<Content, Refusal> {
-    let shards = common.peers.as_ref().map_or(1, |peers| peers.hall.shards());
+    let shards = common.peers.hall.shards();
     let named = only.or(match from {
         Some(Start::Place(place)) => Some(place.shard),
         _ => None,
@@ -312,62 +281,19 @@ fn listing(
         Some(Start::Seq(seq)) => (seq, only.unwrap_or(0)),
         Some(Start::Place(place)) => (place.seq, place.shard),
     };
-    let underway = match (&common.peers, only, from) {
-        (None, _, None | Some(Start::Seq(_))) => Underway::Listing(Listing::new(first, limit)),
-        (Some(_), Some(_), None | Some(Start::Seq(_))) | (Some(_), None, None | Some(Start::Place(_))) => {
-            Underway::Merged(Merged::new(only, from, limit))
-        }
-        (None, _, Some(Start::Place(_)))
-        | (Some(_), None, Some(Start::Seq(_)))
-        | (Some(_), Some(_), Some(Start::Place(_))) => return Err(Refusal::NoPlace { shards }),
-    };
+    // An only shard need not be named.
+    let only = if shards == 1 { Some(0) } else { only };
+    if matches!((only, from), (Some(_), Some(Start::Place(_))) | (None, Some(Start::Seq(_)))) {
+        return Err(Refusal::NoPlace { shards });
+    }
     // Who goes on behind what he has read is told if there is a gap. At 0, and without a number, everybody begins with
     // what there is.
-    for End { shard, head, next } in ends(common.peers.as_ref(), Some(in_shard), shard) {
+    for End { shard, head, next } in common.peers.ends(Some(in_shard), shard) {
         if first != 0 && first < head {
             return Err(Refusal::Trimmed { shard, from: first, head, next });
         }
     }
-    Ok(Content::Underway(underway))
-}
-
-/// Where the logs of all shards begin and end, or that of one.
-pub(super) fn ends(peers: Option<&Peers>, only: Option<u32>, main: &Shard) -> Ends {
-    let Some(peers) = peers else {
-        let alone = End { shard: None, head: main.head_seq(), next: main.committed_seq() };
-        return Ends::from_iter([alone]);
-    };
-    // What this core has not said yet is in the list, too.
-    peers.publish(main);
-    let state =
-        |(shard, state): (u32, ShardState)| End { shard: Some(shard), head: state.head, next: state.next };
-    let wanted = |(shard, _): &(u32, ShardState)| only.is_none_or(|only| only == *shard);
-    (0..).zip(peers.hall.states()).filter(wanted).take(MAX_SHARDS).map(state).collect()
-}
-
-/// The shard and the number that a name means.
-fn find(common: &Common, name: RecordName) -> Result<(u32, u64), Refusal> {
-    match (&common.peers, name.shard) {
-        (Some(peers), _) => peers.find(name),
-        (None, None | Some(0)) => Ok((0, name.seq)),
-        (None, Some(shard)) => Err(Refusal::NoShard { shard, shards: 1 }),
-    }
-}
-
-/// The other core that a shard belongs to, if it does.
-fn whose(common: &Common, shard: u32) -> Option<usize> {
-    match common.peers.as_ref()?.whose(shard) {
-        Whose::Own => None,
-        Whose::OfCore(core) => Some(core),
-    }
-}
-
-/// A shard of this core's.
-fn own<'a>(common: &'a mut Common, index: u32, main: &'a mut Shard) -> &'a mut Shard {
-    match &mut common.peers {
-        Some(peers) => peers.shard(index, main),
-        None => main,
-    }
+    Ok(Content::Underway(Underway::Listing(Listing::new(only, from, limit))))
 }
 
 /// One connection's way out.

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use pmem::{Piece, Shard};
+use pmem::Piece;
 use stack::net::Net;
 
 use super::{
     checked::Checked,
     render::{Manner, Rendered},
-    reply::{Out, Progress, ends},
+    reply::{Out, Progress},
 };
 
 /// Bytes of a text given to the network at a time: well below a send queue.
@@ -76,61 +76,5 @@ impl Prepared {
             self.sent += piece.len();
         }
         Ok(())
-    }
-}
-
-/// A listing, some records at a time. The store may change between two pieces: where records are trimmed before their
-/// turn, the list ends, so that nobody who goes on behind its last entry misses them unknowingly.
-#[derive(Debug)]
-pub(super) struct Listing {
-    /// The number to go on from; at first 0 for the oldest record there is.
-    from: u64,
-    left: u64,
-    stage: Stage,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// The status line and fields come next.
-    Head,
-    /// The first entries come next.
-    First,
-    /// Further entries come next.
-    Further,
-}
-
-impl Listing {
-    pub(super) fn new(from: u64, limit: u64) -> Self {
-        Self { from, left: limit, stage: Stage::Head }
-    }
-
-    pub(super) fn send<N: Net>(
-        &mut self,
-        out: &mut Out<'_, N>,
-        rendered: &mut Rendered,
-        shard: &Shard,
-        manner: Manner,
-    ) -> Result<(), Progress> {
-        if self.stage == Stage::Head {
-            out.text(rendered.list_head(&ends(None, None, shard), manner))?;
-            self.stage = Stage::First;
-        }
-        if manner.is_head() {
-            return Ok(());
-        }
-        loop {
-            if self.from != 0 && self.from < shard.head_seq() {
-                return out.text(rendered.list_end(self.stage == Stage::First, manner));
-            }
-            let mut records = shard.records(self.from).take(usize::try_from(self.left).unwrap_or(usize::MAX));
-            let piece = rendered.list_piece(self.from, &mut records, self.stage == Stage::First, manner);
-            out.text(piece.text)?;
-            if piece.is_end {
-                return Ok(());
-            }
-            self.from = piece.next;
-            self.left = self.left.saturating_sub(piece.records);
-            self.stage = Stage::Further;
-        }
     }
 }
