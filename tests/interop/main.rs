@@ -5,6 +5,7 @@ mod cores;
 mod crash;
 mod damage;
 mod device;
+mod early;
 mod examples;
 mod full;
 mod http;
