@@ -8,7 +8,7 @@ use std::{fs, io, thread};
 use anyhow::{Context as _, Result, bail, ensure};
 use io::{Read as _, Write as _};
 use lab::wire::{SERVER_V4, SERVER_V6, TAP_DEVICE};
-use lab::{Lab, isolated, noise, run, wire};
+use lab::{Curl, Lab, isolated, noise, run, wire};
 
 use crate::{Over, options, post, serve, wait_until};
 
@@ -145,7 +145,17 @@ fn a_second_host_with_the_servers_address_is_told_of() {
         wait_until("the server tells of the other", || {
             let said = server.output();
             Ok(said.contains("says that it has this server's address 10.0.0.2"))
-        })
+        })?;
+        // Its address is the client's by now; over IPv6 the server answers.
+        wait_until("the server's health tells of it", || {
+            let health = Curl::get(&wire::url(V6, "/health")).json()?;
+            Ok(health["address_conflicts"].as_u64() > Some(0))
+        })?;
+        let log = lab.path("store.log");
+        ensure!(server.interrupt()?.success(), "no clean end");
+        let said = fs::read_to_string(log)?;
+        ensure!(said.contains("of other hosts that say they have this server's address"), "{said}");
+        Ok(())
     });
 }
 

@@ -128,6 +128,9 @@ trait Traffic {
 
     /// The link's MTU, if it has become less than the server's.
     fn narrowed(&self) -> Option<u32>;
+
+    /// Frames by which another host said that it has one of the server's addresses; none if nobody counts them.
+    fn address_conflicts(&self) -> Option<u64>;
 }
 
 fn serve_over<A: Access>(

@@ -320,7 +320,11 @@ impl<A: Access> Core<'_, A> {
             totals.lock().unwrap_or_else(PoisonError::into_inner)[index] = Totals::of(server, spent);
             if index == 0 {
                 let traffic = sum(totals).network;
-                network.put(NetworkState { link_up: traffic.link_up(), drops: traffic.drops().clone() });
+                network.put(NetworkState {
+                    link_up: traffic.link_up(),
+                    address_conflicts: traffic.address_conflicts(),
+                    drops: traffic.drops().clone(),
+                });
             }
             if profile_asked.as_ref().is_some_and(|asked| asked.swap(false, Ordering::Relaxed)) {
                 tell_profile(server, false);

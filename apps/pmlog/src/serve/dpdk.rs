@@ -196,6 +196,7 @@ impl Served for DpdkTransport {
             crossed_bytes: port.crossed_bytes,
             frames_lost_between_cores: port.crossing_lost,
             retransmits: self.endpoint().counters().retransmits,
+            address_conflicts: self.endpoint().counters().address_conflicts,
             drops: drops(self),
             partial_checksums: self.endpoint().counters().partial_checksums,
             narrowed: narrowed(self),
@@ -264,6 +265,8 @@ pub(super) struct Totals {
     retransmits: u64,
     /// Segments that were taken though their checksum was left to a device.
     partial_checksums: u64,
+    /// Frames by which another host said that it has one of the server's addresses.
+    address_conflicts: u64,
     drops: Drops,
     /// Whether frames can pass; the first core tells for all.
     link_up: Option<bool>,
@@ -287,6 +290,10 @@ impl Traffic for Totals {
     fn narrowed(&self) -> Option<u32> {
         self.narrowed
     }
+
+    fn address_conflicts(&self) -> Option<u64> {
+        Some(self.address_conflicts)
+    }
 }
 
 impl AddAssign for Totals {
@@ -300,6 +307,7 @@ impl AddAssign for Totals {
         self.frames_lost_between_cores += other.frames_lost_between_cores;
         self.retransmits += other.retransmits;
         self.partial_checksums += other.partial_checksums;
+        self.address_conflicts += other.address_conflicts;
         self.drops += other.drops;
         self.link_up = self.link_up.or(other.link_up);
         self.narrowed = self.narrowed.or(other.narrowed);

@@ -178,6 +178,10 @@ impl Traffic for Totals {
     fn narrowed(&self) -> Option<u32> {
         None
     }
+
+    fn address_conflicts(&self) -> Option<u64> {
+        None
+    }
 }
 
 impl AddAssign for Totals {

@@ -183,6 +183,12 @@ impl<'a, W: Write> Report<'a, W> {
                 totals.altered_records
             )?;
         }
+        if let Some(frames @ 1..) = totals.network.address_conflicts() {
+            writeln!(
+                self.out,
+                "conflicts {frames} frames of other hosts that say they have this server's address"
+            )?;
+        }
         if let Some(drops) = totals.network.drops().in_words() {
             writeln!(self.out, "dropped   {drops}")?;
         }

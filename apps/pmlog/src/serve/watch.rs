@@ -166,6 +166,10 @@ mod tests {
         fn narrowed(&self) -> Option<u32> {
             None
         }
+
+        fn address_conflicts(&self) -> Option<u64> {
+            None
+        }
     }
 
     fn seen(received: u64, checksum: u64) -> Seen {

@@ -73,6 +73,9 @@ pub struct NetworkState {
     /// Whether frames can pass; none if nobody knows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub link_up: Option<bool>,
+    /// Frames by which another host said that it has one of the server's addresses; none if nobody counts them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address_conflicts: Option<u64>,
     /// What was dropped, by all cores.
     pub drops: Drops,
 }
