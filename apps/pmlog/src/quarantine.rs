@@ -79,6 +79,9 @@ pub fn quarantine(args: &QuarantineArgs, out: &mut impl Write) -> Result<()> {
                     args.pm.display()
                 );
             }
+            if found == 0 && !args.json {
+                writeln!(out, "no record is damaged")?;
+            }
             for shard in concerned {
                 give_up_all(args, shard, shards > 1, out)?;
             }

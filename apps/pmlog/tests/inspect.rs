@@ -300,6 +300,8 @@ fn damaged_records_of_several_shards_are_dropped_by_their_names() {
     let dropped = json_lines(&pmlog(&["quarantine", "--json", "--drop", "all"], &path));
     assert!(dropped.iter().all(|line| line["dropped"] == true) && dropped.len() == 2, "{dropped:?}");
     assert!(listed().is_empty());
+    let nothing = pmlog(&["quarantine", "--drop", "all"], &path);
+    assert!(nothing.status.success() && text(&nothing.stdout) == "no record is damaged\n", "{nothing:?}");
     let verified = pmlog(&["verify"], &path);
     assert!(verified.status.success() && text(&verified.stdout).contains("sound: 3 records"), "{verified:?}");
 }
