@@ -177,6 +177,42 @@ fn frames_of_a_vlan_are_dropped_and_counted_and_priorities_are_served() {
     });
 }
 
+/// Hosts' questions to all, and what switches tell each other.
+#[test]
+fn what_any_network_has_is_counted_apart_and_no_reason_to_warn() {
+    isolated(|lab| {
+        wire::veth()?;
+        let server = options(lab, Over::Dpdk, "16MiB")?.start()?;
+        let mut frames = Frames::on("veth0")?;
+        // A datagram to ff02::fb, where multicast DNS is.
+        let mut query = [&[0x33, 0x33, 0, 0, 0, 0xfb][..], &STRANGER, &[0x86, 0xdd]].concat();
+        query.extend([0x60, 0, 0, 0, 0, 8, 17, 255]);
+        query.extend(wire::KERNEL_V6.octets());
+        query.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xfb]);
+        query.extend([0x14, 0xe9, 0x14, 0xe9, 0, 8, 0, 1]);
+        // Spanning trees, and LLDP.
+        let mut bridges = [&[1, 0x80, 0xc2, 0, 0, 0][..], &STRANGER, &[0, 38]].concat();
+        bridges.resize(60, 0);
+        let mut lldp = [&[1, 0x80, 0xc2, 0, 0, 14][..], &STRANGER, &[0x88, 0xcc]].concat();
+        lldp.resize(60, 0);
+        let sent = [query, bridges, lldp];
+        for frame in &sent {
+            for _ in 0..20 {
+                frames.send(frame)?;
+            }
+        }
+        wait_until("all of them are counted", || {
+            Ok(drops(&server, "group")? + drops(&server, "device_missed")? >= 60)
+        })?;
+        let said = |kind: &str| server.output().contains(&format!("for \"{kind}\""));
+        ensure!(drops(&server, "address")? < 20 && drops(&server, "protocol")? < 20, "{}", server.health()?);
+        // A second is how often the server looks.
+        std::thread::sleep(Duration::from_secs(3));
+        ensure!(!["group", "address", "protocol"].into_iter().any(said), "{}", server.output());
+        Ok(())
+    });
+}
+
 #[test]
 fn what_the_ring_had_no_room_for_is_told() {
     isolated(|lab| {

@@ -81,15 +81,18 @@ drops! {
     vlan,
     /// A wrong checksum.
     checksum,
-    /// Another host's, or from an address that cannot be a peer's.
+    /// Sent to this host though they are another's, or from an address that cannot be a peer's.
     address,
+    /// To all hosts or to a group, and nothing for this one: other hosts' queries and announcements, and what bridges tell
+    /// each other. Any network has them.
+    group,
     /// IP fragments that are not for this host or contradict others, and packets of them that are too long.
     fragment,
     /// Packets given up since the rest of their fragments did not come, or others needed the place.
     reassembly,
     /// IPv6 packets with extension headers that cannot be served.
     extension,
-    /// Of a protocol, or to a port, that nobody here speaks; TCP's segments apart.
+    /// Sent to this host in a protocol, or to a port, that nobody here speaks; TCP's segments apart.
     protocol,
     /// Segments outside the window.
     window,

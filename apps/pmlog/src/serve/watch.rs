@@ -9,6 +9,8 @@ use crate::service::{Drops, in_words};
 const WINDOW: Duration = Duration::from_secs(8);
 /// Fewer than this are no reason to worry.
 const LEAST: u64 = 4;
+/// The same for frames to all or to a group, which any network has: fewer than this in a window are no storm.
+const LEAST_TO_GROUPS: u64 = 8_000;
 /// Between two warnings of one kind.
 const REST: Duration = Duration::from_secs(60);
 
@@ -69,7 +71,8 @@ impl Watch {
             let has_rested = |said: &[(&str, Instant)]| {
                 !said.iter().any(|(other, at)| *other == kind && now.duration_since(*at) < REST)
             };
-            if new >= LEAST && new >= received.div_ceil(4) && has_rested(&self.said) {
+            let least = if kind == "group" { LEAST_TO_GROUPS } else { LEAST };
+            if new >= least && new >= received.div_ceil(4) && has_rested(&self.said) {
                 self.said.retain(|(other, _)| *other != kind);
                 self.said.push((kind, now));
                 let cause = likely_cause(kind).map_or(String::new(), |cause| format!(": {cause}"));
@@ -114,6 +117,7 @@ fn likely_cause(kind: &str) -> Option<&'static str> {
             "frames for other hosts arrive here: look for a wrong entry in the peers' neighbor tables, or a second \
              host with this address"
         }
+        "group" => "a storm of frames to all hosts: look for a loop between switches, or for who sends them",
         "fragment" | "reassembly" => {
             "the peers' path splits packets, and loses some: lower the MTU on their side"
         }
@@ -201,5 +205,18 @@ mod tests {
             .flat_map(|(s, count)| watch.dominant(&seen(count + 2, count), start + Duration::from_secs(s)))
             .collect();
         assert_eq!(said.len(), 1, "{said:?}");
+    }
+
+    /// Other hosts' queries and announcements are no reason to warn; a storm of them is.
+    #[test]
+    fn what_any_network_has_is_not_told() {
+        let start = Instant::now();
+        let to_groups = |count| Seen { received: count, drops: Drops::of([("group", Some(count))]) };
+        let mut watch = Watch::start(start);
+        for s in 1..100 {
+            assert_eq!(watch.dominant(&to_groups(50 * s), start + Duration::from_secs(s)), [""; 0], "{s}");
+        }
+        let said = watch.dominant(&to_groups(50_000), start + Duration::from_secs(101));
+        assert!(said.len() == 1 && said[0].contains("a storm"), "{said:?}");
     }
 }

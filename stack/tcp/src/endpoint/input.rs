@@ -76,19 +76,27 @@ impl Endpoint {
     ) -> Share {
         self.now = self.now.max(now);
         self.counters.frames_in += 1;
-        let drops = &mut self.counters.drops;
         match parsed {
             Parsed::Tcp(segment) => return self.segment(segment, frame, is_last),
-            Parsed::Other | Parsed::Fragment if !frame.apart().is_empty() => drops.malformed += 1,
+            Parsed::Other | Parsed::Fragment if !frame.apart().is_empty() => {
+                self.counters.drops.malformed += 1;
+            }
             Parsed::Other => return self.other(frame.bytes()),
             Parsed::Fragment => return self.fragment(frame.bytes(), is_last),
-            Parsed::Malformed => drops.malformed += 1,
-            Parsed::Truncated => drops.truncated += 1,
-            Parsed::Vlan => drops.vlan += 1,
-            Parsed::BadChecksum => drops.checksum += 1,
-            Parsed::Address => drops.address += 1,
+            Parsed::Malformed => self.counters.drops.malformed += 1,
+            Parsed::Truncated => self.counters.drops.truncated += 1,
+            Parsed::Vlan => self.counters.drops.vlan += 1,
+            Parsed::BadChecksum => self.counters.drops.checksum += 1,
+            Parsed::Address if self.is_for_a_group(frame.bytes()) => self.counters.drops.group += 1,
+            Parsed::Address => self.counters.drops.address += 1,
         }
         Share::Nothing
+    }
+
+    /// Whether a frame was sent to all or to a group, by another host.
+    fn is_for_a_group(&self, frame: &[u8]) -> bool {
+        let Some((to, rest)) = frame.split_first_chunk::<6>() else { return false };
+        to[0] & 1 != 0 && !rest.starts_with(&self.config.mac)
     }
 
     /// Takes in a fragment, and the packet if it was the last that was missing.
@@ -242,8 +250,7 @@ impl Endpoint {
 
     /// A frame that is not TCP.
     fn other(&mut self, frame: &[u8]) -> Share {
-        let drops = &mut self.counters.drops;
-        match self.iface.receive(frame, &self.local, self.now) {
+        let refused = match self.iface.receive(frame, &self.local, self.now) {
             Ok(heard) => {
                 self.counters.other_in += 1;
                 self.heard(&heard, frame, true);
@@ -251,12 +258,19 @@ impl Endpoint {
                 let is_news = self.config.core.count > 1 && self.iface.is_news(&heard, self.now);
                 return if is_news { Share::News } else { Share::Nothing };
             }
-            Err(Refused::Malformed) => drops.malformed += 1,
-            Err(Refused::BadChecksum) => drops.checksum += 1,
-            Err(Refused::Address) => drops.address += 1,
-            Err(Refused::Protocol) => drops.protocol += 1,
-            Err(Refused::Extension) => drops.extension += 1,
-            Err(Refused::Limited) => drops.other += 1,
+            Err(refused) => refused,
+        };
+        let is_everyday =
+            matches!(refused, Refused::Address | Refused::Protocol) && self.is_for_a_group(frame);
+        let drops = &mut self.counters.drops;
+        match refused {
+            _ if is_everyday => drops.group += 1,
+            Refused::Malformed => drops.malformed += 1,
+            Refused::BadChecksum => drops.checksum += 1,
+            Refused::Address => drops.address += 1,
+            Refused::Protocol => drops.protocol += 1,
+            Refused::Extension => drops.extension += 1,
+            Refused::Limited => drops.other += 1,
         }
         Share::Nothing
     }
