@@ -1,5 +1,8 @@
 //! Named buffers: the arena of a shard, counted references to its buffers, and pieces of them.
 
+mod device;
+mod shelf;
+
 use std::{
     cell::{Cell, RefCell},
     fmt,
@@ -8,14 +11,19 @@ use std::{
     sync::Arc,
 };
 
-use crate::{crc, entry::ExtentName, medium::Medium, region::Claim, superblock::Geometry};
+pub use shelf::Shelf;
 
-/// DPDK's `RTE_MBUF_DEFAULT_BUF_SIZE`: 128 bytes of headroom and 2048 of packet.
-pub const DEFAULT_BUFFER_BYTES: u16 = 2176;
+use crate::{
+    format::{
+        crc,
+        entry::{BufferId, ExtentName},
+        superblock::{ALIGN_BYTES, Geometry},
+    },
+    medium::{LINE_BYTES, Medium, MediumLock},
+};
 
-/// The name of a buffer: its index in its shard's arena. It means the same bytes at every start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BufferId(pub u32);
+// A line holds bytes of one buffer only: flushing one touches no other.
+const _: () = assert!(ALIGN_BYTES.is_multiple_of(LINE_BYTES));
 
 /// The buffers of one shard. Cloning copies a handle, not buffers.
 #[derive(Clone)]
@@ -23,7 +31,7 @@ pub struct Arena(Rc<Inner>);
 
 struct Inner {
     /// Keeps others out of the medium. It ends before the medium does, as the next one may be mapped there.
-    claim: Arc<Claim>,
+    lock: Arc<MediumLock>,
     medium: Arc<dyn Medium>,
     /// Where the first buffer lies in the medium.
     offset: usize,
@@ -54,7 +62,12 @@ const WITH_DEVICE: u32 = u32::MAX;
 
 impl Arena {
     /// A shard's arena, all its buffers free.
-    pub(crate) fn new(medium: Arc<dyn Medium>, claim: Arc<Claim>, geometry: &Geometry, shard: u32) -> Self {
+    pub(crate) fn new(
+        medium: Arc<dyn Medium>,
+        lock: Arc<MediumLock>,
+        geometry: &Geometry,
+        shard: u32,
+    ) -> Self {
         let Geometry { buffers, buffer_bytes, arena_stride, .. } = *geometry;
         let (offset, len_bytes) = (geometry.arena_of(shard), arena_stride as usize);
         assert!(buffers as usize * buffer_bytes as usize <= len_bytes && offset + len_bytes <= medium.len());
@@ -63,7 +76,7 @@ impl Arena {
         let metas = (0..buffers).map(|_| Meta::default()).collect();
         Self(Rc::new(Inner {
             medium,
-            claim,
+            lock,
             offset,
             len_bytes,
             buffer_bytes,
@@ -144,7 +157,7 @@ impl Arena {
     /// Keeps the medium until the process ends.
     pub(crate) fn stay_mapped(&self) {
         if !self.0.stays_mapped.replace(true) {
-            std::mem::forget((self.0.medium.clone(), self.0.claim.clone()));
+            std::mem::forget((self.0.medium.clone(), self.0.lock.clone()));
         }
     }
 

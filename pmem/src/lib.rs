@@ -24,43 +24,41 @@
 //! ```
 //!
 //! The medium's layout is described byte by byte in `FORMAT.md`. This crate knows no network.
+//!
+//! Its modules stand on one another, and none looks up. Below are `format` (the bytes, their names, and what is parsed
+//! from them) and `medium` (the memory that holds them, and what is done to it). On these stands `arena` (named buffers),
+//! then `log` (records that name them), `recovery` (from what a crash left to a log that can go on), `region` (where the
+//! memory comes from, and its shards) and `snapshot` (a store that is only read). `watch` (how far opening has come) needs
+//! none of them.
 
 #![allow(unsafe_code)]
 
 mod arena;
-mod crc;
-mod device;
-mod draft;
-mod entry;
-mod error;
-mod header;
+mod format;
+mod log;
 mod medium;
-mod quarantine;
-mod record;
 mod recovery;
 mod region;
-mod ring;
-mod scan;
-mod shard;
-mod shelf;
 mod snapshot;
-mod superblock;
 mod watch;
 
-pub use arena::{Arena, Buffer, BufferId, DEFAULT_BUFFER_BYTES, Extent};
-pub use crc::{crc32c, crc32c_append};
-pub use draft::{Draft, PACK_BYTES};
-pub use entry::{EntryFault, INLINE_BYTES};
-pub use error::{AppendError, CommitError, Full};
-pub use header::HeaderDamage;
+pub use arena::{Arena, Buffer, Extent, Shelf};
+pub use format::{
+    crc::{crc32c, crc32c_append},
+    entry::{BufferId, EntryFault, INLINE_BYTES},
+    header::HeaderDamage,
+    superblock::{Contents, DEFAULT_BUFFER_BYTES, Geometry},
+};
+pub use log::{
+    draft::{Draft, PACK_BYTES},
+    error::{AppendError, CommitError, Full},
+    findings::{Recovery, Torn},
+    quarantine::{MAX_NAMED, Quarantine},
+    record::{CheckedPieces, Lookup, Piece, Record, RecordInfo},
+    shard::{Counters, Durable, Pending, Receipt, Records, Shard, Trimmed},
+};
 pub use medium::{Domain, FlushInstruction, LINE_BYTES, LineModel, Medium, Spent};
-pub use quarantine::{MAX_NAMED, Quarantine};
-pub use record::{CheckedPieces, Lookup, Piece, Record, RecordInfo, Records};
-pub use recovery::{Recovery, ShardSeed};
-pub use region::{Kind, MEMORY, OpenError, Options, Region, RegionInfo};
-pub use scan::{Corruption, Torn};
-pub use shard::{Counters, Durable, Pending, Receipt, Shard, Trimmed};
-pub use shelf::Shelf;
+pub use recovery::{error::OpenError, scan::Corruption};
+pub use region::{Kind, MEMORY, Options, Region, RegionInfo, ShardSeed};
 pub use snapshot::{PieceName, ShardReport, Snapshot, SnapshotEvent, SnapshotRecord};
-pub use superblock::{Contents, Geometry};
 pub use watch::{Step, Watch, Work};

@@ -3,21 +3,22 @@
 //! Every store, flush, fence and DMA arrival of this crate goes through [`Medium`], so that
 //! [`LineModel`](crate::LineModel) can stand in for real persistent memory in crash tests.
 
-mod around;
 mod fault;
+mod layer;
 mod line_model;
+mod lock;
 mod mapped;
 mod slowed;
 mod timed;
 
 use std::{fmt, io, ptr::NonNull, sync::Arc};
 
-pub(crate) use around::Around;
 pub(crate) use fault::Named;
+pub(crate) use layer::Layer;
 pub use line_model::LineModel;
+pub(crate) use lock::MediumLock;
 pub(crate) use mapped::{Mapped, Mapping, best_flush_instruction};
 pub(crate) use slowed::Slowed;
-pub use timed::Spent;
 pub(crate) use timed::Timed;
 
 /// Bytes in a cache line: the unit of a flush.
@@ -71,6 +72,17 @@ pub unsafe trait Medium: Send + Sync {
     fn spent(&self) -> Spent {
         Spent::default()
     }
+}
+
+/// The time that a medium's handle has spent, and how often it read a clock to know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Sending lines on their way.
+    pub flush_ns: u64,
+    /// Waiting for fences.
+    pub fence_ns: u64,
+    /// Readings of the clock.
+    pub readings: u64,
 }
 
 /// How far a store must travel before it is durable, and so what a flush and a fence are.

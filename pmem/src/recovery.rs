@@ -1,28 +1,36 @@
 //! Opening a shard: from what a crash left behind to a log that can go on.
 
+pub(crate) mod error;
+pub(crate) mod scan;
+
 use std::{cell::Cell, io, ops::ControlFlow, path::PathBuf, sync::Arc};
 
 use uuid::Uuid;
 
+use self::{
+    error::OpenError,
+    scan::{Corruption, LogPlan, Outcome, Scanned, Source, scan},
+};
 use crate::{
     arena::Arena,
-    entry::{ENTRY_BYTES, ExtentName, crc_seed},
-    header::{HEADERS_BYTES, Header, HeaderCell, HeaderDamage},
-    medium::Medium,
-    quarantine::Quarantine,
-    region::{Claim, OpenError, Pending},
-    ring::Ring,
-    scan::{Corruption, LogPlan, Outcome, Scanned, Source, Torn, scan},
-    shard::{Limits, Parts, Shard},
-    superblock::Geometry,
+    format::{
+        entry::{ENTRY_BYTES, ExtentName, crc_seed},
+        header::{HEADERS_BYTES, Header},
+        superblock::Geometry,
+    },
+    log::{
+        findings::Recovery,
+        header::HeaderCell,
+        ring::Ring,
+        shard::{Limits, Parts, Shard},
+    },
+    medium::{Medium, MediumLock},
     watch::{Watch, Work},
 };
 
-/// A shard that is not open yet; can be sent to the thread that will own it.
-pub struct ShardSeed {
-    // Undone, if it comes to that, while the medium is still there.
-    pub(crate) pending: Arc<Pending>,
-    pub(crate) claim: Arc<Claim>,
+/// A shard as it lies in a medium, before anything of it is read.
+pub(crate) struct UnopenedShard {
+    pub(crate) lock: Arc<MediumLock>,
     pub(crate) medium: Arc<dyn Medium>,
     pub(crate) geometry: Geometry,
     pub(crate) uuid: Uuid,
@@ -35,59 +43,17 @@ pub struct ShardSeed {
     pub(crate) is_new: bool,
 }
 
-/// What opening a shard found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Recovery {
-    /// Records in the log.
-    pub records: u64,
-    /// Their payload bytes.
-    pub payload_bytes: u64,
-    /// Records that were complete but not known to be durable; now they are.
-    pub rescued_entries: u64,
-    /// Damaged records, or runs of damaged entries, that are in the log and are passed over.
-    pub quarantined: u64,
-    /// What lies behind the last record, if it looks like an append that a crash cut short.
-    pub torn: Option<Torn>,
-    /// The copy of the shard's header that could not be read and was written again, if one could not.
-    pub header_damage: Option<HeaderDamage>,
-}
-
-impl ShardSeed {
-    /// Which shard of its region this is.
-    pub fn index(&self) -> u32 {
-        self.index
-    }
-
-    /// Where the shard's arena is mapped, and its length in bytes; both whole pages. Devices can be given it
-    /// before anything of the shard is written, and the shard left as it is if they refuse.
-    pub fn arena_memory(&self) -> (*const u8, usize) {
-        let offset = self.geometry.arena_of(self.index);
-        (self.medium.base().as_ptr().wrapping_add(offset), self.geometry.arena_stride as usize)
-    }
-
-    /// Recovers the shard, and opens it for the thread that calls this. With the first shard of a region, what opening
-    /// the region left to be written is written first: a new store, say.
-    ///
-    /// The log is scanned from its head. What is found beyond the known-durable part is flushed and fenced: after
-    /// a killed process those bytes may sit in the CPU's caches only. Records that were durable and are damaged are passed
-    /// over: see [`Shard::quarantines`]. Then the epoch rises above that of
-    /// every shard of the region, with its first sequence number, so that entries beyond the end can never come back
-    /// to life.
-    ///
-    /// # Errors
-    /// [`OpenError::Corrupt`] if both copies of the shard's header are damaged; [`OpenError::Io`] if the medium fails;
-    /// [`OpenError::Interrupted`] if the watch ended it, and then nothing of the shard was changed.
-    pub fn open(self) -> Result<Shard, OpenError> {
-        let Self { pending, medium, claim, geometry, uuid, index, limits, latest_epoch, path, watch, is_new } =
-            self;
+impl UnopenedShard {
+    /// Recovers the shard, and opens it. `begin` is done before anything else of the medium is read or written.
+    pub(crate) fn open(self, begin: impl FnOnce() -> Result<(), OpenError>) -> Result<Shard, OpenError> {
+        let Self { medium, lock, geometry, uuid, index, limits, latest_epoch, path, watch, is_new } = self;
         let mut progress = Progress::new(&watch, index);
         progress.tell();
         let interrupted = || OpenError::Interrupted { path: path.clone() };
         if progress.is_stopped.get() {
             return Err(interrupted());
         }
-        pending.finish()?;
+        begin()?;
         let nobody = Watch::default();
         if is_new {
             // Now that it is made there is nothing left to go back to, and little to read.
@@ -98,7 +64,7 @@ impl ShardSeed {
         let headers = HeaderCell::read(&*medium, geometry.header_of(index));
         let headers = Header::find(&headers, seed).ok_or(corrupt(Corruption::Header))?;
         let found = headers.header;
-        let arena = Arena::new(medium.clone(), claim, &geometry, index);
+        let arena = Arena::new(medium.clone(), lock, &geometry, index);
         let ring = Ring::new(medium.clone(), geometry.log_of(index), geometry.log_entries, seed);
         let plan = LogPlan {
             header: found,
@@ -153,26 +119,6 @@ impl ShardSeed {
         recovery.warn(index, outcome.quarantined.runs());
         let Outcome { next, quarantined, .. } = outcome;
         Ok(Shard::new(Parts { arena, ring, header, limits, next, recovery, quarantined }))
-    }
-}
-
-/// Damaged records that are named in the log when a shard is opened; all of them are counted.
-const MAX_WARNED: usize = 16;
-
-impl Recovery {
-    fn warn(&self, shard: u32, damaged: &[Quarantine]) {
-        if let Some(damage) = self.header_damage {
-            tracing::warn!(shard, "{damage}; it was written again");
-        }
-        for damage in damaged.iter().take(MAX_WARNED) {
-            tracing::warn!(shard, "{damage}; it is passed over");
-        }
-        if self.quarantined > MAX_WARNED as u64 {
-            tracing::warn!(shard, damaged = self.quarantined, "further damaged records are passed over");
-        }
-        if let Some(torn) = &self.torn {
-            tracing::warn!(shard, "the log ends before its end: {torn}");
-        }
     }
 }
 

@@ -9,13 +9,18 @@ use std::{
 use uuid::Uuid;
 
 use crate::{
-    crc,
-    entry::{ENTRY_BYTES, Entry, ExtentName, crc_seed},
-    header::{HEADERS_BYTES, Header, HeaderDamage},
-    record::RecordInfo,
-    region::{OpenError, ReadOnly},
-    scan::{Corruption, LogPlan, Scanned, Source, Torn, scan},
-    superblock::{Contents, Found, Geometry, SUPERBLOCKS_BYTES, Superblock, VERSION},
+    format::{
+        crc,
+        entry::{ENTRY_BYTES, Entry, ExtentName, crc_seed},
+        header::{HEADERS_BYTES, Header, HeaderDamage},
+        superblock::{Contents, Found, Geometry, SUPERBLOCKS_BYTES, Superblock, VERSION},
+    },
+    log::{findings::Torn, record::RecordInfo},
+    recovery::{
+        error::OpenError,
+        scan::{Corruption, LogPlan, Scanned, Source, scan},
+    },
+    region::ReadOnly,
 };
 
 /// A store opened for reading only: nothing is recovered, nothing changes, and damage is reported, not refused.

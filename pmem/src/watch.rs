@@ -8,9 +8,9 @@ use std::{fmt, ops::ControlFlow, sync::Arc};
 /// second, and is to return soon. Once it has answered [`ControlFlow::Break`], opening ends with
 /// [`OpenError::Interrupted`](crate::OpenError::Interrupted), and the store is as it was.
 #[derive(Clone, Default)]
-pub struct Watch(Option<Arc<Tell>>);
+pub struct Watch(Option<Arc<Callback>>);
 
-type Tell = dyn Fn(Step) -> ControlFlow<()> + Send + Sync;
+type Callback = dyn Fn(Step) -> ControlFlow<()> + Send + Sync;
 
 /// How far opening a store has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -441,7 +441,7 @@ mod tests {
 
     #[test]
     fn costs_are_added_up_by_room_and_calls_by_function() {
-        let profile = "events: Ir\nob=(1) pmbench\nfl=(1) /x/pmem/src/shard.rs\nfn=(1) pmem::append\n1 300\n\
+        let profile = "events: Ir\nob=(1) pmbench\nfl=(1) /x/pmem/src/log/shard.rs\nfn=(1) pmem::append\n1 300\n\
                        cob=(2) /lib/librte_net_memif.so\ncfn=(2) 0x87\ncalls=3 1\n1 60\n1 4\nob=(2)\nfl=(2) ???\nfn=(2)\n1 60\n";
         let tally = Tally::of(profile).expect("a profile");
         assert_eq!(tally.rooms, BTreeMap::from([("driver", 60), ("pmem", 304)]));

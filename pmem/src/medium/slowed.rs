@@ -5,13 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Medium, around::Around};
+use super::{Medium, layer::Layer};
 
 /// A busy wait behind each fence.
 #[derive(Clone, Copy)]
 pub(crate) struct Slowed(pub(crate) Duration);
 
-impl Around for Slowed {
+impl Layer for Slowed {
     fn fence(&self, medium: &dyn Medium) -> io::Result<()> {
         medium.fence()?;
         let fenced = Instant::now();

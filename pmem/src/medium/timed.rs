@@ -7,18 +7,7 @@ use std::{
 
 use quanta::Clock;
 
-use super::{Medium, around::Around};
-
-/// The time that a medium's handle has spent, and how often it read a clock to know.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Spent {
-    /// Sending lines on their way.
-    pub flush_ns: u64,
-    /// Waiting for fences.
-    pub fence_ns: u64,
-    /// Readings of the clock.
-    pub readings: u64,
-}
+use super::{Medium, Spent, layer::Layer};
 
 /// A clock around flushes and fences.
 pub(crate) struct Timed {
@@ -43,7 +32,7 @@ impl Timed {
     }
 }
 
-impl Around for Timed {
+impl Layer for Timed {
     fn flush(&self, medium: &dyn Medium, offset: usize, len: usize) {
         let begin = self.clock.raw();
         medium.flush(offset, len);

@@ -21,17 +21,19 @@ use rustix::{
 };
 
 use super::{
-    Kind, MEMORY, OpenError, Options, Place,
+    backing::{Backing, Kind},
+    options::{MEMORY, Options},
     room::{self, Unfinished},
     sysfs::{Device, Sysfs},
 };
 use crate::{
     medium::{Domain, Mapped, Mapping, Named, best_flush_instruction},
+    recovery::error::{OpenError, io_error, stopped},
     watch::Work,
 };
 
 /// Opens, locks and maps what is at `path`, and creates it if it is a file that is not there.
-pub(super) fn open(path: &Path, options: &Options) -> Result<(Place, Unfinished), OpenError> {
+pub(super) fn open(path: &Path, options: &Options) -> Result<(Backing, Unfinished), OpenError> {
     if path == Path::new(MEMORY) {
         return Ok((memory(options)?, Unfinished::nothing()));
     }
@@ -54,7 +56,7 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<(Place, Unfinished)
     };
     let meta = file.metadata().map_err(io_error("inspecting", path))?;
     let kind = meta.file_type();
-    let place = if kind.is_char_device() {
+    let backing = if kind.is_char_device() {
         device_dax(path, file, &meta, options, &Sysfs::new("/sys"))?
     } else if kind.is_file() {
         regular(path, file, &meta, options, &Sysfs::new("/sys"), &mut unfinished)?
@@ -64,7 +66,7 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<(Place, Unfinished)
     } else {
         return Err(unsupported(path, "no file and no device", "name a file or a device-DAX device"));
     };
-    Ok((place, unfinished))
+    Ok((backing, unfinished))
 }
 
 /// A store that is only read, wherever it ends.
@@ -121,7 +123,7 @@ impl ReadOnly {
     }
 }
 
-fn memory(options: &Options) -> Result<Place, OpenError> {
+fn memory(options: &Options) -> Result<Backing, OpenError> {
     let path = PathBuf::from(MEMORY);
     let bytes = options.size.ok_or(OpenError::NoSize { path: path.clone() })?;
     let len = mapped_len(bytes)?;
@@ -129,7 +131,7 @@ fn memory(options: &Options) -> Result<Place, OpenError> {
     let map = MmapRaw::from(map);
     populate(&path, &map, options)?;
     let medium = mapped(&path, map, None, Domain::Volatile(best_flush_instruction()));
-    Ok(Place { path, kind: Kind::Memory, platform: None, medium, size: options.size })
+    Ok(Backing { path, kind: Kind::Memory, platform: None, medium, size: options.size })
 }
 
 /// Makes a new file. It has no blocks yet.
@@ -178,7 +180,7 @@ fn regular(
     options: &Options,
     sysfs: &Sysfs,
     unfinished: &mut Unfinished,
-) -> Result<Place, OpenError> {
+) -> Result<Backing, OpenError> {
     let volatile = volatile_filesystem(&file, path)?;
     if let Some(filesystem) = volatile.filter(|_| !options.volatile) {
         return Err(OpenError::Volatile { path: path.into(), filesystem });
@@ -191,21 +193,21 @@ fn regular(
         let map = memmap2::MmapOptions::new().len(len).map_raw(&*file).map_err(io_error("mapping", &path))?;
         populate(&path, &map, options)?;
         let medium = mapped(&path, map, Some(file), Domain::Volatile(best_flush_instruction()));
-        return Ok(Place { path, kind: Kind::VolatileFile, platform: None, medium, size });
+        return Ok(Backing { path, kind: Kind::VolatileFile, platform: None, medium, size });
     }
     match Span::map_sync(&file, len, HUGE_PAGE_BYTES) {
         Ok(span) => {
             let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
             let platform = sysfs.persistence_domain(Device::Block { major, minor });
             let medium = span.into_medium(&path, file, dax_domain(platform.as_deref()));
-            Ok(Place { path, kind: Kind::FsDax, platform, medium, size })
+            Ok(Backing { path, kind: Kind::FsDax, platform, medium, size })
         }
         // What file systems without DAX say to MAP_SYNC, mmap(2).
         Err(Errno::OPNOTSUPP | Errno::INVAL) => {
             let map =
                 memmap2::MmapOptions::new().len(len).map_raw(&*file).map_err(io_error("mapping", &path))?;
             let medium = mapped(&path, map, Some(file), Domain::Msync);
-            Ok(Place { path, kind: Kind::File, platform: None, medium, size })
+            Ok(Backing { path, kind: Kind::File, platform: None, medium, size })
         }
         Err(errno) => Err(io_error("mapping", &path)(errno.into())),
     }
@@ -234,7 +236,7 @@ fn device_dax(
     meta: &std::fs::Metadata,
     options: &Options,
     sysfs: &Sysfs,
-) -> Result<Place, OpenError> {
+) -> Result<Backing, OpenError> {
     let device = char_device(meta);
     let size = sysfs.dax_size(device).filter(|_| sysfs.is_dax(device)).ok_or_else(|| not_dax(path))?;
     let align = sysfs.dax_align(device).unwrap_or(0).max(HUGE_PAGE_BYTES as u64) as usize;
@@ -242,7 +244,7 @@ fn device_dax(
     let span = Span::map_sync(&file, len, align).map_err(|errno| io_error("mapping", path)(errno.into()))?;
     let platform = sysfs.persistence_domain(device);
     let medium = span.into_medium(path, file, dax_domain(platform.as_deref()));
-    Ok(Place { path: path.into(), kind: Kind::DeviceDax, platform, medium, size: options.size })
+    Ok(Backing { path: path.into(), kind: Kind::DeviceDax, platform, medium, size: options.size })
 }
 
 /// What device-DAX needs at least, and what lets the kernel map a DAX file with huge pages.
@@ -329,7 +331,7 @@ fn populate(path: &Path, map: &MmapRaw, options: &Options) -> Result<(), OpenErr
     let total = map.len();
     let mut from = 0;
     while options.populate && from < total {
-        options.watch.tell(Work::FaultingIn, from as u64, Some(total as u64)).map_err(room::stopped(path))?;
+        options.watch.tell(Work::FaultingIn, from as u64, Some(total as u64)).map_err(stopped(path))?;
         let step = (total - from).min(POPULATE_BYTES);
         match map.advise_range(memmap2::Advice::PopulateWrite, from, step) {
             Ok(()) => from += step,
@@ -363,11 +365,6 @@ fn not_dax(path: &Path) -> OpenError {
 
 fn unsupported(path: &Path, what: &'static str, remedy: &'static str) -> OpenError {
     OpenError::Unsupported { path: path.into(), what, remedy }
-}
-
-pub(super) fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
-    let path = path.to_path_buf();
-    move |reason| OpenError::Io { what, path, reason }
 }
 
 #[cfg(test)]

@@ -17,10 +17,11 @@ use rustix::{
     process::{Resource, getrlimit},
 };
 
-use super::{OpenError, Options, check, map::io_error};
+use super::options::{Options, check, plan};
 use crate::{
-    superblock::{Found, SUPERBLOCKS_BYTES, Superblock},
-    watch::{Stopped, Watch, Work},
+    format::superblock::{Found, SUPERBLOCKS_BYTES, Superblock},
+    recovery::error::{OpenError, io_error, stopped},
+    watch::{Watch, Work},
 };
 
 /// What was done to a file, and is undone unless the store in it is begun.
@@ -124,7 +125,7 @@ pub(super) fn prepare(
             "{bytes} bytes are no multiple of the huge page size {page_bytes}"
         )));
     }
-    super::plan(bytes, options)?;
+    plan(bytes, options)?;
     if len > 0 && !options.force && !is_zero(path, file, len, &options.watch)? {
         return Err(OpenError::NotAStore { path: path.into() });
     }
@@ -224,10 +225,4 @@ fn fill(file: &File, mut from: u64, to: u64) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The error of what was told to end.
-pub(super) fn stopped(path: &Path) -> impl FnOnce(Stopped) -> OpenError {
-    let path = path.to_path_buf();
-    move |Stopped| OpenError::Interrupted { path }
 }

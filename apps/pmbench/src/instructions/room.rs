@@ -19,7 +19,7 @@ const SOURCES: [(&str, &str); 27] = [
     ("stack/kernel/src/", "transport"),
     ("stack/net/src/", "loop"),
     ("stack/src/", "loop"),
-    ("pmem/src/crc", "CRC-32C"),
+    ("pmem/src/format/crc", "CRC-32C"),
     ("crc-fast-", "CRC-32C"),
     ("crc32c-", "CRC-32C"),
     ("pmem/src/", "pmem"),
@@ -50,7 +50,7 @@ const FUNCTIONS: [(&str, &str); 20] = [
     ("stack_dpdk", "transport"),
     ("stack_net", "loop"),
     ("crc_fast", "CRC-32C"),
-    ("pmem::crc", "CRC-32C"),
+    ("pmem::format::crc", "CRC-32C"),
     ("pmem", "pmem"),
     ("dpdk", "mbufs"),
     ("httparse", "HTTP"),
@@ -80,6 +80,8 @@ pub fn room_of(spot: Spot<'_>) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -90,11 +92,26 @@ mod tests {
             (spot("libc.so.6", "__memcpy_avx_unaligned_erms", "memmove.S"), "memcpy"),
             (spot("pmbench", "stack_tcp::endpoint::x", "/x/stack/tcp/src/tcp/rx.rs"), "TCP state"),
             (spot("pmbench", "stack_tcp::endpoint::x", "/rustc/library/core/src/option.rs"), "endpoint"),
-            (spot("pmbench", "<pmem::shard::Shard>::commit", "/rustc/library/core/src/option.rs"), "pmem"),
-            (spot("pmbench", "pmem::shard::Shard::commit", "/x/crc-fast-1.10.0/src/lib.rs"), "CRC-32C"),
+            (
+                spot("pmbench", "<pmem::log::shard::Shard>::commit", "/rustc/library/core/src/option.rs"),
+                "pmem",
+            ),
+            (spot("pmbench", "pmem::log::shard::Shard::commit", "/x/crc-fast-1.10.0/src/lib.rs"), "CRC-32C"),
             (spot("ld.so", "strlen", ""), "other"),
         ] {
             assert_eq!(room_of(spot), room, "{spot:?}");
+        }
+    }
+
+    #[test]
+    fn every_source_of_this_tree_that_is_named_is_there() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let is_own = |source: &&str| {
+            ["apps/", "dpdk-ffi/", "pmem/", "stack/"].iter().any(|folder| source.starts_with(folder))
+        };
+        for source in SOURCES.iter().map(|(source, _)| *source).filter(is_own) {
+            let is_there = root.join(source).is_dir() || root.join(format!("{source}.rs")).is_file();
+            assert!(is_there, "{source}");
         }
     }
 }

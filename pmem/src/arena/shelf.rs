@@ -1,6 +1,6 @@
 //! Short pieces from many places in one buffer.
 
-use crate::arena::{Buffer, Extent};
+use super::{Buffer, Extent};
 
 /// A buffer that short pieces are copied into, one behind the other. Each has a reference of its own, and may be
 /// dropped when its time comes; the buffer is free when the shelf and all of them are gone.

@@ -5,7 +5,7 @@ use std::{io, ptr::NonNull, sync::Arc};
 use super::{Domain, Medium, Spent};
 
 /// What is done at a flush and at a fence.
-pub(crate) trait Around: Send + Sync + Sized + 'static {
+pub(crate) trait Layer: Send + Sync + Sized + 'static {
     /// Flushes a range of `medium`.
     fn flush(&self, medium: &dyn Medium, offset: usize, len: usize) {
         medium.flush(offset, len);
@@ -24,17 +24,17 @@ pub(crate) trait Around: Send + Sync + Sized + 'static {
 
     /// Puts this around a medium.
     fn over(self, medium: Arc<dyn Medium>) -> Arc<dyn Medium> {
-        Arc::new(Wrapped { medium, around: self })
+        Arc::new(Layered { medium, layer: self })
     }
 }
 
-struct Wrapped<A> {
+struct Layered<L> {
     medium: Arc<dyn Medium>,
-    around: A,
+    layer: L,
 }
 
 // SAFETY: all memory is the other medium's, which lives as long as this one, and whose contract is the same.
-unsafe impl<A: Around> Medium for Wrapped<A> {
+unsafe impl<L: Layer> Medium for Layered<L> {
     fn base(&self) -> NonNull<u8> {
         self.medium.base()
     }
@@ -54,11 +54,11 @@ unsafe impl<A: Around> Medium for Wrapped<A> {
     }
 
     fn flush(&self, offset: usize, len: usize) {
-        self.around.flush(&*self.medium, offset, len);
+        self.layer.flush(&*self.medium, offset, len);
     }
 
     fn fence(&self) -> io::Result<()> {
-        self.around.fence(&*self.medium)
+        self.layer.fence(&*self.medium)
     }
 
     fn domain(&self) -> Domain {
@@ -66,10 +66,10 @@ unsafe impl<A: Around> Medium for Wrapped<A> {
     }
 
     fn fork(self: Arc<Self>) -> Arc<dyn Medium> {
-        self.around.fork().over(self.medium.clone().fork())
+        self.layer.fork().over(self.medium.clone().fork())
     }
 
     fn spent(&self) -> Spent {
-        self.around.spent(&*self.medium)
+        self.layer.spent(&*self.medium)
     }
 }

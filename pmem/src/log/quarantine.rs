@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::entry::EntryFault;
+use crate::format::entry::EntryFault;
 
 /// Runs of damaged entries whose fault is kept. Those beyond are quarantined all the same, and counted;
 /// [`Snapshot::scan`](crate::Snapshot::scan) names them all.
@@ -81,7 +81,7 @@ impl Quarantined {
             self.bits = vec![0; (self.slots / 64) as usize];
         }
         for seq in run.seq..run.end() {
-            let (word, bit) = self.place(seq);
+            let (word, bit) = self.bit_of(seq);
             self.entries += u64::from(self.bits[word] & bit == 0);
             self.bits[word] |= bit;
         }
@@ -99,7 +99,7 @@ impl Quarantined {
         if self.entries == 0 {
             return false;
         }
-        let (word, bit) = self.place(seq);
+        let (word, bit) = self.bit_of(seq);
         self.bits[word] & bit != 0
     }
 
@@ -127,7 +127,7 @@ impl Quarantined {
     pub(crate) fn skip(&self, from: u64, to: u64) -> u64 {
         let mut seq = from;
         while seq < to && self.holds(seq) {
-            let (word, _) = self.place(seq);
+            let (word, _) = self.bit_of(seq);
             // Whole words at a time: runs may be as long as the log.
             seq += if seq.is_multiple_of(64) && self.bits[word] == u64::MAX { 64 } else { 1 };
         }
@@ -140,7 +140,7 @@ impl Quarantined {
             return;
         }
         for seq in from..to {
-            let (word, bit) = self.place(seq);
+            let (word, bit) = self.bit_of(seq);
             self.entries -= u64::from(self.bits[word] & bit != 0);
             self.bits[word] &= !bit;
         }
@@ -156,7 +156,7 @@ impl Quarantined {
         }
     }
 
-    fn place(&self, seq: u64) -> (usize, u64) {
+    fn bit_of(&self, seq: u64) -> (usize, u64) {
         let slot = seq % self.slots;
         ((slot / 64) as usize, 1 << (slot % 64))
     }

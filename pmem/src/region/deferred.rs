@@ -6,16 +6,19 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{OpenError, room::Unfinished};
+use super::room::Unfinished;
 use crate::{
-    entry::crc_seed,
-    header::{HEADERS_BYTES, Header},
+    format::{
+        entry::crc_seed,
+        header::{HEADERS_BYTES, Header},
+        superblock::{SUPERBLOCK_BYTES, SUPERBLOCKS_BYTES, Superblock},
+    },
     medium::Medium,
-    superblock::{SUPERBLOCK_BYTES, SUPERBLOCKS_BYTES, Superblock},
+    recovery::error::OpenError,
 };
 
 /// Done once, by whoever opens the first shard. Dropped before, it leaves everything as it was.
-pub(crate) struct Pending {
+pub(crate) struct Deferred {
     path: PathBuf,
     state: Mutex<State>,
 }
@@ -46,7 +49,7 @@ pub(super) enum Task {
     Format(Superblock),
 }
 
-impl Pending {
+impl Deferred {
     pub(super) fn new(task: Task, path: PathBuf, medium: Arc<dyn Medium>, unfinished: Unfinished) -> Self {
         Self { path, state: Mutex::new(State::Todo(Job { task, unfinished, medium })) }
     }

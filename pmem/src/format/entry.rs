@@ -5,7 +5,7 @@ use zerocopy::{
     little_endian::{U16, U32, U64},
 };
 
-use crate::{arena::BufferId, crc};
+use super::crc;
 
 /// Length of an entry: one cache line.
 pub(crate) const ENTRY_BYTES: usize = 64;
@@ -42,6 +42,10 @@ pub(crate) enum Body {
     Inline { bytes: [u8; INLINE_BYTES], len: u8 },
     Extents { names: [ExtentName; ENTRY_EXTENTS], count: u8 },
 }
+
+/// The name of a buffer: its index in its shard's arena. It means the same bytes at every start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BufferId(pub u32);
 
 /// A piece of a buffer as the log names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -3,7 +3,7 @@
 use std::{ptr, sync::Arc};
 
 use crate::{
-    entry::{ENTRY_BYTES, Entry, EntryFault},
+    format::entry::{ENTRY_BYTES, Entry, EntryFault},
     medium::Medium,
 };
 

@@ -2,7 +2,7 @@
 
 use std::slice;
 
-use crate::arena::{Arena, Buffer};
+use super::{Arena, Buffer};
 
 impl Buffer {
     /// Lends the whole buffer to a device: nobody else can have it before [`Arena::take_back`]. The medium

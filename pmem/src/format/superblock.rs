@@ -10,10 +10,7 @@ use zerocopy::{
     little_endian::{U16, U32, U64},
 };
 
-use crate::{
-    arena::DEFAULT_BUFFER_BYTES, crc, draft::PACK_BYTES, entry::ENTRY_BYTES, header::HEADERS_BYTES,
-    medium::LINE_BYTES,
-};
+use super::{crc, entry::ENTRY_BYTES, header::HEADERS_BYTES};
 
 /// Length of one copy.
 pub(crate) const SUPERBLOCK_BYTES: usize = 256;
@@ -21,6 +18,13 @@ pub(crate) const SUPERBLOCK_BYTES: usize = 256;
 pub(crate) const SUPERBLOCKS_BYTES: usize = 2 * SUPERBLOCK_BYTES;
 /// The layout that this code reads and writes.
 pub(crate) const VERSION: u32 = 1;
+
+/// DPDK's `RTE_MBUF_DEFAULT_BUF_SIZE`: 128 bytes of headroom and 2048 of packet.
+pub const DEFAULT_BUFFER_BYTES: u16 = 2176;
+/// What shards' headers and buffers begin on: a cache line of the CPUs that the layout was made for.
+pub(crate) const ALIGN_BYTES: usize = 64;
+/// No buffer is shorter.
+pub(crate) const MIN_BUFFER_BYTES: u16 = 1024;
 
 const MAGIC: [u8; 8] = *b"PASTE-PM";
 const PAGE_BYTES: u64 = 4096;
@@ -31,8 +35,6 @@ const MIN_LOG_ENTRIES: u32 = 64;
 const MIN_BUFFERS: u32 = 4;
 /// Log entries of a new store for each buffer, at least.
 const LOG_PER_BUFFER: u64 = 3;
-/// A short record must fit into a buffer, whatever is packed with it.
-const MIN_BUFFER_BYTES: u16 = 2 * PACK_BYTES as u16;
 const MAX_SHARDS: u32 = 1024;
 
 /// How a region is cut up. It lies in the superblock and never changes: a buffer's name means the same bytes at
@@ -64,7 +66,7 @@ pub struct Geometry {
 
 /// What one asks of a new region's geometry; the rest follows from its size.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Wish {
+pub(crate) struct GeometryOptions {
     pub shards: Option<u32>,
     pub buffer_bytes: Option<u16>,
     pub log_entries: Option<u32>,
@@ -85,13 +87,13 @@ impl Geometry {
     /// The log gets three to six times as many entries as there are buffers, a power of two: a record of an ordinary
     /// segment takes one buffer and one entry, and a long one takes an entry for each four buffers, but short ones share
     /// buffers, and those of up to 32 bytes take none. It takes 8 to 15 percent of the region for that.
-    pub(crate) fn plan(bytes: u64, wish: Wish) -> Result<Self, GeometryError> {
-        let shards = wish.shards.unwrap_or(1);
-        let buffer_bytes = wish.buffer_bytes.unwrap_or(DEFAULT_BUFFER_BYTES);
+    pub(crate) fn plan(bytes: u64, options: GeometryOptions) -> Result<Self, GeometryError> {
+        let shards = options.shards.unwrap_or(1);
+        let buffer_bytes = options.buffer_bytes.unwrap_or(DEFAULT_BUFFER_BYTES);
         if !(1..=MAX_SHARDS).contains(&shards) {
             return Err(GeometryError::Impossible(format!("{shards} shards: take 1 to {MAX_SHARDS}")));
         }
-        if buffer_bytes < MIN_BUFFER_BYTES || usize::from(buffer_bytes) % LINE_BYTES != 0 {
+        if buffer_bytes < MIN_BUFFER_BYTES || usize::from(buffer_bytes) % ALIGN_BYTES != 0 {
             return Err(GeometryError::Impossible(format!(
                 "buffers of {buffer_bytes} bytes: take a multiple of 64, and at least {MIN_BUFFER_BYTES}"
             )));
@@ -101,7 +103,7 @@ impl Geometry {
         let headers_offset = PAGE_BYTES;
         let log_offset = (headers_offset + u64::from(shards) * HEADERS_BYTES as u64).next_multiple_of(align);
         let per_shard = region_bytes.saturating_sub(log_offset) / u64::from(shards);
-        let log_entries = match wish.log_entries {
+        let log_entries = match options.log_entries {
             Some(entries) if entries.is_power_of_two() && (MIN_LOG_ENTRIES..=1 << 30).contains(&entries) => {
                 entries
             }
@@ -162,12 +164,12 @@ impl Geometry {
         aligned
             && (1..=MAX_SHARDS).contains(&self.shards)
             && self.buffer_bytes >= MIN_BUFFER_BYTES
-            && usize::from(self.buffer_bytes) % LINE_BYTES == 0
+            && usize::from(self.buffer_bytes) % ALIGN_BYTES == 0
             && (MIN_BUFFERS..u32::MAX).contains(&self.buffers)
             && self.log_entries.is_power_of_two()
             && (MIN_LOG_ENTRIES..=1 << 30).contains(&self.log_entries)
             && self.headers_offset >= SUPERBLOCKS_BYTES as u64
-            && self.headers_offset.is_multiple_of(LINE_BYTES as u64)
+            && self.headers_offset.is_multiple_of(ALIGN_BYTES as u64)
             && ends(self.headers_offset, HEADERS_BYTES as u64).is_some_and(|end| end <= self.log_offset)
             && u64::from(self.log_entries) * ENTRY_BYTES as u64 <= self.log_stride
             && ends(self.log_offset, self.log_stride).is_some_and(|end| end <= self.arena_offset)

@@ -1,13 +1,18 @@
 //! Reading a log back: which records are there, where it ends, and whether anything is missing before its end.
 
-use std::{collections::BTreeMap, fmt, ops::ControlFlow};
+use std::{collections::BTreeMap, ops::ControlFlow};
 
 use crate::{
-    crc,
-    entry::{ENTRY_BYTES, Entry, EntryFault, ExtentName},
-    header::Header,
-    quarantine::{Quarantine, Quarantined},
-    record::RecordInfo,
+    format::{
+        crc,
+        entry::{BufferId, ENTRY_BYTES, Entry, EntryFault, ExtentName},
+        header::Header,
+    },
+    log::{
+        findings::Torn,
+        quarantine::{Quarantine, Quarantined},
+        record::RecordInfo,
+    },
 };
 
 /// A log and the buffers that it names, as recovery and read-only tools see them.
@@ -81,39 +86,6 @@ pub enum Corruption {
         /// The highest entry known to have been durable.
         known_durable: u64,
     },
-}
-
-/// What lies behind the last record, where that is more than nothing: an append without its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Torn {
-    /// The number that its record would have had.
-    pub seq: u64,
-    /// The entry that is wrong.
-    pub entry: u64,
-    /// What is wrong with it.
-    pub fault: EntryFault,
-    /// The last complete entry of the same opening behind it, if there are any: they are cut off with it.
-    pub behind: Option<u64>,
-}
-
-impl fmt::Display for Torn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seq, entry, fault, behind } = self;
-        match fault {
-            EntryFault::Payload | EntryFault::Bounds { .. } => {
-                write!(f, "the log entries of record {seq} are complete, but in entry {entry} {fault}")?;
-            }
-            _ => write!(f, "log entry {entry} of record {seq} is incomplete: {fault}")?,
-        }
-        if let Some(behind) = behind {
-            write!(f, "; complete entries up to {behind} lie behind it, and are cut off with it")?;
-        }
-        f.write_str(
-            "; a power cut before the commit leaves that, and then nobody was told that it is stored; somebody was if the \
-             medium has since lost or altered what it had confirmed",
-        )
-    }
 }
 
 /// How a scan ended.
@@ -440,6 +412,6 @@ fn pack(name: ExtentName) -> u64 {
 }
 
 fn unpack(piece: u64) -> ExtentName {
-    let buffer = crate::BufferId((piece >> 32) as u32);
+    let buffer = BufferId((piece >> 32) as u32);
     ExtentName { buffer, offset: (piece >> 16) as u16, len: piece as u16 }
 }

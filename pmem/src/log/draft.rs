@@ -1,15 +1,20 @@
 //! Records under construction: from pieces of buffers to what an append writes.
 
+use super::error::{AppendError, Full};
 use crate::{
     arena::{Arena, Buffer, Extent},
-    crc,
-    entry::{ENTRY_EXTENTS, ExtentName},
-    error::{AppendError, Full},
+    format::{
+        crc,
+        entry::{ENTRY_EXTENTS, ExtentName},
+        superblock::MIN_BUFFER_BYTES,
+    },
     medium::LINE_BYTES,
 };
 
 /// Records shorter than this are copied together into shared buffers, so that they do not pin one each.
 pub const PACK_BYTES: usize = 512;
+// A short record fits into a buffer, whatever is packed with it.
+const _: () = assert!(2 * PACK_BYTES <= MIN_BUFFER_BYTES as usize);
 
 /// Buffers that a record may pin however few bytes it has in them.
 const FREE_PINS: usize = 8;
@@ -41,7 +46,7 @@ pub struct Draft {
     /// The line of the medium that was flushed last.
     last_line: usize,
     pack: Option<Pack>,
-    pub(crate) work: Work,
+    pub(crate) cost: Cost,
 }
 
 /// The memory of a draft, for the next one.
@@ -65,7 +70,7 @@ impl Draft {
 
 /// What building a record has cost so far.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Work {
+pub(crate) struct Cost {
     pub copied_bytes: u64,
     pub flushed_lines: u64,
 }
@@ -140,7 +145,7 @@ impl Draft {
             pinned: 0,
             last_line: usize::MAX,
             pack: None,
-            work: Work::default(),
+            cost: Cost::default(),
         }
     }
 
@@ -240,7 +245,7 @@ impl Draft {
             let (part, later) = rest.split_at(rest.len().min(pack.room(arena)));
             rest = later;
             let copy = pack.fill(std::iter::once(part));
-            self.work.copied_bytes += part.len() as u64;
+            self.cost.copied_bytes += part.len() as u64;
             place(self, copy);
         }
         Ok(())
@@ -260,7 +265,7 @@ impl Draft {
         if self.is_packed(extent)
             && let Some(pack) = &mut self.pack
         {
-            self.work.flushed_lines += pack.flush_full_lines(arena);
+            self.cost.flushed_lines += pack.flush_full_lines(arena);
             return;
         }
         let from = extent.medium_offset();
@@ -269,14 +274,14 @@ impl Draft {
         let seen = from / LINE_BYTES == self.last_line;
         let from = if seen { ((self.last_line + 1) * LINE_BYTES).min(to) } else { from };
         arena.medium().flush(from, to - from);
-        self.work.flushed_lines += lines(from, to);
+        self.cost.flushed_lines += lines(from, to);
         self.last_line = (to - 1) / LINE_BYTES;
     }
 
     /// Flushes what is left of the copies.
     pub(crate) fn flush_pack(&mut self, arena: &Arena) {
         if let Some(pack) = &mut self.pack {
-            self.work.flushed_lines += pack.flush(arena);
+            self.cost.flushed_lines += pack.flush(arena);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! A shard: the arena and the log of one core.
 
+mod read;
+
 use std::{
     cell::RefCell,
     fmt, io,
@@ -10,17 +12,24 @@ use std::{
     time::Duration,
 };
 
+pub use read::Records;
+
+use super::{
+    draft::{Draft, Memory, Pack, take_beyond},
+    error::{AppendError, CommitError, Full},
+    findings::Recovery,
+    header::HeaderCell,
+    quarantine::{Quarantine, Quarantined},
+    ring::Ring,
+};
 use crate::{
     arena::{Arena, Extent},
-    crc,
-    draft::{Draft, Memory, Pack, take_beyond},
-    entry::{Body, ENTRY_BYTES, ENTRY_EXTENTS, Entry, EntryFault, ExtentName, INLINE_BYTES},
-    error::{AppendError, CommitError, Full},
-    header::{Header, HeaderCell},
+    format::{
+        crc,
+        entry::{Body, ENTRY_BYTES, ENTRY_EXTENTS, Entry, EntryFault, ExtentName, INLINE_BYTES},
+        header::Header,
+    },
     medium::{Domain, Spent},
-    quarantine::{Quarantine, Quarantined},
-    recovery::Recovery,
-    ring::Ring,
 };
 
 /// The arena and the log of one core.
@@ -344,8 +353,8 @@ impl Shard {
             }
             self.append_extents(draft)
         };
-        self.counters.flushed_lines += self.ring.flush(self.next, needed) + draft.work.flushed_lines;
-        self.counters.copied_bytes += draft.work.copied_bytes;
+        self.counters.flushed_lines += self.ring.flush(self.next, needed) + draft.cost.flushed_lines;
+        self.counters.copied_bytes += draft.cost.copied_bytes;
         self.counters.appended_records += 1;
         self.counters.payload_bytes += draft.len();
         self.counters.live_records += 1;
@@ -546,7 +555,7 @@ impl Shard {
             bytes[len..len + piece.len()].copy_from_slice(piece);
             len += piece.len();
         }
-        draft.work.copied_bytes += len as u64;
+        draft.cost.copied_bytes += len as u64;
         let crc = crc::crc32c(&bytes[..len]);
         self.write_entry(0, crc, true, true, Body::Inline { bytes, len: len as u8 });
         crc
@@ -566,7 +575,7 @@ impl Shard {
         }
         let pack = self.pack.as_mut().expect("it was put there");
         let copy = pack.fill(pieces);
-        draft.work.copied_bytes += len as u64;
+        draft.cost.copied_bytes += len as u64;
         draft.crcs.push(crc::crc32c(copy.bytes()));
         draft.extents.push(copy);
         Ok(())

@@ -1,0 +1,63 @@
+//! A shard's header where it lies in the medium: read once, then written by its one owner.
+
+use std::{io, ptr, sync::Arc};
+
+use crate::{
+    format::header::{Found, HEADER_BYTES, HEADERS_BYTES, Header},
+    medium::Medium,
+};
+
+/// Where a shard's header lies, and what it says now.
+pub(crate) struct HeaderCell {
+    medium: Arc<dyn Medium>,
+    offset: usize,
+    seed: u32,
+    current: Header,
+    /// The one copy that has it; none if both have.
+    at: Option<usize>,
+}
+
+impl HeaderCell {
+    pub(crate) fn new(medium: Arc<dyn Medium>, offset: usize, seed: u32, found: &Found) -> Self {
+        assert!(offset + HEADERS_BYTES <= medium.len());
+        Self { medium, offset, seed, current: found.header, at: found.at }
+    }
+
+    /// Both copies as they lie in the medium.
+    pub(crate) fn read(medium: &dyn Medium, offset: usize) -> [u8; HEADERS_BYTES] {
+        assert!(offset + HEADERS_BYTES <= medium.len());
+        let mut bytes = [0; HEADERS_BYTES];
+        // SAFETY: the range was checked; only the shard's one owner writes it, and that is the caller.
+        unsafe {
+            ptr::copy_nonoverlapping(medium.base().as_ptr().add(offset), bytes.as_mut_ptr(), HEADERS_BYTES);
+        }
+        bytes
+    }
+
+    pub(crate) fn current(&self) -> Header {
+        self.current
+    }
+
+    /// Writes a header over both copies, first that which is older or damaged, each flushed and fenced before the next
+    /// step. Its generation is set here. Returns the number of fences.
+    pub(crate) fn persist(&mut self, header: Header) -> io::Result<u64> {
+        // Copy `generation mod 2` comes first, as with programs that write one copy only.
+        let next = self.current.generation + 1;
+        let skipped = self.at.is_some_and(|at| next % 2 == at as u64);
+        let header = Header { generation: next + u64::from(skipped), is_mirrored: true, ..header };
+        let first = (header.generation % 2) as usize;
+        self.write(first, &header)?;
+        (self.current, self.at) = (header, Some(first));
+        self.write(1 - first, &header)?;
+        self.at = None;
+        Ok(2)
+    }
+
+    fn write(&self, copy: usize, header: &Header) -> io::Result<()> {
+        let offset = self.offset + copy * HEADER_BYTES;
+        // SAFETY: the range was checked in `new`; this is its only owner, and no references to it are ever made.
+        unsafe { self.medium.store(offset, &header.encode(self.seed)) };
+        self.medium.flush(offset, HEADER_BYTES);
+        self.medium.fence()
+    }
+}

@@ -1,0 +1,212 @@
+//! Records as they are read back.
+
+use std::{collections::VecDeque, fmt};
+
+use super::quarantine::Quarantine;
+use crate::{
+    arena::Extent,
+    format::{
+        crc,
+        entry::{EntryFault, INLINE_BYTES},
+    },
+};
+
+/// A durable record, with references to the buffers that hold it: it stays readable when it is trimmed.
+#[derive(Clone)]
+pub struct Record {
+    pub(super) info: RecordInfo,
+    pub(super) inline: [u8; INLINE_BYTES],
+    pub(super) extents: Vec<Extent>,
+    /// For each of its log entries.
+    pub(super) checks: Vec<Check>,
+}
+
+/// What a log entry says of the bytes up to its end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Check {
+    /// Pieces that the entry names.
+    pub(super) extents: usize,
+    /// CRC-32C of the record's bytes up to the end of the last of them.
+    pub(super) crc32c: u32,
+}
+
+/// What there is at a number.
+#[derive(Debug)]
+pub enum Lookup {
+    /// A durable record.
+    Live(Record),
+    /// A record that was durable and cannot be read, or an entry of one.
+    Quarantined(Quarantine),
+    /// The number lies before the log's head: if there was a record, it is trimmed.
+    Trimmed,
+    /// Nothing durable yet.
+    NotYet,
+    /// An entry inside of a record, or number 0: no record has this number, now or ever.
+    NoRecord,
+}
+
+/// What is known of a record without its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RecordInfo {
+    /// The record's number: the sequence number of its first log entry.
+    pub seq: u64,
+    /// The epoch in which it was written.
+    pub epoch: u32,
+    /// Length in bytes.
+    pub len: u64,
+    /// CRC-32C of all its bytes.
+    pub crc32c: u32,
+    /// Log entries that it takes.
+    pub entries: u64,
+    /// Pieces of buffers that hold it; 0 if it lies in its log entry.
+    pub extents: u32,
+}
+
+/// Consecutive bytes of a record.
+#[derive(Clone, Debug)]
+pub enum Piece {
+    /// Bytes in a named buffer.
+    Extent(Extent),
+    /// The bytes of a short record, from its log entry, and how many of them count.
+    Inline([u8; INLINE_BYTES], u8),
+}
+
+impl Piece {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Extent(extent) => extent.bytes(),
+            Self::Inline(bytes, len) => &bytes[..usize::from(*len)],
+        }
+    }
+}
+
+impl Record {
+    /// Number, length, checksum.
+    pub fn info(&self) -> RecordInfo {
+        self.info
+    }
+
+    /// The record's number.
+    pub fn seq(&self) -> u64 {
+        self.info.seq
+    }
+
+    /// The epoch in which it was written.
+    pub fn epoch(&self) -> u32 {
+        self.info.epoch
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.info.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.info.len == 0
+    }
+
+    /// CRC-32C of all its bytes, as it was when the record was appended.
+    pub fn crc32c(&self) -> u32 {
+        self.info.crc32c
+    }
+
+    /// The record's bytes in order, piece by piece; a record without bytes has none.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
+        let inline = self.extents.is_empty() && !self.is_empty();
+        let inline = inline.then(|| Piece::Inline(self.inline, self.info.len as u8));
+        inline.into_iter().chain(self.extents.iter().cloned().map(Piece::Extent))
+    }
+
+    /// As [`pieces`](Self::pieces), with the record's own references.
+    pub fn into_pieces(self) -> impl Iterator<Item = Piece> {
+        let inline = self.extents.is_empty() && !self.is_empty();
+        let inline = inline.then(|| Piece::Inline(self.inline, self.info.len as u8));
+        inline.into_iter().chain(self.extents.into_iter().map(Piece::Extent))
+    }
+
+    /// As [`into_pieces`](Self::into_pieces), with each piece's bytes checked against its log entry's checksum before it
+    /// is given: one entry's pieces at a time, up to four.
+    pub fn into_checked_pieces(self) -> CheckedPieces {
+        CheckedPieces {
+            info: self.info,
+            inline: self.inline,
+            rest: self.extents.into(),
+            checks: self.checks.into(),
+            entry: self.info.seq,
+            crc: 0,
+            checked: 0,
+        }
+    }
+
+    /// A copy of all bytes.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.len() as usize);
+        self.pieces().for_each(|piece| bytes.extend_from_slice(piece.bytes()));
+        bytes
+    }
+}
+
+/// A record's bytes in order, checked before they are given. Damage ends them.
+pub struct CheckedPieces {
+    info: RecordInfo,
+    inline: [u8; INLINE_BYTES],
+    rest: VecDeque<Extent>,
+    /// Of the entries that are not checked yet.
+    checks: VecDeque<Check>,
+    /// The entry that is checked next.
+    entry: u64,
+    /// The checksum of all bytes before it.
+    crc: u32,
+    /// Pieces at the front of `rest` that are checked.
+    checked: usize,
+}
+
+impl Iterator for CheckedPieces {
+    type Item = Result<Piece, Quarantine>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.checked == 0 {
+            let check = self.checks.pop_front()?;
+            let inline = (check.extents == 0 && !self.info.is_empty())
+                .then_some(Piece::Inline(self.inline, self.info.len as u8));
+            let crc = self.rest.iter().take(check.extents).map(Extent::bytes);
+            let crc = inline.iter().map(Piece::bytes).chain(crc).fold(self.crc, crc::crc32c_append);
+            if crc != check.crc32c {
+                self.checks.clear();
+                let RecordInfo { seq, entries, .. } = self.info;
+                return Some(Err(Quarantine::new(seq, entries, self.entry, EntryFault::Payload)));
+            }
+            (self.crc, self.checked) = (crc, check.extents);
+            self.entry += 1;
+            if check.extents == 0 {
+                return inline.map(Ok);
+            }
+        }
+        self.checked -= 1;
+        self.rest.pop_front().map(|extent| Ok(Piece::Extent(extent)))
+    }
+}
+
+impl fmt::Debug for CheckedPieces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CheckedPieces")
+            .field("info", &self.info)
+            .field("entry", &self.entry)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RecordInfo {
+    fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Record").field(&self.info).finish()
+    }
+}
