@@ -3,14 +3,15 @@
 
 mod authority;
 mod chunked;
+mod decimal;
 mod decoder;
 mod head;
 mod name;
 mod refusal;
 mod route;
 
-pub use decoder::{Decoder, Item, MAX_HEAD_BYTES};
-pub use head::{Framing, Head};
+pub use decoder::{Decoder, Item};
+pub use head::{Framing, Head, MAX_HEAD_BYTES};
 pub use name::{NoName, Place, RecordName};
 pub use refusal::{Refusal, Status};
 pub use route::{Ask, DEFAULT_LIST_LIMIT, MAX_LIST_LIMIT, Route, Start};

@@ -6,10 +6,12 @@
 
 mod checked;
 mod commits;
+mod common;
 mod connection;
 mod foreign;
 mod hall;
 mod network;
+mod out;
 mod peers;
 mod render;
 mod reply;
@@ -24,11 +26,13 @@ use stack::net::{ConnId, Event, Net, Service};
 use stack::time::Instant;
 
 use checked::Alarm;
-use connection::{Connection, Patience};
+use common::{Common, Patience};
+use connection::Connection;
 use peers::Peers;
 use render::Rendered;
 
 pub use commits::{CommitSummary, CommitTimes};
+pub use common::Counters;
 pub use hall::{Hall, Waker};
 pub use network::{Drops, NetworkBoard, NetworkState, in_words};
 pub use render::MAX_SHARDS;
@@ -85,43 +89,6 @@ impl ServiceConfig {
     }
 }
 
-/// What the service has done since it started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Connections that are open now.
-    pub connections: u64,
-    /// Request heads understood.
-    pub requests: u64,
-    /// Records made durable and acknowledged; where none are kept, bodies acknowledged.
-    pub appended_records: u64,
-    /// Bytes in them.
-    pub appended_bytes: u64,
-    /// Records read.
-    pub read_records: u64,
-    /// Bytes given to the network for sending.
-    pub sent_bytes: u64,
-    /// Requests refused.
-    pub refused: u64,
-    /// Connections reset by this side.
-    pub aborted: u64,
-    /// Bytes of records that were copied from one core to another to be read.
-    pub crossed_bytes: u64,
-}
-
-impl std::ops::AddAssign for Counters {
-    fn add_assign(&mut self, other: Self) {
-        self.connections += other.connections;
-        self.requests += other.requests;
-        self.appended_records += other.appended_records;
-        self.appended_bytes += other.appended_bytes;
-        self.read_records += other.read_records;
-        self.sent_bytes += other.sent_bytes;
-        self.refused += other.refused;
-        self.aborted += other.aborted;
-        self.crossed_bytes += other.crossed_bytes;
-    }
-}
-
 /// The log server.
 #[derive(Debug)]
 pub struct LogService {
@@ -131,47 +98,6 @@ pub struct LogService {
     /// Room for the connections that a commit wakes.
     woken: Vec<ConnId>,
     ticked: Instant,
-}
-
-/// What all connections share.
-#[derive(Debug)]
-struct Common {
-    max_record_bytes: u64,
-    keeps_records: bool,
-    patience: Patience,
-    domain: String,
-    network: NetworkBoard,
-    counters: Counters,
-    /// What the medium said when it failed. Nothing is written from then on.
-    failed: Option<String>,
-    /// Connections that this core may have at a time, beside those in spare places.
-    max_connections: u32,
-    /// Connections in spare places.
-    spares: u32,
-    commits: CommitTimes,
-    /// Of records that have changed under the server.
-    alarm: Alarm,
-    /// Connections with appends in the current burst.
-    awaiting: Vec<ConnId>,
-    rendered: Rendered,
-    now: Instant,
-    peers: Peers,
-}
-
-impl Common {
-    /// Whether there is a place that is not a spare one.
-    fn has_place(&self) -> bool {
-        self.counters.connections - u64::from(self.spares) < self.max_connections.into()
-    }
-
-    /// Notes that the medium has failed; the first reason is the one that tells most.
-    fn fail(&mut self, why: &str) {
-        if self.failed.is_none() {
-            tracing::error!(why, "the store failed and takes no more writes; restart to recover it");
-            self.failed = Some(why.to_owned());
-        }
-        self.peers.publish_failure(why);
-    }
 }
 
 impl LogService {

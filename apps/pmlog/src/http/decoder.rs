@@ -2,10 +2,8 @@
 
 use pmem::Extent;
 
-use super::{Framing, Head, Refusal, chunked::Chunked, chunked::Step, head::too_large};
+use super::{Framing, Head, MAX_HEAD_BYTES, Refusal, chunked::Chunked, chunked::Step, head::too_large};
 
-/// The longest request head, in bytes.
-pub const MAX_HEAD_BYTES: usize = 8 * 1024;
 /// Empty lines that may stand before a request (RFC 9112, section 2.2), in bytes.
 const MAX_BLANK_BYTES: usize = 4;
 

@@ -2,8 +2,10 @@
 
 use std::mem::MaybeUninit;
 
-use super::{MAX_HEAD_BYTES, Refusal, Route, authority::is_host, route::decimal};
+use super::{Refusal, Route, authority::is_host, decimal::decimal};
 
+/// The longest request head, in bytes.
+pub const MAX_HEAD_BYTES: usize = 8 * 1024;
 /// The most header fields in a request.
 pub(super) const MAX_FIELDS: usize = 64;
 

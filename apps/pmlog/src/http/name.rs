@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::route::decimal;
+use super::decimal::decimal;
 
 /// A record's name: `7`, or `1-7` for record 7 of shard 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

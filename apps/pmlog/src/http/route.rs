@@ -1,6 +1,6 @@
 //! What a request asks for: method and target taken together.
 
-use super::{Place, RecordName, Refusal, authority::is_authority};
+use super::{Place, RecordName, Refusal, authority::is_authority, decimal::decimal};
 
 /// Records listed when the client does not say how many.
 pub const DEFAULT_LIST_LIMIT: u64 = 100;
@@ -142,33 +142,9 @@ fn values<'a, const N: usize>(query: &'a str, keys: [&str; N]) -> Result<[Option
     Ok(values)
 }
 
-/// Digits that any number of that length fits into 64 bits.
-const SAFE_DIGITS: usize = 19;
-
-/// A number in decimal digits and nothing else: `str::parse` would also take a sign.
-#[inline]
-pub(super) fn decimal(text: impl AsRef<[u8]>) -> Option<u64> {
-    let digits = text.as_ref();
-    let (safe, rest) = digits.split_at(digits.len().min(SAFE_DIGITS));
-    let mut number = 0;
-    for byte in safe {
-        number = number * 10 + digit(*byte)?;
-    }
-    for byte in rest {
-        number = number.checked_mul(10)?.checked_add(digit(*byte)?)?;
-    }
-    (!digits.is_empty()).then_some(number)
-}
-
-#[inline]
-fn digit(byte: u8) -> Option<u64> {
-    byte.is_ascii_digit().then(|| u64::from(byte - b'0'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     #[test]
     fn targets_lead_to_routes() {
@@ -217,15 +193,6 @@ mod tests {
             ("GET", "https://log.example/health", Err(Refusal::NoResource)),
         ] {
             assert_eq!(Route::of(method, target), expected, "{method} {target}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn numbers_are_read_as_the_standard_library_reads_them(text in "[0-9]{0,22}|[-+ 0-9a]{0,4}", near in any::<u64>()) {
-            let expected = text.parse().ok().filter(|_: &u64| !text.starts_with('+'));
-            prop_assert_eq!(decimal(&text), expected);
-            prop_assert_eq!(decimal(near.to_string()), Some(near));
         }
     }
 

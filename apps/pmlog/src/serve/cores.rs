@@ -1,6 +1,7 @@
 //! The threads of a server: one for each core, with a shard, a transport and a service of its own, and this one,
 //! which reports.
 
+use std::io;
 use std::ops::AddAssign;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,22 +11,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use pmem::{Quarantine, Recovery, RegionInfo, Shard, ShardSeed};
+use pmem::{RegionInfo, ShardSeed};
+use signal_hook::consts::SIGUSR1;
 use stack::net::Transport as _;
 use stack::profile::Profile;
 use stack::server::Server;
 use stack::time::Clock;
 use stack::transport::dpdk::DpdkError;
 
-use super::clock::profile_signals;
+use super::access::{Access, Served, Traffic};
 use super::report::{Report, Started};
-use super::run::{self, Spent, Surroundings};
+use super::run::{self, LogServer, Spent, Surroundings};
+use super::totals::{ShardStart, Totals};
 use super::watch::Watch;
-use super::{Access, LogServer, Served, Traffic};
 use crate::cli::ServeArgs;
-use crate::service::{
-    CommitTimes, Counters, Hall, LogService, NetworkBoard, NetworkState, SPARE_PLACES, ServiceConfig,
-};
+use crate::service::{Hall, LogService, NetworkBoard, NetworkState, SPARE_PLACES, ServiceConfig};
 
 /// Between two lines of rates.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -45,38 +45,6 @@ pub(super) struct Ended {
     /// Whether it served at all.
     pub(super) has_served: bool,
     pub(super) result: Result<()>,
-}
-
-/// A shard as it was found.
-#[derive(Clone, Debug)]
-pub(super) struct ShardStart {
-    pub(super) index: u32,
-    pub(super) head: u64,
-    pub(super) next: u64,
-    pub(super) epoch: u32,
-    pub(super) recovery: Recovery,
-    /// The first of the damaged records that are passed over.
-    pub(super) damaged: Vec<Quarantine>,
-}
-
-/// Damaged records that the report at the start names, of each shard; all of them are counted.
-const NAMED: usize = 16;
-
-/// What one core has done, or all.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Totals<N> {
-    pub(super) service: Counters,
-    pub(super) free_buffers: usize,
-    pub(super) fences: u64,
-    pub(super) flushed_lines: u64,
-    pub(super) copied_bytes: u64,
-    pub(super) commits: CommitTimes,
-    /// Records that were found to have changed under the server.
-    pub(super) altered_records: u64,
-    /// CPU time of the cores' threads, and the part of it in turns of their loops that found something to do.
-    pub(super) cpu: Duration,
-    pub(super) busy_cpu: Duration,
-    pub(super) network: N,
 }
 
 /// What a core tells the thread that reports.
@@ -116,7 +84,7 @@ pub(super) fn serve<A: Access>(
     seats: Vec<A::Seat>,
     seeds: Vec<ShardSeed>,
     setting: &Setting<'_>,
-    report: &mut Report<'_, impl std::io::Write>,
+    report: &mut Report<'_, impl io::Write>,
 ) -> Ended {
     let (cores, shards) = (seats.len(), seeds.len());
     let profile_asked = match setting.args.profile.then(|| profile_signals(cores)).transpose() {
@@ -180,11 +148,22 @@ pub(super) fn serve<A: Access>(
     })
 }
 
+/// A flag for each core, all set by SIGUSR1.
+fn profile_signals(cores: usize) -> io::Result<Vec<Arc<AtomicBool>>> {
+    (0..cores)
+        .map(|_| {
+            let asked = Arc::new(AtomicBool::new(false));
+            signal_hook::flag::register(SIGUSR1, Arc::clone(&asked))?;
+            Ok(asked)
+        })
+        .collect()
+}
+
 /// Waits until all cores are ready and says so; false if one is not, which then has said why.
 fn begin<F: serde::Serialize + std::fmt::Display>(
     receiver: &Receiver<News<F>>,
     setting: &Setting<'_>,
-    report: &mut Report<'_, impl std::io::Write>,
+    report: &mut Report<'_, impl io::Write>,
     cores: usize,
 ) -> Result<bool> {
     let mut all = Vec::new();
@@ -205,7 +184,7 @@ fn begin<F: serde::Serialize + std::fmt::Display>(
 /// Reports until all cores have ended. What is left in `profiles` then are their last ones.
 fn follow<F, N: Traffic + Clone + Default + AddAssign + serde::Serialize>(
     receiver: &Receiver<News<F>>,
-    report: &mut Report<'_, impl std::io::Write>,
+    report: &mut Report<'_, impl io::Write>,
     totals: &Mutex<Vec<Totals<N>>>,
     profiles: &mut [Option<Box<Profile>>],
 ) -> Result<()> {
@@ -346,48 +325,5 @@ impl<A: Access> Core<'_, A> {
         put(&server, *served.as_ref().unwrap_or(&Spent::default()));
         tell_profile(&server, true);
         served.and(ended)
-    }
-}
-
-impl ShardStart {
-    fn of(index: u32, shard: &Shard) -> Self {
-        let (head, next, epoch) = (shard.head_seq(), shard.next_seq(), shard.epoch());
-        let damaged = shard.quarantines().iter().take(NAMED).copied().collect();
-        Self { index, head, next, epoch, recovery: *shard.recovery(), damaged }
-    }
-}
-
-impl<N> Totals<N> {
-    /// Called in the core's own thread.
-    fn of<T: Served<Totals = N>>(server: &LogServer<T>, spent: Spent) -> Self {
-        let archive = server.service().archive().iter().map(|(_, shard)| shard);
-        let shards = || std::iter::once(server.shard()).chain(archive.clone());
-        Self {
-            service: server.service().counters(),
-            free_buffers: shards().map(|shard| shard.arena().free_buffers()).sum(),
-            fences: shards().map(|shard| shard.counters().fences).sum(),
-            flushed_lines: shards().map(|shard| shard.counters().flushed_lines).sum(),
-            copied_bytes: shards().map(|shard| shard.counters().copied_bytes).sum(),
-            commits: server.service().commit_times().clone(),
-            altered_records: server.service().altered_records(),
-            cpu: run::thread_cpu(),
-            busy_cpu: spent.busy_cpu(),
-            network: server.transport().totals(),
-        }
-    }
-}
-
-impl<N: AddAssign> AddAssign for Totals<N> {
-    fn add_assign(&mut self, other: Self) {
-        self.service += other.service;
-        self.free_buffers += other.free_buffers;
-        self.fences += other.fences;
-        self.flushed_lines += other.flushed_lines;
-        self.copied_bytes += other.copied_bytes;
-        self.commits += &other.commits;
-        self.altered_records += other.altered_records;
-        self.cpu += other.cpu;
-        self.busy_cpu += other.busy_cpu;
-        self.network += other.network;
     }
 }

@@ -18,7 +18,7 @@ use stack::transport::dpdk::{DpdkConfig, DpdkError, DpdkSeat, DpdkTransport, Rea
 use stack::{AddressConflict, Config};
 use stack::{EthernetAddress, IpCidr};
 
-use super::{Access, BACKLOG, SLEEP, Served, Traffic, receive_buffers_for};
+use super::access::{Access, BACKLOG, SLEEP, Served, Traffic, receive_buffers_for};
 use crate::cli::{DpdkArgs, HeaderSplit, IdleMode, PartialChecksums, ServeArgs};
 use crate::service::Drops;
 

@@ -15,7 +15,7 @@ use stack::server::Rest;
 use stack::time::Clock;
 use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport, Listener, Stacks};
 
-use super::{Access, BACKLOG, Served, Traffic, receive_buffers_for};
+use super::access::{Access, BACKLOG, Served, Traffic, receive_buffers_for};
 use crate::cli::{KernelArgs, ServeArgs};
 use crate::service::{Drops, SPARE_PLACES};
 

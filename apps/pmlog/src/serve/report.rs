@@ -11,8 +11,8 @@ use pmem::RegionInfo;
 use serde::Serialize;
 use stack::profile::{Profile, Summary};
 
-use super::Traffic;
-use super::cores::{ShardStart, Totals};
+use super::access::Traffic;
+use super::totals::{ShardStart, Totals};
 use crate::service::{CommitSummary, Counters};
 
 /// Where the reports go.

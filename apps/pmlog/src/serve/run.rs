@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::time::{ClockId, clock_gettime};
-use stack::server::Rest;
+use stack::server::{Rest, Server};
 use stack::time::{Clock, Instant};
 
-use super::{LogServer, Served};
-use crate::service::Hall;
+use super::access::Served;
+use crate::service::{Hall, LogService};
+
+/// A core's server.
+pub(super) type LogServer<T> = Server<T, LogService>;
 
 /// How long clients are given at the end to take what is owed to them.
 const FAREWELL: Duration = Duration::from_secs(2);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::Traffic;
+use super::access::Traffic;
 use crate::service::{Drops, in_words};
 
 /// How far back is looked: clients that get no answer come again after 1, 3 and 7 seconds.

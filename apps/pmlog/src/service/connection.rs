@@ -8,10 +8,11 @@ use stack::net::{ConnId, Net};
 use stack::time::Instant;
 
 use super::{
-    Common,
+    common::Common,
+    out::Progress,
     peers::Reading,
     render::Manner,
-    reply::{Content, Progress, Reply},
+    reply::{Content, Reply},
 };
 use crate::http::{Ask, Decoder, Framing, Head, Item, Refusal, Route};
 
@@ -87,13 +88,6 @@ struct Pace {
     phase: Phase,
     since: Instant,
     bytes: u64,
-}
-
-/// How patient the server is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
-    pub(super) idle: Duration,
-    pub(super) stalled: Duration,
 }
 
 impl Connection {

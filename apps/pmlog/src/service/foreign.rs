@@ -7,9 +7,9 @@ use pmem::Shard;
 use stack::net::Net;
 
 use super::hall::{PAGE_RECORDS, Page, PageWish, Wish};
+use super::out::{Out, Progress};
 use super::peers::{Borrowed, Held, Peers, Whose};
 use super::render::{Manner, Rendered};
-use super::reply::{Out, Progress};
 use crate::http::{Place, Start};
 
 /// Bytes given to the network at a time: well below a send queue.

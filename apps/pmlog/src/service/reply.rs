@@ -1,12 +1,13 @@
 //! Replies: what is owed to a client, and how it is sent in pieces no larger than the network takes.
 
-use pmem::{Durable, Extent, Pending, Quarantine, Receipt, Shard, Trimmed};
-use stack::net::{ConnId, Net, SendError};
+use pmem::{Durable, Pending, Receipt, Shard, Trimmed};
+use stack::net::{ConnId, Net};
 
 use super::{
-    Common,
     checked::{Checked, Unreadable},
+    common::Common,
     foreign::{Fetch, Listing, RemoteTrim},
+    out::{Out, Progress, Sent},
     peers::{Peers, Reading, Whose},
     render::{End, Health, Manner, Rendered},
     stream::{Prepared, Sending},
@@ -57,26 +58,6 @@ pub(super) enum Underway {
     RemoteTrim(RemoteTrim),
     /// A text that may be longer than a send queue.
     Text(Prepared),
-}
-
-/// How far sending a reply came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
-    /// The network has all of it.
-    Whole,
-    /// It waits: for durability, or for the connection to become writable.
-    Blocked,
-    /// It can no longer be sent to its end.
-    Broken,
-}
-
-impl From<SendError> for Progress {
-    fn from(error: SendError) -> Self {
-        match error {
-            SendError::Full => Self::Blocked,
-            SendError::Closed => Self::Broken,
-        }
-    }
 }
 
 impl Reply {
@@ -152,16 +133,16 @@ impl Reply {
         net: &mut N,
         shard: &mut Shard,
     ) -> (Progress, u64) {
-        let mut out = Out { net, conn, sent_bytes: 0, copied_bytes: 0, damage: None };
+        let mut out = Out::new(net, conn);
         let progress = self.send_to(&mut out, common, shard).err().unwrap_or(Progress::Whole);
-        let (sent_bytes, copied_bytes) = (out.sent_bytes, out.copied_bytes);
-        if let Some((index, damage)) = out.damage {
+        let Sent { bytes, copied_bytes, damage } = out.sent();
+        if let Some((index, damage)) = damage {
             common.alarm.raise(index, &damage, common.now);
             common.peers.shard(index, shard).quarantine(damage);
         }
-        common.counters.sent_bytes += sent_bytes;
+        common.counters.sent_bytes += bytes;
         common.counters.crossed_bytes += copied_bytes;
-        (progress, sent_bytes)
+        (progress, bytes)
     }
 
     fn send_to<N: Net>(
@@ -294,48 +275,4 @@ fn listing(
         }
     }
     Ok(Content::Underway(Underway::Listing(Listing::new(only, from, limit))))
-}
-
-/// One connection's way out.
-pub(super) struct Out<'a, N> {
-    net: &'a mut N,
-    conn: ConnId,
-    sent_bytes: u64,
-    /// Of them, those that another core has copied.
-    copied_bytes: u64,
-    /// What has ended it, and in which shard.
-    damage: Option<(u32, Quarantine)>,
-}
-
-impl<N> Out<'_, N> {
-    pub(super) fn conn(&self) -> ConnId {
-        self.conn
-    }
-}
-
-impl<N: Net> Out<'_, N> {
-    /// What would come next has changed under the server.
-    pub(super) fn break_off(&mut self, shard: u32, damage: Quarantine) -> Progress {
-        self.damage = Some((shard, damage));
-        Progress::Broken
-    }
-
-    pub(super) fn text(&mut self, bytes: &[u8]) -> Result<(), Progress> {
-        self.net.send(self.conn, bytes)?;
-        self.sent_bytes += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// Part of a record that another core has copied.
-    pub(super) fn copied(&mut self, bytes: &[u8]) -> Result<(), Progress> {
-        self.text(bytes)?;
-        self.copied_bytes += bytes.len() as u64;
-        Ok(())
-    }
-
-    pub(super) fn extent(&mut self, extent: &Extent) -> Result<(), Progress> {
-        self.net.send_extent(self.conn, extent.clone())?;
-        self.sent_bytes += extent.len() as u64;
-        Ok(())
-    }
 }

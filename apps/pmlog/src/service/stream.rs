@@ -7,8 +7,8 @@ use stack::net::Net;
 
 use super::{
     checked::Checked,
+    out::{Out, Progress},
     render::{Manner, Rendered},
-    reply::{Out, Progress},
 };
 
 /// Bytes of a text given to the network at a time: well below a send queue.

@@ -1,0 +1,39 @@
+//! Numbers in text.
+
+/// Digits that any number of that length fits into 64 bits.
+const SAFE_DIGITS: usize = 19;
+
+/// A number in decimal digits and nothing else: `str::parse` would also take a sign.
+#[inline]
+pub(super) fn decimal(text: impl AsRef<[u8]>) -> Option<u64> {
+    let digits = text.as_ref();
+    let (safe, rest) = digits.split_at(digits.len().min(SAFE_DIGITS));
+    let mut number = 0;
+    for byte in safe {
+        number = number * 10 + digit(*byte)?;
+    }
+    for byte in rest {
+        number = number.checked_mul(10)?.checked_add(digit(*byte)?)?;
+    }
+    (!digits.is_empty()).then_some(number)
+}
+
+#[inline]
+fn digit(byte: u8) -> Option<u64> {
+    byte.is_ascii_digit().then(|| u64::from(byte - b'0'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn numbers_are_read_as_the_standard_library_reads_them(text in "[0-9]{0,22}|[-+ 0-9a]{0,4}", near in any::<u64>()) {
+            let expected = text.parse().ok().filter(|_: &u64| !text.starts_with('+'));
+            prop_assert_eq!(decimal(&text), expected);
+            prop_assert_eq!(decimal(near.to_string()), Some(near));
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What the reports tell of: how shards were found, and what the cores have done.
+
+use std::iter;
+use std::ops::AddAssign;
+use std::time::Duration;
+
+use pmem::{Quarantine, Recovery, Shard};
+
+use super::access::Served;
+use super::run::{LogServer, Spent, thread_cpu};
+use crate::service::{CommitTimes, Counters};
+
+/// Damaged records that the report at the start names, of each shard; all of them are counted.
+const NAMED: usize = 16;
+
+/// A shard as it was found.
+#[derive(Clone, Debug)]
+pub(super) struct ShardStart {
+    pub(super) index: u32,
+    pub(super) head: u64,
+    pub(super) next: u64,
+    pub(super) epoch: u32,
+    pub(super) recovery: Recovery,
+    /// The first of the damaged records that are passed over.
+    pub(super) damaged: Vec<Quarantine>,
+}
+
+/// What one core has done, or all.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Totals<N> {
+    pub(super) service: Counters,
+    pub(super) free_buffers: usize,
+    pub(super) fences: u64,
+    pub(super) flushed_lines: u64,
+    pub(super) copied_bytes: u64,
+    pub(super) commits: CommitTimes,
+    /// Records that were found to have changed under the server.
+    pub(super) altered_records: u64,
+    /// CPU time of the cores' threads, and the part of it in turns of their loops that found something to do.
+    pub(super) cpu: Duration,
+    pub(super) busy_cpu: Duration,
+    pub(super) network: N,
+}
+
+impl ShardStart {
+    pub(super) fn of(index: u32, shard: &Shard) -> Self {
+        let (head, next, epoch) = (shard.head_seq(), shard.next_seq(), shard.epoch());
+        let damaged = shard.quarantines().iter().take(NAMED).copied().collect();
+        Self { index, head, next, epoch, recovery: *shard.recovery(), damaged }
+    }
+}
+
+impl<N> Totals<N> {
+    /// Called in the core's own thread.
+    pub(super) fn of<T: Served<Totals = N>>(server: &LogServer<T>, spent: Spent) -> Self {
+        let archive = server.service().archive().iter().map(|(_, shard)| shard);
+        let shards = || iter::once(server.shard()).chain(archive.clone());
+        Self {
+            service: server.service().counters(),
+            free_buffers: shards().map(|shard| shard.arena().free_buffers()).sum(),
+            fences: shards().map(|shard| shard.counters().fences).sum(),
+            flushed_lines: shards().map(|shard| shard.counters().flushed_lines).sum(),
+            copied_bytes: shards().map(|shard| shard.counters().copied_bytes).sum(),
+            commits: server.service().commit_times().clone(),
+            altered_records: server.service().altered_records(),
+            cpu: thread_cpu(),
+            busy_cpu: spent.busy_cpu(),
+            network: server.transport().totals(),
+        }
+    }
+}
+
+impl<N: AddAssign> AddAssign for Totals<N> {
+    fn add_assign(&mut self, other: Self) {
+        self.service += other.service;
+        self.free_buffers += other.free_buffers;
+        self.fences += other.fences;
+        self.flushed_lines += other.flushed_lines;
+        self.copied_bytes += other.copied_bytes;
+        self.commits += &other.commits;
+        self.altered_records += other.altered_records;
+        self.cpu += other.cpu;
+        self.busy_cpu += other.busy_cpu;
+        self.network += other.network;
+    }
+}
