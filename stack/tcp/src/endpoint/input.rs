@@ -314,7 +314,8 @@ impl Endpoint {
 
     /// Another host says that it has one of the own addresses (RFC 5227, section 2.4).
     fn contested(&mut self, conflict: AddressConflict, is_own: bool) {
-        self.counters.address_conflicts += 1;
+        // A frame that another core has received is counted there.
+        self.counters.address_conflicts += u64::from(is_own);
         self.conflict.get_or_insert(conflict);
         if !is_own || matches!(self.claim, Claim::Probing(_)) {
             return;

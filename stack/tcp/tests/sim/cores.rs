@@ -10,6 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use stack::net::{Net as _, Transport as _};
 use stack::sim::{Clock, Host, Path};
 use stack::time::Instant;
+use stack::transport::OverEndpoint as _;
 use stack::{Config, CoreShare};
 
 use crate::ours::{Ours, config};
@@ -152,6 +153,22 @@ fn what_is_not_tcp_is_answered_once() {
     let mut hosts: Vec<&mut dyn Host> = cores.iter_mut().map(|core| core as &mut dyn Host).collect();
     clock.run_until(&mut hosts, Instant::from_secs(5));
     assert_eq!(std::iter::from_fn(|| peer.receive(clock.now())).count(), 1);
+}
+
+/// Another host's claim comes to one core, and all learn of it.
+#[test]
+fn a_conflict_is_counted_by_the_core_that_it_came_to() {
+    use smoltcp::wire::{ArpOperation, EthernetAddress};
+    let (link, mut clock) = link(1);
+    let mut cores = Ours::cores(link.port(Path::default()), 300, &config(1), CORES, |_| 2);
+    let peer = link.port(Path::default());
+    let other = Side { mac: crate::talk::mac(9), at: SocketAddr::new(ip(Version::V4, 1), 9) };
+    peer.send(clock.now(), arp(ArpOperation::Request, other, EthernetAddress::BROADCAST, ip(Version::V4, 7)));
+    let mut hosts: Vec<&mut dyn Host> = cores.iter_mut().map(|core| core as &mut dyn Host).collect();
+    clock.run_until(&mut hosts, Instant::from_secs(1));
+    let counted = cores.iter().map(|core| core.net.endpoint().counters().address_conflicts);
+    assert_eq!(counted.collect::<Vec<_>>(), [0, 0, 1]);
+    assert!(cores.iter().all(|core| core.net.endpoint().address_conflict().is_some()));
 }
 
 /// A host asks one core for the address, and pings another.
