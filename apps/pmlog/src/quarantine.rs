@@ -27,7 +27,8 @@ struct Line {
 /// Lists damaged records on `out`, or gives them up.
 ///
 /// # Errors
-/// There is no store that can be read, or with `--drop` none that can be opened, no such damaged record, or `out` fails.
+/// There is no store that can be read, a shard of it cannot be, or with `--drop` it cannot be opened or has no such damaged
+/// record, or `out` fails.
 pub fn quarantine(args: &QuarantineArgs, out: &mut impl Write) -> Result<()> {
     let snapshot = Snapshot::open(&args.pm)?;
     let shards = snapshot.geometry().shards;
@@ -42,6 +43,7 @@ pub fn quarantine(args: &QuarantineArgs, out: &mut impl Write) -> Result<()> {
     let mut found = 0_u64;
     // The one that is wanted. What a store names when it is opened may end before it.
     let mut one = None;
+    let mut unread = 0;
     // Shards with something to drop.
     let mut concerned = BTreeSet::new();
     for shard in 0..shards {
@@ -51,6 +53,7 @@ pub fn quarantine(args: &QuarantineArgs, out: &mut impl Write) -> Result<()> {
             let reason = corruption.to_string();
             let Corruption::Record { seq, entries, .. } = corruption else {
                 tracing::warn!(shard, "{reason}");
+                unread += 1;
                 return;
             };
             if wanted.is_some_and(|wanted| wanted != (shard, seq)) || written.is_err() {
@@ -79,17 +82,25 @@ pub fn quarantine(args: &QuarantineArgs, out: &mut impl Write) -> Result<()> {
                     args.pm.display()
                 );
             }
-            if found == 0 && !args.json {
+            if found == 0 && unread == 0 && !args.json {
                 writeln!(out, "no record is damaged")?;
             }
             for shard in concerned {
                 give_up_all(args, shard, shards > 1, out)?;
             }
         }
-        (None, _) if found == 0 && !args.json => writeln!(out, "no record is damaged")?,
+        (None, _) if found == 0 && unread == 0 && !args.json => writeln!(out, "no record is damaged")?,
         (None, _) => {}
     }
-    Ok(out.flush()?)
+    out.flush()?;
+    if unread > 0 && wanted.is_none() {
+        bail!(
+            "{unread} of {shards} shards of {} cannot be read, and what is damaged there is not known; restore the store \
+             from a copy, or dump what can be read",
+            args.pm.display()
+        );
+    }
+    Ok(())
 }
 
 /// Gives up one damaged record of a shard.

@@ -304,6 +304,19 @@ fn damaged_records_of_several_shards_are_dropped_by_their_names() {
     assert!(nothing.status.success() && text(&nothing.stdout) == "no record is damaged\n", "{nothing:?}");
     let verified = pmlog(&["verify"], &path);
     assert!(verified.status.success() && text(&verified.stdout).contains("sound: 3 records"), "{verified:?}");
+
+    // Of a shard without a header nobody knows what is damaged.
+    let mut image = fs::read(&path).expect("the store");
+    for copy in 0..2 {
+        image[4096 + 2 * 256 + copy * 256 + 20] ^= 1;
+    }
+    fs::write(&path, image).expect("the store");
+    for more in [&[][..], &["--json"], &["--drop", "all"]] {
+        let told = pmlog(&[&["quarantine"][..], more].concat(), &path);
+        assert_eq!(told.status.code(), Some(1), "{told:?}");
+        assert!(text(&told.stdout).is_empty(), "{told:?}");
+        assert!(text(&told.stderr).contains("1 of 2 shards"), "{told:?}");
+    }
 }
 
 /// More than a store names when it is opened: those behind are found by their number all the same.
