@@ -8,8 +8,8 @@ mod checked;
 mod commits;
 mod common;
 mod connection;
+mod exchange;
 mod foreign;
-mod hall;
 mod network;
 mod out;
 mod peers;
@@ -33,7 +33,7 @@ use render::Rendered;
 
 pub use commits::{CommitSummary, CommitTimes};
 pub use common::Counters;
-pub use hall::{Hall, Waker};
+pub use exchange::{Exchange, Waker};
 pub use network::{Drops, NetworkBoard, NetworkState, in_words};
 pub use render::MAX_SHARDS;
 
@@ -103,14 +103,14 @@ pub struct LogService {
 impl LogService {
     /// The service of a store's only shard, without connections at time `now`.
     pub fn new(config: ServiceConfig, now: Instant) -> Self {
-        Self::among(config, Hall::new(1, 1), 0, Vec::new(), now)
+        Self::among(config, Exchange::new(1, 1), 0, Vec::new(), now)
     }
 
     /// The service of one of the cores that serve a store. It is given shard number `core`, which takes its appends;
     /// `archive` are the core's other shards, with their numbers.
     pub fn among(
         config: ServiceConfig,
-        hall: Arc<Hall>,
+        exchange: Arc<Exchange>,
         core: usize,
         archive: Vec<(u32, Shard)>,
         now: Instant,
@@ -133,7 +133,7 @@ impl LogService {
                 awaiting: Vec::with_capacity(connections),
                 rendered: Rendered::default(),
                 now,
-                peers: Peers::new(hall, core, archive, connections),
+                peers: Peers::new(exchange, core, archive, connections),
             },
             woken: Vec::with_capacity(connections),
             ticked: now,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::{Lab, alter, body, post, request, responses};
 use pmem::{Options, Region};
-use pmlog::service::{Hall, LogService, ServiceConfig};
+use pmlog::service::{Exchange, LogService, ServiceConfig};
 use serde_json::Value;
 use stack::net::{CloseReason, ConnId};
 use stack::time::Instant;
@@ -30,8 +30,8 @@ impl Cores {
 
     fn of(region: Region, cores: u32) -> Self {
         let mut shards: Vec<_> = region.into_seeds().into_iter().map(|seed| seed.open().ok()).collect();
-        let hall = Hall::new(shards.len() as u32, cores);
-        hall.publish((0..).zip(&shards).filter_map(|(index, shard)| Some((index, shard.as_ref()?))));
+        let exchange = Exchange::new(shards.len() as u32, cores);
+        exchange.publish((0..).zip(&shards).filter_map(|(index, shard)| Some((index, shard.as_ref()?))));
         let now = Instant::from_secs(1000);
         let core = |core: u32| {
             let mut own = (core..shards.len() as u32).step_by(cores as usize).map(|index| {
@@ -41,7 +41,7 @@ impl Cores {
             let archive = own.collect();
             let mut lab = Lab::over(first, ServiceConfig::default());
             lab.service =
-                LogService::among(ServiceConfig::default(), hall.clone(), core as usize, archive, now);
+                LogService::among(ServiceConfig::default(), exchange.clone(), core as usize, archive, now);
             lab.now = now;
             lab
         };

@@ -25,7 +25,7 @@ use super::run::{self, LogServer, Spent, Surroundings};
 use super::totals::{ShardStart, Totals};
 use super::watch::Watch;
 use crate::cli::ServeArgs;
-use crate::service::{Hall, LogService, NetworkBoard, NetworkState, SPARE_PLACES, ServiceConfig};
+use crate::service::{Exchange, LogService, NetworkBoard, NetworkState, SPARE_PLACES, ServiceConfig};
 
 /// Between two lines of rates.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -67,7 +67,7 @@ struct Core<'a, A: Access> {
     access: &'a A,
     seat: A::Seat,
     seeds: Vec<ShardSeed>,
-    hall: Arc<Hall>,
+    exchange: Arc<Exchange>,
     setting: &'a Setting<'a>,
     /// Whether all cores are ready, and shall serve.
     go: &'a OnceLock<bool>,
@@ -94,7 +94,7 @@ pub(super) fn serve<A: Access>(
             return Ended { has_served: false, result: Err(error) };
         }
     };
-    let hall = Hall::new(shards as u32, cores as u32);
+    let exchange = Exchange::new(shards as u32, cores as u32);
     let totals = Mutex::new(vec![Totals::default(); cores]);
     let network = NetworkBoard::default();
     let go = OnceLock::new();
@@ -103,10 +103,11 @@ pub(super) fn serve<A: Access>(
         let (sender, receiver) = channel();
         let threads = seats.into_iter().enumerate().map(|(index, seat)| {
             let seeds = seeds.iter_mut().skip(index).step_by(cores).filter_map(Option::take).collect();
-            let (hall, sender) = (hall.clone(), sender.clone());
+            let (exchange, sender) = (exchange.clone(), sender.clone());
             let profile_asked = profile_asked.get(index).cloned();
             let (go, totals, network) = (&go, &totals, network.clone());
-            let core = Core { index, access, seat, seeds, hall, setting, go, totals, network, profile_asked };
+            let core =
+                Core { index, access, seat, seeds, exchange, setting, go, totals, network, profile_asked };
             thread::Builder::new().name(format!("core {index}")).spawn_scoped(scope, move || {
                 let result = core.run(&sender);
                 // The others are of no use without this one.
@@ -249,7 +250,7 @@ impl<F> Drop for Announcement<'_, F> {
 
 impl<A: Access> Core<'_, A> {
     fn run(self, sender: &Sender<News<A::Found>>) -> Result<()> {
-        let Self { index, access, seat, seeds, hall, setting, go, totals, network, profile_asked } = self;
+        let Self { index, access, seat, seeds, exchange, setting, go, totals, network, profile_asked } = self;
         let announcement = Announcement(Some(sender));
         let Setting { args, clock, .. } = *setting;
         if let Some(cpu) = setting.cpus[index] {
@@ -262,14 +263,14 @@ impl<A: Access> Core<'_, A> {
             shards.push((number, seed.open()?));
         }
         anyhow::ensure!(!shards.is_empty(), "a core has no shard");
-        hall.publish(shards.iter().map(|(number, shard)| (*number, shard)));
+        exchange.publish(shards.iter().map(|(number, shard)| (*number, shard)));
         let starts = shards.iter().map(|(number, shard)| ShardStart::of(*number, shard)).collect();
         let (_, shard) = shards.remove(0);
         let mut transport = access.start(seat, args, &shard, clock)?;
-        if hall.cores() > 1
+        if exchange.cores() > 1
             && let Some(waker) = transport.waker()?
         {
-            hall.wake_by(index, waker);
+            exchange.wake_by(index, waker);
         }
         announcement.ready(Ready { shards: starts, found: access.found(&transport) });
         if !*go.wait() {
@@ -283,7 +284,7 @@ impl<A: Access> Core<'_, A> {
             network: network.clone(),
             ..ServiceConfig::default()
         };
-        let service = LogService::among(config, hall.clone(), index, shards, clock.now());
+        let service = LogService::among(config, exchange.clone(), index, shards, clock.now());
         let mut server = Server::new(transport, service, shard);
         if args.profile {
             server.profile();
@@ -313,7 +314,7 @@ impl<A: Access> Core<'_, A> {
             clock,
             stop: setting.stop,
             rest: access.rest(),
-            hall: &hall,
+            exchange: &exchange,
             core: index,
             put: &put,
         };

@@ -9,7 +9,7 @@ use stack::server::{Rest, Server};
 use stack::time::{Clock, Instant};
 
 use super::access::Served;
-use crate::service::{Hall, LogService};
+use crate::service::{Exchange, LogService};
 
 /// A core's server.
 pub(super) type LogServer<T> = Server<T, LogService>;
@@ -30,7 +30,7 @@ pub(super) struct Surroundings<'a, T: Served> {
     pub(super) stop: &'a AtomicBool,
     /// What the core does while there is nothing to do.
     pub(super) rest: Rest,
-    pub(super) hall: &'a Hall,
+    pub(super) exchange: &'a Exchange,
     pub(super) core: usize,
     /// Notes what the core has done, and the time it took, for others.
     pub(super) put: &'a dyn Fn(&LogServer<T>, Spent),
@@ -102,11 +102,12 @@ pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_
 
 /// Answers what was asked, says goodbye, and leaves the store in order.
 pub(super) fn end<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_, T>) -> Result<()> {
-    let Surroundings { clock, hall, core, .. } = *around;
+    let Surroundings { clock, exchange, core, .. } = *around;
     let (transport, service, shard) = server.parts();
     service.close(transport, shard);
     let end = clock.now() + FAREWELL;
-    let connections = |server: &LogServer<T>| hall.connections(core, server.service().counters().connections);
+    let connections =
+        |server: &LogServer<T>| exchange.connections(core, server.service().counters().connections);
     // Other cores may need this one until they have none either: to read its shards, or to send by its queue.
     while connections(server) > 0 && clock.now() < end {
         around.work(server)?;
@@ -114,9 +115,9 @@ pub(super) fn end<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_
     let (transport, service, _) = server.parts();
     service.abort(transport);
     server.step(clock.now())?;
-    hall.leave(core);
+    exchange.leave(core);
     let end = clock.now() + LAST_FRAMES;
-    while !hall.is_left() && clock.now() < end {
+    while !exchange.is_left() && clock.now() < end {
         around.work(server)?;
     }
     server.step(clock.now())?;

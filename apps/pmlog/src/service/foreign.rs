@@ -6,7 +6,7 @@
 use pmem::Shard;
 use stack::net::Net;
 
-use super::hall::{PAGE_RECORDS, Page, PageWish, Wish};
+use super::exchange::{PAGE_RECORDS, Page, PageWish, Wish};
 use super::out::{Out, Progress};
 use super::peers::{Borrowed, Held, Peers, Whose};
 use super::render::{Manner, Rendered};
@@ -224,9 +224,9 @@ impl Listing {
                 }
                 ListStage::Page(page) if seq != 0 && seq < page.head => self.stage = ListStage::End,
                 ListStage::Page(page) => {
-                    let next = self.cursor.behind(page, self.only.is_some(), peers.hall.shards());
+                    let next = self.cursor.behind(page, self.only.is_some(), peers.exchange.shards());
                     if !page.records.is_empty() || next.is_none() {
-                        let name = peers.hall.name_of(shard);
+                        let name = peers.exchange.name_of(shard);
                         let is_end = next.is_none();
                         out.text(rendered.list_piece(&page.records, name, self.is_first, is_end, manner))?;
                         self.is_first = false;

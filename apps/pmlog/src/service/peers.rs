@@ -13,8 +13,8 @@ use stack::time::Instant;
 
 use super::checked::{Alarm, Checked, Unreadable};
 use super::commits::CommitTimes;
-use super::hall::{
-    Answer, Chunk, Hall, LeaseId, MAX_ASKED, Outcome, PAGE_RECORDS, Page, PageWish, Question, ShardState,
+use super::exchange::{
+    Answer, Chunk, Exchange, LeaseId, MAX_ASKED, Outcome, PAGE_RECORDS, Page, PageWish, Question, ShardState,
     Wish,
 };
 use super::render::{End, Ends, MAX_SHARDS, Now};
@@ -27,7 +27,7 @@ const QUESTIONS: usize = 64;
 
 /// What a core has beside its first shard.
 pub(super) struct Peers {
-    pub(super) hall: Arc<Hall>,
+    pub(super) exchange: Arc<Exchange>,
     core: usize,
     /// What clients call the shard that appends go to.
     own_name: Option<u32>,
@@ -53,21 +53,26 @@ pub(super) enum Whose {
 impl Peers {
     /// Whether the core may sleep: no other one wants anything. They wake it from now on.
     pub(super) fn may_rest(&self) -> bool {
-        !self.has_others || self.hall.may_sleep(self.core)
+        !self.has_others || self.exchange.may_sleep(self.core)
     }
 
     /// Notes that the core is awake.
     pub(super) fn awake(&self) {
         if self.has_others {
-            self.hall.is_awake(self.core);
+            self.exchange.is_awake(self.core);
         }
     }
 
     /// For core number `core`; `archive` are its shards but for the first. No core has more than `connections`
     /// connections.
-    pub(super) fn new(hall: Arc<Hall>, core: usize, archive: Vec<(u32, Shard)>, connections: usize) -> Self {
-        let leases = (hall.cores() - 1) * connections;
-        let has_others = hall.cores() > 1;
+    pub(super) fn new(
+        exchange: Arc<Exchange>,
+        core: usize,
+        archive: Vec<(u32, Shard)>,
+        connections: usize,
+    ) -> Self {
+        let leases = (exchange.cores() - 1) * connections;
+        let has_others = exchange.cores() > 1;
         let chunks = if has_others { CHUNKS } else { 0 };
         Self {
             chunks: Rc::new(RefCell::new((0..chunks).map(|_| Chunk::new()).collect())),
@@ -75,9 +80,9 @@ impl Peers {
             open_questions: 0,
             leases: Leases { places: Vec::with_capacity(leases), free: Vec::with_capacity(leases) },
             stalled: Vec::with_capacity(connections),
-            own_name: hall.name_of(core as u32),
+            own_name: exchange.name_of(core as u32),
             has_others,
-            hall,
+            exchange,
             core,
             archive,
         }
@@ -94,13 +99,13 @@ impl Peers {
     }
 
     pub(super) fn whose(&self, shard: u32) -> Whose {
-        let core = self.hall.core_of(shard);
+        let core = self.exchange.core_of(shard);
         if core == self.core { Whose::Own } else { Whose::OfCore(core) }
     }
 
     /// The shard and the number that a name means.
     pub(super) fn find(&self, name: RecordName) -> Result<(u32, u64), Refusal> {
-        let shards = self.hall.shards();
+        let shards = self.exchange.shards();
         match name.shard {
             Some(shard) if shard < shards => Ok((shard, name.seq)),
             Some(shard) => Err(Refusal::NoShard { shard, shards }),
@@ -127,20 +132,20 @@ impl Peers {
 
     fn put_up(&self, main: &Shard) {
         let archive = self.archive.iter().map(|(index, shard)| (*index, shard));
-        self.hall.publish(iter::once((self.core as u32, main)).chain(archive));
+        self.exchange.publish(iter::once((self.core as u32, main)).chain(archive));
     }
 
     /// How each shard is, those of other cores as they last said.
     pub(super) fn states(&self, main: &Shard) -> impl Iterator<Item = ShardState> {
         self.put_up(main);
-        self.hall.states()
+        self.exchange.states()
     }
 
     /// Where the logs of all shards begin and end, or that of one.
     pub(super) fn ends(&self, only: Option<u32>, main: &Shard) -> Ends {
         let wanted = |(shard, _): &(u32, ShardState)| only.is_none_or(|only| only == *shard);
         let end = |(shard, state): (u32, ShardState)| End {
-            shard: self.hall.name_of(shard),
+            shard: self.exchange.name_of(shard),
             head: state.head,
             next: state.next,
         };
@@ -148,29 +153,29 @@ impl Peers {
     }
 
     pub(super) fn publish_connections(&self, connections: u64) {
-        self.hall.publish_connections(self.core, connections);
+        self.exchange.publish_connections(self.core, connections);
     }
 
     pub(super) fn publish_altered(&self, altered: u64) {
-        self.hall.publish_altered(self.core, altered);
+        self.exchange.publish_altered(self.core, altered);
     }
 
     pub(super) fn publish_commits(&self, times: &CommitTimes) {
-        self.hall.publish_commits(self.core, times);
+        self.exchange.publish_commits(self.core, times);
     }
 
     /// How all cores are, by what this one has and the others last said.
     pub(super) fn now(&self, connections: u64, max_connections: u64, altered: u64, own: &CommitTimes) -> Now {
         Now {
-            connections: self.hall.connections(self.core, connections),
-            max_connections: max_connections * self.hall.cores() as u64,
-            altered: self.hall.altered(self.core, altered),
-            commits: self.hall.commits(self.core, own).summary(),
+            connections: self.exchange.connections(self.core, connections),
+            max_connections: max_connections * self.exchange.cores() as u64,
+            altered: self.exchange.altered(self.core, altered),
+            commits: self.exchange.commits(self.core, own).summary(),
         }
     }
 
     pub(super) fn publish_failure(&self, why: &str) {
-        self.hall.publish_failure(self.core, why);
+        self.exchange.publish_failure(self.core, why);
     }
 
     /// Asks another core, for a connection that then waits. False if that is not possible just now: the connection
@@ -194,7 +199,7 @@ impl Peers {
     }
 
     fn send(&mut self, core: usize, conn: ConnId, wish: Wish) -> bool {
-        match self.hall.ask(core, Question { core: self.core, conn, wish }) {
+        match self.exchange.ask(core, Question { core: self.core, conn, wish }) {
             Ok(()) => {
                 self.open_questions += 1;
                 true
@@ -221,7 +226,7 @@ impl Peers {
             // A lease has no connection any more; there is no answer to be told.
             let conn = ConnId { index: u32::MAX, generation: 0 };
             let question = Question { core: self.core, conn, wish: Wish::Close { lease } };
-            if self.hall.ask(core, question).is_err() {
+            if self.exchange.ask(core, question).is_err() {
                 given_up.push((core, lease));
                 return;
             }
@@ -230,7 +235,7 @@ impl Peers {
 
     /// The next answer, its parts wrapped so that they find back if nobody takes them.
     pub(super) fn next_answer(&mut self) -> Option<(ConnId, Reading)> {
-        let Answer { core, conn, outcome } = self.hall.next_answer(self.core)?;
+        let Answer { core, conn, outcome } = self.exchange.next_answer(self.core)?;
         self.open_questions -= 1;
         let part = |begins, chunk, lease: Option<LeaseId>| Reading::Part {
             begins,
@@ -262,10 +267,10 @@ impl Peers {
         now: Instant,
         mut failed: impl FnMut(&str),
     ) -> bool {
-        let hall = self.hall.clone();
+        let exchange = self.exchange.clone();
         let mut count = 0;
         while count < QUESTIONS
-            && let Some(Question { core, conn, wish }) = hall.next_question(self.core)
+            && let Some(Question { core, conn, wish }) = exchange.next_question(self.core)
         {
             count += 1;
             let outcome = match wish {
@@ -300,7 +305,7 @@ impl Peers {
                     }
                 },
             };
-            hall.answer(core, Answer { core: self.core, conn, outcome });
+            exchange.answer(core, Answer { core: self.core, conn, outcome });
         }
         count > 0
     }

@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 use pmem::{Receipt, RecordInfo, Trimmed};
 use serde::Serialize;
 
-use super::{commits::CommitSummary, hall::ShardState, network::NetworkState, text::Text};
+use super::{commits::CommitSummary, exchange::ShardState, network::NetworkState, text::Text};
 use crate::http::{Ask, Head, Refusal, Route, Status};
 
 /// The status line of nearly every reply.

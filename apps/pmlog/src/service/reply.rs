@@ -198,7 +198,7 @@ impl Underway {
 fn health(common: &mut Common, shard: &Shard, manner: Manner) -> Vec<u8> {
     let Common { rendered, peers, domain, network, counters, max_connections, commits, alarm, .. } = common;
     let now = peers.now(counters.connections, (*max_connections).into(), alarm.raised(), commits);
-    let health = Health::of(domain, peers.hall.failure(), peers.states(shard), now, network.state());
+    let health = Health::of(domain, peers.exchange.failure(), peers.states(shard), now, network.state());
     rendered.health(&health, manner).to_vec()
 }
 
@@ -237,7 +237,7 @@ fn answered(ask: Ask, common: &mut Common, shard: &mut Shard) -> Result<Content,
                 Refusal::TrimFailed
             })?;
             common.peers.publish(shard);
-            Ok(Content::Trimmed(trimmed, common.peers.hall.name_of(index)))
+            Ok(Content::Trimmed(trimmed, common.peers.exchange.name_of(index)))
         }
     }
 }
@@ -249,7 +249,7 @@ fn listing(
     limit: u64,
     shard: &Shard,
 ) -> Result<Content, Refusal> {
-    let shards = common.peers.hall.shards();
+    let shards = common.peers.exchange.shards();
     let named = only.or(match from {
         Some(Start::Place(place)) => Some(place.shard),
         _ => None,

@@ -27,14 +27,14 @@ pub(super) const CHUNK_BYTES: usize = 16 * 1024;
 /// below a send queue: no entry takes more than 160 bytes.
 pub(super) const PAGE_RECORDS: usize = 6;
 
-/// The desks of all cores, and the boards of all shards.
-pub struct Hall {
-    desks: Box<[Desk]>,
+/// The inboxes of all cores, and the boards of all shards.
+pub struct Exchange {
+    inboxes: Box<[Inbox]>,
     boards: Box<[Board]>,
 }
 
-/// What others leave for one core.
-struct Desk {
+/// What others leave for one core, and what it says of itself.
+struct Inbox {
     questions: ArrayQueue<Question>,
     answers: ArrayQueue<Answer>,
     connections: AtomicU64,
@@ -135,10 +135,10 @@ pub(super) struct LeaseId {
     pub(super) generation: u32,
 }
 
-impl Hall {
-    /// A hall for `cores` cores with `shards` shards: shard number s belongs to core s modulo `cores`.
+impl Exchange {
+    /// An exchange for `cores` cores with `shards` shards: shard number s belongs to core s modulo `cores`.
     pub fn new(shards: u32, cores: u32) -> Arc<Self> {
-        let desk = || Desk {
+        let inbox = || Inbox {
             questions: ArrayQueue::new(MAX_ASKED * cores as usize),
             answers: ArrayQueue::new(MAX_ASKED),
             connections: AtomicU64::new(0),
@@ -149,14 +149,14 @@ impl Hall {
             doze: Doze::default(),
         };
         Arc::new(Self {
-            desks: (0..cores).map(|_| desk()).collect(),
+            inboxes: (0..cores).map(|_| inbox()).collect(),
             boards: (0..shards).map(|_| Board::default()).collect(),
         })
     }
 
     /// How many cores there are.
     pub fn cores(&self) -> usize {
-        self.desks.len()
+        self.inboxes.len()
     }
 
     /// How many shards there are.
@@ -171,85 +171,85 @@ impl Hall {
 
     /// The core that a shard belongs to.
     pub fn core_of(&self, shard: u32) -> usize {
-        shard as usize % self.desks.len()
+        shard as usize % self.inboxes.len()
     }
 
     /// Connections that are open, of all cores; core number `core` has `own`.
     pub fn connections(&self, core: usize, own: u64) -> u64 {
-        self.others(core).map(|desk| desk.connections.load(Ordering::Relaxed)).sum::<u64>() + own
+        self.others(core).map(|inbox| inbox.connections.load(Ordering::Relaxed)).sum::<u64>() + own
     }
 
-    /// The desks of all cores but one.
-    fn others(&self, core: usize) -> impl Iterator<Item = &Desk> {
-        self.desks.iter().enumerate().filter_map(move |(other, desk)| (other != core).then_some(desk))
+    /// The inboxes of all cores but one.
+    fn others(&self, core: usize) -> impl Iterator<Item = &Inbox> {
+        self.inboxes.iter().enumerate().filter_map(move |(other, inbox)| (other != core).then_some(inbox))
     }
 
     /// Notes that a core has said goodbye to all its connections.
     pub fn leave(&self, core: usize) {
-        self.desks[core].has_left.store(true, Ordering::Release);
+        self.inboxes[core].has_left.store(true, Ordering::Release);
     }
 
     /// Whether all cores have.
     pub fn is_left(&self) -> bool {
-        self.desks.iter().all(|desk| desk.has_left.load(Ordering::Acquire))
+        self.inboxes.iter().all(|inbox| inbox.has_left.load(Ordering::Acquire))
     }
 
-    /// Says how a core that sleeps is woken. Without that it looks at its desk often enough.
+    /// Says how a core that sleeps is woken. Without that it looks at its inbox often enough.
     pub fn wake_by(&self, core: usize, waker: Waker) {
-        self.desks[core].doze.wake_by(waker);
+        self.inboxes[core].doze.wake_by(waker);
     }
 
-    /// Notes that a core goes to sleep; false if it must not, since there is something on its desk.
+    /// Notes that a core goes to sleep; false if it must not, since there is something in its inbox.
     pub fn may_sleep(&self, core: usize) -> bool {
-        let Desk { questions, answers, doze, .. } = &self.desks[core];
+        let Inbox { questions, answers, doze, .. } = &self.inboxes[core];
         doze.may_sleep(|| questions.is_empty() && answers.is_empty())
     }
 
     /// Notes that a core is awake.
     pub fn is_awake(&self, core: usize) {
-        self.desks[core].doze.is_awake();
+        self.inboxes[core].doze.is_awake();
     }
 
-    /// Asks a core; gives the question back if its desk is full.
+    /// Asks a core; gives the question back if its inbox is full.
     pub(super) fn ask(&self, core: usize, question: Question) -> Result<(), Question> {
-        self.desks[core].questions.push(question)?;
-        self.desks[core].doze.wake();
+        self.inboxes[core].questions.push(question)?;
+        self.inboxes[core].doze.wake();
         Ok(())
     }
 
     /// Answers a core.
     pub(super) fn answer(&self, core: usize, answer: Answer) {
-        let is_room = self.desks[core].answers.push(answer).is_ok();
+        let is_room = self.inboxes[core].answers.push(answer).is_ok();
         debug_assert!(is_room, "there is room for an answer to each question");
-        self.desks[core].doze.wake();
+        self.inboxes[core].doze.wake();
     }
 
     pub(super) fn next_question(&self, core: usize) -> Option<Question> {
-        self.desks[core].questions.pop()
+        self.inboxes[core].questions.pop()
     }
 
     pub(super) fn next_answer(&self, core: usize) -> Option<Answer> {
-        self.desks[core].answers.pop()
+        self.inboxes[core].answers.pop()
     }
 
     /// Says how many connections a core has.
     pub(super) fn publish_connections(&self, core: usize, connections: u64) {
-        self.desks[core].connections.store(connections, Ordering::Relaxed);
+        self.inboxes[core].connections.store(connections, Ordering::Relaxed);
     }
 
     /// Says how many records a core has found to have changed.
     pub(super) fn publish_altered(&self, core: usize, altered: u64) {
-        self.desks[core].altered.store(altered, Ordering::Relaxed);
+        self.inboxes[core].altered.store(altered, Ordering::Relaxed);
     }
 
     /// How often records were found to have changed, by all cores; by core number `core` `own` times.
     pub(super) fn altered(&self, core: usize, own: u64) -> u64 {
-        self.others(core).map(|desk| desk.altered.load(Ordering::Relaxed)).sum::<u64>() + own
+        self.others(core).map(|inbox| inbox.altered.load(Ordering::Relaxed)).sum::<u64>() + own
     }
 
     /// Says how long a core's commits have taken; not now if somebody is reading that.
     pub(super) fn publish_commits(&self, core: usize, times: &CommitTimes) {
-        if let Ok(mut commits) = self.desks[core].commits.try_lock() {
+        if let Ok(mut commits) = self.inboxes[core].commits.try_lock() {
             commits.clone_from(times);
         }
     }
@@ -257,8 +257,8 @@ impl Hall {
     /// How long the commits of all cores have taken; of those but this one, as of a second ago.
     pub(super) fn commits(&self, core: usize, own: &CommitTimes) -> CommitTimes {
         let mut sum = own.clone();
-        for desk in self.others(core) {
-            sum += &*desk.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        for inbox in self.others(core) {
+            sum += &*inbox.commits.lock().unwrap_or_else(PoisonError::into_inner);
         }
         sum
     }
@@ -272,12 +272,12 @@ impl Hall {
 
     /// Says that a core's medium has failed. The first reason stays.
     pub(super) fn publish_failure(&self, core: usize, why: &str) {
-        self.desks[core].failure.get_or_init(|| why.to_owned());
+        self.inboxes[core].failure.get_or_init(|| why.to_owned());
     }
 
     /// Why a medium has failed, of whichever core that was.
     pub(super) fn failure(&self) -> Option<&str> {
-        self.desks.iter().find_map(|desk| desk.failure.get()).map(String::as_str)
+        self.inboxes.iter().find_map(|inbox| inbox.failure.get()).map(String::as_str)
     }
 
     /// How each shard was when its core last said so: before any reply that depends on it.
@@ -292,9 +292,9 @@ impl Chunk {
     }
 }
 
-impl fmt::Debug for Hall {
+impl fmt::Debug for Exchange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hall").field("cores", &self.cores()).field("shards", &self.shards()).finish()
+        f.debug_struct("Exchange").field("cores", &self.cores()).field("shards", &self.shards()).finish()
     }
 }
 
