@@ -34,7 +34,7 @@ use render::Rendered;
 pub use commits::{CommitSummary, CommitTimes};
 pub use common::Counters;
 pub use exchange::{Exchange, Waker};
-pub use network::{Drops, NetworkBoard, NetworkState, in_words};
+pub use network::{Drops, NetworkState, SharedNetworkState, in_words};
 pub use render::MAX_SHARDS;
 
 /// How often all connections are looked over for clients that do not come on. Timeouts are this coarse, so
@@ -64,7 +64,7 @@ pub struct ServiceConfig {
     /// The persistence domain, as `GET /health` gives it.
     pub domain: String,
     /// Where `GET /health` reads how the network is.
-    pub network: NetworkBoard,
+    pub network: SharedNetworkState,
 }
 
 impl Default for ServiceConfig {
@@ -77,7 +77,7 @@ impl Default for ServiceConfig {
             stall_timeout: Duration::from_secs(30),
             keeps_records: true,
             domain: String::new(),
-            network: NetworkBoard::default(),
+            network: SharedNetworkState::default(),
         }
     }
 }

@@ -25,7 +25,7 @@ use super::run::{self, LogServer, Spent, Surroundings};
 use super::totals::{ShardStart, Totals};
 use super::watch::Watch;
 use crate::cli::ServeArgs;
-use crate::service::{Exchange, LogService, NetworkBoard, NetworkState, SPARE_PLACES, ServiceConfig};
+use crate::service::{Exchange, LogService, NetworkState, SPARE_PLACES, ServiceConfig, SharedNetworkState};
 
 /// Between two lines of rates.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -73,7 +73,7 @@ struct Core<'a, A: Access> {
     go: &'a OnceLock<bool>,
     totals: &'a Mutex<Vec<Totals<<A::Transport as Served>::Totals>>>,
     /// How the network is, which the first core tells all.
-    network: NetworkBoard,
+    network: SharedNetworkState,
     /// Set when somebody wants to see the profile; none without one.
     profile_asked: Option<Arc<AtomicBool>>,
 }
@@ -96,7 +96,7 @@ pub(super) fn serve<A: Access>(
     };
     let exchange = Exchange::new(shards as u32, cores as u32);
     let totals = Mutex::new(vec![Totals::default(); cores]);
-    let network = NetworkBoard::default();
+    let network = SharedNetworkState::default();
     let go = OnceLock::new();
     let mut seeds: Vec<_> = seeds.into_iter().map(Some).collect();
     thread::scope(|scope| {

@@ -5,7 +5,9 @@ use std::time::Duration;
 use stack::net::ConnId;
 use stack::time::Instant;
 
-use super::{checked::Alarm, commits::CommitTimes, network::NetworkBoard, peers::Peers, render::Rendered};
+use super::{
+    checked::Alarm, commits::CommitTimes, network::SharedNetworkState, peers::Peers, render::Rendered,
+};
 
 /// What all connections share.
 #[derive(Debug)]
@@ -14,7 +16,7 @@ pub(super) struct Common {
     pub(super) keeps_records: bool,
     pub(super) patience: Patience,
     pub(super) domain: String,
-    pub(super) network: NetworkBoard,
+    pub(super) network: SharedNetworkState,
     pub(super) counters: Counters,
     /// What the medium said when it failed. Nothing is written from then on.
     pub(super) failed: Option<String>,

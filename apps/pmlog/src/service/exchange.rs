@@ -1,5 +1,5 @@
-//! What the cores of one server have between them: questions about each other's shards and the answers, and a board
-//! for each shard that says how it is.
+//! What the cores of one server have between them: questions about each other's shards and the answers, and how each
+//! shard is.
 //!
 //! A shard belongs to one core, which alone reads and writes it. All queues are bounded. A core has at most
 //! [`MAX_ASKED`] questions open, so that there is always room for the answers to them.
@@ -27,10 +27,10 @@ pub(super) const CHUNK_BYTES: usize = 16 * 1024;
 /// below a send queue: no entry takes more than 160 bytes.
 pub(super) const PAGE_RECORDS: usize = 6;
 
-/// The inboxes of all cores, and the boards of all shards.
+/// The inboxes of all cores, and the states of all shards.
 pub struct Exchange {
     inboxes: Box<[Inbox]>,
-    boards: Box<[Board]>,
+    states: Box<[SharedShardState]>,
 }
 
 /// What others leave for one core, and what it says of itself.
@@ -150,7 +150,7 @@ impl Exchange {
         };
         Arc::new(Self {
             inboxes: (0..cores).map(|_| inbox()).collect(),
-            boards: (0..shards).map(|_| Board::default()).collect(),
+            states: (0..shards).map(|_| SharedShardState::default()).collect(),
         })
     }
 
@@ -161,7 +161,7 @@ impl Exchange {
 
     /// How many shards there are.
     pub fn shards(&self) -> u32 {
-        self.boards.len() as u32
+        self.states.len() as u32
     }
 
     /// How a shard is named to clients: not at all where it is the only one.
@@ -266,7 +266,7 @@ impl Exchange {
     /// Says how shards are. It is said of each shard before any core serves, so that the first to be asked knows of all.
     pub fn publish<'a>(&self, shards: impl Iterator<Item = (u32, &'a Shard)>) {
         for (index, shard) in shards {
-            self.boards[index as usize].store(&ShardState::of(shard));
+            self.states[index as usize].store(&ShardState::of(shard));
         }
     }
 
@@ -282,7 +282,7 @@ impl Exchange {
 
     /// How each shard was when its core last said so: before any reply that depends on it.
     pub(super) fn states(&self) -> impl Iterator<Item = ShardState> {
-        self.boards.iter().map(Board::load)
+        self.states.iter().map(SharedShardState::load)
     }
 }
 
@@ -327,7 +327,7 @@ pub(super) struct ShardState {
 /// A shard's state in lines of its own, for all cores to read.
 #[derive(Default)]
 #[repr(align(128))]
-struct Board([AtomicU64; FIELDS]);
+struct SharedShardState([AtomicU64; FIELDS]);
 
 const FIELDS: usize = 13;
 
@@ -379,7 +379,7 @@ impl ShardState {
     }
 }
 
-impl Board {
+impl SharedShardState {
     fn store(&self, state: &ShardState) {
         let mut state = *state;
         for (cell, value) in self.0.iter().zip(state.fields()) {

@@ -80,17 +80,17 @@ pub struct NetworkState {
     pub drops: Drops,
 }
 
-/// Where the network's state hangs out, for all cores to see.
+/// The network's state, for all cores to see.
 #[derive(Clone, Debug, Default)]
-pub struct NetworkBoard(Arc<Mutex<NetworkState>>);
+pub struct SharedNetworkState(Arc<Mutex<NetworkState>>);
 
-impl NetworkBoard {
-    /// Puts up a new state.
+impl SharedNetworkState {
+    /// Replaces the state.
     pub fn put(&self, state: NetworkState) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    /// The state that was put up last.
+    /// The state that was put last.
     pub fn state(&self) -> NetworkState {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

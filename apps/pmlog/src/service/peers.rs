@@ -126,18 +126,18 @@ impl Peers {
     #[inline]
     pub(super) fn publish(&self, main: &Shard) {
         if self.has_others {
-            self.put_up(main);
+            self.store_states(main);
         }
     }
 
-    fn put_up(&self, main: &Shard) {
+    fn store_states(&self, main: &Shard) {
         let archive = self.archive.iter().map(|(index, shard)| (*index, shard));
         self.exchange.publish(iter::once((self.core as u32, main)).chain(archive));
     }
 
     /// How each shard is, those of other cores as they last said.
     pub(super) fn states(&self, main: &Shard) -> impl Iterator<Item = ShardState> {
-        self.put_up(main);
+        self.store_states(main);
         self.exchange.states()
     }
 
