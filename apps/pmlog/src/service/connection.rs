@@ -34,7 +34,7 @@ const SPARE_IDLE: Duration = Duration::from_secs(2);
 /// The state of one place in the connection table.
 #[derive(Debug)]
 pub(super) struct Connection {
-    /// Whose place it is.
+    /// Owner place it is.
     id: Option<ConnId>,
     decoder: Decoder,
     /// What of the last slot is not decoded yet.

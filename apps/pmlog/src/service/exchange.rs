@@ -53,11 +53,11 @@ pub(super) struct Question {
     pub(super) core: usize,
     /// The connection that waits for the answer.
     pub(super) conn: ConnId,
-    pub(super) wish: Wish,
+    pub(super) query: Query,
 }
 
 /// What is asked.
-pub(super) enum Wish {
+pub(super) enum Query {
     /// The beginning of a record.
     Open { shard: u32, seq: u64, chunk: Chunk },
     /// What follows in a record.
@@ -65,14 +65,14 @@ pub(super) enum Wish {
     /// Nothing more of a record; there is no answer.
     Close { lease: LeaseId },
     /// What the records of a shard are.
-    List(PageWish),
+    List(PageQuery),
     /// To forget the records below a number.
     Trim { shard: u32, before: u64 },
 }
 
 /// Records of one shard.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct PageWish {
+pub(super) struct PageQuery {
     pub(super) shard: u32,
     /// Of this epoch; of any, if none is given.
     pub(super) epoch: Option<u32>,

@@ -6,9 +6,9 @@
 use pmem::Shard;
 use stack::net::Net;
 
-use super::exchange::{PAGE_RECORDS, Page, PageWish, Wish};
+use super::exchange::{PAGE_RECORDS, Page, PageQuery, Query};
 use super::out::{Out, Progress};
-use super::peers::{Borrowed, Held, Peers, Whose};
+use super::peers::{BorrowedChunk, HeldLease, Owner, Peers};
 use super::render::{Manner, Rendered};
 use crate::http::{Place, Start};
 
@@ -33,11 +33,11 @@ enum FetchStage {
     /// The first part is to be asked for.
     Begin,
     /// The next part is to be asked for.
-    Next(Held),
+    Next(HeldLease),
     /// An answer is to come.
     Asked,
     /// A part is here, and sent in part.
-    Part { bytes: Borrowed, sent: usize, lease: Option<Held> },
+    Part { bytes: BorrowedChunk, sent: usize, lease: Option<HeldLease> },
     /// The rest cannot be had.
     Failed,
 }
@@ -48,7 +48,12 @@ impl Fetch {
     }
 
     /// A part has come, the first one with the record's length and checksum.
-    pub(super) fn take(&mut self, begins: Option<(u64, u32)>, bytes: Borrowed, lease: Option<Held>) {
+    pub(super) fn take(
+        &mut self,
+        begins: Option<(u64, u32)>,
+        bytes: BorrowedChunk,
+        lease: Option<HeldLease>,
+    ) {
         if let Some((len_bytes, _)) = begins {
             (self.head, self.left, self.is_begun) = (begins, len_bytes, true);
         }
@@ -100,13 +105,13 @@ impl Fetch {
         let Self { core, shard, seq, .. } = *self;
         match std::mem::replace(&mut self.stage, FetchStage::Asked) {
             FetchStage::Begin => {
-                if !peers.ask(core, out.conn(), |chunk| Wish::Open { shard, seq, chunk }) {
+                if !peers.ask(core, out.conn(), |chunk| Query::Open { shard, seq, chunk }) {
                     self.stage = FetchStage::Begin;
                 }
             }
             FetchStage::Next(held) => {
                 let lease = held.id();
-                if peers.ask(core, out.conn(), |chunk| Wish::More { lease, chunk }) {
+                if peers.ask(core, out.conn(), |chunk| Query::More { lease, chunk }) {
                     held.travels();
                 } else {
                     self.stage = FetchStage::Next(held);
@@ -138,7 +143,7 @@ impl RemoteTrim {
     /// Asks, unless that has been done.
     pub(super) fn ask<N>(&mut self, out: &Out<'_, N>, peers: &mut Peers) -> Progress {
         let Self { core, shard, before, .. } = *self;
-        self.is_asked = self.is_asked || peers.ask_briefly(core, out.conn(), Wish::Trim { shard, before });
+        self.is_asked = self.is_asked || peers.ask_briefly(core, out.conn(), Query::Trim { shard, before });
         Progress::Blocked
     }
 }
@@ -242,11 +247,11 @@ impl Listing {
         let Cursor { at: Place { epoch, shard, seq }, left, .. } = self.cursor;
         let limit = usize::try_from(left).unwrap_or(PAGE_RECORDS).min(PAGE_RECORDS);
         let epoch = if self.only.is_none() { Some(epoch) } else { None };
-        let wish = PageWish { shard, epoch, from: seq, limit };
-        match peers.whose(shard) {
-            Whose::Own => self.take(Box::new(peers.list(&wish, main))),
-            Whose::OfCore(core) => {
-                if peers.ask_briefly(core, out.conn(), Wish::List(wish)) {
+        let query = PageQuery { shard, epoch, from: seq, limit };
+        match peers.owner_of(shard) {
+            Owner::This => self.take(Box::new(peers.list(&query, main))),
+            Owner::Core(core) => {
+                if peers.ask_briefly(core, out.conn(), Query::List(query)) {
                     self.stage = ListStage::Asked;
                 }
                 return Err(Progress::Blocked);

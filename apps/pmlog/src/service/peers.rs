@@ -14,8 +14,8 @@ use stack::time::Instant;
 use super::checked::{Alarm, Checked, Unreadable};
 use super::commits::CommitTimes;
 use super::exchange::{
-    Answer, Chunk, Exchange, LeaseId, MAX_ASKED, Outcome, PAGE_RECORDS, Page, PageWish, Question, ShardState,
-    Wish,
+    Answer, Chunk, Exchange, LeaseId, MAX_ASKED, Outcome, PAGE_RECORDS, Page, PageQuery, Query, Question,
+    ShardState,
 };
 use super::render::{End, Ends, MAX_SHARDS, Now};
 use crate::http::{RecordName, Refusal};
@@ -43,11 +43,11 @@ pub(super) struct Peers {
     stalled: Vec<ConnId>,
 }
 
-/// Where a shard is.
+/// The core that a shard belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Whose {
-    Own,
-    OfCore(usize),
+pub(super) enum Owner {
+    This,
+    Core(usize),
 }
 
 impl Peers {
@@ -98,9 +98,9 @@ impl Peers {
         self.own_name
     }
 
-    pub(super) fn whose(&self, shard: u32) -> Whose {
+    pub(super) fn owner_of(&self, shard: u32) -> Owner {
         let core = self.exchange.core_of(shard);
-        if core == self.core { Whose::Own } else { Whose::OfCore(core) }
+        if core == self.core { Owner::This } else { Owner::Core(core) }
     }
 
     /// The shard and the number that a name means.
@@ -180,32 +180,32 @@ impl Peers {
 
     /// Asks another core, for a connection that then waits. False if that is not possible just now: the connection
     /// will be run again.
-    pub(super) fn ask(&mut self, core: usize, conn: ConnId, wish: impl FnOnce(Chunk) -> Wish) -> bool {
+    pub(super) fn ask(&mut self, core: usize, conn: ConnId, query: impl FnOnce(Chunk) -> Query) -> bool {
         let chunk = if self.open_questions < MAX_ASKED { self.chunks.borrow_mut().pop() } else { None };
         let Some(chunk) = chunk else {
             self.stalled.push(conn);
             return false;
         };
-        self.send(core, conn, wish(chunk))
+        self.send(core, conn, query(chunk))
     }
 
     /// As [`ask`](Self::ask), for what needs no room for bytes.
-    pub(super) fn ask_briefly(&mut self, core: usize, conn: ConnId, wish: Wish) -> bool {
+    pub(super) fn ask_briefly(&mut self, core: usize, conn: ConnId, query: Query) -> bool {
         if self.open_questions == MAX_ASKED {
             self.stalled.push(conn);
             return false;
         }
-        self.send(core, conn, wish)
+        self.send(core, conn, query)
     }
 
-    fn send(&mut self, core: usize, conn: ConnId, wish: Wish) -> bool {
-        match self.exchange.ask(core, Question { core: self.core, conn, wish }) {
+    fn send(&mut self, core: usize, conn: ConnId, query: Query) -> bool {
+        match self.exchange.ask(core, Question { core: self.core, conn, query }) {
             Ok(()) => {
                 self.open_questions += 1;
                 true
             }
-            Err(Question { wish, .. }) => {
-                if let Wish::Open { chunk, .. } | Wish::More { chunk, .. } = wish {
+            Err(Question { query, .. }) => {
+                if let Query::Open { chunk, .. } | Query::More { chunk, .. } = query {
                     self.chunks.borrow_mut().push(chunk);
                 }
                 self.stalled.push(conn);
@@ -225,7 +225,7 @@ impl Peers {
         while let Some((core, lease)) = given_up.pop() {
             // A lease has no connection any more; there is no answer to be told.
             let conn = ConnId { index: u32::MAX, generation: 0 };
-            let question = Question { core: self.core, conn, wish: Wish::Close { lease } };
+            let question = Question { core: self.core, conn, query: Query::Close { lease } };
             if self.exchange.ask(core, question).is_err() {
                 given_up.push((core, lease));
                 return;
@@ -239,8 +239,13 @@ impl Peers {
         self.open_questions -= 1;
         let part = |begins, chunk, lease: Option<LeaseId>| Reading::Part {
             begins,
-            bytes: Borrowed { chunk: Some(chunk), home: self.chunks.clone() },
-            lease: lease.map(|lease| Held { core, lease, is_here: true, given_up: self.given_up.clone() }),
+            bytes: BorrowedChunk { chunk: Some(chunk), home: self.chunks.clone() },
+            lease: lease.map(|lease| HeldLease {
+                core,
+                lease,
+                is_here: true,
+                given_up: self.given_up.clone(),
+            }),
         };
         let reading = match outcome {
             Outcome::Opened { len_bytes, crc32c, chunk, lease } => {
@@ -270,18 +275,18 @@ impl Peers {
         let exchange = self.exchange.clone();
         let mut count = 0;
         while count < QUESTIONS
-            && let Some(Question { core, conn, wish }) = exchange.next_question(self.core)
+            && let Some(Question { core, conn, query }) = exchange.next_question(self.core)
         {
             count += 1;
-            let outcome = match wish {
-                Wish::Open { shard, seq, mut chunk } => match self.open(shard, seq, &mut chunk, main) {
+            let outcome = match query {
+                Query::Open { shard, seq, mut chunk } => match self.open(shard, seq, &mut chunk, main) {
                     Ok((len_bytes, crc32c, lease)) => Outcome::Opened { len_bytes, crc32c, chunk, lease },
                     Err(Unreadable { refusal, found }) => {
                         found.iter().for_each(|damage| alarm.raise(shard, damage, now));
                         Outcome::Unreadable { chunk, refusal }
                     }
                 },
-                Wish::More { lease, mut chunk } => match self.leases.read(lease, &mut chunk) {
+                Query::More { lease, mut chunk } => match self.leases.read(lease, &mut chunk) {
                     Ok(lease) => Outcome::More { chunk, lease },
                     Err((shard, damage)) => {
                         alarm.raise(shard, &damage, now);
@@ -289,12 +294,12 @@ impl Peers {
                         Outcome::Unreadable { chunk, refusal: Refusal::Altered { seq: damage.seq } }
                     }
                 },
-                Wish::Close { lease } => {
+                Query::Close { lease } => {
                     self.leases.end(lease);
                     continue;
                 }
-                Wish::List(wish) => Outcome::Listed(Box::new(self.list(&wish, main))),
-                Wish::Trim { shard, before } => match self.shard(shard, main).trim(before) {
+                Query::List(query) => Outcome::Listed(Box::new(self.list(&query, main))),
+                Query::Trim { shard, before } => match self.shard(shard, main).trim(before) {
                     Ok(trimmed) => {
                         self.publish(main);
                         Outcome::Trimmed(trimmed)
@@ -329,8 +334,8 @@ impl Peers {
     }
 
     /// Records of one of this core's shards.
-    pub(super) fn list(&mut self, wish: &PageWish, main: &mut Shard) -> Page {
-        let PageWish { shard, epoch, from, limit } = *wish;
+    pub(super) fn list(&mut self, query: &PageQuery, main: &mut Shard) -> Page {
+        let PageQuery { shard, epoch, from, limit } = *query;
         let shard = &*self.shard(shard, main);
         let from = epoch.map_or(from, |epoch| from.max(shard.first_of_epoch(epoch)));
         let limit = limit.min(PAGE_RECORDS);
@@ -352,8 +357,8 @@ pub(super) enum Reading {
     /// Part of a record, at first with its length and checksum; a lease if there is more.
     Part {
         begins: Option<(u64, u32)>,
-        bytes: Borrowed,
-        lease: Option<Held>,
+        bytes: BorrowedChunk,
+        lease: Option<HeldLease>,
     },
     Unreadable(Refusal),
     Listed(Box<Page>),
@@ -362,32 +367,32 @@ pub(super) enum Reading {
 }
 
 /// Part of a record; its room goes back to where it is kept.
-pub(super) struct Borrowed {
+pub(super) struct BorrowedChunk {
     chunk: Option<Chunk>,
     home: Rc<RefCell<Vec<Chunk>>>,
 }
 
-impl Borrowed {
+impl BorrowedChunk {
     pub(super) fn bytes(&self) -> &[u8] {
         self.chunk.as_ref().map_or(&[], |chunk| &chunk.bytes[..chunk.len])
     }
 }
 
-impl Drop for Borrowed {
+impl Drop for BorrowedChunk {
     fn drop(&mut self) {
         self.home.borrow_mut().extend(self.chunk.take());
     }
 }
 
 /// A lease of another core's; it is given back when this is dropped.
-pub(super) struct Held {
+pub(super) struct HeldLease {
     core: usize,
     lease: LeaseId,
     is_here: bool,
     given_up: Rc<RefCell<Vec<(usize, LeaseId)>>>,
 }
 
-impl Held {
+impl HeldLease {
     /// The lease, to ask for more.
     pub(super) fn id(&self) -> LeaseId {
         self.lease
@@ -399,7 +404,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldLease {
     fn drop(&mut self) {
         if self.is_here {
             self.given_up.borrow_mut().push((self.core, self.lease));

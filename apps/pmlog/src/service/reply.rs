@@ -8,7 +8,7 @@ use super::{
     common::Common,
     foreign::{Fetch, Listing, RemoteTrim},
     out::{Out, Progress, Sent},
-    peers::{Peers, Reading, Whose},
+    peers::{Owner, Peers, Reading},
     render::{End, Health, Manner, Rendered},
     stream::{Prepared, Sending},
 };
@@ -216,7 +216,7 @@ fn answered(ask: Ask, common: &mut Common, shard: &mut Shard) -> Result<Content,
         Ask::List { shard: only, from, limit } => listing(common, only, from, limit, shard),
         Ask::Record(name) => {
             let (index, seq) = common.peers.find(name)?;
-            if let Whose::OfCore(core) = common.peers.whose(index) {
+            if let Owner::Core(core) = common.peers.owner_of(index) {
                 return Ok(Content::Underway(Underway::Fetch(Fetch::new(core, index, seq))));
             }
             let looked = Checked::look(common.peers.shard(index, shard), seq);
@@ -229,7 +229,7 @@ fn answered(ask: Ask, common: &mut Common, shard: &mut Shard) -> Result<Content,
         }
         Ask::Trim { before } => {
             let (index, seq) = common.peers.find(before)?;
-            if let Whose::OfCore(core) = common.peers.whose(index) {
+            if let Owner::Core(core) = common.peers.owner_of(index) {
                 return Ok(Content::Underway(Underway::RemoteTrim(RemoteTrim::new(core, index, seq))));
             }
             let trimmed = common.peers.shard(index, shard).trim(seq).map_err(|error| {
