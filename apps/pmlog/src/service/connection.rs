@@ -11,7 +11,7 @@ use super::{
     common::Common,
     out::Progress,
     peers::Reading,
-    render::Manner,
+    render::ReplyFormat,
     reply::{Content, Reply},
 };
 use crate::http::{Ask, Decoder, Framing, Head, Item, Refusal, Route};
@@ -58,7 +58,7 @@ enum Body {
     /// It is read over; its request is answered, or has no use for it.
     Skipped,
     /// It becomes a record; without a draft, one that is only counted.
-    Stored { draft: Option<Draft>, bytes: u64, manner: Manner },
+    Stored { draft: Option<Draft>, bytes: u64, format: ReplyFormat },
 }
 
 /// How far a connection is on its way to the end.
@@ -241,7 +241,7 @@ impl Connection {
             Phase::Receiving | Phase::Sending if bytes >= MIN_PROGRESS_BYTES => {}
             Phase::Committing => {}
             Phase::Idle => self.ending = Ending::Replying,
-            Phase::Receiving => self.refuse(Refusal::Timeout, Manner::CLOSING, common),
+            Phase::Receiving => self.refuse(Refusal::Timeout, ReplyFormat::CLOSING, common),
             Phase::Sending | Phase::Lingering => {
                 self.abort(common, net);
                 return;
@@ -277,7 +277,7 @@ impl Connection {
                         }
                     }
                 },
-                Err(refusal) => self.refuse(refusal, Manner::CLOSING, common),
+                Err(refusal) => self.refuse(refusal, ReplyFormat::CLOSING, common),
             }
         }
     }
@@ -318,25 +318,25 @@ impl Connection {
             _ => accepted,
         };
         if accepted == Ok(Route::Append) {
-            let manner = Manner::of(head, !head.keep_alive);
+            let format = ReplyFormat::of(head, !head.keep_alive);
             let draft = common.keeps_records.then(|| shard.draft());
             // Nearly every body is short and lies whole behind its head: its record is made here and now.
             if let Some(extent) = self.decoder.whole_body(&mut self.input) {
                 let Some(mut draft) = draft else {
-                    self.answer_unkept(extent.len() as u64, manner, common);
+                    self.answer_unkept(extent.len() as u64, format, common);
                     return;
                 };
                 let appended = match shard.push(&mut draft, extent) {
                     Ok(()) => shard.append(draft),
                     Err(error) => Err(error),
                 };
-                self.answer_append(appended, manner, common);
+                self.answer_append(appended, format, common);
                 return;
             }
-            self.body = Body::Stored { draft, bytes: 0, manner };
+            self.body = Body::Stored { draft, bytes: 0, format };
             let has_body = head.framing != Framing::Length(0);
             if head.expects_continue && has_body && self.input.is_none() {
-                self.replies.push_back(Reply::new(Content::Continue, manner));
+                self.replies.push_back(Reply::new(Content::Continue, format));
             }
             return;
         }
@@ -345,55 +345,60 @@ impl Connection {
         let has_body = !matches!(head.framing, Framing::Absent | Framing::Length(0));
         let waits = head.may_withhold_body && has_body;
         let closes = !head.keep_alive || waits || is_spare || !self.can_skip_body();
-        let manner = Manner::of(head, closes);
+        let format = ReplyFormat::of(head, closes);
         match accepted {
             Ok(Route::Append) => {}
-            Ok(Route::Ask(ask)) => self.push(Content::Asked(ask), manner),
-            Err(refusal) => self.refuse(refusal, manner, common),
+            Ok(Route::Ask(ask)) => self.push(Content::Asked(ask), format),
+            Err(refusal) => self.refuse(refusal, format, common),
         }
     }
 
     #[inline]
     fn store(&mut self, extent: Extent, common: &mut Common, shard: &mut Shard) {
-        let Body::Stored { draft, bytes, manner } = &mut self.body else { return };
-        let manner = *manner;
+        let Body::Stored { draft, bytes, format } = &mut self.body else { return };
+        let format = *format;
         *bytes += extent.len() as u64;
         let pushed = draft.as_mut().map_or(Ok(()), |draft| shard.push(draft, extent));
         if let Err(error) = pushed {
-            let manner = if self.can_skip_body() { manner } else { manner.closing() };
-            self.refuse(error.into(), manner, common);
+            let format = if self.can_skip_body() { format } else { format.closing() };
+            self.refuse(error.into(), format, common);
         }
     }
 
     #[inline]
     fn end_of_request(&mut self, common: &mut Common, shard: &mut Shard) {
-        let Body::Stored { draft, bytes, manner } = std::mem::replace(&mut self.body, Body::Skipped) else {
+        let Body::Stored { draft, bytes, format } = std::mem::replace(&mut self.body, Body::Skipped) else {
             return;
         };
         match draft {
-            Some(draft) => self.answer_append(shard.append(draft), manner, common),
-            None => self.answer_unkept(bytes, manner, common),
+            Some(draft) => self.answer_append(shard.append(draft), format, common),
+            None => self.answer_unkept(bytes, format, common),
         }
     }
 
     /// Owes the reply to a body that was given up, as the configuration says.
-    fn answer_unkept(&mut self, len_bytes: u64, manner: Manner, common: &mut Common) {
+    fn answer_unkept(&mut self, len_bytes: u64, format: ReplyFormat, common: &mut Common) {
         common.counters.appended_records += 1;
         common.counters.appended_bytes += len_bytes;
-        self.push(Content::Counted { number: common.counters.appended_records, len_bytes }, manner);
+        self.push(Content::Counted { number: common.counters.appended_records, len_bytes }, format);
     }
 
     /// Owes the reply to an append. It waits for the commit, unless it says why there was none.
     #[inline]
-    fn answer_append(&mut self, appended: Result<Pending, AppendError>, manner: Manner, common: &mut Common) {
+    fn answer_append(
+        &mut self,
+        appended: Result<Pending, AppendError>,
+        format: ReplyFormat,
+        common: &mut Common,
+    ) {
         match appended {
             Ok(pending) => {
-                self.push(Content::Waiting(pending), manner);
+                self.push(Content::Waiting(pending), format);
                 if !std::mem::replace(&mut self.awaits_commit, true) {
                     common.awaiting.extend(self.id);
                 }
             }
-            Err(error) => self.refuse(error.into(), manner, common),
+            Err(error) => self.refuse(error.into(), format, common),
         }
     }
 
@@ -401,7 +406,7 @@ impl Connection {
     fn end_of_input(&mut self, common: &mut Common) {
         if self.decoder.is_mid_request() {
             let reason = "the connection ended inside it";
-            self.refuse(Refusal::Malformed(reason), Manner::CLOSING, common);
+            self.refuse(Refusal::Malformed(reason), ReplyFormat::CLOSING, common);
         } else {
             self.stop_reading();
         }
@@ -414,16 +419,16 @@ impl Connection {
 
     /// Refuses the current request; what it had stored is given up.
     #[cold]
-    fn refuse(&mut self, refusal: Refusal, manner: Manner, common: &mut Common) {
+    fn refuse(&mut self, refusal: Refusal, format: ReplyFormat, common: &mut Common) {
         common.counters.refused += 1;
         self.body = Body::Skipped;
-        self.push(Content::Refused(refusal), manner);
+        self.push(Content::Refused(refusal), format);
     }
 
     #[inline]
-    fn push(&mut self, content: Content, manner: Manner) {
-        self.replies.push_back(Reply::new(content, manner));
-        if manner.closes() {
+    fn push(&mut self, content: Content, format: ReplyFormat) {
+        self.replies.push_back(Reply::new(content, format));
+        if format.closes() {
             self.stop_reading();
         }
     }

@@ -9,7 +9,7 @@ use stack::net::Net;
 use super::exchange::{PAGE_RECORDS, Page, PageQuery, Query};
 use super::out::{Out, Progress};
 use super::peers::{BorrowedChunk, HeldLease, Owner, Peers};
-use super::render::{Manner, Rendered};
+use super::render::{Rendered, ReplyFormat};
 use crate::http::{Place, Start};
 
 /// Bytes given to the network at a time: well below a send queue.
@@ -71,17 +71,17 @@ impl Fetch {
         out: &mut Out<'_, N>,
         rendered: &mut Rendered,
         peers: &mut Peers,
-        manner: Manner,
+        format: ReplyFormat,
     ) -> Result<(), Progress> {
         if let FetchStage::Failed = self.stage {
             return Err(Progress::Broken);
         }
         if let FetchStage::Part { bytes, sent, lease } = &mut self.stage {
             if let Some((len_bytes, crc32c)) = self.head {
-                out.text(rendered.record_head(len_bytes, crc32c, manner))?;
+                out.text(rendered.record_head(len_bytes, crc32c, format))?;
                 self.head = None;
             }
-            if manner.is_head() {
+            if format.is_head() {
                 return Ok(());
             }
             while let Some(piece) = bytes.bytes()[*sent..].chunks(PIECE_BYTES).next() {
@@ -210,13 +210,13 @@ impl Listing {
         rendered: &mut Rendered,
         peers: &mut Peers,
         main: &mut Shard,
-        manner: Manner,
+        format: ReplyFormat,
     ) -> Result<(), Progress> {
         if !self.has_head {
-            out.text(rendered.list_head(&peers.ends(self.only, main), manner))?;
+            out.text(rendered.list_head(&peers.ends(self.only, main), format))?;
             self.has_head = true;
         }
-        if manner.is_head() {
+        if format.is_head() {
             return Ok(());
         }
         loop {
@@ -225,7 +225,7 @@ impl Listing {
                 ListStage::Asked => return Err(Progress::Blocked),
                 ListStage::Look => self.look(out, peers, main)?,
                 ListStage::End => {
-                    return out.text(rendered.list_piece(&[], None, self.is_first, true, manner));
+                    return out.text(rendered.list_piece(&[], None, self.is_first, true, format));
                 }
                 ListStage::Page(page) if seq != 0 && seq < page.head => self.stage = ListStage::End,
                 ListStage::Page(page) => {
@@ -233,7 +233,7 @@ impl Listing {
                     if !page.records.is_empty() || next.is_none() {
                         let name = peers.exchange.name_of(shard);
                         let is_end = next.is_none();
-                        out.text(rendered.list_piece(&page.records, name, self.is_first, is_end, manner))?;
+                        out.text(rendered.list_piece(&page.records, name, self.is_first, is_end, format))?;
                         self.is_first = false;
                     }
                     let Some(next) = next else { return Ok(()) };

@@ -22,13 +22,13 @@ pub const MAX_SHARDS: usize = 32;
 
 /// How a reply is dressed for the client that gets it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Manner {
+pub(super) struct ReplyFormat {
     is_http11: bool,
     is_head: bool,
     closes: bool,
 }
 
-impl Manner {
+impl ReplyFormat {
     /// How to answer what was not understood as a request.
     pub(super) const CLOSING: Self = Self { is_http11: true, is_head: false, closes: true };
 
@@ -167,8 +167,8 @@ pub(super) struct Rendered {
 }
 
 impl Rendered {
-    pub(super) fn appended(&mut self, receipt: &Receipt, shard: Option<u32>, manner: Manner) -> &[u8] {
-        self.acknowledged(receipt.seq, receipt.len, Some(receipt.crc32c), shard, manner)
+    pub(super) fn appended(&mut self, receipt: &Receipt, shard: Option<u32>, format: ReplyFormat) -> &[u8] {
+        self.acknowledged(receipt.seq, receipt.len, Some(receipt.crc32c), shard, format)
     }
 
     /// As [`appended`](Self::appended), of anything that has a number; the checksum only where there is one.
@@ -179,7 +179,7 @@ impl Rendered {
         len: u64,
         crc32c: Option<u32>,
         shard: Option<u32>,
-        manner: Manner,
+        format: ReplyFormat,
     ) -> &[u8] {
         let mut body = ArrayVec::<u8, ACKNOWLEDGEMENT_BODY_BYTES>::new();
         open_object(&mut body, shard);
@@ -191,24 +191,24 @@ impl Rendered {
 
         let text = &mut self.acknowledgement;
         text.clear();
-        json_head(text, Status::OK, body.len(), None, manner);
-        if !manner.is_head {
+        json_head(text, Status::OK, body.len(), None, format);
+        if !format.is_head {
             text.bytes(&body);
         }
         text
     }
 
-    pub(super) fn trimmed(&mut self, trimmed: &Trimmed, shard: Option<u32>, manner: Manner) -> &[u8] {
+    pub(super) fn trimmed(&mut self, trimmed: &Trimmed, shard: Option<u32>, format: ReplyFormat) -> &[u8] {
         let Trimmed { head, records, .. } = *trimmed;
-        self.json(Status::OK, manner, None, |body| {
+        self.json(Status::OK, format, None, |body| {
             open_object(body, shard);
             body.text(r#""head":"#).decimal(head).text(r#","trimmed":"#).decimal(records).text("}\n");
         })
     }
 
-    pub(super) fn refused(&mut self, refusal: &Refusal, manner: Manner) -> &[u8] {
+    pub(super) fn refused(&mut self, refusal: &Refusal, format: ReplyFormat) -> &[u8] {
         // The reasons are this program's own words: nothing in them needs escaping.
-        self.json(refusal.status(), manner, refusal.field(), |body| {
+        self.json(refusal.status(), format, refusal.field(), |body| {
             written(write!(body, r#"{{"error":"{refusal}""#));
             if let Refusal::Trimmed { shard, head, next, .. } = refusal {
                 if let Some(shard) = *shard {
@@ -220,9 +220,9 @@ impl Rendered {
         })
     }
 
-    pub(super) fn health(&mut self, health: &Health<'_>, manner: Manner) -> &[u8] {
+    pub(super) fn health(&mut self, health: &Health<'_>, format: ReplyFormat) -> &[u8] {
         let status = if health.reason.is_some() { Refusal::StoreFailed.status() } else { Status::OK };
-        self.json(status, manner, None, |body| {
+        self.json(status, format, None, |body| {
             written(serde_json::to_writer(&mut *body, health).map_err(std::io::Error::from));
             body.text("\n");
         })
@@ -232,23 +232,23 @@ impl Rendered {
     ///
     /// RFC 9530: what is sent has a content digest; a reply to HEAD has no content, but tells of the representation's
     /// (appendix B.2). Its CRC-32C is there against accidents, as section 5 allows, and not against attackers.
-    pub(super) fn record_head(&mut self, len_bytes: u64, crc32c: u32, manner: Manner) -> &[u8] {
+    pub(super) fn record_head(&mut self, len_bytes: u64, crc32c: u32, format: ReplyFormat) -> &[u8] {
         self.text.clear();
         self.text.text(OK).text("Content-Type: application/octet-stream\r\nContent-Length: ");
         self.text.decimal(len_bytes).text("\r\n");
-        self.text.text(if manner.is_head { "Repr-Digest" } else { "Content-Digest" });
-        self.text.text(": crc32c=:").base64(crc32c).text(":\r\n").text(manner.end_of_head());
+        self.text.text(if format.is_head { "Repr-Digest" } else { "Content-Digest" });
+        self.text.text(": crc32c=:").base64(crc32c).text(":\r\n").text(format.end_of_head());
         &self.text
     }
 
     /// The head before a listing. It says from where on, and up to where, there are records.
-    pub(super) fn list_head(&mut self, ends: &[End], manner: Manner) -> &[u8] {
+    pub(super) fn list_head(&mut self, ends: &[End], format: ReplyFormat) -> &[u8] {
         self.text.clear();
-        let coding = if manner.is_http11 { "Transfer-Encoding: chunked\r\n" } else { "" };
+        let coding = if format.is_http11 { "Transfer-Encoding: chunked\r\n" } else { "" };
         self.text.text(OK).text("Content-Type: application/json\r\n").text(coding);
         self.log_field("Log-Head: ", ends, |end| end.head);
         self.log_field("Log-Next: ", ends, |end| end.next);
-        self.text.text(manner.end_of_head());
+        self.text.text(format.end_of_head());
         &self.text
     }
 
@@ -271,7 +271,7 @@ impl Rendered {
         shard: Option<u32>,
         is_first: bool,
         is_end: bool,
-        manner: Manner,
+        format: ReplyFormat,
     ) -> &[u8] {
         self.body.clear();
         for (place, info) in records.iter().enumerate() {
@@ -280,13 +280,13 @@ impl Rendered {
         if is_end {
             self.body.text(if is_first && records.is_empty() { "[]\n" } else { "]\n" });
         }
-        self.list_framing(is_end, manner)
+        self.list_framing(is_end, format)
     }
 
     /// Puts a piece of a list, which is not empty, into a chunk where those are understood.
-    fn list_framing(&mut self, is_end: bool, manner: Manner) -> &[u8] {
+    fn list_framing(&mut self, is_end: bool, format: ReplyFormat) -> &[u8] {
         self.text.clear();
-        if manner.is_http11 {
+        if format.is_http11 {
             written(write!(self.text, "{:x}\r\n", self.body.len()));
             self.text.append(&mut self.body);
             self.text.extend_from_slice(if is_end { b"\r\n0\r\n\r\n" } else { b"\r\n" });
@@ -299,15 +299,15 @@ impl Rendered {
     fn json(
         &mut self,
         status: Status,
-        manner: Manner,
+        format: ReplyFormat,
         field: Option<(&str, &str)>,
         write_body: impl FnOnce(&mut Vec<u8>),
     ) -> &[u8] {
         self.text.clear();
         self.body.clear();
         write_body(&mut self.body);
-        json_head(&mut self.text, status, self.body.len(), field, manner);
-        if !manner.is_head {
+        json_head(&mut self.text, status, self.body.len(), field, format);
+        if !format.is_head {
             self.text.extend_from_slice(&self.body);
         }
         &self.text
@@ -321,7 +321,7 @@ fn json_head(
     status: Status,
     length: usize,
     field: Option<(&str, &str)>,
-    manner: Manner,
+    format: ReplyFormat,
 ) {
     match status {
         Status::OK => text.text(OK),
@@ -333,7 +333,7 @@ fn json_head(
     if let Some((name, value)) = field {
         text.text(name).text(": ").text(value).text("\r\n");
     }
-    text.text(manner.end_of_head());
+    text.text(format.end_of_head());
 }
 
 /// Begins an object that may be of one shard of several.
@@ -386,9 +386,9 @@ mod tests {
             (false, true, "Connection: close\r\n"),
             (false, false, "Connection: keep-alive\r\n"),
         ] {
-            let manner = Manner { is_http11, is_head: false, closes };
+            let format = ReplyFormat { is_http11, is_head: false, closes };
             let mut rendered = Rendered::default();
-            let text = rendered.appended(&receipt, Some(u32::MAX), manner);
+            let text = rendered.appended(&receipt, Some(u32::MAX), format);
             let expected = format!(
                 "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{field}\r\n{json}",
                 json.len()

@@ -9,7 +9,7 @@ use super::{
     foreign::{Fetch, Listing, RemoteTrim},
     out::{Out, Progress, Sent},
     peers::{Owner, Peers, Reading},
-    render::{End, Health, Manner, Rendered},
+    render::{End, Health, Rendered, ReplyFormat},
     stream::{Prepared, Sending},
 };
 use crate::http::{Ask, Refusal, Start};
@@ -18,7 +18,7 @@ use crate::http::{Ask, Refusal, Start};
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) content: Content,
-    manner: Manner,
+    format: ReplyFormat,
 }
 
 /// What a reply says.
@@ -61,8 +61,8 @@ pub(super) enum Underway {
 }
 
 impl Reply {
-    pub(super) fn new(content: Content, manner: Manner) -> Self {
-        Self { content, manner }
+    pub(super) fn new(content: Content, format: ReplyFormat) -> Self {
+        Self { content, format }
     }
 
     /// Whether later requests may be read and acted on before this reply is out. They may not when this one
@@ -155,20 +155,20 @@ impl Reply {
             self.content = answer(ask, common, shard);
         }
         if let Content::Health = self.content {
-            let text = health(common, shard, self.manner);
+            let text = health(common, shard, self.format);
             self.content = Content::Underway(Underway::Text(Prepared::new(text)));
         }
         let Common { rendered, peers, .. } = common;
         match &mut self.content {
             Content::Continue => out.text(b"HTTP/1.1 100 Continue\r\n\r\n"),
             Content::Waiting(_) => Err(Progress::Blocked),
-            Content::Appended(receipt) => out.text(rendered.appended(receipt, peers.own_name(), self.manner)),
+            Content::Appended(receipt) => out.text(rendered.appended(receipt, peers.own_name(), self.format)),
             Content::Counted { number, len_bytes } => {
-                out.text(rendered.acknowledged(*number, *len_bytes, None, None, self.manner))
+                out.text(rendered.acknowledged(*number, *len_bytes, None, None, self.format))
             }
-            Content::Refused(refusal) => out.text(rendered.refused(refusal, self.manner)),
-            Content::Trimmed(trimmed, of) => out.text(rendered.trimmed(trimmed, *of, self.manner)),
-            Content::Underway(underway) => underway.send_to(out, rendered, peers, shard, self.manner),
+            Content::Refused(refusal) => out.text(rendered.refused(refusal, self.format)),
+            Content::Trimmed(trimmed, of) => out.text(rendered.trimmed(trimmed, *of, self.format)),
+            Content::Underway(underway) => underway.send_to(out, rendered, peers, shard, self.format),
             // They have become something else above.
             Content::Asked(_) | Content::Health => Ok(()),
         }
@@ -182,24 +182,24 @@ impl Underway {
         rendered: &mut Rendered,
         peers: &mut Peers,
         shard: &mut Shard,
-        manner: Manner,
+        format: ReplyFormat,
     ) -> Result<(), Progress> {
         match self {
             Self::Text(text) => text.send(out),
-            Self::Record(sending) => sending.send(out, rendered, manner),
-            Self::Listing(listing) => listing.send(out, rendered, peers, shard, manner),
-            Self::Fetch(fetch) => fetch.send(out, rendered, peers, manner),
+            Self::Record(sending) => sending.send(out, rendered, format),
+            Self::Listing(listing) => listing.send(out, rendered, peers, shard, format),
+            Self::Fetch(fetch) => fetch.send(out, rendered, peers, format),
             Self::RemoteTrim(trim) => Err(trim.ask(out, peers)),
         }
     }
 }
 
 /// How the store and the server are, as the whole reply.
-fn health(common: &mut Common, shard: &Shard, manner: Manner) -> Vec<u8> {
+fn health(common: &mut Common, shard: &Shard, format: ReplyFormat) -> Vec<u8> {
     let Common { rendered, peers, domain, network, counters, max_connections, commits, alarm, .. } = common;
     let now = peers.now(counters.connections, (*max_connections).into(), alarm.raised(), commits);
     let health = Health::of(domain, peers.exchange.failure(), peers.states(shard), now, network.state());
-    rendered.health(&health, manner).to_vec()
+    rendered.health(&health, format).to_vec()
 }
 
 /// Looks at the store, or trims it, when all earlier replies are out.

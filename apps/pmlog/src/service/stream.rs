@@ -8,7 +8,7 @@ use stack::net::Net;
 use super::{
     checked::Checked,
     out::{Out, Progress},
-    render::{Manner, Rendered},
+    render::{Rendered, ReplyFormat},
 };
 
 /// Bytes of a text given to the network at a time: well below a send queue.
@@ -32,13 +32,13 @@ impl Sending {
         &mut self,
         out: &mut Out<'_, N>,
         rendered: &mut Rendered,
-        manner: Manner,
+        format: ReplyFormat,
     ) -> Result<(), Progress> {
         if !self.has_head {
-            out.text(rendered.record_head(self.record.len_bytes(), self.record.crc32c(), manner))?;
+            out.text(rendered.record_head(self.record.len_bytes(), self.record.crc32c(), format))?;
             self.has_head = true;
         }
-        if manner.is_head() {
+        if format.is_head() {
             return Ok(());
         }
         while let Some(piece) = self.record.piece().map_err(|damage| out.break_off(self.shard, damage))? {
