@@ -12,6 +12,6 @@ mod route;
 
 pub use decoder::{Decoder, Item};
 pub use head::{Framing, Head, MAX_HEAD_BYTES};
-pub use name::{NoName, Place, RecordName};
+pub use name::{NoName, Position, RecordName};
 pub use refusal::{Refusal, Status};
 pub use route::{Ask, DEFAULT_LIST_LIMIT, MAX_LIST_LIMIT, Route, Start};

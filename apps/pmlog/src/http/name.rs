@@ -14,10 +14,10 @@ pub struct RecordName {
     pub seq: u64,
 }
 
-/// A place in the order of all records: by epoch, then shard, then number. It is written `3-1-7`, and need not be
+/// A position in the order of all records: by epoch, then shard, then number. It is written `3-1-7`, and need not be
 /// that of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct Position {
     /// The epoch.
     pub epoch: u32,
     /// The shard.
@@ -52,7 +52,7 @@ impl fmt::Display for RecordName {
     }
 }
 
-impl Place {
+impl Position {
     /// Reads `3-1-7`.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (epoch, rest) = text.split_once('-')?;
@@ -84,15 +84,15 @@ mod tests {
     }
 
     #[test]
-    fn places_are_in_the_order_of_epoch_shard_and_number() {
-        let mut places =
-            ["2-0-1", "1-1-9", "1-0-10", "1-1-2", "1-0-9"].map(|text| Place::parse(text).expect("a place"));
-        places.sort();
-        let sorted =
-            ["1-0-9", "1-0-10", "1-1-2", "1-1-9", "2-0-1"].map(|text| Place::parse(text).expect("a place"));
-        assert_eq!(places, sorted);
+    fn positions_are_in_the_order_of_epoch_shard_and_number() {
+        let mut positions = ["2-0-1", "1-1-9", "1-0-10", "1-1-2", "1-0-9"]
+            .map(|text| Position::parse(text).expect("a position"));
+        positions.sort();
+        let sorted = ["1-0-9", "1-0-10", "1-1-2", "1-1-9", "2-0-1"]
+            .map(|text| Position::parse(text).expect("a position"));
+        assert_eq!(positions, sorted);
         for text in ["7", "1-7", "1-2-3-4", "4294967296-0-1", "1--1"] {
-            assert_eq!(Place::parse(text), None, "{text}");
+            assert_eq!(Position::parse(text), None, "{text}");
         }
     }
 }

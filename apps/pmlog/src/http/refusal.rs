@@ -93,11 +93,11 @@ pub enum Refusal {
         /// The number given.
         seq: u64,
     },
-    /// A place in the order of all records, or a number in one shard.
+    /// A position in the order of all records, or a number in one shard.
     #[error(
         "the store has {shards} shards: list all from EPOCH-SHARD-NUMBER on, or one with shard=SHARD&from=NUMBER"
     )]
-    NoPlace {
+    NoPosition {
         /// How many shards there are.
         shards: u32,
     },
@@ -209,7 +209,7 @@ impl Refusal {
             | Self::MalformedChunk(_)
             | Self::BadTarget(_)
             | Self::NoShardNamed { .. }
-            | Self::NoPlace { .. } => Status::new(400, "Bad Request"),
+            | Self::NoPosition { .. } => Status::new(400, "Bad Request"),
             Self::NoResource | Self::NoRecord { .. } | Self::NoShard { .. } => Status::new(404, "Not Found"),
             Self::Method { .. } => Status::new(405, "Method Not Allowed"),
             Self::Timeout => Status::new(408, "Request Timeout"),

@@ -1,6 +1,6 @@
 //! What a request asks for: method and target taken together.
 
-use super::{Place, RecordName, Refusal, authority::is_authority, decimal::decimal};
+use super::{Position, RecordName, Refusal, authority::is_authority, decimal::decimal};
 
 /// Records listed when the client does not say how many.
 pub const DEFAULT_LIST_LIMIT: u64 = 100;
@@ -44,8 +44,8 @@ pub enum Ask {
 pub enum Start {
     /// At this number of the shard.
     Seq(u64),
-    /// At this place among the records of all shards: `E-S-N`.
-    Place(Place),
+    /// At this position among the records of all shards: `E-S-N`.
+    Position(Position),
 }
 
 impl Route {
@@ -72,8 +72,8 @@ impl Route {
                 let [shard, from, limit] = values(query, ["shard", "from", "limit"])?;
                 let shard =
                     shard.map(|text| number(text).map(|shard| u32::try_from(shard).unwrap_or(u32::MAX)));
-                let from = from.map(|text| match Place::parse(text) {
-                    Some(place) => Ok(Start::Place(place)),
+                let from = from.map(|text| match Position::parse(text) {
+                    Some(position) => Ok(Start::Position(position)),
                     None => number(text).map(Start::Seq),
                 });
                 let limit = limit.map(number).transpose()?.unwrap_or(DEFAULT_LIST_LIMIT).min(MAX_LIST_LIMIT);
@@ -152,7 +152,7 @@ mod tests {
             Ok(Route::Ask(Ask::List { shard: None, from: from.map(Start::Seq), limit }))
         };
         let name = |shard, seq| RecordName { shard, seq };
-        let place = Place { epoch: 3, shard: 1, seq: 9 };
+        let position = Position { epoch: 3, shard: 1, seq: 9 };
         for (method, target, expected) in [
             ("POST", "/append", Ok(Route::Append)),
             ("POST", "/append?", Ok(Route::Append)),
@@ -175,7 +175,7 @@ mod tests {
             (
                 "GET",
                 "/records?from=3-1-9&limit=5",
-                Ok(Route::Ask(Ask::List { shard: None, from: Some(Start::Place(place)), limit: 5 })),
+                Ok(Route::Ask(Ask::List { shard: None, from: Some(Start::Position(position)), limit: 5 })),
             ),
             ("DELETE", "/records?before=12", Ok(Route::Ask(Ask::Trim { before: name(None, 12) }))),
             ("DELETE", "/records?before=2-12", Ok(Route::Ask(Ask::Trim { before: name(Some(2), 12) }))),

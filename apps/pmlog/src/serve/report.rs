@@ -53,10 +53,10 @@ enum Line<'a, N> {
         /// Damaged records that are passed over: how many, and the first of them.
         damaged: u64,
         #[serde(skip_serializing_if = "Vec::is_empty")]
-        found_damaged: Vec<Place>,
+        found_damaged: Vec<LogFault>,
         /// What lies behind a shard's last record, where an append has no end.
         #[serde(skip_serializing_if = "Vec::is_empty")]
-        torn: Vec<Place>,
+        torn: Vec<LogFault>,
         /// What was damaged in one copy of two, and was written again.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         repaired: Vec<String>,
@@ -84,7 +84,7 @@ enum Line<'a, N> {
 
 /// A place in a shard's log, and what is wrong there.
 #[derive(Serialize)]
-struct Place {
+struct LogFault {
     /// Which, where there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
     shard: Option<u32>,
@@ -251,8 +251,8 @@ impl<N: Serialize + Display> Started<'_, N> {
             epoch: self.epoch(),
             damaged: self.damaged(),
             found_damaged: self
-                .places(|shard| shard.damaged.iter().map(|run| (run.seq, run.to_string())).collect()),
-            torn: self.places(|shard| {
+                .faults(|shard| shard.damaged.iter().map(|run| (run.seq, run.to_string())).collect()),
+            torn: self.faults(|shard| {
                 shard.recovery.torn.iter().map(|torn| (torn.seq, torn.to_string())).collect()
             }),
             repaired: self.repaired(),
@@ -262,13 +262,13 @@ impl<N: Serialize + Display> Started<'_, N> {
         }
     }
 
-    fn places(&self, of: impl Fn(&ShardStart) -> Vec<(u64, String)>) -> Vec<Place> {
+    fn faults(&self, of: impl Fn(&ShardStart) -> Vec<(u64, String)>) -> Vec<LogFault> {
         let several = self.shards.len() > 1;
-        let places = self.shards.iter().flat_map(|shard| {
+        let faults = self.shards.iter().flat_map(|shard| {
             let index = several.then_some(shard.index);
-            of(shard).into_iter().map(move |(seq, reason)| Place { shard: index, seq, reason })
+            of(shard).into_iter().map(move |(seq, reason)| LogFault { shard: index, seq, reason })
         });
-        places.collect()
+        faults.collect()
     }
 
     fn damaged(&self) -> u64 {

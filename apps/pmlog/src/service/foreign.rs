@@ -10,7 +10,7 @@ use super::exchange::{PAGE_RECORDS, Page, PageQuery, Query};
 use super::out::{Out, Progress};
 use super::peers::{BorrowedChunk, HeldLease, Owner, Peers};
 use super::render::{Rendered, ReplyFormat};
-use crate::http::{Place, Start};
+use crate::http::{Position, Start};
 
 /// Bytes given to the network at a time: well below a send queue.
 const PIECE_BYTES: usize = 2048;
@@ -174,7 +174,7 @@ enum ListStage {
 /// How far a listing is.
 #[derive(Clone, Copy, Debug)]
 struct Cursor {
-    at: Place,
+    at: Position,
     /// Of the shards that were asked for this epoch, the next epoch that one of them has.
     next_epoch: Option<u32>,
     /// Whether all shards were asked, from the first on.
@@ -184,10 +184,10 @@ struct Cursor {
 
 impl Listing {
     pub(super) fn new(only: Option<u32>, start: Option<Start>, left: u64) -> Self {
-        let first = Place { epoch: 0, shard: only.unwrap_or(0), seq: 0 };
+        let first = Position { epoch: 0, shard: only.unwrap_or(0), seq: 0 };
         let at = match start {
-            Some(Start::Place(place)) => place,
-            Some(Start::Seq(seq)) => Place { seq, ..first },
+            Some(Start::Position(position)) => position,
+            Some(Start::Seq(seq)) => Position { seq, ..first },
             None => first,
         };
         Self {
@@ -220,7 +220,7 @@ impl Listing {
             return Ok(());
         }
         loop {
-            let Place { shard, seq, .. } = self.cursor.at;
+            let Position { shard, seq, .. } = self.cursor.at;
             match &self.stage {
                 ListStage::Asked => return Err(Progress::Blocked),
                 ListStage::Look => self.look(out, peers, main)?,
@@ -244,7 +244,7 @@ impl Listing {
     }
 
     fn look<N>(&mut self, out: &Out<'_, N>, peers: &mut Peers, main: &mut Shard) -> Result<(), Progress> {
-        let Cursor { at: Place { epoch, shard, seq }, left, .. } = self.cursor;
+        let Cursor { at: Position { epoch, shard, seq }, left, .. } = self.cursor;
         let limit = usize::try_from(left).unwrap_or(PAGE_RECORDS).min(PAGE_RECORDS);
         let epoch = if self.only.is_none() { Some(epoch) } else { None };
         let query = PageQuery { shard, epoch, from: seq, limit };
@@ -280,14 +280,14 @@ impl Cursor {
 
     /// The next shard of this epoch, or the first of the next epoch; none if there is none.
     fn next_shard(mut self, shards: u32) -> Option<Self> {
-        let Place { epoch, shard, .. } = self.at;
+        let Position { epoch, shard, .. } = self.at;
         if shard + 1 < shards {
-            self.at = Place { epoch, shard: shard + 1, seq: 0 };
+            self.at = Position { epoch, shard: shard + 1, seq: 0 };
             return Some(self);
         }
         // Shards before the one that the listing began with may have records of any later epoch.
         let epoch = if self.is_whole { self.next_epoch } else { epoch.checked_add(1) }?;
-        let at = Place { epoch, shard: 0, seq: 0 };
+        let at = Position { epoch, shard: 0, seq: 0 };
         Some(Self { at, next_epoch: None, is_whole: true, left: self.left })
     }
 }

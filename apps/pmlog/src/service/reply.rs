@@ -251,7 +251,7 @@ fn listing(
 ) -> Result<Content, Refusal> {
     let shards = common.peers.exchange.shards();
     let named = only.or(match from {
-        Some(Start::Place(place)) => Some(place.shard),
+        Some(Start::Position(position)) => Some(position.shard),
         _ => None,
     });
     if let Some(shard) = named.filter(|&shard| shard >= shards) {
@@ -260,12 +260,12 @@ fn listing(
     let (first, in_shard) = match from {
         None => (0, 0),
         Some(Start::Seq(seq)) => (seq, only.unwrap_or(0)),
-        Some(Start::Place(place)) => (place.seq, place.shard),
+        Some(Start::Position(position)) => (position.seq, position.shard),
     };
     // An only shard need not be named.
     let only = if shards == 1 { Some(0) } else { only };
-    if matches!((only, from), (Some(_), Some(Start::Place(_))) | (None, Some(Start::Seq(_)))) {
-        return Err(Refusal::NoPlace { shards });
+    if matches!((only, from), (Some(_), Some(Start::Position(_))) | (None, Some(Start::Seq(_)))) {
+        return Err(Refusal::NoPosition { shards });
     }
     // Who goes on behind what he has read is told if there is a gap. At 0, and without a number, everybody begins with
     // what there is.
