@@ -63,10 +63,10 @@ fn serve_over<A: Access>(
         Err(error) if program::is_interrupted(&error) => return report.interrupted(),
         opened => opened?,
     };
-    let ended = match access.seats(args, &info, &seeds, cores) {
-        Ok(seats) => {
+    let ended = match access.ports(args, &info, &seeds, cores) {
+        Ok(ports) => {
             let setting = Setting { args, info: &info, clock: &clock, stop, cpus: &cpus };
-            cores::serve(&access, seats, seeds, &setting, &mut report)
+            cores::serve(&access, ports, seeds, &setting, &mut report)
         }
         Err(error) => Ended { has_served: false, result: Err(error) },
     };

@@ -26,21 +26,21 @@ pub(super) trait Access: Sync {
     /// What serves over it.
     type Transport: Served;
     /// What a core's thread is given to start with.
-    type Seat: Send;
+    type CorePort: Send;
     /// What a core's thread holds for as long as it runs.
     type Presence;
     /// What there turned out to be: fields of a JSON object, or lines of text.
     type Found: Serialize + fmt::Display + Send;
 
-    /// A seat for each of so many cores. The first of `seeds` are the shards that they receive into. Called once;
+    /// A port for each of so many cores. The first of `seeds` are the shards that they receive into. Called once;
     /// nothing is written to the store.
-    fn seats(
+    fn ports(
         &mut self,
         args: &ServeArgs,
         info: &RegionInfo,
         seeds: &[ShardSeed],
         cores: NonZeroU16,
-    ) -> Result<Vec<Self::Seat>>;
+    ) -> Result<Vec<Self::CorePort>>;
 
     /// Makes the thread of a core known.
     fn enter(&self) -> Result<Self::Presence>;
@@ -48,7 +48,7 @@ pub(super) trait Access: Sync {
     /// Starts to serve over a shard's buffers, in the core's own thread.
     fn start(
         &self,
-        seat: Self::Seat,
+        port: Self::CorePort,
         args: &ServeArgs,
         shard: &Shard,
         clock: &Clock,

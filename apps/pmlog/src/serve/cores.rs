@@ -65,7 +65,7 @@ struct Ready<F> {
 struct Core<'a, A: Access> {
     index: usize,
     access: &'a A,
-    seat: A::Seat,
+    port: A::CorePort,
     seeds: Vec<ShardSeed>,
     exchange: Arc<Exchange>,
     setting: &'a Setting<'a>,
@@ -78,15 +78,15 @@ struct Core<'a, A: Access> {
     profile_asked: Option<Arc<AtomicBool>>,
 }
 
-/// Serves with a core for each seat until a signal says stop, and reports.
+/// Serves with a core for each port until a signal says stop, and reports.
 pub(super) fn serve<A: Access>(
     access: &A,
-    seats: Vec<A::Seat>,
+    ports: Vec<A::CorePort>,
     seeds: Vec<ShardSeed>,
     setting: &Setting<'_>,
     report: &mut Report<'_, impl io::Write>,
 ) -> Ended {
-    let (cores, shards) = (seats.len(), seeds.len());
+    let (cores, shards) = (ports.len(), seeds.len());
     let profile_asked = match setting.args.profile.then(|| profile_signals(cores)).transpose() {
         Ok(flags) => flags.unwrap_or_default(),
         Err(error) => {
@@ -101,13 +101,13 @@ pub(super) fn serve<A: Access>(
     let mut seeds: Vec<_> = seeds.into_iter().map(Some).collect();
     thread::scope(|scope| {
         let (sender, receiver) = channel();
-        let threads = seats.into_iter().enumerate().map(|(index, seat)| {
+        let threads = ports.into_iter().enumerate().map(|(index, port)| {
             let seeds = seeds.iter_mut().skip(index).step_by(cores).filter_map(Option::take).collect();
             let (exchange, sender) = (exchange.clone(), sender.clone());
             let profile_asked = profile_asked.get(index).cloned();
             let (go, totals, network) = (&go, &totals, network.clone());
             let core =
-                Core { index, access, seat, seeds, exchange, setting, go, totals, network, profile_asked };
+                Core { index, access, port, seeds, exchange, setting, go, totals, network, profile_asked };
             thread::Builder::new().name(format!("core {index}")).spawn_scoped(scope, move || {
                 let result = core.run(&sender);
                 // The others are of no use without this one.
@@ -250,7 +250,7 @@ impl<F> Drop for Announcement<'_, F> {
 
 impl<A: Access> Core<'_, A> {
     fn run(self, sender: &Sender<News<A::Found>>) -> Result<()> {
-        let Self { index, access, seat, seeds, exchange, setting, go, totals, network, profile_asked } = self;
+        let Self { index, access, port, seeds, exchange, setting, go, totals, network, profile_asked } = self;
         let announcement = Announcement(Some(sender));
         let Setting { args, clock, .. } = *setting;
         if let Some(cpu) = setting.cpus[index] {
@@ -266,7 +266,7 @@ impl<A: Access> Core<'_, A> {
         exchange.publish(shards.iter().map(|(number, shard)| (*number, shard)));
         let starts = shards.iter().map(|(number, shard)| ShardStart::of(*number, shard)).collect();
         let (_, shard) = shards.remove(0);
-        let mut transport = access.start(seat, args, &shard, clock)?;
+        let mut transport = access.start(port, args, &shard, clock)?;
         if exchange.cores() > 1
             && let Some(waker) = transport.waker()?
         {

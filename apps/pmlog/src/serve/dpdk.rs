@@ -94,26 +94,26 @@ impl<'a> Device<'a> {
     }
 }
 
-/// One core's place at the port, and where its payload goes.
-pub(super) struct Seat {
-    seat: DpdkSeat,
+/// One core's part of the port, and where its payload goes.
+pub(super) struct CorePort {
+    port: DpdkSeat,
     reach: Reach,
     config: Config,
 }
 
 impl Access for Device<'_> {
     type Transport = DpdkTransport;
-    type Seat = Seat;
+    type CorePort = CorePort;
     type Presence = RegisteredThread;
     type Found = Found;
 
-    fn seats(
+    fn ports(
         &mut self,
         args: &ServeArgs,
         info: &RegionInfo,
         seeds: &[ShardSeed],
         cores: NonZeroU16,
-    ) -> Result<Vec<Seat>> {
+    ) -> Result<Vec<CorePort>> {
         // Before recovery writes to the store: one that the device cannot reach stays as it is.
         let seeds = seeds.iter().take(cores.get().into());
         let reaches = seeds.map(|seed| self.reach(info, seed)).collect::<Result<Vec<_>>>()?;
@@ -134,21 +134,21 @@ impl Access for Device<'_> {
             partial_checksums: options.partial_checksums == PartialChecksums::Accept,
             ..DpdkConfig::default()
         };
-        let seats = DpdkSeat::at(self.eal, self.id, cores, rings)?;
-        for seat in &seats {
-            seat.check(&config, info.geometry.buffers as usize, info.geometry.buffer_bytes.into())?;
+        let ports = DpdkSeat::at(self.eal, self.id, cores, rings)?;
+        for port in &ports {
+            port.check(&config, info.geometry.buffers as usize, info.geometry.buffer_bytes.into())?;
         }
-        let seat = |(seat, reach)| Seat { seat, reach, config: config.clone() };
-        Ok(seats.into_iter().zip(reaches).map(seat).collect())
+        let port = |(port, reach)| CorePort { port, reach, config: config.clone() };
+        Ok(ports.into_iter().zip(reaches).map(port).collect())
     }
 
     fn enter(&self) -> Result<RegisteredThread> {
         Ok(self.eal.register_thread()?)
     }
 
-    fn start(&self, seat: Seat, _: &ServeArgs, shard: &Shard, clock: &Clock) -> Result<DpdkTransport> {
-        let Seat { seat, reach, config } = seat;
-        let taken = seat.take(config, reach, shard.arena().clone(), clock.now());
+    fn start(&self, port: CorePort, _: &ServeArgs, shard: &Shard, clock: &Clock) -> Result<DpdkTransport> {
+        let CorePort { port, reach, config } = port;
+        let taken = port.take(config, reach, shard.arena().clone(), clock.now());
         let mut transport = taken.map_err(|error| match error {
             DpdkError::Port(PortError::NoRxInterrupts { .. }) => {
                 anyhow!("{error} (here: --idle nap in place of --idle interrupt)")

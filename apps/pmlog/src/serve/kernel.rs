@@ -62,11 +62,11 @@ impl Sockets {
 
 impl Access for Sockets {
     type Transport = KernelTransport;
-    type Seat = Vec<Listener>;
+    type CorePort = Vec<Listener>;
     type Presence = ();
     type Found = Found;
 
-    fn seats(
+    fn ports(
         &mut self,
         args: &ServeArgs,
         info: &RegionInfo,
