@@ -520,6 +520,12 @@ impl Clone for Extent {
     }
 }
 
+impl From<&Self> for Extent {
+    fn from(extent: &Self) -> Self {
+        extent.clone()
+    }
+}
+
 impl Drop for Extent {
     fn drop(&mut self) {
         self.arena.0.release(self.id);

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use arrayvec::ArrayVec;
-use dpdk::{Completions, Eal, ExternalArea, ExternalPool, Mbuf, NotSwapped, Pool, PoolConfig};
-use pmem::{AppendError, Buffer, Extent, Pending, Shard};
+use dpdk::{Completions, Eal, ExternalArea, Mbuf, Pool, PoolConfig};
+use pmem::{AppendError, Extent, Pending, Shard};
+use stack::transport::dpdk::{NamedBuffers, named_frame};
 
 use crate::burst::{Burst, MAX_BURST};
 use crate::capture::Tap;
@@ -24,10 +25,8 @@ const TRIMMED_PART: u64 = 8;
 /// A core's shard, and the memory that takes frames out of it again.
 pub struct Logger {
     shard: Shard,
-    pool: ExternalPool,
+    buffers: NamedBuffers,
     area: ExternalArea,
-    /// Free buffers that devices do not see in one piece; out of circulation for good.
-    scattered: Vec<&'static mut [u8]>,
     heads: Pool,
     completions: Completions<Extent>,
     when_full: WhenFull,
@@ -42,7 +41,7 @@ impl Logger {
         eal: Eal,
         name: &str,
         shard: Shard,
-        pool: ExternalPool,
+        buffers: NamedBuffers,
         area: ExternalArea,
         in_flight: u32,
         when_full: WhenFull,
@@ -51,8 +50,7 @@ impl Logger {
         let config = PoolConfig { mbufs: in_flight + 2 * cache, cache, ..PoolConfig::default() };
         let heads = Pool::dram(eal, &format!("head{name}"), &config)?;
         let completions = Completions::new(eal, &format!("log{name}"), in_flight, None)?.within(area);
-        let scattered = Vec::with_capacity(area.contiguous_pieces());
-        Ok(Self { shard, pool, area, scattered, heads, completions, when_full })
+        Ok(Self { shard, buffers, area, heads, completions, when_full })
     }
 
     /// The store's part that belongs to this core.
@@ -73,7 +71,10 @@ impl Logger {
         if self.shard.arena().free_buffers() == 0 && self.when_full == WhenFull::Trim {
             self.trim()?;
         }
-        let Some(frame) = self.claim(&mut packet, counters) else { return Ok(None) };
+        let Some((frame, is_copied)) = self.buffers.take(&mut packet) else { return Ok(None) };
+        if is_copied {
+            counters.copied_bytes.add(frame.len());
+        }
         let pending = match self.try_append(&frame)? {
             None if self.when_full == WhenFull::Trim => {
                 self.trim()?;
@@ -95,25 +96,6 @@ impl Logger {
         }
     }
 
-    /// The frame in a buffer that is out of the device's hands.
-    fn claim(&mut self, packet: &mut Mbuf, counters: &Counters) -> Option<Extent> {
-        let arena = self.shard.arena();
-        let spare = arena.lend_one(|buffer| self.area.is_contiguous(buffer), &mut self.scattered)?;
-        let (at, len) = (packet.data_offset(), packet.len());
-        match self.pool.swap(packet, spare) {
-            Ok(bytes) => {
-                let buffer = self.shard.arena().take_back(bytes).ok()?;
-                buffer.into_extent(u16::try_from(at).ok()?, u16::try_from(len).ok()?)
-            }
-            Err(NotSwapped { spare, .. }) => {
-                let mut buffer = self.shard.arena().take_back(spare).ok()?;
-                let len = gather(packet, &mut buffer)?;
-                counters.copied_bytes.add(len);
-                buffer.into_extent(0, u16::try_from(len).ok()?)
-            }
-        }
-    }
-
     /// Makes room by forgetting the oldest records.
     fn trim(&mut self) -> Result<()> {
         // What was appended in this burst is not durable yet, and stays.
@@ -125,22 +107,16 @@ impl Logger {
 
     /// A packet with the frame's bytes: header in DRAM, and behind it the rest where it lies.
     fn outgoing(&mut self, frame: Extent, counters: &Counters) -> Option<Mbuf> {
-        let mut packet = self.heads.alloc()?;
+        let Self { heads, completions, area, .. } = self;
         let len = frame.len();
-        if len > COPIED_FRAME_BYTES {
-            packet.append(HEAD_BYTES)?.copy_from_slice(&frame.bytes()[..HEAD_BYTES]);
-            let rest = frame.slice(HEAD_BYTES, len - HEAD_BYTES)?;
-            match self.completions.attach(&mut packet, rest) {
-                Ok(()) => return Some(packet),
-                Err(refused) => {
-                    let rest = refused.payload;
-                    packet.append(rest.len())?.copy_from_slice(rest.bytes());
-                }
+        let (packet, copied_bytes) = match frame.bytes().first_chunk::<HEAD_BYTES>().copied() {
+            Some(head) if len > COPIED_FRAME_BYTES => {
+                let rest = frame.slice(HEAD_BYTES, len - HEAD_BYTES)?;
+                named_frame(heads, completions, area, &head, [rest])?
             }
-        } else {
-            packet.append(len)?.copy_from_slice(frame.bytes());
-        }
-        counters.copied_bytes.add(len);
+            _ => (named_frame(heads, completions, area, frame.bytes(), &[])?.0, len),
+        };
+        counters.copied_bytes.add(copied_bytes);
         Some(packet)
     }
 }
@@ -181,16 +157,4 @@ impl Engine for Logger {
         stream.send(&mut burst);
         Ok(())
     }
-}
-
-/// Puts a frame's segments together in a buffer; none if they do not fit.
-fn gather(packet: &Mbuf, buffer: &mut Buffer) -> Option<usize> {
-    let mut len = 0;
-    for segment in packet.segments() {
-        if !buffer.arrive(len, segment) {
-            return None;
-        }
-        len += segment.len();
-    }
-    Some(len)
 }

@@ -6,9 +6,9 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use dpdk::{Eal, ExternalArea, ExternalPool, ExternalPoolConfig, Pool, PoolConfig, PortId};
-use pmem::{Shard, ShardSeed};
-use stack::transport::dpdk::Reach;
+use dpdk::{Eal, ExternalPoolConfig, Pool, PoolConfig, PortId};
+use pmem::ShardSeed;
+use stack::transport::dpdk::{NamedBuffers, Reach};
 
 use crate::capture::{Capture, NoTap, Tap};
 use crate::cli::{Mode, WhenFull};
@@ -161,13 +161,17 @@ impl Core {
             Some((seed, reach)) => {
                 let area = reach.area();
                 let shard = seed.open()?;
-                let pool = named_pool(eal, &name, &shard, area, config.mbufs, cache)?;
+                let arena = shard.arena();
+                ensure_room(config.mbufs, arena.free_buffers(), arena.buffers())?;
+                let mut named = NamedBuffers::new(arena.clone(), reach);
+                let settings = ExternalPoolConfig { cache, socket: None };
+                let pool = named.lend(eal, &format!("pool{name}"), config.mbufs as usize, &settings)?;
                 if pool.go_without_flag(&config.ports)? {
                     tracing::debug!("no driver here needs the flag for external memory");
                 }
-                let dram = (*pool).clone();
-                let logger = Logger::new(eal, &name, shard, pool, area, config.in_flight, config.when_full)?;
-                (dram, Some(logger))
+                let pool = Pool::clone(pool);
+                let logger = Logger::new(eal, &name, shard, named, area, config.in_flight, config.when_full)?;
+                (pool, Some(logger))
             }
         };
         let core = Self { pool: pool.clone(), logger, capture: config.capture };
@@ -246,31 +250,4 @@ pub(crate) fn ensure_room(needed: u32, free: usize, buffers: usize) -> Result<()
          make a larger store (--pm-size), shorter queues (--rxd, --txd) or a smaller pool (--total-num-mbufs)"
     );
     Ok(())
-}
-
-/// A pool over named buffers of the shard's arena.
-fn named_pool(
-    eal: Eal,
-    name: &str,
-    shard: &Shard,
-    area: ExternalArea,
-    mbufs: u32,
-    cache: u32,
-) -> Result<ExternalPool> {
-    let (arena, needed) = (shard.arena(), mbufs as usize);
-    let free = arena.free_buffers();
-    ensure_room(mbufs, free, arena.buffers())?;
-    let mut scattered = Vec::with_capacity(area.contiguous_pieces());
-    let lent: Vec<_> =
-        std::iter::from_fn(|| arena.lend_one(|buffer| area.is_contiguous(buffer), &mut scattered))
-            .take(needed)
-            .collect();
-    ensure!(lent.len() == needed, "of {free} free buffers devices see only {} in one piece", lent.len());
-    Ok(ExternalPool::new(
-        eal,
-        &format!("pool{name}"),
-        area,
-        lent,
-        &ExternalPoolConfig { cache, socket: None },
-    )?)
 }

@@ -44,12 +44,14 @@ use stack_tcp::config::ETHERNET_HEADER_BYTES;
 use stack_tcp::{Config, ConfigError, Endpoint, Share, Steering};
 
 use exchange::{NEWS, STRAYS, Stray};
-use receive::{Buffers, Frame, Origin};
+use receive::{Frame, Origin};
 use send::Sender;
 
 pub use open::{AddressTaken, ServeError};
 pub use reach::{Reach, ReachError};
+pub use receive::NamedBuffers;
 pub use seat::DpdkSeat;
+pub use send::named_frame;
 
 /// The rings of the port, and what goes into them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,7 +171,7 @@ pub struct DpdkTransport {
     own: MbufBatch,
     /// How frames are dealt out, where the device does not.
     steering: Option<Steering>,
-    buffers: Buffers,
+    buffers: NamedBuffers,
     sender: Sender,
     /// Where the core sleeps, if it was asked to sleep until it is woken.
     sleeper: Option<Sleeper>,

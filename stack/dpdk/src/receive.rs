@@ -1,19 +1,19 @@
 //! Received frames: in one segment, or headers and payload apart.
 
-use dpdk::{Checksum, ExternalArea, ExternalPool, Mbuf, NotSwapped, WrittenSoon};
-use pmem::{Arena, Buffer};
+use dpdk::{Checksum, Eal, ExternalArea, ExternalPool, ExternalPoolConfig, Mbuf, NotSwapped, WrittenSoon};
+use pmem::{Arena, Buffer, Extent};
 use stack_tcp::frame::ends_with_tcp_header;
 use stack_tcp::{RxChecksum, RxFrame};
 
-use super::DpdkCounters;
+use super::{DpdkCounters, DpdkError, Reach};
 
 /// Lines fetched at a time. More of them make the core wait; with fewer, short bursts leave spares cold.
 const WARMED_LINES: usize = 6;
 
-/// Where frames arrive.
+/// Where frames arrive: the buffers of one shard.
 #[derive(Debug)]
-pub(super) struct Buffers {
-    /// None for a core without a queue.
+pub struct NamedBuffers {
+    /// None for a core without a queue. See [`lend`](Self::lend).
     pub(super) pool: Option<ExternalPool>,
     pub(super) arena: Arena,
     pub(super) area: ExternalArea,
@@ -28,7 +28,60 @@ pub(super) struct Buffers {
     pub(super) counters: DpdkCounters,
 }
 
-impl Buffers {
+impl NamedBuffers {
+    /// The buffers of `arena`, which is that of the shard in `reach`.
+    pub fn new(arena: Arena, reach: Reach) -> Self {
+        let area = reach.area();
+        Self {
+            pool: None,
+            area,
+            cold_spares: None,
+            // At most one for each seam between pieces; and none at all with virtual addresses, which have no seams.
+            scattered: Vec::with_capacity(area.contiguous_pieces()),
+            gathered: vec![0; arena.buffer_bytes()].into(),
+            arena,
+            unverified: RxChecksum::Unknown,
+            counters: DpdkCounters::default(),
+        }
+    }
+
+    /// Lends `needed` free buffers to a pool for receive queues.
+    ///
+    /// # Errors
+    /// [`DpdkError::Arena`] and [`DpdkError::Pool`].
+    pub fn lend(
+        &mut self,
+        eal: Eal,
+        name: &str,
+        needed: usize,
+        config: &ExternalPoolConfig,
+    ) -> Result<&ExternalPool, DpdkError> {
+        let Self { arena, area, scattered, .. } = self;
+        let (free, buffers) = (arena.free_buffers(), arena.buffers());
+        if free <= needed {
+            return Err(DpdkError::Arena { needed, free, buffers });
+        }
+        let spares = std::iter::from_fn(|| arena.lend_one(|buffer| area.is_contiguous(buffer), scattered));
+        let lent: Vec<_> = spares.take(needed).collect();
+        if lent.len() < needed {
+            return Err(DpdkError::Arena { needed, free: lent.len(), buffers });
+        }
+        Ok(self.pool.insert(ExternalPool::new(eal, name, *area, lent, config)?))
+    }
+
+    /// Takes a whole received frame, and tells whether it had to be copied; none if no buffer is free, or it is longer
+    /// than one.
+    pub fn take(&mut self, mbuf: &mut Mbuf) -> Option<(Extent, bool)> {
+        let layout = match mbuf.segment_count() {
+            1 => Layout::Whole,
+            _ => Layout::Gathered(gather(mbuf, &mut self.gathered)?),
+        };
+        let (len, copied) = (mbuf.len(), self.counters.copied_frames);
+        let (buffer, at) = Frame { mbuf, buffers: self, layout, origin: Origin::Device }.claim(0)?;
+        let frame = buffer.into_extent(u16::try_from(at).ok()?, u16::try_from(len).ok()?)?;
+        Some((frame, self.counters.copied_frames > copied))
+    }
+
     /// Has memory fetch some lines of a spare, while the caller goes on with other work. The pool gives out first
     /// what it got last.
     pub(super) fn warm_spares(&mut self) {
@@ -44,7 +97,7 @@ impl Buffers {
 /// A received frame; claiming its payload puts a spare buffer into its mbuf.
 pub(super) struct Frame<'a> {
     mbuf: &'a mut Mbuf,
-    buffers: &'a mut Buffers,
+    buffers: &'a mut NamedBuffers,
     layout: Layout,
     origin: Origin,
 }
@@ -71,7 +124,7 @@ enum Layout {
 
 impl<'a> Frame<'a> {
     /// The frame in `mbuf`; none if it is longer than any that was asked for.
-    pub(super) fn new(mbuf: &'a mut Mbuf, buffers: &'a mut Buffers, origin: Origin) -> Option<Self> {
+    pub(super) fn new(mbuf: &'a mut Mbuf, buffers: &'a mut NamedBuffers, origin: Origin) -> Option<Self> {
         let layout = match mbuf.segment_count() {
             1 => Layout::Whole,
             2 if checksum_of(mbuf) == RxChecksum::Good && ends_with_tcp_header(mbuf.bytes()) => Layout::Apart,
@@ -117,7 +170,7 @@ impl RxFrame for Frame<'_> {
     }
 
     fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
-        let Buffers { pool, arena, area, cold_spares, scattered, counters, .. } = &mut *self.buffers;
+        let NamedBuffers { pool, arena, area, cold_spares, scattered, counters, .. } = &mut *self.buffers;
         let Some(spare) = arena.lend_one(|buffer| area.is_contiguous(buffer), scattered) else {
             counters.no_spare += 1;
             return None;

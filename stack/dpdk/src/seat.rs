@@ -5,8 +5,8 @@ use std::num::NonZeroU16;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use dpdk::{
-    Completions, Eal, ExternalPool, ExternalPoolConfig, MbufBatch, Offloads, Pool, PoolConfig, Port,
-    PortConfig, PortId, PortInfo, QueuePlan, RxQueue, Sleeper, TxQueue, UnaskedSpread, queues_for,
+    Completions, Eal, ExternalPoolConfig, MbufBatch, Offloads, Pool, PoolConfig, Port, PortConfig, PortId,
+    PortInfo, QueuePlan, RxQueue, Sleeper, TxQueue, UnaskedSpread, queues_for,
 };
 use pmem::Arena;
 use stack_net::doze::Waker;
@@ -16,9 +16,9 @@ use stack_tcp::{Config, CoreShare, Endpoint, RxChecksum, Steering};
 
 use super::exchange::{Exchange, NEWS, STRAYS};
 use super::reach::Reach;
-use super::receive::Buffers;
+use super::receive::NamedBuffers;
 use super::send::{Exit, Sender};
-use super::{DpdkConfig, DpdkCounters, DpdkError, DpdkTransport};
+use super::{DpdkConfig, DpdkError, DpdkTransport};
 
 /// Mbufs that a pool's caches may hold back for each core.
 const POOL_CACHE: u32 = 128;
@@ -155,20 +155,11 @@ impl DpdkSeat {
         let (mtu, secret) = (config.mtu, config.isn_secret);
         let endpoint = Endpoint::new(config, arena.clone(), now)?;
 
-        let mut buffers = Buffers {
-            pool: None,
-            area,
-            cold_spares: table.info.copies_by_cpu.then(|| Vec::with_capacity(MbufBatch::CAPACITY)),
-            // At most one for each seam between pieces; and none at all with virtual addresses, which have no seams.
-            scattered: Vec::with_capacity(area.contiguous_pieces()),
-            gathered: vec![0; arena.buffer_bytes()].into(),
-            arena,
-            unverified: match table.rings.partial_checksums && table.info.sees_partial_checksums {
-                true => RxChecksum::UnknownOrPartial,
-                false => RxChecksum::Unknown,
-            },
-            counters: DpdkCounters::default(),
-        };
+        let mut buffers = NamedBuffers::new(arena, reach);
+        buffers.cold_spares = table.info.copies_by_cpu.then(|| Vec::with_capacity(MbufBatch::CAPACITY));
+        if table.rings.partial_checksums && table.info.sees_partial_checksums {
+            buffers.unverified = RxChecksum::UnknownOrPartial;
+        }
         let has_queue = self.core < table.plan.queues.get();
         let pools = if has_queue { Some(self.receive_pools(&mut buffers)?) } else { None };
         let (heads, completions) = self.transmit_pools(mtu)?;
@@ -242,23 +233,11 @@ impl DpdkSeat {
     }
 
     /// Lends buffers of the arena to a pool for the receive queue.
-    fn receive_pools(&self, buffers: &mut Buffers) -> Result<Pools, DpdkError> {
+    fn receive_pools(&self, buffers: &mut NamedBuffers) -> Result<Pools, DpdkError> {
         let Table { eal, info, rings, plan, .. } = &*self.table;
         let needed = self.needed();
-        let Buffers { arena, area, scattered, .. } = buffers;
-        let (free, total) = (arena.free_buffers(), arena.buffers());
-        if free <= needed {
-            return Err(DpdkError::Arena { needed, free, buffers: total });
-        }
-        let spares = std::iter::from_fn(|| arena.lend_one(|buffer| area.is_contiguous(buffer), scattered));
-        let lent: Vec<_> = spares.take(needed).collect();
-        if lent.len() < needed {
-            return Err(DpdkError::Arena { needed, free: lent.len(), buffers: total });
-        }
         let config = ExternalPoolConfig { cache: POOL_CACHE, socket: info.socket };
-        let pool = ExternalPool::new(*eal, &self.name("rx"), *area, lent, &config)?;
-        let payload = (*pool).clone();
-        buffers.pool = Some(pool);
+        let payload = Pool::clone(buffers.lend(*eal, &self.name("rx"), needed, &config)?);
         // A device that splits posts a buffer for headers with each one for payload, from one pool for all queues.
         let headers = if rings.header_split && info.header_split.is_ok() && self.core == 0 {
             Some(self.dram("hd", needed as u32 * u32::from(plan.queues.get()), 0)?)

@@ -158,18 +158,10 @@ impl FrameSink for Sender {
             return Ok(());
         }
         self.make_room(frame.payload.len())?;
-        let mut mbuf = self.heads.alloc().ok_or(SinkFull)?;
-        mbuf.append(frame.head.len()).ok_or(SinkFull)?.copy_from_slice(frame.head);
-        let is_scattered = |extent: &Extent| !self.area.is_contiguous(extent.bytes());
-        let copy = frame.payload.len() > MAX_SEGMENTS || frame.payload.iter().any(is_scattered);
-        for extent in frame.payload {
-            if copy {
-                mbuf.append(extent.len()).ok_or(SinkFull)?.copy_from_slice(extent.bytes());
-                self.copied_bytes += extent.len() as u64;
-            } else {
-                self.completions.attach(&mut mbuf, extent.clone()).map_err(|_| SinkFull)?;
-            }
-        }
+        let Self { heads, completions, area, .. } = self;
+        let (mut mbuf, copied) =
+            named_frame(heads, completions, area, frame.head, frame.payload).ok_or(SinkFull)?;
+        self.copied_bytes += copied as u64;
         if let TxChecksum::Tcp { ipv6, l2_bytes, l3_bytes, l4_bytes } = frame.checksum {
             let request = TxChecksums {
                 version: if ipv6 { IpVersion::V6 } else { IpVersion::V4 },
@@ -183,6 +175,31 @@ impl FrameSink for Sender {
         }
         self.waiting.push(mbuf).map_err(|_| SinkFull)
     }
+}
+
+/// A frame of a header in DRAM, and behind it payload where it lies in `area`; and how many bytes of payload had to be
+/// copied instead. None if there is no mbuf for it, or what is copied does not fit one.
+pub fn named_frame<P: AsRef<[Extent]> + IntoIterator<Item: Into<Extent>>>(
+    heads: &Pool,
+    completions: &mut Completions<Extent>,
+    area: &ExternalArea,
+    head: &[u8],
+    payload: P,
+) -> Option<(Mbuf, usize)> {
+    let mut mbuf = heads.alloc()?;
+    mbuf.append(head.len())?.copy_from_slice(head);
+    let pieces = payload.as_ref();
+    let is_scattered = |piece: &Extent| !area.is_contiguous(piece.bytes());
+    if pieces.len() > MAX_SEGMENTS.min(completions.room()) || pieces.iter().any(is_scattered) {
+        for piece in pieces {
+            mbuf.append(piece.len())?.copy_from_slice(piece.bytes());
+        }
+        return Some((mbuf, pieces.iter().map(Extent::len).sum()));
+    }
+    for piece in payload {
+        completions.attach(&mut mbuf, piece.into()).ok()?;
+    }
+    Some((mbuf, 0))
 }
 
 impl std::fmt::Debug for Sender {
