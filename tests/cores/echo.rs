@@ -21,7 +21,7 @@ use stack::net::{ConnId, Event, Net, Service, Transport as _};
 use stack::server::{Rest, Server};
 use stack::time::Clock;
 use stack::transport::OverEndpoint as _;
-use stack::transport::dpdk::{DpdkConfig, DpdkCounters, DpdkSeat, DpdkTransport, Reach};
+use stack::transport::dpdk::{DpdkConfig, DpdkCounters, DpdkTransport, PortShare, Reach};
 
 /// Where a server listens.
 pub const PORT: u16 = 7;
@@ -71,14 +71,14 @@ pub struct Echo {
     cores: Vec<JoinHandle<Result<Outcome>>>,
 }
 
-/// A new store with a shard for each core, and a seat for each at the device.
+/// A new store with a shard for each core, and a share for each at the device.
 pub fn prepare(
     eal: Eal,
     lab: &Lab,
     device: &str,
     cores: u16,
     role: Role,
-) -> Result<(Vec<DpdkSeat>, Vec<Part>, Config)> {
+) -> Result<(Vec<PortShare>, Vec<Part>, Config)> {
     let id = eal.attach(device)?;
     let name = device.split(',').next().unwrap_or(device);
     let size = Some(u64::from(cores) * (48 << 20));
@@ -103,28 +103,28 @@ pub fn prepare(
     let config = Config { max_connections: 64, ..Config::new(mac, addresses).context("no random numbers")? };
     let cores = NonZeroU16::new(cores).context("no cores")?;
     let rings = DpdkConfig { rx_interrupts: matches!(role, Role::SleepingServer), ..DpdkConfig::default() };
-    Ok((DpdkSeat::at(eal, id, cores, rings)?, parts, config))
+    Ok((PortShare::at(eal, id, cores, rings)?, parts, config))
 }
 
 impl Echo {
     /// Starts the cores, and returns once all are at the port.
     pub fn start(eal: Eal, lab: &Lab, device: &str, cores: u16, role: Role) -> Result<Self> {
-        let (seats, parts, config) = prepare(eal, lab, device, cores, role)?;
-        let plan = seats[0].plan();
+        let (shares, parts, config) = prepare(eal, lab, device, cores, role)?;
+        let plan = shares[0].plan();
         let (stop, leave) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (at_rest, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (ready, started): (Sender<Option<Waker>>, Receiver<_>) = channel();
         let clock = Clock::start();
-        let core = |(seat, part)| {
+        let core = |(share, part)| {
             let (config, ready) = (config.clone(), ready.clone());
             let (stop, leave) = (stop.clone(), leave.clone());
             let (at_rest, done) = (at_rest.clone(), done.clone());
             std::thread::spawn(move || {
                 let core = Core { eal, role, clock, stop, at_rest, leave, done };
-                core.run(seat, part, config, &ready)
+                core.run(share, part, config, &ready)
             })
         };
-        let cores: Vec<_> = seats.into_iter().zip(parts).map(core).collect();
+        let cores: Vec<_> = shares.into_iter().zip(parts).map(core).collect();
         drop(ready);
         let mut echo = Self { stop, at_rest, leave, done, wakers: Vec::new(), plan, cores };
         let begun = echo.cores.iter().map_while(|_| started.recv().ok()).collect::<Vec<_>>();
@@ -189,16 +189,16 @@ struct Core {
 impl Core {
     fn run(
         self,
-        seat: DpdkSeat,
+        share: PortShare,
         part: Part,
         config: Config,
         ready: &Sender<Option<Waker>>,
     ) -> Result<Outcome> {
         let _registered = self.eal.register_thread()?;
-        let core = seat.core();
+        let core = share.core();
         let shard = part.seed.open()?;
         let arena = shard.arena().clone();
-        let mut transport = seat.take(config, part.reach, arena, self.clock.now())?;
+        let mut transport = share.take(config, part.reach, arena, self.clock.now())?;
         let mut service = EchoService::default();
         if let Role::Server | Role::SleepingServer = self.role {
             for address in [IpAddr::V4(SERVER_V4), IpAddr::V6(SERVER_V6)] {

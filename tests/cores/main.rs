@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use dpdk::{Eal, QueueLimit, UnaskedSpread};
 use lab::wire::{self, SERVER_V4, SERVER_V6};
 use lab::{isolated, noise, run};
-use stack::transport::dpdk::{DpdkConfig, DpdkError, DpdkSeat};
+use stack::transport::dpdk::{DpdkConfig, DpdkError, PortShare};
 
 use echo::{Echo, Outcome, Role};
 
@@ -176,7 +176,7 @@ fn queues_that_nobody_would_look_at_are_refused() {
         wire::veth()?;
         let eal = eal()?;
         let id = eal.attach("net_af_packet0,iface=veth1,qpairs=2")?;
-        let refused = DpdkSeat::at(eal, id, NonZeroU16::MIN, DpdkConfig::default());
+        let refused = PortShare::at(eal, id, NonZeroU16::MIN, DpdkConfig::default());
         let Err(error @ DpdkError::UnseenQueues { queues: 2, seen: 1, .. }) = refused else {
             anyhow::bail!("{refused:?}")
         };
@@ -189,14 +189,14 @@ fn queues_that_nobody_would_look_at_are_refused() {
 fn a_core_that_does_not_come_is_not_waited_for() {
     isolated(|lab| {
         let eal = eal()?;
-        let (mut seats, mut parts, config) = echo::prepare(eal, lab, "net_ring0", 2, Role::Server)?;
-        let (seat, part) = (seats.swap_remove(0), parts.swap_remove(0));
+        let (mut shares, mut parts, config) = echo::prepare(eal, lab, "net_ring0", 2, Role::Server)?;
+        let (share, part) = (shares.swap_remove(0), parts.swap_remove(0));
         let waiting = std::thread::spawn(move || {
             let shard = part.seed.open().expect("the store is sound");
             let arena = shard.arena().clone();
-            seat.take(config, part.reach, arena, stack::time::Instant::ZERO).map(drop)
+            share.take(config, part.reach, arena, stack::time::Instant::ZERO).map(drop)
         });
-        drop(seats);
+        drop(shares);
         let refused = waiting.join().expect("it does not panic");
         ensure!(matches!(refused, Err(DpdkError::Abandoned)), "{refused:?}");
         Ok(())

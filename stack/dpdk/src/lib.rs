@@ -1,7 +1,7 @@
 //! The stack on a DPDK port: frames arrive in named buffers, and named buffers are sent from where they lie.
 //!
 //! # Several cores
-//! Each core runs a stack of its own, with the same addresses, over the arena of its own shard ([`DpdkSeat`]).
+//! Each core runs a stack of its own, with the same addresses, over the arena of its own shard ([`PortShare`]).
 //!
 //! Where the device spreads connections over as many queues as there are cores, each core has a pair of queues, and
 //! a connection is served by the core whose queue its SYN came to. A segment that comes to another core later, as the
@@ -22,8 +22,8 @@ mod exchange;
 mod open;
 mod reach;
 mod receive;
-mod seat;
 mod send;
+mod share;
 #[cfg(test)]
 mod tests;
 
@@ -50,8 +50,8 @@ use send::Sender;
 pub use open::{AddressTaken, ServeError};
 pub use reach::{Reach, ReachError};
 pub use receive::NamedBuffers;
-pub use seat::DpdkSeat;
 pub use send::named_frame;
+pub use share::PortShare;
 
 /// The rings of the port, and what goes into them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,7 +182,7 @@ pub struct DpdkTransport {
 impl DpdkTransport {
     /// Starts the port `id` for one core, with one queue each way over the buffers of `arena`, of which the port has
     /// the `reach`. The host's addresses and limits are those of `config`. For several
-    /// cores see [`DpdkSeat`].
+    /// cores see [`PortShare`].
     ///
     /// # Errors
     /// [`DpdkError`]; nothing was sent. The arena's buffers that were meant for the port are lost to this process.
@@ -195,7 +195,7 @@ impl DpdkTransport {
         arena: Arena,
         now: Instant,
     ) -> Result<Self, DpdkError> {
-        DpdkSeat::at(eal, id, NonZeroU16::MIN, rings)?.swap_remove(0).take(config, reach, arena, now)
+        PortShare::at(eal, id, NonZeroU16::MIN, rings)?.swap_remove(0).take(config, reach, arena, now)
     }
 
     /// The port. Cores share it.

@@ -57,7 +57,7 @@ pub struct AddressTaken(pub AddressConflict);
 impl DpdkTransport {
     /// Serves `listen` on `device` with one core, in a network of 24 bits, or of 64 with IPv6: starts the EAL, lets the
     /// device reach the store's first shard, and only then opens that, listens, and claims the address. What else
-    /// there is to choose goes by [`DpdkSeat`](super::DpdkSeat).
+    /// there is to choose goes by [`PortShare`](super::PortShare).
     ///
     /// # Errors
     /// [`ServeError`]; until the shard was opened the store is as it was.

@@ -14,7 +14,7 @@ use stack::config::{ETHERNET_HEADER_BYTES, MIN_MTU_V4, MIN_MTU_V6};
 use stack::server::Rest;
 use stack::time::Clock;
 use stack::transport::OverEndpoint as _;
-use stack::transport::dpdk::{DpdkConfig, DpdkError, DpdkSeat, DpdkTransport, Reach};
+use stack::transport::dpdk::{DpdkConfig, DpdkError, DpdkTransport, PortShare, Reach};
 use stack::{AddressConflict, Config};
 use stack::{EthernetAddress, IpCidr};
 
@@ -96,7 +96,7 @@ impl<'a> Device<'a> {
 
 /// One core's part of the port, and where its payload goes.
 pub(super) struct CorePort {
-    port: DpdkSeat,
+    port: PortShare,
     reach: Reach,
     config: Config,
 }
@@ -134,7 +134,7 @@ impl Access for Device<'_> {
             partial_checksums: options.partial_checksums == PartialChecksums::Accept,
             ..DpdkConfig::default()
         };
-        let ports = DpdkSeat::at(self.eal, self.id, cores, rings)?;
+        let ports = PortShare::at(self.eal, self.id, cores, rings)?;
         for port in &ports {
             port.check(&config, info.geometry.buffers as usize, info.geometry.buffer_bytes.into())?;
         }

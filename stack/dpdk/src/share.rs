@@ -26,11 +26,11 @@ const POOL_CACHE: u32 = 128;
 /// Most frames on their way to one core.
 const MAX_CROSSING: u16 = 1024;
 
-/// One core's place at a port, for the thread that will serve there.
+/// One core's share of a port, for the thread that will serve there.
 ///
-/// A seat that is dropped instead of [taken](Self::take) keeps the port from starting: the others are told.
+/// A share that is dropped instead of [taken](Self::take) keeps the port from starting: the others are told.
 #[derive(Debug)]
-pub struct DpdkSeat {
+pub struct PortShare {
     core: u16,
     table: Arc<Table>,
     is_taken: bool,
@@ -77,8 +77,8 @@ struct CoreQueues {
     queues: Option<Queues>,
 }
 
-impl DpdkSeat {
-    /// Seats for `cores` cores at the port `id`. They use as many of its queues as
+impl PortShare {
+    /// Shares of the port `id` for `cores` cores. They use as many of its queues as
     /// [`queues_for`] allows: one each if the device spreads frames over as many, and otherwise those with a queue
     /// deal frames out to all, by a hash of addresses and ports.
     ///
@@ -107,11 +107,11 @@ impl DpdkSeat {
             assembly: Mutex::new(Assembly::Preparing { ready: 0, pools }),
             changed: Condvar::new(),
         });
-        let seat = |core| Self { core, table: table.clone(), is_taken: false };
-        Ok((0..cores.get()).map(seat).collect())
+        let share = |core| Self { core, table: table.clone(), is_taken: false };
+        Ok((0..cores.get()).map(share).collect())
     }
 
-    /// Which core's seat it is, from 0.
+    /// Which core's share it is, from 0.
     pub fn core(&self) -> u16 {
         self.core
     }
@@ -121,8 +121,8 @@ impl DpdkSeat {
         self.table.plan
     }
 
-    /// Checks what can be checked before there is an arena: that the seat can be taken over one of so many buffers, all
-    /// free, with this `config`.
+    /// Checks what can be checked before there is an arena: that the share can be taken over one of so many buffers,
+    /// all free, with this `config`.
     ///
     /// # Errors
     /// [`DpdkError::Config`] and [`DpdkError::Arena`], as [`take`](Self::take).
@@ -271,7 +271,7 @@ impl DpdkSeat {
     }
 }
 
-impl Drop for DpdkSeat {
+impl Drop for PortShare {
     fn drop(&mut self) {
         if !self.is_taken {
             self.table.abandon();
