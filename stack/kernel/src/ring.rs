@@ -168,7 +168,7 @@ impl Ring {
         } else {
             self.counters.copied_bytes += extent_bytes;
         }
-        let entry = send.entry(index);
+        let entry = send.entry(SEND | u64::from(index));
         self.push(entry)
     }
 
@@ -276,7 +276,7 @@ impl Ring {
             send.notices += u32::from(cqueue::more(flags));
             let done = outcome.map(|count| send.advance(count));
             match done {
-                Ok(false) => again = Some(send.entry(index)),
+                Ok(false) => again = Some(send.entry(SEND | u64::from(index))),
                 Err(error) if send.zero_copy && cannot_pin(&error) => {
                     // Some sockets and some memory can never be pinned; the right to pin comes and goes (ulimit -l).
                     self.sends_zero_copy &= error.raw_os_error() != Some(libc::EOPNOTSUPP);
@@ -285,7 +285,7 @@ impl Ring {
                     self.counters.copied_bytes += copied;
                     self.pinned[send.token as usize] -= 1;
                     send.zero_copy = false;
-                    again = Some(send.entry(index));
+                    again = Some(send.entry(SEND | u64::from(index)));
                 }
                 Ok(true) => {
                     send.finished = true;

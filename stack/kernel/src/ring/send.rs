@@ -4,8 +4,6 @@ use io_uring::types::Fd;
 use io_uring::{opcode, squeue};
 use pmem::Extent;
 
-use super::SEND;
-
 /// Pieces of one send.
 pub(crate) const MAX_PIECES: usize = 64;
 /// Extents in one send from which on it is worth pinning their pages instead of copying them.
@@ -70,8 +68,8 @@ impl Send {
         extent_bytes
     }
 
-    /// The entry for what is left.
-    pub(super) fn entry(&mut self, index: u32) -> squeue::Entry {
+    /// The entry for what is left, whose completions bring `user_data`.
+    pub(super) fn entry(&mut self, user_data: u64) -> squeue::Entry {
         let pieces = &mut self.pieces[self.next..];
         self.header.msg_iov = pieces.as_mut_ptr();
         self.header.msg_iovlen = pieces.len();
@@ -82,7 +80,7 @@ impl Send {
         } else {
             opcode::SendMsg::new(Fd(self.fd), header).flags(flags).build()
         };
-        entry.user_data(SEND | u64::from(index))
+        entry.user_data(user_data)
     }
 
     /// Notes what went out; true when nothing is left.
