@@ -88,13 +88,19 @@ pub(super) trait Traffic {
     fn drops(&self) -> &Drops;
 
     /// Whether frames can pass; none if that cannot be known.
-    fn link_up(&self) -> Option<bool>;
+    fn link_up(&self) -> Option<bool> {
+        None
+    }
 
     /// The link's MTU, if it has become less than the server's.
-    fn narrowed(&self) -> Option<u32>;
+    fn narrowed(&self) -> Option<u32> {
+        None
+    }
 
     /// Frames by which another host said that it has one of the server's addresses; none if nobody counts them.
-    fn address_conflicts(&self) -> Option<u64>;
+    fn address_conflicts(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Buffers to receive into, for a store with so many: an eighth, within what rings usually have. A small store must

@@ -170,18 +170,6 @@ impl Traffic for Totals {
     fn drops(&self) -> &Drops {
         &self.drops
     }
-
-    fn link_up(&self) -> Option<bool> {
-        None
-    }
-
-    fn narrowed(&self) -> Option<u32> {
-        None
-    }
-
-    fn address_conflicts(&self) -> Option<u64> {
-        None
-    }
 }
 
 impl AddAssign for Totals {

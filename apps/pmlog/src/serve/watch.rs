@@ -162,18 +162,6 @@ mod tests {
         fn drops(&self) -> &Drops {
             &self.drops
         }
-
-        fn link_up(&self) -> Option<bool> {
-            None
-        }
-
-        fn narrowed(&self) -> Option<u32> {
-            None
-        }
-
-        fn address_conflicts(&self) -> Option<u64> {
-            None
-        }
     }
 
     fn seen(received: u64, checksum: u64) -> Seen {
