@@ -25,7 +25,7 @@ const MAX_ATTACHED: usize = 16;
 /// frame, sent or not, and a [`drain`](Self::drain) after that: each owner comes back exactly once. Owners
 /// still with a device when this is dropped are never dropped.
 pub struct Completions<T: AsRef<[u8]> + 'static> {
-    places: &'static [Place<T>],
+    places: &'static [TxCompletion<T>],
     done: &'static ArrayQueue<u32>,
     free: Vec<u32>,
     tails: Pool,
@@ -36,7 +36,7 @@ pub struct Completions<T: AsRef<[u8]> + 'static> {
 }
 
 /// What one attachment needs for as long as a device may read it.
-struct Place<T> {
+struct TxCompletion<T> {
     shared: UnsafeCell<sys::rte_mbuf_ext_shared_info>,
     owner: UnsafeCell<Option<T>>,
     index: u32,
@@ -97,7 +97,8 @@ impl<T: AsRef<[u8]> + 'static> Completions<T> {
         let tails = Pool::dram(eal, name, &PoolConfig { mbufs, cache: CACHE, buffer_bytes: 0, socket })?;
         // Devices may hold on to frames for ever, so what they refer to stays for ever.
         let done: &'static ArrayQueue<u32> = Box::leak(Box::new(ArrayQueue::new(capacity.max(1) as usize)));
-        let places: Vec<Place<T>> = (0..capacity).map(|index| Place::new(index, done)).collect();
+        let places: Vec<TxCompletion<T>> =
+            (0..capacity).map(|index| TxCompletion::new(index, done)).collect();
         Ok(Self {
             places: places.leak(),
             done,
@@ -199,7 +200,7 @@ impl<T: AsRef<[u8]> + 'static> Drop for Completions<T> {
     }
 }
 
-impl<T> Place<T> {
+impl<T> TxCompletion<T> {
     fn new(index: u32, done: &'static ArrayQueue<u32>) -> Self {
         Self { shared: UnsafeCell::default(), owner: UnsafeCell::new(None), index, done }
     }
@@ -216,7 +217,7 @@ struct Piece {
 ///
 /// # Safety
 /// The bytes and the place stay as they are until [`finished`] has run for the place. The tail is empty.
-unsafe fn chain<T>(packet: &mut Mbuf, tail: Mbuf, piece: Piece, place: &'static Place<T>) {
+unsafe fn chain<T>(packet: &mut Mbuf, tail: Mbuf, piece: Piece, place: &'static TxCompletion<T>) {
     let Piece { address, iova, len } = piece;
     let tail = tail.into_raw();
     let shared = place.shared.get();
@@ -244,7 +245,7 @@ unsafe fn chain<T>(packet: &mut Mbuf, tail: Mbuf, piece: Piece, place: &'static 
 unsafe extern "C" fn finished<T>(_address: *mut c_void, place: *mut c_void) {
     // SAFETY: `chain` passed this place, which lives for good; only its shareable fields are touched.
     let (done, index) = unsafe {
-        let place = place.cast::<Place<T>>();
+        let place = place.cast::<TxCompletion<T>>();
         ((*place).done, (*place).index)
     };
     let queued = done.push(index);

@@ -68,7 +68,7 @@ const FIRST_DYNAMIC_PORT: u16 = 49152;
 pub struct Endpoint {
     now: Instant,
     flows: FlowTable,
-    places: Box<[ConnectionPlace]>,
+    places: Box<[ConnectionEntry]>,
     /// Connections that may have something to send.
     output: VecDeque<u32>,
     /// Connections with events that the application has not been told.
@@ -120,10 +120,10 @@ pub struct Endpoint {
     pieces: Pieces,
 }
 
-/// A place in the connection table.
+/// An entry of the connection table.
 #[derive(Debug)]
 #[repr(C, align(64))]
-struct ConnectionPlace {
+struct ConnectionEntry {
     generation: u32,
     used: bool,
     in_output: bool,
@@ -178,7 +178,7 @@ impl Endpoint {
     /// [`ConfigError`]: the settings contradict themselves or the arena.
     pub fn new(config: Config, arena: Arena, now: Instant) -> Result<Self, ConfigError> {
         config.check(arena.buffer_bytes())?;
-        let places = (0..config.max_connections).map(|_| ConnectionPlace {
+        let places = (0..config.max_connections).map(|_| ConnectionEntry {
             connection: Connection::new(&config, now),
             generation: 0,
             used: false,
@@ -278,7 +278,7 @@ impl Endpoint {
     }
 
     /// Takes a free place for a flow.
-    fn occupy(&mut self, index: u32, key: FlowKey, listener: Option<u16>) -> &mut ConnectionPlace {
+    fn occupy(&mut self, index: u32, key: FlowKey, listener: Option<u16>) -> &mut ConnectionEntry {
         self.flows.insert(key, FlowState::Connection(index));
         let place = &mut self.places[index as usize];
         place.used = true;

@@ -80,7 +80,8 @@ struct Fragment<'a> {
     payload: &'a [u8],
 }
 
-struct Place {
+/// A packet whose fragments are being put together, or room for one.
+struct Datagram {
     name: Option<Name>,
     until: Instant,
     memory: Vec<u8>,
@@ -94,14 +95,14 @@ struct Place {
 
 /// All packets that are not whole yet.
 pub(crate) struct Reassembly {
-    places: Box<[Place]>,
+    places: Box<[Datagram]>,
     /// Packets given up since the rest did not come, or since others needed the place.
     pub(crate) given_up: u64,
 }
 
 impl Reassembly {
     pub(crate) fn new() -> Self {
-        let place = || Place {
+        let place = || Datagram {
             name: None,
             until: Instant::ZERO,
             memory: vec![0; HEAD_BYTES + MAX_PACKET_BYTES],
@@ -159,7 +160,7 @@ impl Reassembly {
     /// Gives up a packet whose time is over; `tell` gets the frame with as much of it as there is, if that is its
     /// beginning. False if there is none.
     pub(crate) fn expire(&mut self, now: Instant, tell: impl FnOnce(&[u8])) -> bool {
-        let over = |place: &&mut Place| place.name.is_some() && place.until <= now;
+        let over = |place: &&mut Datagram| place.name.is_some() && place.until <= now;
         let Some(place) = self.places.iter_mut().find(over) else { return false };
         self.given_up += u64::from(!place.is_void);
         if !place.is_void
@@ -206,7 +207,7 @@ enum Completed {
     Frame { begins: usize, ends: usize },
 }
 
-impl Place {
+impl Datagram {
     fn add(&mut self, fragment: &Fragment<'_>) -> Added {
         let Fragment { offset, more, payload, .. } = *fragment;
         let end = offset + payload.len();
