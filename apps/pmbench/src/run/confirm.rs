@@ -61,8 +61,13 @@ pub fn confirm(args: &RunArgs, testbed: &Testbed, stop: &AtomicBool, results: &m
 
 fn confirm_mode(args: &RunArgs, testbed: &Testbed, mode: Mode, load: Load) -> Result<Confirmation> {
     // The wire of the mode before went with its client's namespace, which the kernel clears away in its own time.
-    if run("ip", ["link", "show", PAIR.server]).is_ok() {
-        run("ip", ["link", "delete", PAIR.server])?;
+    let is_there = || run("ip", ["link", "show", PAIR.server]).is_ok();
+    if is_there() {
+        let deleted = run("ip", ["link", "delete", PAIR.server]);
+        // It may have been the kernel's turn in between.
+        if is_there() {
+            deleted?;
+        }
     }
     testbed.wire(PAIR)?;
     if mode.is_kernel() {
