@@ -79,18 +79,27 @@ impl Endpoint {
         match parsed {
             Parsed::Tcp(segment) => return self.segment(segment, frame, is_last),
             Parsed::Other | Parsed::Fragment if !frame.apart().is_empty() => {
-                self.counters.drops.malformed += 1;
+                self.count_dropped(parsed, frame.bytes());
             }
             Parsed::Other => return self.other(frame.bytes()),
             Parsed::Fragment => return self.fragment(frame.bytes(), is_last),
-            Parsed::Malformed => self.counters.drops.malformed += 1,
-            Parsed::Truncated => self.counters.drops.truncated += 1,
-            Parsed::Vlan => self.counters.drops.vlan += 1,
-            Parsed::BadChecksum => self.counters.drops.checksum += 1,
-            Parsed::Address if self.is_for_a_group(frame.bytes()) => self.counters.drops.group += 1,
-            Parsed::Address => self.counters.drops.address += 1,
+            dropped => self.count_dropped(dropped, frame.bytes()),
         }
         Share::Nothing
+    }
+
+    /// Counts a frame that nobody takes.
+    fn count_dropped(&mut self, parsed: &Parsed, frame: &[u8]) {
+        let is_for_a_group = self.is_for_a_group(frame);
+        let drops = &mut self.counters.drops;
+        *match parsed {
+            Parsed::Truncated => &mut drops.truncated,
+            Parsed::Vlan => &mut drops.vlan,
+            Parsed::BadChecksum => &mut drops.checksum,
+            Parsed::Address if is_for_a_group => &mut drops.group,
+            Parsed::Address => &mut drops.address,
+            Parsed::Malformed | Parsed::Tcp(_) | Parsed::Other | Parsed::Fragment => &mut drops.malformed,
+        } += 1;
     }
 
     /// Whether a frame was sent to all or to a group, by another host.
@@ -120,20 +129,17 @@ impl Endpoint {
         let arena = self.arena.clone();
         let mut frame = Rebuilt { bytes: whole.frame(), arena: &arena };
         let Headers(parsed) = self.parse(&frame);
-        let drops = &mut self.counters.drops;
         let mut share = Share::Nothing;
         match &parsed {
-            Parsed::Tcp(segment) if segment.payload_len > arena.buffer_bytes() => drops.fragment += 1,
+            Parsed::Tcp(segment) if segment.payload_len > arena.buffer_bytes() => {
+                self.counters.drops.fragment += 1;
+            }
             Parsed::Tcp(segment) => {
                 self.counters.copied_bytes += segment.payload_len as u64;
                 share = self.segment(segment, &mut frame, is_last);
             }
             Parsed::Other => share = self.other(frame.bytes),
-            Parsed::Fragment | Parsed::Malformed => drops.malformed += 1,
-            Parsed::Truncated => drops.truncated += 1,
-            Parsed::Vlan => drops.vlan += 1,
-            Parsed::BadChecksum => drops.checksum += 1,
-            Parsed::Address => drops.address += 1,
+            dropped => self.count_dropped(dropped, frame.bytes),
         }
         if share == Share::Stray {
             self.whole = Some(whole);
