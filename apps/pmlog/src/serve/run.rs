@@ -73,9 +73,9 @@ pub(super) fn run<T: Served>(server: &mut LogServer<T>, around: &Surroundings<'_
         if now - noted_totals >= TOTALS_EVERY {
             spent.cpu = thread_cpu() - before;
             put(server, spent);
-            server.parts().0.tell();
             noted_totals = now;
             let (transport, ..) = server.parts();
+            transport.tell();
             transport.check()?;
         }
         if turn.step.committed {
