@@ -9,6 +9,9 @@ use std::process::{Command, exit};
 /// The release whose structures and symbols the bindings are written for.
 const DPDK_VERSION: &str = "22.11";
 
+/// Of the drivers' libraries, which DPDK loads by itself, the one with functions that programs call.
+const CALLED_DRIVER: &str = "rte_net_ring";
+
 /// Needed by systemd's logind in DPDK's power library only; nothing here uses it.
 const UNUSED_LIBRARIES: [&str; 2] = ["systemd", "dbus-1"];
 
@@ -21,11 +24,11 @@ const FUNCTIONS: [&str; 14] = [
     "rte_eal_(cleanup|has_hugepages|init|iova_mode)",
     "rte_epoll_(ctl|wait_interruptible)",
     "rte_eth_(allmulticast_enable|buffer_split_get_supported_hdr_ptypes|call_rx_callbacks|call_tx_callbacks|dev_adjust_nb_rx_tx_desc|dev_close|dev_configure|dev_get_mtu|dev_get_name_by_port|dev_get_port_by_name|dev_info_get|dev_is_removed|dev_set_mtu|dev_rx_intr_(ctl_q|ctl_q_get_fd|disable|enable)|dev_start|dev_stop|find_next|link_get_nowait|macaddr_get|promiscuous_enable|rx_queue_setup|stats_get|stats_reset|tx_done_cleanup|tx_prepare|tx_queue_setup|xstats_get|xstats_get_names|xstats_reset)",
-    "rte_extmem_(register|unregister)",
+    "rte_extmem_(register|unregister)|rte_eth_from_rings",
     "rte_(ipv4|ipv6)_phdr_cksum",
     "rte_(log_cur_msg_loglevel|openlog_stream|strerror|version)",
     "rte_mbuf_(best_mempool_ops|ext_refcnt_set|iova_set|sanity_check)",
-    "rte_mempool_(avail_count|create_empty|free|obj_iter|op_calc_mem_size_default|populate_iova|set_ops_byname)|rte_memzone_reserve_aligned",
+    "rte_ring_(count|create|dequeue_burst|enqueue_burst|free)|rte_mempool_(avail_count|create_empty|free|obj_iter|op_calc_mem_size_default|populate_iova|set_ops_byname)|rte_memzone_reserve_aligned",
     "rte_pktmbuf_(alloc|alloc_bulk|attach_extbuf|free|free_bulk|init|linearize|pool_create|pool_create_extbuf|pool_init)|rte_(get_next_lcore|lcore_id|lcore_to_cpu_id|socket_id|thread_register|thread_unregister)",
 ];
 
@@ -45,7 +48,7 @@ const CONSTANTS: [&str; 11] = [
     "RTE_INTR_EVENT_(ADD|DEL)",
     "RTE_LOG_(EMERG|ALERT|CRIT|ERR|WARNING|NOTICE|INFO|DEBUG)",
     "RTE_MAX_(ETHPORTS|LCORE)",
-    "RTE_MBUF_(DEFAULT|F|MAX|PRIV)_.*",
+    "RTE_MBUF_(DEFAULT|F|MAX|PRIV)_.*|RING_F_(SC_DEQ|SP_ENQ)",
     "RTE_MEMPOOL_(CACHE_MAX_SIZE|F_NO_IOVA_CONTIG|NAMESIZE)|RTE_PKTMBUF_HEADROOM",
     "RTE_PTYPE_L2_ETHER|RTE_PTYPE_L3_IPV4|RTE_PTYPE_L4_TCP",
     "LCORE_ID_ANY|SOCKET_ID_ANY",
@@ -177,6 +180,7 @@ fn link_shared(library: &pkg_config::Library) {
     for name in &library.libs {
         println!("cargo::rustc-link-lib=dylib={name}");
     }
+    println!("cargo::rustc-link-lib=dylib={CALLED_DRIVER}");
 }
 
 /// Drivers register themselves in constructors that nothing refers to, so each archive is taken whole.

@@ -7,6 +7,7 @@
 #include <rte_eal.h>
 #include <rte_epoll.h>
 #include <rte_errno.h>
+#include <rte_eth_ring.h>
 #include <rte_ethdev.h>
 #include <rte_ip.h>
 #include <rte_lcore.h>
@@ -15,6 +16,7 @@
 #include <rte_mbuf_pool_ops.h>
 #include <rte_mempool.h>
 #include <rte_memory.h>
+#include <rte_ring.h>
 #include <rte_version.h>
 
 /* rte_errno is a macro over a thread-local variable, which bindgen would bind as a plain one. */

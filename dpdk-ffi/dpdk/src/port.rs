@@ -191,6 +191,11 @@ impl Port {
         self.offloads
     }
 
+    /// The pool that a receive queue takes its mbufs from; none if there is no such queue.
+    pub fn pool(&self, queue: u16) -> Option<&Pool> {
+        self.pools.get(usize::from(queue))
+    }
+
     /// The largest IP packet in bytes, as the device has it now.
     ///
     /// # Errors

@@ -100,9 +100,20 @@ pub fn file_pool(
     mbufs: usize,
     spares: usize,
 ) -> (ExternalPool, Vec<&'static mut [u8]>) {
+    file_pool_with(eal, path, mbufs, spares, 0)
+}
+
+/// As [`file_pool`], with a cache of so many mbufs for each lcore.
+pub fn file_pool_with(
+    eal: Eal,
+    path: &Path,
+    mbufs: usize,
+    spares: usize,
+    cache: u32,
+) -> (ExternalPool, Vec<&'static mut [u8]>) {
     let (area, mut buffers) = file_buffers(eal, path, mbufs + spares);
     let spares = buffers.split_off(mbufs);
-    let config = ExternalPoolConfig { cache: 0, socket: None };
+    let config = ExternalPoolConfig { cache, socket: None };
     (ExternalPool::new(eal, "pm", area, buffers, &config).expect("a pool over the file"), spares)
 }
 
