@@ -210,6 +210,7 @@ impl Core {
                 std::thread::yield_now();
             }
         }
+        transport.claim_addresses(|| self.clock.now())?;
         ready.send(transport.waker()?)?;
         if let Role::Client { connections, bytes } = self.role {
             for number in 0..connections {

@@ -171,6 +171,19 @@ fn two_cores_talk_to_two_cores_over_memif() {
 }
 
 #[test]
+fn no_core_starts_with_an_address_that_another_host_has() {
+    isolated(|lab| {
+        wire::veth()?;
+        run("ip", ["address", "add", &format!("{SERVER_V4}/24"), "dev", "veth0"])?;
+        let Err(refused) = Echo::start(eal()?, lab, wire::VETH_DEVICE, 2, Role::Server) else {
+            anyhow::bail!("it serves {SERVER_V4}")
+        };
+        ensure!(refused.to_string().contains("the address 10.0.0.2 is in use by the host "), "{refused}");
+        Ok(())
+    });
+}
+
+#[test]
 fn queues_that_nobody_would_look_at_are_refused() {
     isolated(|_| {
         wire::veth()?;

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{isolated, output_within, wire};
+use lab::{isolated, output_within, run, wire};
 use serde_json::Value;
 
 const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
@@ -248,6 +248,19 @@ fn a_generator_that_lingers_leaves_when_its_input_ends() {
         ensure!(more == Err(RecvTimeoutError::Timeout), "{more:?}");
         drop(input);
         ensure!(child.wait()?.success());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_generator_does_not_start_with_an_address_that_another_host_has() {
+    isolated(|_| {
+        wire::veth()?;
+        serve(|_| Some(GOOD))?;
+        run("ip", ["address", "add", &format!("{}/24", wire::SERVER_V4), "dev", "veth0"])?;
+        let refused = complaint(&["--seconds", "0.2"])?;
+        ensure!(refused.contains("the address 10.0.0.2 is in use by the host "), "{refused}");
+        ensure!(refused.contains("(--ip)"), "{refused}");
         Ok(())
     });
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dpdk::{AttachError, Eal, EalError, PortError};
 use pmem::{OpenError, Region, Shard};
 use stack_net::net::{OverEndpoint as _, Transport as _};
-use stack_net::time::Clock;
+use stack_net::time::{Clock, Instant};
 use stack_tcp::{AddressConflict, Config, EthernetAddress, IpCidr, ListenError};
 
 use super::{DpdkConfig, DpdkError, DpdkTransport, Reach, ReachError};
@@ -80,24 +80,24 @@ impl DpdkTransport {
         let rings = DpdkConfig::default();
         let mut transport = Self::new(eal, id, config, rings, reach, arena, clock.now())?;
         transport.endpoint_mut().listen(listen, BACKLOG)?;
-        transport.claim_addresses(clock)?;
+        transport.claim_addresses(|| clock.now())?;
         Ok((transport, shard))
     }
 
     /// Asks the network for 300 ms whether somebody else has one of the host's addresses. Of several cores the first one
-    /// asks, and all hear the answer: each calls this.
+    /// asks, and all hear the answer: each calls this. `now` reads the clock that the transport goes by from here on.
     ///
     /// # Errors
     /// [`AddressTaken`]: it must not be served.
-    pub fn claim_addresses(&mut self, clock: &Clock) -> Result<(), AddressTaken> {
+    pub fn claim_addresses(&mut self, now: impl Fn() -> Instant) -> Result<(), AddressTaken> {
         if self.core == 0 {
-            self.endpoint.claim_addresses(clock.now());
+            self.endpoint.claim_addresses(now());
         }
-        let end = clock.now() + PROBING;
-        while clock.now() < end {
+        let end = now() + PROBING;
+        while now() < end {
             // Neither fails: only waiting can.
-            let _ = self.receive(clock.now());
-            let _ = self.transmit(clock.now());
+            let _ = self.receive(now());
+            let _ = self.transmit(now());
             if let Some(conflict) = self.endpoint.address_conflict() {
                 return Err(AddressTaken(conflict));
             }

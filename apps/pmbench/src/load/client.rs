@@ -11,10 +11,9 @@ use hdrhistogram::Histogram;
 use pmem::Extent;
 use stack::Endpoint;
 use stack::net::{CloseReason, ConnId, Event, Transport};
-use stack::time::Instant;
 use stack::transport::OverEndpoint;
 
-use super::device::Clock;
+use super::device::{Clock, instant};
 use super::pace::{FIRST_REPLY, Pace};
 use super::reply::{KnownHead, Reply};
 use super::summary::{Errors, Summary, latencies};
@@ -124,7 +123,7 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
             while begun < self.connections.len() && begun - self.opened < MAX_OPENING {
                 let endpoint = self.transport.endpoint_mut();
                 endpoint
-                    .connect(time(now_ns), SocketAddr::V4(server), None)
+                    .connect(instant(now_ns), SocketAddr::V4(server), None)
                     .with_context(|| format!("no connection {} to {server}", begun + 1))?;
                 begun += 1;
             }
@@ -225,7 +224,7 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
 
     /// A burst: replies, and the requests that are due then. False if there was nothing to do.
     fn step(&mut self, now_ns: u64, pace: Option<(&mut Pace, u64)>) -> Result<bool> {
-        let received = self.transport.receive(time(now_ns))?;
+        let received = self.transport.receive(instant(now_ns))?;
         let mut events = 0;
         while let Some(event) = self.transport.next_event() {
             self.event(event);
@@ -241,7 +240,7 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
                 started += 1;
             }
         }
-        let sent = self.transport.transmit(time(now_ns))?;
+        let sent = self.transport.transmit(instant(now_ns))?;
         let is_busy = received + events + started + sent > 0;
         if self.is_counting && is_busy {
             self.counts.busy_ns += self.clock.now_ns() - now_ns;
@@ -324,11 +323,6 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
         self.idle.retain(|idle| *idle != conn);
         self.transport.abort(conn);
     }
-}
-
-/// The stack's time for the clock's.
-fn time(now_ns: u64) -> Instant {
-    Instant::from_micros((now_ns / 1000) as i64)
 }
 
 /// Fails when the user has asked for the end.

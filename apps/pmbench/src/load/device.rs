@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use dpdk::{Eal, PortId};
 use pmem::{Arena, Extent, MEMORY, Options, Region, Shard};
 use smoltcp::wire::IpCidr;
@@ -39,6 +39,16 @@ impl Clock {
     pub fn now_ns(&self) -> u64 {
         self.clock.delta_as_nanos(self.start, self.clock.raw())
     }
+
+    /// The time as the stack counts it.
+    pub fn now(&self) -> Instant {
+        instant(self.now_ns())
+    }
+}
+
+/// The stack's time for the clock's.
+pub fn instant(now_ns: u64) -> Instant {
+    Instant::from_micros((now_ns / 1000) as i64)
 }
 
 /// A port that is not started yet.
@@ -63,7 +73,7 @@ impl Device {
         self.clock.clone()
     }
 
-    /// The stack on this port, its link up, for requests of so many bytes.
+    /// The stack on this port, its link up and its address its own, for requests of so many bytes.
     pub fn stack(&mut self, args: &LoadArgs, request_bytes: usize) -> Result<DpdkTransport> {
         let connections = args.connections.get() as usize;
         // The receive queue and what its pool holds back, and some buffers for each connection.
@@ -87,10 +97,11 @@ impl Device {
         };
         let rings =
             DpdkConfig { rx_descriptors: DESCRIPTORS, tx_descriptors: DESCRIPTORS, ..DpdkConfig::default() };
-        let now = Instant::from_micros((self.clock.now_ns() / 1000) as i64);
-        let transport = DpdkTransport::new(self.eal, self.id, config, rings, reach, arena, now)?;
+        let now = self.clock.now();
+        let mut transport = DpdkTransport::new(self.eal, self.id, config, rings, reach, arena, now)?;
         self.shard = Some(shard);
         self.wait_for_link(transport.port())?;
+        transport.claim_addresses(|| self.clock.now()).map_err(|error| anyhow!("{error} (--ip)"))?;
         Ok(transport)
     }
 

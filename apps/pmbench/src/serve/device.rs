@@ -2,16 +2,16 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use dpdk::{Eal, PortId};
 use pmem::{RegionInfo, Shard};
 use smoltcp::wire::IpCidr;
 use stack::Config;
-use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
 use stack::transport::dpdk::{DpdkConfig, DpdkTransport, Reach};
 
-use super::{ServeArgs, ledger};
+use super::ServeArgs;
+use super::ledger::{self, Meter};
 use crate::nic::Nic;
 
 /// The device that was asked for, not started yet.
@@ -28,8 +28,8 @@ impl Device {
         Ok(Self { eal, id, mac })
     }
 
-    /// Opens the store, and the stack on the port over it.
-    pub(super) fn open(&self, args: &ServeArgs) -> Result<(RegionInfo, Shard, DpdkTransport)> {
+    /// Opens the store, and the stack on the port over it, which has the address for itself and goes by `meter`'s time.
+    pub(super) fn open(&self, args: &ServeArgs, meter: &Meter) -> Result<(RegionInfo, Shard, DpdkTransport)> {
         let (info, seed) = ledger::open(args)?;
         let reach = Reach::new(self.eal, &info, &seed, &[self.id])?;
         let shard = seed.open()?;
@@ -38,10 +38,11 @@ impl Device {
             ..Config::new(self.mac, vec![IpCidr::Ipv4(args.ip)])?
         };
         let (rings, arena) = (DpdkConfig::default(), shard.arena().clone());
-        let mut transport =
-            DpdkTransport::new(self.eal, self.id, config, rings, reach, arena, Instant::ZERO)?;
+        let now = || meter.instant(meter.raw());
+        let mut transport = DpdkTransport::new(self.eal, self.id, config, rings, reach, arena, now())?;
         let address = SocketAddr::new(IpAddr::V4(args.ip.address()), args.port);
         transport.endpoint_mut().listen(address, args.max_connections.get() as usize)?;
+        transport.claim_addresses(now).map_err(|error| anyhow!("{error} (--ip)"))?;
         Ok((info, shard, transport))
     }
 }

@@ -27,12 +27,13 @@ const BACKLOG: u16 = 4096;
 /// Serves on a DPDK port until told to stop.
 pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
     let device = Device::find(args)?;
-    let (info, shard, transport) = device.open(args)?;
+    let meter = Meter::polling();
+    let (info, shard, transport) = device.open(args, &meter)?;
     let keeps = args.mode == Mode::Paste;
     let server = Server::new(transport, service(args, &info, keeps), shard);
     tell_ready(args, keeps.then(|| info.domain.to_string()), &["one commit for each burst"])?;
     // It never sleeps: a NIC does not wake it.
-    serve_in_bursts(args, server, control, Meter::polling(), Rest::Spin)
+    serve_in_bursts(args, server, control, meter, Rest::Spin)
 }
 
 /// Serves on kernel sockets until told to stop.

@@ -3,11 +3,12 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::wire::{KERNEL_V4, SERVER_V4, VETH_DEVICE};
-use lab::{Connection, Lab};
+use lab::{Connection, Lab, output_within};
 use pmbench::protocol::{Mark, Mode, Ready, ServerCommand, ServerEvent};
 use pmem::{Options, Region};
 use tempfile::TempDir;
@@ -30,19 +31,7 @@ impl Bench {
     /// Starts a server on a store of 16 MiB, and returns once it serves.
     pub fn start(lab: &Lab, mode: Mode, options: &[&str]) -> Result<(Self, Ready)> {
         let directory = tempfile::tempdir_in("/dev/shm")?;
-        // What is flushed by fdatasync must lie on a disk.
-        let parent = if mode == Mode::StatusQuoFsync { lab.directory() } else { directory.path() };
-        let pm = parent.join("bench.pm");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pmbench"));
-        command.args(["serve", "--mode", &mode.to_string(), "--pm-size", "16MiB", "--pm"]).arg(&pm);
-        let address = if mode.is_kernel() {
-            let address = SocketAddr::from((KERNEL_V4, PORT));
-            command.args(["--listen", &address.to_string()]);
-            address
-        } else {
-            command.args(["--dev", VETH_DEVICE, "--ip", &format!("{SERVER_V4}/24")]);
-            SocketAddr::from((SERVER_V4, PORT))
-        };
+        let (mut command, pm, address) = command(lab, mode, &directory);
         let mut child = command.args(options).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let input = child.stdin.take().context("it was asked for")?;
         let output = BufReader::new(child.stdout.take().context("it was asked for")?);
@@ -54,6 +43,15 @@ impl Bench {
             }
             event => bail!("{event:?} instead of a server"),
         }
+    }
+
+    /// How a server ends that is not expected to start, and what it complains of.
+    pub fn refused(lab: &Lab, mode: Mode) -> Result<(ExitStatus, String)> {
+        let directory = tempfile::tempdir_in("/dev/shm")?;
+        let (mut command, ..) = command(lab, mode, &directory);
+        // One that starts ends with its input.
+        let output = output_within(&mut command, Duration::from_secs(60))?;
+        Ok((output.status, String::from_utf8_lossy(&output.stderr).into_owned()))
     }
 
     fn event(&mut self) -> Result<ServerEvent> {
@@ -83,6 +81,24 @@ impl Bench {
         let directory = std::mem::replace(&mut self._directory, tempfile::tempdir()?);
         Ok(Stopped { pm: self.pm.clone(), _directory: directory })
     }
+}
+
+/// What starts a server, where its store will be, and its address.
+fn command(lab: &Lab, mode: Mode, directory: &TempDir) -> (Command, PathBuf, SocketAddr) {
+    // What is flushed by fdatasync must lie on a disk.
+    let parent = if mode == Mode::StatusQuoFsync { lab.directory() } else { directory.path() };
+    let pm = parent.join("bench.pm");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pmbench"));
+    command.args(["serve", "--mode", &mode.to_string(), "--pm-size", "16MiB", "--pm"]).arg(&pm);
+    let address = if mode.is_kernel() {
+        let address = SocketAddr::from((KERNEL_V4, PORT));
+        command.args(["--listen", &address.to_string()]);
+        address
+    } else {
+        command.args(["--dev", VETH_DEVICE, "--ip", &format!("{SERVER_V4}/24")]);
+        SocketAddr::from((SERVER_V4, PORT))
+    };
+    (command, pm, address)
 }
 
 impl Drop for Bench {

@@ -1,7 +1,7 @@
 //! Every mode serves, and keeps what it says it keeps.
 
 use anyhow::{Result, ensure};
-use lab::{Lab, isolated, noise, wire};
+use lab::{Lab, isolated, noise, run, wire};
 use pmbench::protocol::Mode;
 
 use crate::bench::Bench;
@@ -213,6 +213,21 @@ fn limit_sends_frames_back() {
         }
         let mark = bench.mark()?;
         ensure!(mark.requests == 3 && mark.busy_ns > Some(0), "{mark:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_server_does_not_start_with_an_address_that_another_host_has() {
+    isolated(|lab| {
+        wire::veth()?;
+        run("ip", ["address", "add", &format!("{}/24", wire::SERVER_V4), "dev", "veth0"])?;
+        for mode in [Mode::Paste, Mode::PasteEcho] {
+            let (status, said) = Bench::refused(lab, mode)?;
+            ensure!(status.code() == Some(1), "{mode} ended with {status}: {said}");
+            ensure!(said.contains("the address 10.0.0.2 is in use by the host "), "{mode}: {said}");
+            ensure!(said.contains("(--ip)"), "{mode}: {said}");
+        }
         Ok(())
     });
 }

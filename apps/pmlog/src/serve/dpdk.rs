@@ -162,7 +162,7 @@ impl Access for Device<'_> {
             let address = SocketAddr::new(IpAddr::from(address.address()), self.options.port);
             transport.endpoint_mut().listen(address, BACKLOG.into())?;
         }
-        transport.claim_addresses(clock).map_err(|error| anyhow!("{error} (--ip or --ip6)"))?;
+        transport.claim_addresses(|| clock.now()).map_err(|error| anyhow!("{error} (--ip or --ip6)"))?;
         Ok(transport)
     }
 
