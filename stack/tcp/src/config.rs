@@ -6,6 +6,7 @@ use std::time::Duration;
 use smoltcp::wire::IpCidr;
 
 use crate::address::{AddressError, check_gateway, check_own};
+use crate::tcp::send_pool::SendLimits;
 
 /// Bytes of an Ethernet header; there are no VLAN tags.
 pub const ETHERNET_HEADER_BYTES: usize = 14;
@@ -55,6 +56,12 @@ pub struct Config {
     pub tx_bytes: usize,
     /// Extents that a connection's send queue holds.
     pub tx_extents: usize,
+    /// Copied bytes, in blocks of 256, that the send queues of all connections share. Each queue may have one block
+    /// beside, whatever the others hold. While more than half is free, each takes what its own limits allow; from there
+    /// on none that has some takes more than its even share of the half.
+    pub tx_shared_bytes: usize,
+    /// Extents that the send queues share in the same way.
+    pub tx_shared_extents: usize,
     /// How long a connection stays in TIME-WAIT (2 MSL, RFC 9293 section 3.4.2), unless a new one begins there (RFC
     /// 6191). A RST does not end it (RFC 1337); a peer that insists on a SYN need not wait all the same.
     pub time_wait: Duration,
@@ -155,6 +162,8 @@ impl Config {
             rx_buffers: 256,
             tx_bytes: 4096,
             tx_extents: 128,
+            tx_shared_bytes: 4 << 20,
+            tx_shared_extents: 1 << 16,
             time_wait: Duration::from_secs(60),
             keepalive: None,
             min_rto: Duration::from_millis(200),
@@ -165,6 +174,17 @@ impl Config {
             isn_secret,
             core: CoreShare::ALONE,
             tx_checksum_offload: false,
+        }
+    }
+
+    /// What the send queues of all connections may hold.
+    pub(crate) fn send_limits(&self) -> SendLimits {
+        SendLimits {
+            queues: self.max_connections,
+            queue_bytes: self.tx_bytes,
+            queue_extents: self.tx_extents,
+            shared_bytes: self.tx_shared_bytes,
+            shared_extents: self.tx_shared_extents,
         }
     }
 
@@ -202,6 +222,8 @@ impl Config {
             ("rx_buffers", self.rx_buffers, 2, 1 << 16),
             ("tx_bytes", self.tx_bytes, 64, 1 << 24),
             ("tx_extents", self.tx_extents, 1, 1 << 16),
+            ("tx_shared_bytes", self.tx_shared_bytes, 0, 1 << 32),
+            ("tx_shared_extents", self.tx_shared_extents, 0, 1 << 24),
             ("core.count", self.core.count.into(), usize::from(self.core.index) + 1, u16::MAX.into()),
         ] {
             if !(min..=max).contains(&value) {

@@ -31,6 +31,7 @@ use crate::tcp::connection::{Connection, Context, Outcome, State};
 use crate::tcp::isn::Secret;
 use crate::tcp::options::Options;
 use crate::tcp::pieces::PiecePool;
+use crate::tcp::send_pool::SendPool;
 use crate::tcp::send_queue::Pieces;
 use crate::tcp::seq::Seq;
 use crate::time_wait::{TimeWait, TimeWaits};
@@ -77,6 +78,8 @@ pub struct Endpoint {
     pool: WindowPool,
     /// Payload that waits for the application.
     waiting: PiecePool,
+    /// What waits to be sent or acknowledged.
+    sending: SendPool,
     counters: Counters,
     config: Config,
     local: Local,
@@ -89,6 +92,8 @@ pub struct Endpoint {
     /// The pool's level when it last changed, and how many of the starved have not been looked at since.
     level: (usize, usize),
     starved_unseen: usize,
+    /// Connections that have nothing to send since the others' queues left no room for it.
+    refused: VecDeque<u32>,
     replies: VecDeque<Reply>,
     listeners: Listeners,
     time_waits: TimeWaits,
@@ -129,6 +134,7 @@ struct ConnectionEntry {
     in_output: bool,
     in_telling: bool,
     in_starved: bool,
+    in_refused: bool,
     in_doubted: bool,
     /// The listener whose backlog counts the connection until its opening is told.
     listener: Option<u16>,
@@ -186,10 +192,12 @@ impl Endpoint {
             in_output: false,
             in_telling: false,
             in_starved: false,
+            in_refused: false,
             in_doubted: false,
         });
         let flows = config.max_connections + config.syn_queue + config.max_time_wait;
         let waiting = PiecePool::new(arena.buffers());
+        let sending = SendPool::new(&config.send_limits());
         let pool = WindowPool::new(arena.clone());
         let local = Local { mac: config.mac, addresses: config.addresses.clone() };
         Ok(Self {
@@ -203,6 +211,7 @@ impl Endpoint {
             starved_unseen: 0,
             pool,
             waiting,
+            sending,
             counters: Counters::default(),
             iface: Iface::new(&config, &local),
             reassembly: Reassembly::new(),
@@ -214,6 +223,7 @@ impl Endpoint {
             steering: Steering::new(&config.isn_secret, config.core.count),
             free: (0..config.max_connections as u32).rev().collect(),
             starved: VecDeque::with_capacity(config.max_connections),
+            refused: VecDeque::with_capacity(config.max_connections),
             replies: VecDeque::with_capacity(MAX_REPLIES),
             listeners: Listeners::new(config.syn_queue),
             time_waits: TimeWaits::new(config.max_time_wait),
@@ -261,7 +271,8 @@ impl Endpoint {
     /// When [`transmit`](Self::transmit) next has something to do though nothing arrives.
     pub fn next_deadline(&self) -> Option<Instant> {
         let waiting = !self.output.is_empty() || !self.replies.is_empty() || self.iface.front().is_some();
-        if waiting || self.starved_unseen > 0 {
+        let may_send = !self.refused.is_empty() && self.sending.has_room();
+        if waiting || may_send || self.starved_unseen > 0 {
             return Some(self.now);
         }
         self.timers.next_deadline()
@@ -302,6 +313,7 @@ impl Endpoint {
             counters: &mut self.counters,
             pool: &mut self.pool,
             pieces: &mut self.waiting,
+            sending: &mut self.sending,
         };
         work(&mut self.places[index as usize].connection, &mut cx)
     }

@@ -10,6 +10,7 @@ pub(crate) mod recovery;
 pub(crate) mod recv_queue;
 pub(crate) mod rtt;
 pub(crate) mod rx;
+pub(crate) mod send_pool;
 pub(crate) mod send_queue;
 pub(crate) mod seq;
 pub(crate) mod tx;

@@ -12,6 +12,8 @@ use crate::listen::MAX_LISTENERS;
 use crate::neighbor::{Lookup, MAX_NEIGHBORS};
 use crate::net::{CloseReason, ConnId, Event, Net, SendError, SendSpace, Slot};
 use crate::tcp::connection::{Clock, Connection, Happened, State};
+use crate::tcp::send_pool::SendPool;
+use crate::tcp::send_queue::SendQueue;
 
 impl Endpoint {
     /// Accepts connections to `address`. Its IP may be unspecified: `0.0.0.0` stands for all of this host's
@@ -161,11 +163,22 @@ impl Endpoint {
     }
 
     /// Queues something for sending with `push`, which says whether there was room.
-    fn queue(&mut self, conn: ConnId, push: impl FnOnce(&mut Connection) -> bool) -> Result<(), SendError> {
-        let connection = self.live_mut(conn).filter(|connection| connection.sends());
-        let connection = connection.ok_or(SendError::Closed)?;
-        if !push(connection) {
+    fn queue(
+        &mut self,
+        conn: ConnId,
+        push: impl FnOnce(&mut SendQueue, &mut SendPool) -> bool,
+    ) -> Result<(), SendError> {
+        let place = self.places.get_mut(conn.index as usize).ok_or(SendError::Closed)?;
+        let connection = &mut place.connection;
+        if !place.used || place.generation != conn.generation || !connection.sends() {
+            return Err(SendError::Closed);
+        }
+        if !push(&mut connection.send, &mut self.sending) {
             connection.wants_room.set(true);
+            // No acknowledgement will make room where nothing was sent: others have to.
+            if connection.send.is_unused() && !std::mem::replace(&mut place.in_refused, true) {
+                self.refused.push_back(conn.index);
+            }
             return Err(SendError::Full);
         }
         self.settle(conn.index);
@@ -197,15 +210,18 @@ impl Net for Endpoint {
         if !connection.send.is_unused() {
             connection.wants_room.set(true);
         }
-        SendSpace { bytes: connection.send.free_bytes(), extents: connection.send.free_extents() }
+        SendSpace {
+            bytes: connection.send.free_bytes(&self.sending),
+            extents: connection.send.free_extents(&self.sending),
+        }
     }
 
     fn send(&mut self, conn: ConnId, bytes: &[u8]) -> Result<(), SendError> {
-        self.queue(conn, |connection| connection.send.push_bytes(bytes))
+        self.queue(conn, |queue, pool| queue.push_bytes(bytes, pool))
     }
 
     fn send_extent(&mut self, conn: ConnId, extent: Extent) -> Result<(), SendError> {
-        self.queue(conn, |connection| connection.send.push_extent(extent))
+        self.queue(conn, |queue, pool| queue.push_extent(extent, pool))
     }
 
     fn finish(&mut self, conn: ConnId) {

@@ -9,7 +9,7 @@ use crate::emit::Header;
 use crate::frame::{FrameSink, SinkFull, TxChecksum, TxFrame};
 use crate::neighbor::{Expired, Lookup};
 use crate::net::CloseReason;
-use crate::tcp::connection::{Context, Outcome, State};
+use crate::tcp::connection::{Context, Happened, Outcome, State};
 
 /// Segments that a connection sends before others have their turn.
 const QUANTUM: usize = 16;
@@ -17,12 +17,16 @@ const QUANTUM: usize = 16;
 /// Starved connections that one call looks at.
 const STARVED_QUANTUM: usize = 32;
 
+/// Refused applications that one call asks again: what they then queue is not yet counted.
+const REFUSED_QUANTUM: usize = 32;
+
 impl Endpoint {
     /// Sends what is due, until the sink is full; returns the number of frames.
     pub fn transmit<S: FrameSink>(&mut self, now: Instant, sink: &mut S) -> usize {
         self.now = self.now.max(now);
         self.expire();
         self.feed_starved();
+        self.ask_refused();
         let before = self.counters.frames_out;
         // A full sink ends the call; everything not sent stays in its list.
         let _ = self.send_all(sink);
@@ -74,9 +78,10 @@ impl Endpoint {
             counters: &mut self.counters,
             pool: &mut self.pool,
             pieces: &mut self.waiting,
+            sending: &mut self.sending,
         };
         for _ in 0..QUANTUM {
-            let Some(plan) = connection.plan(now) else { return Ok(false) };
+            let Some(plan) = connection.plan(now, cx.sending) else { return Ok(false) };
             let Some(mac) = connection.mac else { return Ok(false) };
             let report = connection.report(&plan, now, &cx);
             let header = Header {
@@ -91,7 +96,7 @@ impl Endpoint {
             };
             let layout = header.begin(&mut self.head);
             self.pieces.clear();
-            connection.send.gather(plan.from, plan.len, &mut self.head, &mut self.pieces);
+            connection.send.gather(plan.from, plan.len, &mut self.head, &mut self.pieces, cx.sending);
             let checksum = layout.complete(&mut self.head, &self.pieces, cx.config.tx_checksum_offload);
             let frame = TxFrame { head: &self.head, payload: &self.pieces, checksum };
             let sent = sink.send(frame);
@@ -111,6 +116,7 @@ impl Endpoint {
             counters: &mut self.counters,
             pool: &mut self.pool,
             pieces: &mut self.waiting,
+            sending: &mut self.sending,
         };
         let place = &mut self.places[index as usize];
         place.in_output = false;
@@ -168,6 +174,23 @@ impl Endpoint {
             }
             self.places[index as usize].in_starved = false;
             if opened {
+                self.settle(index);
+            }
+        }
+    }
+
+    /// Tells applications that were refused for what other connections had queued that there is room again.
+    fn ask_refused(&mut self) {
+        if self.refused.is_empty() || !self.sending.has_room() {
+            return;
+        }
+        for _ in 0..self.refused.len().min(REFUSED_QUANTUM) {
+            let Some(index) = self.refused.pop_front() else { return };
+            let place = &mut self.places[index as usize];
+            place.in_refused = false;
+            let connection = &mut place.connection;
+            if connection.sends() && connection.wants_room.replace(false) {
+                connection.events |= Happened::WRITABLE;
                 self.settle(index);
             }
         }

@@ -9,6 +9,7 @@ use super::pieces::PiecePool;
 use super::recovery::Recovery;
 use super::recv_queue::RecvQueue;
 use super::rtt::Rtt;
+use super::send_pool::SendPool;
 use super::send_queue::SendQueue;
 use super::seq::Seq;
 use crate::config::{Config, Keepalive};
@@ -195,6 +196,7 @@ pub(crate) struct Context<'a> {
     pub counters: &'a mut Counters,
     pub pool: &'a mut WindowPool,
     pub pieces: &'a mut PiecePool,
+    pub sending: &'a mut SendPool,
 }
 
 /// What a handshake has agreed on.
@@ -263,7 +265,7 @@ impl Connection {
             events: Happened::empty(),
             reason: CloseReason::Finished,
             wants_room: std::cell::Cell::new(false),
-            send: SendQueue::new(config.tx_bytes, config.tx_extents),
+            send: SendQueue::new(),
             recv: RecvQueue::new(config.rx_buffers),
         }
     }
@@ -271,7 +273,7 @@ impl Connection {
     /// Puts everything but the queues' memory back to the start.
     fn reset(&mut self, key: FlowKey, iss: Seq, cx: &mut Context<'_>, now: Instant) {
         let config = cx.config;
-        self.send.clear();
+        self.send.clear(cx.sending);
         self.recv.clear(cx.pieces);
         self.key = key;
         self.mac = None;
@@ -465,7 +467,7 @@ impl Connection {
             cx.pool.connection_closed(&mut self.offer);
             cx.counters.closed += 1;
         }
-        self.send.clear();
+        self.send.clear(cx.sending);
         self.ack = AckState::default();
         self.due = Due::empty();
     }

@@ -58,7 +58,7 @@ impl Connection {
         }
         self.mac = Some(segment.source_mac);
         self.remember_clock(now, &segment);
-        let outcome = self.acknowledged(now, &segment);
+        let outcome = self.acknowledged(now, &segment, cx);
         if outcome != Outcome::Goes {
             return outcome;
         }
@@ -216,10 +216,10 @@ impl Connection {
     }
 
     /// The ACK field and the window (RFC 9293, 3.10.7.4, fifth; RFC 5681; RFC 6582).
-    fn acknowledged(&mut self, now: Instant, segment: &Segment) -> Outcome {
+    fn acknowledged(&mut self, now: Instant, segment: &Segment, cx: &mut Context<'_>) -> Outcome {
         let ack = segment.ack;
         if ack.after(self.snd_una) {
-            return self.new_data_acknowledged(now, segment);
+            return self.new_data_acknowledged(now, segment, cx);
         }
         let old_window = self.snd_wnd;
         self.take_window(segment);
@@ -240,13 +240,13 @@ impl Connection {
         Outcome::Goes
     }
 
-    fn new_data_acknowledged(&mut self, now: Instant, segment: &Segment) -> Outcome {
+    fn new_data_acknowledged(&mut self, now: Instant, segment: &Segment, cx: &mut Context<'_>) -> Outcome {
         let ack = segment.ack;
         let flight = self.snd_max.since(self.snd_una);
         let acked = ack.since(self.snd_una);
         let fin_acked = acked > self.send.len();
         let data = acked.min(self.send.len());
-        self.send.acknowledge(data);
+        self.send.acknowledge(data, cx.sending);
         self.snd_una = ack;
         self.snd_nxt = self.snd_nxt.max(ack);
         self.retries = 0;
@@ -274,7 +274,7 @@ impl Connection {
             }
         }
         self.take_window(segment);
-        if data > 0 && self.wants_room.get() && self.sends() && self.send.is_roomy() {
+        if data > 0 && self.wants_room.get() && self.sends() && self.send.is_roomy(cx.sending) {
             self.wants_room.set(false);
             self.events |= Happened::WRITABLE;
         }

@@ -1,9 +1,9 @@
-//! What waits to be sent or acknowledged: copied bytes in a ring, and extents, in the order they were queued.
-
-use std::collections::VecDeque;
+//! What waits to be sent or acknowledged: copied bytes and extents, in the order they were queued.
 
 use arrayvec::ArrayVec;
 use pmem::Extent;
+
+use super::send_pool::{BLOCK_BYTES, Chunk, NONE, SendPool};
 
 /// Most extents of one segment; devices gather a bounded number of pieces.
 pub(crate) const MAX_SEGMENT_EXTENTS: usize = 8;
@@ -11,67 +11,39 @@ pub(crate) const MAX_SEGMENT_EXTENTS: usize = 8;
 /// The extents of one segment.
 pub(crate) type Pieces = ArrayVec<Extent, MAX_SEGMENT_EXTENTS>;
 
-/// A connection's send queue. Its front is the first byte not acknowledged; a cursor stands at the first byte
-/// not sent, or to be sent again.
+/// A connection's send queue, in a [`SendPool`]. Its front is the first byte not acknowledged; a cursor stands at the
+/// first byte not sent, or to be sent again. It is cleared before it is dropped.
 #[derive(Debug)]
 pub(crate) struct SendQueue {
-    chunks: VecDeque<Chunk>,
-    cursor: Cursor,
+    first: u32,
+    last: u32,
     /// Bytes from the front to the end.
     len: u32,
-    ring: Box<[u8]>,
-    /// Where in the ring the next copied byte goes.
-    ring_end: usize,
-    /// Copied bytes in the ring.
-    ring_used: usize,
-    extents: usize,
-    max_extents: usize,
-}
-
-#[derive(Debug)]
-enum Chunk {
-    Inline { start: usize, len: u32 },
-    Extent(Extent),
-}
-
-impl Chunk {
-    fn len(&self) -> u32 {
-        match self {
-            Chunk::Inline { len, .. } => *len,
-            Chunk::Extent(extent) => extent.len() as u32,
-        }
-    }
+    cursor: Cursor,
+    copied_bytes: u32,
+    blocks: u32,
+    extents: u32,
 }
 
 /// A place in the queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cursor {
-    chunk: usize,
-    /// Bytes of that chunk that lie before the place.
+    node: u32,
+    /// Bytes of that node that lie before the place.
     within: u32,
     /// Bytes of the queue that lie before the place.
     offset: u32,
 }
 
 impl SendQueue {
-    pub(crate) fn new(bytes: usize, extents: usize) -> Self {
-        Self {
-            // Copied bytes lie before, between and behind the extents.
-            chunks: VecDeque::with_capacity(2 * extents + 1),
-            cursor: Cursor::default(),
-            len: 0,
-            ring: vec![0; bytes].into_boxed_slice(),
-            ring_end: 0,
-            ring_used: 0,
-            extents: 0,
-            max_extents: extents,
-        }
+    pub(crate) fn new() -> Self {
+        let cursor = Cursor { node: NONE, within: 0, offset: 0 };
+        Self { first: NONE, last: NONE, len: 0, cursor, copied_bytes: 0, blocks: 0, extents: 0 }
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.chunks.clear();
-        (self.cursor, self.len, self.ring_end, self.ring_used, self.extents) =
-            (Cursor::default(), 0, 0, 0, 0);
+    pub(crate) fn clear(&mut self, pool: &mut SendPool) {
+        while self.drop_first(pool) {}
+        *self = Self::new();
     }
 
     /// Bytes from the front to the end.
@@ -84,111 +56,161 @@ impl SendQueue {
         self.len - self.cursor.offset
     }
 
-    pub(crate) fn free_bytes(&self) -> usize {
-        self.ring.len() - self.ring_used
+    /// Bytes that [`push_bytes`](Self::push_bytes) would copy.
+    pub(crate) fn free_bytes(&self, pool: &SendPool) -> usize {
+        let own = (pool.queue_bytes - self.copied_bytes) as usize;
+        if pool.block_shares.is_plenty() {
+            return own;
+        }
+        let blocks = pool.block_shares.grant(self.blocks) as usize;
+        own.min(self.room_in_last(pool) + blocks * BLOCK_BYTES)
     }
 
-    pub(crate) fn free_extents(&self) -> usize {
-        self.max_extents - self.extents
+    /// Extents that [`push_extent`](Self::push_extent) would queue.
+    pub(crate) fn free_extents(&self, pool: &SendPool) -> usize {
+        let own = pool.queue_extents - self.extents;
+        own.min(pool.extent_shares.grant(self.extents)) as usize
     }
 
-    /// Whether both kinds of room are at least half free.
-    pub(crate) fn is_roomy(&self) -> bool {
-        2 * self.free_bytes() >= self.ring.len() && 2 * self.free_extents() >= self.max_extents
+    /// Whether at least half of both kinds of what the queue may hold is free.
+    pub(crate) fn is_roomy(&self, pool: &SendPool) -> bool {
+        2 * self.copied_bytes <= pool.queue_bytes && 2 * self.extents <= pool.queue_extents
     }
 
     /// Whether nothing takes up room.
     pub(crate) fn is_unused(&self) -> bool {
-        self.ring_used == 0 && self.extents == 0
+        self.first == NONE
     }
 
     /// Copies `bytes` in, all or (false) nothing.
-    pub(crate) fn push_bytes(&mut self, bytes: &[u8]) -> bool {
-        if bytes.len() > self.free_bytes() {
+    pub(crate) fn push_bytes(&mut self, bytes: &[u8], pool: &mut SendPool) -> bool {
+        if bytes.len() > self.free_bytes(pool) {
             return false;
         }
-        if bytes.is_empty() {
-            return true;
-        }
-        let start = self.ring_end;
-        let first = bytes.len().min(self.ring.len() - start);
-        self.ring[start..start + first].copy_from_slice(&bytes[..first]);
-        self.ring[..bytes.len() - first].copy_from_slice(&bytes[first..]);
-        self.ring_end = (start + bytes.len()) % self.ring.len();
-        self.ring_used += bytes.len();
-        self.len += bytes.len() as u32;
-        match self.chunks.back_mut() {
-            Some(Chunk::Inline { len, .. }) => *len += bytes.len() as u32,
-            _ => self.chunks.push_back(Chunk::Inline { start, len: bytes.len() as u32 }),
+        let (here, mut rest) = bytes.split_at(bytes.len().min(self.room_in_last(pool)));
+        self.extend_last(here, pool);
+        while !rest.is_empty() {
+            let (bytes, behind) = rest.split_at(rest.len().min(BLOCK_BYTES));
+            let Some(block) = pool.take_block() else { return false };
+            pool.bytes_mut(block, 0, bytes.len()).copy_from_slice(bytes);
+            if !self.append(Chunk::Copied { block, start: 0, len: bytes.len() as u16 }, pool) {
+                return false;
+            }
+            pool.block_shares.take(self.blocks);
+            self.blocks += 1;
+            self.copied_bytes += bytes.len() as u32;
+            rest = behind;
         }
         true
     }
 
     /// Queues an extent, or says (false) that there is no room.
-    pub(crate) fn push_extent(&mut self, extent: Extent) -> bool {
-        if self.extents == self.max_extents {
+    pub(crate) fn push_extent(&mut self, extent: Extent, pool: &mut SendPool) -> bool {
+        if self.free_extents(pool) == 0 {
             return false;
         }
         if !extent.is_empty() {
+            if !self.append(Chunk::Extent(extent), pool) {
+                return false;
+            }
+            pool.extent_shares.take(self.extents);
             self.extents += 1;
-            self.len += extent.len() as u32;
-            self.chunks.push_back(Chunk::Extent(extent));
         }
         true
     }
 
-    /// Drops `bytes` from the front: they are acknowledged. A cursor that stood among them moves to the front.
-    pub(crate) fn acknowledge(&mut self, bytes: u32) {
-        let bytes = bytes.min(self.len);
-        let mut left = bytes;
-        while left > 0 {
-            let Some(chunk) = self.chunks.pop_front() else { break };
-            let gone = left.min(chunk.len());
-            let rest = self.without_front(chunk, gone);
-            left -= gone;
-            let Some(rest) = rest else {
-                if self.cursor.chunk > 0 {
-                    self.cursor.chunk -= 1;
-                } else {
-                    self.cursor.within = 0;
-                }
-                continue;
-            };
-            self.chunks.push_front(rest);
-            if self.cursor.chunk == 0 {
-                self.cursor.within = self.cursor.within.saturating_sub(gone);
-            }
-        }
-        self.len -= bytes;
-        self.cursor.offset = self.cursor.offset.saturating_sub(bytes);
-        if self.len == 0 {
-            // Short replies then always use the same few lines of memory.
-            self.clear();
+    /// Bytes that the last block takes, if copied bytes come last.
+    fn room_in_last(&self, pool: &SendPool) -> usize {
+        match pool.node(self.last).map(|node| &node.chunk) {
+            Some(Chunk::Copied { start, len, .. }) => BLOCK_BYTES - usize::from(*start) - usize::from(*len),
+            _ => 0,
         }
     }
 
-    /// What is left of a chunk whose first `gone` bytes are acknowledged.
-    fn without_front(&mut self, chunk: Chunk, gone: u32) -> Option<Chunk> {
-        match chunk {
-            Chunk::Inline { start, len } => {
-                self.ring_used -= gone as usize;
-                let start = (start + gone as usize) % self.ring.len();
-                (gone < len).then_some(Chunk::Inline { start, len: len - gone })
-            }
-            Chunk::Extent(extent) => {
-                let rest = extent.len() - gone as usize;
-                let rest = (rest > 0).then(|| extent.slice(gone as usize, rest)).flatten();
-                if rest.is_none() {
-                    self.extents -= 1;
+    fn extend_last(&mut self, bytes: &[u8], pool: &mut SendPool) {
+        if bytes.is_empty() {
+            return;
+        }
+        let Some(node) = pool.node_mut(self.last) else { return };
+        let Chunk::Copied { block, start, len } = &mut node.chunk else { return };
+        let (block, at) = (*block, usize::from(*start) + usize::from(*len));
+        *len += bytes.len() as u16;
+        pool.bytes_mut(block, at, at + bytes.len()).copy_from_slice(bytes);
+        self.len += bytes.len() as u32;
+        self.copied_bytes += bytes.len() as u32;
+    }
+
+    fn append(&mut self, chunk: Chunk, pool: &mut SendPool) -> bool {
+        let len = chunk.len();
+        let Some(node) = pool.take_node(chunk) else { return false };
+        match pool.node_mut(self.last) {
+            Some(last) => last.next = node,
+            None => (self.first, self.cursor.node) = (node, node),
+        }
+        self.last = node;
+        self.len += len;
+        true
+    }
+
+    /// Drops `bytes` from the front: they are acknowledged. A cursor that stood among them moves to the front.
+    pub(crate) fn acknowledge(&mut self, bytes: u32, pool: &mut SendPool) {
+        let bytes = bytes.min(self.len);
+        let mut left = bytes;
+        while left > 0 {
+            let Some(first) = pool.node_mut(self.first) else { break };
+            let len = first.chunk.len();
+            if left < len {
+                match &mut first.chunk {
+                    Chunk::Copied { start, len, .. } => {
+                        (*start, *len) = (*start + left as u16, *len - left as u16);
+                        self.copied_bytes -= left;
+                    }
+                    Chunk::Extent(extent) => {
+                        if let Some(rest) = extent.clone().slice(left as usize, (len - left) as usize) {
+                            *extent = rest;
+                        }
+                    }
                 }
-                rest.map(Chunk::Extent)
+                if self.cursor.node == self.first {
+                    self.cursor.within = self.cursor.within.saturating_sub(left);
+                }
+                break;
+            }
+            left -= len;
+            self.drop_first(pool);
+        }
+        self.len -= bytes;
+        self.cursor.offset = self.cursor.offset.saturating_sub(bytes);
+    }
+
+    /// Drops what is in the first node; false if there is none.
+    fn drop_first(&mut self, pool: &mut SendPool) -> bool {
+        let node = self.first;
+        let Some((chunk, next)) = pool.give_back(node) else { return false };
+        match chunk {
+            Chunk::Copied { len, .. } => {
+                pool.block_shares.give_back(self.blocks);
+                self.blocks -= 1;
+                self.copied_bytes -= u32::from(len);
+            }
+            Chunk::Extent(_) => {
+                pool.extent_shares.give_back(self.extents);
+                self.extents -= 1;
             }
         }
+        self.first = next;
+        if next == NONE {
+            self.last = NONE;
+        }
+        if self.cursor.node == node {
+            (self.cursor.node, self.cursor.within) = (next, 0);
+        }
+        true
     }
 
     /// The first byte not acknowledged.
     pub(crate) fn front(&self) -> Cursor {
-        Cursor::default()
+        Cursor { node: self.first, within: 0, offset: 0 }
     }
 
     /// The first byte not sent.
@@ -198,69 +220,70 @@ impl SendQueue {
 
     /// Puts the cursor back to the front: everything is sent again.
     pub(crate) fn rewind(&mut self) {
-        self.cursor = Cursor::default();
+        self.cursor = self.front();
     }
 
     /// Moves the cursor over `bytes` that were sent from it.
-    pub(crate) fn advance(&mut self, bytes: u32) {
+    pub(crate) fn advance(&mut self, bytes: u32, pool: &SendPool) {
         let mut left = bytes.min(self.unsent());
         self.cursor.offset += left;
         while left > 0 {
-            let Some(chunk) = self.chunks.get(self.cursor.chunk) else { break };
-            let step = left.min(chunk.len() - self.cursor.within);
+            let Some(node) = pool.node(self.cursor.node) else { break };
+            let len = node.chunk.len();
+            let step = left.min(len - self.cursor.within);
             left -= step;
             self.cursor.within += step;
-            // Not beyond the last chunk, which may still grow.
-            if self.cursor.within == chunk.len() && self.cursor.chunk + 1 < self.chunks.len() {
-                self.cursor = Cursor { chunk: self.cursor.chunk + 1, within: 0, ..self.cursor };
+            // Not beyond the last node, which may still grow, or get another behind it.
+            if self.cursor.within == len && node.next != NONE {
+                (self.cursor.node, self.cursor.within) = (node.next, 0);
             }
         }
     }
 
     /// Bytes of the segment that begins at `at` and has at most `max`: copied bytes, then extents. It ends
     /// where copied bytes would follow an extent.
-    pub(crate) fn measure(&self, at: Cursor, max: u32) -> u32 {
-        let (mut len, mut extents, mut within) = (0, 0, at.within);
-        for chunk in self.chunks.range(at.chunk.min(self.chunks.len())..) {
-            match chunk {
-                _ if chunk.len() == within => {}
-                Chunk::Inline { .. } if extents > 0 => break,
-                Chunk::Inline { .. } => {}
+    pub(crate) fn measure(&self, at: Cursor, max: u32, pool: &SendPool) -> u32 {
+        let (mut len, mut extents, mut within, mut place) = (0, 0, at.within, at.node);
+        while len < max
+            && let Some(node) = pool.node(place)
+        {
+            match &node.chunk {
+                chunk if chunk.len() == within => {}
+                Chunk::Copied { .. } if extents > 0 => break,
+                Chunk::Copied { .. } => {}
                 Chunk::Extent(_) if extents == MAX_SEGMENT_EXTENTS => break,
                 Chunk::Extent(_) => extents += 1,
             }
-            len += (chunk.len() - within).min(max - len);
-            within = 0;
-            if len == max {
-                break;
-            }
+            len += (node.chunk.len() - within).min(max - len);
+            (within, place) = (0, node.next);
         }
         len
     }
 
     /// Copies the `len` bytes at `at`, as measured, into `head`, and puts extents behind them into `pieces`.
-    pub(crate) fn gather(&self, at: Cursor, len: u32, head: &mut Vec<u8>, pieces: &mut Pieces) {
-        let (mut left, mut within) = (len as usize, at.within as usize);
-        for chunk in self.chunks.range(at.chunk.min(self.chunks.len())..) {
-            if left == 0 {
-                break;
-            }
-            let take = left.min(chunk.len() as usize - within);
-            if take == 0 {
-                within = 0;
-                continue;
-            }
-            match chunk {
-                Chunk::Inline { start, .. } => {
-                    let start = (start + within) % self.ring.len();
-                    let first = take.min(self.ring.len() - start);
-                    head.extend_from_slice(&self.ring[start..start + first]);
-                    head.extend_from_slice(&self.ring[..take - first]);
+    pub(crate) fn gather(
+        &self,
+        at: Cursor,
+        len: u32,
+        head: &mut Vec<u8>,
+        pieces: &mut Pieces,
+        pool: &SendPool,
+    ) {
+        let (mut left, mut within, mut place) = (len as usize, at.within as usize, at.node);
+        while left > 0
+            && let Some(node) = pool.node(place)
+        {
+            let take = left.min(node.chunk.len() as usize - within);
+            match &node.chunk {
+                _ if take == 0 => {}
+                Chunk::Copied { block, start, .. } => {
+                    let from = usize::from(*start) + within;
+                    head.extend_from_slice(pool.bytes(*block, from, from + take));
                 }
                 Chunk::Extent(extent) => pieces.extend(extent.clone().slice(within, take)),
             }
             left -= take;
-            within = 0;
+            (within, place) = (0, node.next);
         }
     }
 }
@@ -269,13 +292,24 @@ impl SendQueue {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::send_pool::SendLimits;
     use super::*;
     use crate::testing::{arena, extent_of};
 
-    fn segment(queue: &SendQueue, at: Cursor, max: u32) -> (Vec<u8>, usize) {
+    fn pool(queue_bytes: usize, queue_extents: usize) -> SendPool {
+        SendPool::new(&SendLimits {
+            queues: 1,
+            queue_bytes,
+            queue_extents,
+            shared_bytes: 1 << 20,
+            shared_extents: 1 << 10,
+        })
+    }
+
+    fn segment(queue: &SendQueue, at: Cursor, max: u32, pool: &SendPool) -> (Vec<u8>, usize) {
         let (mut head, mut pieces) = (Vec::new(), Pieces::new());
-        let len = queue.measure(at, max);
-        queue.gather(at, len, &mut head, &mut pieces);
+        let len = queue.measure(at, max, pool);
+        queue.gather(at, len, &mut head, &mut pieces, pool);
         let count = pieces.len();
         for piece in pieces {
             head.extend_from_slice(piece.bytes());
@@ -288,30 +322,30 @@ mod tests {
     fn a_segment_is_copied_bytes_then_extents() {
         let arena = arena(4);
         let free = arena.free_buffers();
-        let mut queue = SendQueue::new(16, 4);
-        assert!(queue.push_bytes(b"head"));
-        assert!(queue.push_extent(extent_of(&arena, b"body")));
-        assert!(queue.push_bytes(b"next"));
-        assert_eq!(segment(&queue, queue.cursor(), 100), (b"headbody".to_vec(), 1));
-        queue.advance(8);
-        assert_eq!(segment(&queue, queue.cursor(), 100), (b"next".to_vec(), 0));
-        assert_eq!(segment(&queue, queue.front(), 6), (b"headbo".to_vec(), 1));
-        queue.acknowledge(6);
-        assert_eq!(segment(&queue, queue.front(), 100), (b"dy".to_vec(), 1));
-        assert_eq!(segment(&queue, queue.cursor(), 100), (b"next".to_vec(), 0));
-        queue.acknowledge(2);
+        let (mut queue, mut pool) = (SendQueue::new(), pool(16, 4));
+        assert!(queue.push_bytes(b"head", &mut pool));
+        assert!(queue.push_extent(extent_of(&arena, b"body"), &mut pool));
+        assert!(queue.push_bytes(b"next", &mut pool));
+        assert_eq!(segment(&queue, queue.cursor(), 100, &pool), (b"headbody".to_vec(), 1));
+        queue.advance(8, &pool);
+        assert_eq!(segment(&queue, queue.cursor(), 100, &pool), (b"next".to_vec(), 0));
+        assert_eq!(segment(&queue, queue.front(), 6, &pool), (b"headbo".to_vec(), 1));
+        queue.acknowledge(6, &mut pool);
+        assert_eq!(segment(&queue, queue.front(), 100, &pool), (b"dy".to_vec(), 1));
+        assert_eq!(segment(&queue, queue.cursor(), 100, &pool), (b"next".to_vec(), 0));
+        queue.acknowledge(2, &mut pool);
         assert_eq!(arena.free_buffers(), free);
     }
 
     #[test]
     fn refuses_what_does_not_fit() {
         let arena = arena(4);
-        let mut queue = SendQueue::new(4, 1);
-        assert!(!queue.push_bytes(b"12345"));
-        assert!(queue.push_bytes(b"1234"));
-        assert!(!queue.push_bytes(b"5"));
-        assert!(queue.push_extent(extent_of(&arena, b"x")));
-        assert!(!queue.push_extent(extent_of(&arena, b"y")));
+        let (mut queue, mut pool) = (SendQueue::new(), pool(4, 1));
+        assert!(!queue.push_bytes(b"12345", &mut pool));
+        assert!(queue.push_bytes(b"1234", &mut pool));
+        assert!(!queue.push_bytes(b"5", &mut pool));
+        assert!(queue.push_extent(extent_of(&arena, b"x"), &mut pool));
+        assert!(!queue.push_extent(extent_of(&arena, b"y"), &mut pool));
         assert_eq!(queue.len(), 5);
     }
 
@@ -327,9 +361,10 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             prop::collection::vec(any::<u8>(), 0..20).prop_map(Step::Bytes),
+            prop::collection::vec(any::<u8>(), 200..600).prop_map(Step::Bytes),
             prop::collection::vec(any::<u8>(), 0..20).prop_map(Step::Extent),
-            (1..30u32).prop_map(Step::Send),
-            (0..40u32).prop_map(Step::Acknowledge),
+            prop_oneof![1..30u32, 200..700u32].prop_map(Step::Send),
+            prop_oneof![0..40u32, 200..700u32].prop_map(Step::Acknowledge),
             Just(Step::Rewind),
         ]
     }
@@ -340,26 +375,26 @@ mod tests {
         fn agrees_with_a_vector(steps in prop::collection::vec(step(), 1..200)) {
             let arena = arena(8);
             let free = arena.free_buffers();
-            let mut queue = SendQueue::new(32, 6);
+            let (mut queue, mut pool) = (SendQueue::new(), pool(1000, 6));
             let (mut bytes, mut sent) = (Vec::<u8>::new(), 0usize);
             for step in steps {
                 match step {
-                    Step::Bytes(new) => if queue.push_bytes(&new) { bytes.extend(new) },
+                    Step::Bytes(new) => if queue.push_bytes(&new, &mut pool) { bytes.extend(new) },
                     Step::Extent(new) => {
-                        if queue.push_extent(extent_of(&arena, &new)) { bytes.extend(new) }
+                        if queue.push_extent(extent_of(&arena, &new), &mut pool) { bytes.extend(new) }
                     }
                     Step::Send(max) => {
-                        let (got, _) = segment(&queue, queue.cursor(), max);
+                        let (got, _) = segment(&queue, queue.cursor(), max, &pool);
                         prop_assert_eq!(&got[..], &bytes[sent..sent + got.len()]);
                         prop_assert!(!got.is_empty() || sent == bytes.len());
-                        queue.advance(got.len() as u32);
+                        queue.advance(got.len() as u32, &pool);
                         sent += got.len();
-                        let (front, _) = segment(&queue, queue.front(), max);
+                        let (front, _) = segment(&queue, queue.front(), max, &pool);
                         prop_assert_eq!(&front[..], &bytes[..front.len()]);
                     }
                     Step::Acknowledge(count) => {
                         let count = (count as usize).min(bytes.len());
-                        queue.acknowledge(count as u32);
+                        queue.acknowledge(count as u32, &mut pool);
                         bytes.drain(..count);
                         sent = sent.saturating_sub(count);
                     }
@@ -368,7 +403,7 @@ mod tests {
                 prop_assert_eq!(queue.len() as usize, bytes.len());
                 prop_assert_eq!(queue.unsent() as usize, bytes.len() - sent);
             }
-            queue.acknowledge(queue.len());
+            queue.acknowledge(queue.len(), &mut pool);
             prop_assert!(queue.is_unused());
             prop_assert_eq!(arena.free_buffers(), free);
         }

@@ -4,6 +4,7 @@ use stack_net::time::Instant;
 
 use super::connection::{Connection, Context, Due, Outcome, State, Timer, own_mss, own_window_scale};
 use super::options::{Options, Timestamp};
+use super::send_pool::SendPool;
 use super::send_queue::Cursor;
 use super::seq::Seq;
 use crate::frame::Flags;
@@ -44,7 +45,7 @@ pub(crate) struct Report {
 
 impl Connection {
     /// The next segment to send, if any is due.
-    pub(crate) fn plan(&mut self, now: Instant) -> Option<Plan> {
+    pub(crate) fn plan(&mut self, now: Instant, pool: &SendPool) -> Option<Plan> {
         match self.state {
             State::Closed | State::Drained => return None,
             State::SynSent | State::SynReceived => return self.plan_handshake(),
@@ -55,15 +56,15 @@ impl Connection {
         }
         if self.due.contains(Due::FRONT) {
             if self.snd_max != self.snd_una {
-                return Some(self.plan_front());
+                return Some(self.plan_front(pool));
             }
             self.due -= Due::FRONT;
         }
-        if let Some(plan) = self.plan_new(now) {
+        if let Some(plan) = self.plan_new(now, pool) {
             return Some(plan);
         }
         if self.due.contains(Due::PROBE) {
-            return Some(self.plan_probe());
+            return Some(self.plan_probe(pool));
         }
         if self.ack.now {
             return Some(self.bare(Kind::Ack, self.bare_seq()));
@@ -100,15 +101,15 @@ impl Connection {
     }
 
     /// The segment at the front of the queue, again.
-    fn plan_front(&self) -> Plan {
+    fn plan_front(&self, pool: &SendPool) -> Plan {
         let sent = self.snd_max.since(self.snd_una);
-        let len = self.send.measure(self.send.front(), self.mss.min(sent));
+        let len = self.send.measure(self.send.front(), self.mss.min(sent), pool);
         let fin = self.owes_fin() && len == self.send.len() && sent > len;
         Plan { flags: self.data_flags(fin, len), len, ..self.bare(Kind::Front, self.snd_una) }
     }
 
     /// New data, or data that a timeout has made new, as far as the windows go.
-    fn plan_new(&mut self, now: Instant) -> Option<Plan> {
+    fn plan_new(&mut self, now: Instant, pool: &SendPool) -> Option<Plan> {
         let unsent = self.send.unsent();
         let fin_unsent = self.owes_fin() && self.snd_nxt.at_or_before(self.fin_seq());
         if unsent == 0 && !fin_unsent {
@@ -121,7 +122,7 @@ impl Connection {
         let congestion = self.congestion.window() + self.recovery.limited_transmit() * self.mss;
         let usable = self.snd_wnd.min(congestion).saturating_sub(flight);
         let from = self.send.cursor();
-        let whole = self.send.measure(from, self.mss);
+        let whole = self.send.measure(from, self.mss, pool);
         let len = whole.min(usable);
         let fin = fin_unsent && len == unsent;
         let closed = self.snd_wnd <= flight;
@@ -143,9 +144,9 @@ impl Connection {
     }
 
     /// Into a closed or silly window: what it takes, but at least one byte.
-    fn plan_probe(&self) -> Plan {
+    fn plan_probe(&self, pool: &SendPool) -> Plan {
         let from = self.send.cursor();
-        let len = self.send.measure(from, self.snd_wnd.clamp(1, self.mss));
+        let len = self.send.measure(from, self.snd_wnd.clamp(1, self.mss), pool);
         let fin = self.owes_fin() && len == self.send.unsent();
         Plan { flags: self.data_flags(fin, len), from, len, ..self.bare(Kind::Probe, self.snd_nxt) }
     }
@@ -282,7 +283,7 @@ impl Connection {
     fn sent_data(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
         self.last_sent = now;
         self.due -= Due::AGAIN;
-        self.send.advance(plan.len);
+        self.send.advance(plan.len, cx.sending);
         self.snd_nxt = end;
         if plan.seq.before(self.snd_max) {
             cx.counters.retransmits += 1;

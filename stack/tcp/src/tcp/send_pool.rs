@@ -1,0 +1,233 @@
+//! Memory for what all connections of an endpoint have to send: blocks of copied bytes, and nodes that make queues of
+//! blocks and extents. What was used last is used next, so that short replies of whatever connections lie in the same
+//! few lines of cache, and an empty queue costs nothing.
+//!
+//! Peers decide how long a queue holds what it holds, since they acknowledge when they like. So each queue may always
+//! have one block and one extent, whatever the others hold: there is one of each for every connection. Further ones
+//! are shared. While more than half of them are free, a queue takes what its own limits allow; from there on none that
+//! has some takes more than its even share of the half. All that peers which never acknowledge can do is to leave the
+//! others with one block and one extent at a time.
+
+use pmem::Extent;
+
+/// A link that leads nowhere.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// Length of a block: a short reply.
+pub(super) const BLOCK_BYTES: usize = 256;
+
+/// What a pool has to hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SendLimits {
+    /// Connections, each with one queue.
+    pub queues: usize,
+    /// Copied bytes and extents of one queue, at most.
+    pub queue_bytes: usize,
+    pub queue_extents: usize,
+    /// What all queues share, beyond the first block and the first extent of each.
+    pub shared_bytes: usize,
+    pub shared_extents: usize,
+}
+
+/// The memory. All of it is taken at the start, and not touched before it is used.
+#[derive(Debug)]
+pub(crate) struct SendPool {
+    nodes: Vec<Node>,
+    /// The first node that is free again, and how many nodes there may be.
+    free_node: u32,
+    most_nodes: usize,
+    blocks: Vec<[u8; BLOCK_BYTES]>,
+    free_blocks: Vec<u32>,
+    most_blocks: usize,
+    pub(super) block_shares: Shares,
+    pub(super) extent_shares: Shares,
+    pub(super) queue_bytes: u32,
+    pub(super) queue_extents: u32,
+}
+
+/// A part of a queue.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) chunk: Chunk,
+    pub(super) next: u32,
+}
+
+#[derive(Debug)]
+pub(super) enum Chunk {
+    /// Bytes of a block.
+    Copied {
+        block: u32,
+        start: u16,
+        len: u16,
+    },
+    Extent(Extent),
+}
+
+impl Chunk {
+    pub(super) fn len(&self) -> u32 {
+        match self {
+            Chunk::Copied { len, .. } => (*len).into(),
+            Chunk::Extent(extent) => extent.len() as u32,
+        }
+    }
+}
+
+impl SendPool {
+    pub(crate) fn new(limits: &SendLimits) -> Self {
+        let SendLimits { queues, queue_bytes, queue_extents, shared_bytes, shared_extents } = *limits;
+        // Each run of copied bytes between two extents begins with a block of its own.
+        let blocks_of_one = queue_bytes.div_ceil(BLOCK_BYTES) + queue_extents + 1;
+        let block_shares = Shares::new(shared_bytes / BLOCK_BYTES, blocks_of_one, queues);
+        let extent_shares = Shares::new(shared_extents, queue_extents, queues);
+        let most_blocks = queues + block_shares.most as usize;
+        let most_nodes = most_blocks + queues + extent_shares.most as usize;
+        Self {
+            nodes: Vec::with_capacity(most_nodes),
+            free_node: NONE,
+            most_nodes,
+            blocks: Vec::with_capacity(most_blocks),
+            free_blocks: Vec::with_capacity(most_blocks),
+            most_blocks,
+            block_shares,
+            extent_shares,
+            queue_bytes: queue_bytes as u32,
+            queue_extents: queue_extents as u32,
+        }
+    }
+
+    /// Whether an empty queue may take as much as its own limits allow, so that whoever was refused may try again.
+    pub(crate) fn has_room(&self) -> bool {
+        self.block_shares.grant(0) as usize * BLOCK_BYTES >= self.queue_bytes as usize
+    }
+
+    /// Puts `chunk` into a node; none, and it is dropped, if there is none.
+    #[inline]
+    pub(super) fn take_node(&mut self, chunk: Chunk) -> Option<u32> {
+        let node = self.free_node;
+        if let Some(entry) = self.nodes.get_mut(node as usize) {
+            self.free_node = entry.next;
+            *entry = Node { chunk, next: NONE };
+            return Some(node);
+        }
+        self.add_node(chunk)
+    }
+
+    #[cold]
+    fn add_node(&mut self, chunk: Chunk) -> Option<u32> {
+        let node = self.nodes.len();
+        (node < self.most_nodes).then(|| {
+            self.nodes.push(Node { chunk, next: NONE });
+            node as u32
+        })
+    }
+
+    /// Takes a node back, and its block; gives what it held and the node behind it.
+    #[inline]
+    pub(super) fn give_back(&mut self, node: u32) -> Option<(Chunk, u32)> {
+        let entry = self.nodes.get_mut(node as usize)?;
+        let nothing = Chunk::Copied { block: NONE, start: 0, len: 0 };
+        let chunk = std::mem::replace(&mut entry.chunk, nothing);
+        let next = std::mem::replace(&mut entry.next, self.free_node);
+        self.free_node = node;
+        if let Chunk::Copied { block, .. } = chunk {
+            self.free_blocks.push(block);
+        }
+        Some((chunk, next))
+    }
+
+    #[inline]
+    pub(super) fn take_block(&mut self) -> Option<u32> {
+        self.free_blocks.pop().or_else(|| self.add_block())
+    }
+
+    #[cold]
+    fn add_block(&mut self) -> Option<u32> {
+        let block = self.blocks.len();
+        (block < self.most_blocks).then(|| {
+            self.blocks.push([0; BLOCK_BYTES]);
+            block as u32
+        })
+    }
+
+    #[inline]
+    pub(super) fn node(&self, node: u32) -> Option<&Node> {
+        self.nodes.get(node as usize)
+    }
+
+    #[inline]
+    pub(super) fn node_mut(&mut self, node: u32) -> Option<&mut Node> {
+        self.nodes.get_mut(node as usize)
+    }
+
+    /// The bytes of a block from `from` to `to`.
+    #[inline]
+    pub(super) fn bytes(&self, block: u32, from: usize, to: usize) -> &[u8] {
+        self.blocks.get(block as usize).and_then(|block| block.get(from..to)).unwrap_or_default()
+    }
+
+    #[inline]
+    pub(super) fn bytes_mut(&mut self, block: u32, from: usize, to: usize) -> &mut [u8] {
+        self.blocks.get_mut(block as usize).and_then(|block| block.get_mut(from..to)).unwrap_or_default()
+    }
+}
+
+/// Who may have how many units of one kind, beyond the first of each queue.
+#[derive(Debug)]
+pub(super) struct Shares {
+    most: u32,
+    taken: u32,
+    /// While no more are taken than this, nobody is refused any.
+    plenty: u32,
+    /// Queues that hold some.
+    holders: u32,
+}
+
+impl Shares {
+    /// `shared` units for so many queues, each of which holds at most `of_one`: fewer if that is all they can hold, more
+    /// if one queue could hold half of them.
+    fn new(shared: usize, of_one: usize, queues: usize) -> Self {
+        let all = of_one.saturating_mul(queues);
+        let (most, plenty) = match all <= shared {
+            true => (all, all),
+            false => {
+                let most = shared.max(2 * of_one);
+                (most, most / 2)
+            }
+        };
+        Self { most: most as u32, taken: 0, plenty: plenty as u32, holders: 0 }
+    }
+
+    /// Whether a queue may take what its own limits allow.
+    #[inline]
+    pub(super) fn is_plenty(&self) -> bool {
+        self.taken <= self.plenty
+    }
+
+    /// Units that a queue may take which holds `held`, apart from its own limits.
+    #[inline]
+    pub(super) fn grant(&self, held: u32) -> u32 {
+        let left = self.most - self.taken;
+        if held == 0 {
+            // It may want to send what does not fit one; it would wait for ever.
+            return 1 + left;
+        }
+        if self.is_plenty() {
+            return left;
+        }
+        left.min((self.most / 2 / self.holders.max(1)).saturating_sub(held - 1))
+    }
+
+    /// A queue that holds `held` units takes one more.
+    #[inline]
+    pub(super) fn take(&mut self, held: u32) {
+        self.taken += u32::from(held > 0);
+        self.holders += u32::from(held == 1);
+    }
+
+    /// A queue that holds `held` units gives one back.
+    #[inline]
+    pub(super) fn give_back(&mut self, held: u32) {
+        self.taken -= u32::from(held > 1);
+        self.holders -= u32::from(held == 2);
+    }
+}
