@@ -28,6 +28,7 @@ use crate::net::CloseReason;
 use crate::reassembly::{Reassembly, Whole};
 use crate::steer::Steering;
 use crate::tcp::connection::{Connection, Context, Outcome, State};
+use crate::tcp::early::EarlyPool;
 use crate::tcp::isn::Secret;
 use crate::tcp::options::Options;
 use crate::tcp::pieces::PiecePool;
@@ -184,8 +185,9 @@ impl Endpoint {
     /// [`ConfigError`]: the settings contradict themselves or the arena.
     pub fn new(config: Config, arena: Arena, now: Instant) -> Result<Self, ConfigError> {
         config.check(arena.buffer_bytes())?;
+        let early = EarlyPool::new(config.max_connections, config.rx_buffers, arena.buffers());
         let places = (0..config.max_connections).map(|_| ConnectionEntry {
-            connection: Connection::new(&config, now),
+            connection: Connection::new(&config, &early, now),
             generation: 0,
             used: false,
             listener: None,

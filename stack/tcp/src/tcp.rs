@@ -2,7 +2,7 @@
 
 pub(crate) mod congestion;
 pub(crate) mod connection;
-mod early;
+pub(crate) mod early;
 pub(crate) mod isn;
 pub(crate) mod options;
 pub(crate) mod pieces;

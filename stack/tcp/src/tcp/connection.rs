@@ -5,6 +5,7 @@ use std::time::Duration;
 use stack_net::time::Instant;
 
 use super::congestion::Congestion;
+use super::early::EarlyPool;
 use super::pieces::PiecePool;
 use super::recovery::Recovery;
 use super::recv_queue::RecvQueue;
@@ -224,7 +225,7 @@ pub(crate) struct Handshake {
 const LEAST_MSS: u32 = 64;
 
 impl Connection {
-    pub(crate) fn new(config: &Config, now: Instant) -> Self {
+    pub(crate) fn new(config: &Config, early: &EarlyPool, now: Instant) -> Self {
         let nowhere = std::net::Ipv6Addr::UNSPECIFIED;
         Self {
             state: State::Closed,
@@ -266,7 +267,7 @@ impl Connection {
             reason: CloseReason::Finished,
             wants_room: std::cell::Cell::new(false),
             send: SendQueue::new(),
-            recv: RecvQueue::new(config.rx_buffers),
+            recv: RecvQueue::new(config.rx_buffers, early),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use pmem::{Arena, Extent, Shelf};
 
-use super::early::{COPIED_BYTES, EarlyQueue};
+use super::early::{COPIED_BYTES, EarlyPool, EarlyQueue};
 use super::pieces::{PiecePool, PieceQueue};
 use super::seq::Seq;
 
@@ -36,8 +36,8 @@ pub(crate) enum Packed {
 }
 
 impl RecvQueue {
-    pub(crate) fn new(quota: usize) -> Self {
-        Self { ready: PieceQueue::new(), ready_bytes: 0, early: EarlyQueue::new(quota), quota }
+    pub(crate) fn new(quota: usize, early: &EarlyPool) -> Self {
+        Self { ready: PieceQueue::new(), ready_bytes: 0, early: EarlyQueue::new(quota, early), quota }
     }
 
     pub(crate) fn clear(&mut self, pool: &mut PiecePool) {
@@ -170,7 +170,8 @@ mod tests {
     }
 
     fn side(quota: usize) -> Side {
-        Side { queue: RecvQueue::new(quota), pool: PiecePool::new(quota) }
+        let early = EarlyPool::new(1, quota, 2);
+        Side { queue: RecvQueue::new(quota, &early), pool: PiecePool::new(quota) }
     }
 
     /// Brings `stream[from..to]` in as a connection does.
