@@ -177,12 +177,16 @@ impl Bench<'_> {
     /// Counts what turns without work take in a mode.
     fn idle(&self, mode: Mode) -> Result<Idle> {
         let server = self.server(mode)?;
+        // Without one the link would be down, and what the server says of itself at the start would wait for it.
+        let client = self.client(&["--connections", "1", "--rate", "1"])?;
         // The first turns look at memory for the first time.
         thread::sleep(IDLE / 4);
         instrument(server.id(), true)?;
         thread::sleep(IDLE);
         instrument(server.id(), false)?;
+        // The server ends first: memif's driver unmaps the rings of a port whose peer leaves.
         let profile = self.end(server)?;
+        drop(client);
         let Tally { rooms, calls } = Tally::of(&profile)?;
         let of_driver = calls.into_iter().filter(|(callee, _)| callee.object.contains(DRIVER));
         let (poll, turns) =
@@ -193,9 +197,9 @@ impl Bench<'_> {
     /// Counts what requests of `size` bytes take in a mode: the sum first.
     fn requests(&self, mode: Mode, size: u32, idle: &Idle) -> Result<Vec<Count>> {
         let mut server = self.server(mode)?;
-        let client = self.client(size)?;
+        let (connections, size_bytes) = (self.args.connections.to_string(), size.to_string());
+        let client = self.client(&["--connections", &connections, "--size", &size_bytes])?;
         let done = self.watch(&mut server)?;
-        // The server ends first: memif's driver unmaps the rings of a port whose peer leaves.
         let profile = self.end(server)?;
         drop(client);
         let idle_share = done.idle_turns as f64 / done.turns.max(1) as f64;
@@ -278,14 +282,14 @@ impl Bench<'_> {
         }
     }
 
-    /// Starts a client, and waits until all its connections are busy.
-    fn client(&self, size: u32) -> Result<Child> {
+    /// Starts a client that loads as it is told, and waits until it has warmed up.
+    fn client(&self, load: &[&str]) -> Result<Child> {
         let runtime = self.folder.join("client");
         fs::create_dir_all(&runtime)?;
         let mut command = to_start(false);
         command.arg(std::env::current_exe()?).args(["load", "--json"]);
         command.args(["--dev", &self.memif("client"), "--ip", "10.0.0.2/24", "--target", "10.0.0.1:8080"]);
-        command.args(["--connections", &self.args.connections.to_string(), "--size", &size.to_string()]);
+        command.args(load);
         command.args(["--seconds", &PATIENCE.as_secs().to_string(), "--warmup", "0.5", "--"]).args(EAL);
         command.env("RUNTIME_DIRECTORY", runtime);
         let mut client = Child::start("client", &mut command, self.folder)?;
