@@ -198,11 +198,15 @@ impl LogService {
     }
 
     /// Says what time it is. Once a second, clients that stand still lose their connection.
+    #[inline]
     pub fn tick<N: Net>(&mut self, now: Instant, net: &mut N, shard: &mut Shard) {
         self.common.now = now;
-        if now - self.ticked < TICK {
-            return;
+        if now >= self.ticked + TICK {
+            self.tick_all(now, net, shard);
         }
+    }
+
+    fn tick_all<N: Net>(&mut self, now: Instant, net: &mut N, shard: &mut Shard) {
         self.ticked = now;
         self.common.peers.publish_commits(&self.common.commits);
         for place in self.places.iter_mut().filter(|place| place.is_open()) {

@@ -365,6 +365,7 @@ impl Shard {
     }
 
     /// Whether records wait for a [`commit`](Self::commit).
+    #[inline]
     pub fn uncommitted(&self) -> bool {
         self.committed < self.next
     }

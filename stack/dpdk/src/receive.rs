@@ -84,6 +84,7 @@ impl NamedBuffers {
 
     /// Has memory fetch some lines of a spare, while the caller goes on with other work. The pool gives out first
     /// what it got last.
+    #[inline]
     pub(super) fn warm_spares(&mut self) {
         if let Some(cold) = &mut self.cold_spares
             && let Some(spare) = cold.last_mut()

@@ -100,9 +100,19 @@ impl Sender {
         of_others || !self.waiting.is_empty()
     }
 
+    /// Whether nothing waits here, no payload is with the device, and no other core sends by way of this one.
+    #[inline]
+    pub(super) fn is_quiet(&self) -> bool {
+        matches!(self.exit, Exit::Queue { of_others: None, .. })
+            && self.waiting.is_empty()
+            && self.completions.outstanding() == 0
+    }
+
     /// Lets payload go that the device no longer reads.
     pub(super) fn settle(&mut self) {
-        self.completions.drain(drop);
+        if self.completions.outstanding() > 0 {
+            self.completions.drain(drop);
+        }
     }
 
     /// Has the device say which payload it no longer reads: one that is idle would hold on to the last frames.

@@ -42,6 +42,11 @@ pub enum Rest {
 impl Rest {
     /// Waits at once until something happens, for a transport that is woken by it.
     pub const UNTIL_WOKEN: Self = Self::Wait { after: Duration::ZERO, limit: Duration::from_millis(100) };
+
+    /// Whether a core rests that has had nothing to do for `idle`.
+    fn is_due(self, idle: Duration) -> bool {
+        matches!(self, Self::Wait { after, .. } if idle >= after)
+    }
 }
 
 /// One turn of [`Server::run_with`].
@@ -107,7 +112,7 @@ impl<T: Transport, S: Service> Server<T, S> {
             let idle = now - idle_since;
             look(self, now, Turn { step, is_idle, idle })?;
             // What was done between bursts may have left something to send.
-            if !has_worked {
+            if !has_worked && rest.is_due(idle) {
                 self.rest(rest, clock.now(), idle)?;
             }
         }
@@ -125,11 +130,16 @@ impl<T: Transport, S: Service> Server<T, S> {
     ///
     /// # Errors
     /// The transport failed for good.
+    #[inline]
     pub fn rest(&mut self, rest: Rest, now: Instant, idle: Duration) -> Result<(), T::Error> {
         let Rest::Wait { after, limit } = rest else { return Ok(()) };
         if idle < after || self.shard.uncommitted() {
             return Ok(());
         }
+        self.wait(limit, now)
+    }
+
+    fn wait(&mut self, limit: Duration, now: Instant) -> Result<(), T::Error> {
         let limit = self.transport.next_deadline().map_or(limit, |due| limit.min(due - now));
         if limit.is_zero() || !self.service.may_rest() {
             return Ok(());
@@ -161,6 +171,7 @@ impl<T: Transport, S: Service> Server<T, S> {
         step
     }
 
+    #[inline]
     fn burst<L: Laps>(&mut self, now: Instant, laps: &mut L) -> Result<Step, T::Error> {
         let mut step = Step { received: self.transport.receive_in_laps(now, laps)?, ..Step::default() };
         while let Some(event) = self.transport.next_event() {
@@ -168,19 +179,25 @@ impl<T: Transport, S: Service> Server<T, S> {
             step.events += 1;
         }
         if self.shard.uncommitted() {
-            match self.shard.commit() {
-                Ok(durable) => {
-                    step.committed = true;
-                    self.service.committed(&durable, &mut self.transport, &mut self.shard);
-                }
-                Err(error) => {
-                    self.service.commit_failed(&error, &mut self.transport, &mut self.shard);
-                }
-            }
+            step.committed = self.commit();
         }
         laps.lap(Stage::App);
         step.sent = self.transport.transmit_in_laps(now, laps)?;
         Ok(step)
+    }
+
+    /// Makes durable what the burst has appended; false if that failed.
+    fn commit(&mut self) -> bool {
+        match self.shard.commit() {
+            Ok(durable) => {
+                self.service.committed(&durable, &mut self.transport, &mut self.shard);
+                true
+            }
+            Err(error) => {
+                self.service.commit_failed(&error, &mut self.transport, &mut self.shard);
+                false
+            }
+        }
     }
 
     /// The application.

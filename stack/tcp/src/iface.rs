@@ -366,6 +366,12 @@ impl Iface {
         self.groups.report(&mut self.queues[Class::Own as usize], self.own_mac, chance, now);
     }
 
+    /// How many frames wait.
+    #[inline]
+    pub(crate) fn waiting(&self) -> usize {
+        self.queues.iter().map(FrameQueue::len).sum()
+    }
+
     /// The oldest frame of the first class that has any.
     pub(crate) fn front(&self) -> Option<&[u8]> {
         self.queues.iter().find_map(FrameQueue::front)

@@ -8,12 +8,16 @@ const SLOTS: usize = 64;
 const LEVELS: usize = 4;
 /// The longest distance in ticks that the wheel can express.
 const HORIZON: u64 = 1 << (6 * LEVELS);
+/// Beyond every deadline.
+const NEVER: Instant = Instant::from_micros(i64::MAX);
 /// A link that leads nowhere.
 const NONE: u32 = u32::MAX;
 
 /// Deadlines of up to a fixed number of timers, each known by its index, in ticks of one millisecond.
 #[derive(Debug)]
 pub(crate) struct TimerWheel {
+    /// Before this moment nothing is due, whatever the slots say: a look at the clock is all that most calls take.
+    quiet_until: Instant,
     /// Everything before this tick has fired.
     now: u64,
     /// Where each timer is linked in.
@@ -38,6 +42,7 @@ impl TimerWheel {
     pub(crate) fn new(timers: usize, now: Instant) -> Self {
         let unset = Entry { deadline: 0, next: NONE, previous: NONE, slot: NONE };
         Self {
+            quiet_until: NEVER,
             now: tick_before(now),
             entries: vec![unset; timers].into_boxed_slice(),
             heads: [NONE; SLOTS * LEVELS],
@@ -80,12 +85,25 @@ impl TimerWheel {
         self.entries[timer as usize].slot = NONE;
     }
 
+    /// Whether [`expire`](Self::expire) may have something to do.
+    #[inline]
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        now >= self.quiet_until
+    }
+
     /// Takes out one timer that is due; called until there is none.
     pub(crate) fn expire(&mut self, now: Instant) -> Option<u32> {
+        if !self.is_due(now) {
+            return None;
+        }
         let target = tick_before(now);
         loop {
-            let (level, slot, start) = self.next_slot()?;
+            let Some((level, slot, start)) = self.next_slot() else {
+                self.quiet_until = NEVER;
+                return None;
+            };
             if start > target {
+                self.quiet_until = start_of(start);
                 return None;
             }
             self.now = self.now.max(start);
@@ -101,7 +119,7 @@ impl TimerWheel {
 
     /// When [`expire`](Self::expire) has something to do next; never later than the first deadline.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.next_slot().map(|(_, _, start)| Instant::from_millis(start.min(i64::MAX as u64 / 1000) as i64))
+        self.next_slot().map(|(_, _, start)| start_of(start))
     }
 
     /// The slot that comes up first, and the tick at which it does.
@@ -131,7 +149,9 @@ impl TimerWheel {
         while level + 1 < LEVELS && (deadline >> (6 * level)) - (self.now >> (6 * level)) >= SLOTS as u64 {
             level += 1;
         }
-        let slot = level * SLOTS + ((deadline >> (6 * level)) % SLOTS as u64) as usize;
+        let place = deadline >> (6 * level);
+        self.quiet_until = self.quiet_until.min(start_of(place << (6 * level)));
+        let slot = level * SLOTS + (place % SLOTS as u64) as usize;
         let head = self.heads[slot];
         if head != NONE {
             self.entries[head as usize].previous = timer;
@@ -146,6 +166,11 @@ impl TimerWheel {
 /// The last tick that has begun: a timer never fires early.
 fn tick_before(at: Instant) -> u64 {
     u64::try_from(at.as_micros()).unwrap_or(0) / 1000
+}
+
+/// When a tick begins.
+fn start_of(tick: u64) -> Instant {
+    Instant::from_millis(tick.min(i64::MAX as u64 / 1000) as i64)
 }
 
 /// The first tick that is not before `at`.

@@ -28,23 +28,20 @@ pub(super) trait Bursts {
 
 /// Runs bursts until told to stop.
 pub(super) fn run(server: &mut impl Bursts, control: &Control, mut meter: Meter) -> Result<()> {
+    let mut begun = meter.raw();
     loop {
         match control.next() {
             Some(ServerCommand::Mark(id)) => {
                 let mark = server.ledger().mark(id, &meter, server.shard());
                 tell(&ServerEvent::Mark(Mark { stages: server.profile().map(stages), ..mark }))?;
+                begun = meter.raw();
             }
             Some(ServerCommand::Stop) => break,
             None => {}
         }
-        let begun = meter.raw();
         let step = server.step(meter.instant(begun))?;
         server.settle(&step)?;
-        if step.is_idle() {
-            meter.idled(begun);
-        } else {
-            meter.worked(begun);
-        }
+        begun = if step.is_idle() { meter.idled(begun) } else { meter.worked(begun) };
     }
     if let Some(profile) = server.profile() {
         eprintln!("{}", profile.summary());

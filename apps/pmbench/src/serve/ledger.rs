@@ -90,6 +90,8 @@ pub(super) struct Meter {
     start: u64,
     /// In the clock's own units.
     busy: Option<u64>,
+    /// [`EMPTY_POLL_NS`].
+    empty_poll: u64,
     turns: u64,
     idle_turns: u64,
 }
@@ -103,7 +105,9 @@ impl Meter {
     /// For a loop that sleeps in the kernel, whose work the kernel counts.
     pub(super) fn sleeping() -> Self {
         let clock = Clock::new();
-        Self { start: clock.raw(), clock, busy: None, turns: 0, idle_turns: 0 }
+        let million_ns = clock.delta_as_nanos(0, 1_000_000).max(1);
+        let empty_poll = EMPTY_POLL_NS * 1_000_000 / million_ns;
+        Self { start: clock.raw(), clock, busy: None, empty_poll, turns: 0, idle_turns: 0 }
     }
 
     /// This moment, in the clock's own units.
@@ -111,12 +115,14 @@ impl Meter {
         self.clock.raw()
     }
 
-    /// Counts the time since `begun` as work.
-    pub(super) fn worked(&mut self, begun: u64) {
+    /// Counts the time since `begun` as work; returns this moment, when the next turn begins.
+    pub(super) fn worked(&mut self, begun: u64) -> u64 {
         self.turns += 1;
+        let now = self.clock.raw();
         if let Some(busy) = &mut self.busy {
-            *busy += self.clock.raw().saturating_sub(begun);
+            *busy += now.saturating_sub(begun);
         }
+        now
     }
 
     /// The time of `raw` on the stack's clock.
@@ -125,15 +131,16 @@ impl Meter {
         stack::time::Instant::from_micros(micros as i64)
     }
 
-    /// Counts the time since `begun`, in which nothing was found to do, if the kernel had something to do.
-    pub(super) fn idled(&mut self, begun: u64) {
+    /// Counts the time since `begun`, in which nothing was found to do, if the kernel had something to do; returns this
+    /// moment, as [`worked`](Self::worked) does.
+    pub(super) fn idled(&mut self, begun: u64) -> u64 {
         (self.turns, self.idle_turns) = (self.turns + 1, self.idle_turns + 1);
-        if let Some(busy) = &mut self.busy {
-            let now = self.clock.raw();
-            if self.clock.delta_as_nanos(begun, now) > EMPTY_POLL_NS {
-                *busy += now.saturating_sub(begun);
-            }
+        let now = self.clock.raw();
+        let took = now.saturating_sub(begun);
+        if let Some(busy) = self.busy.as_mut().filter(|_| took > self.empty_poll) {
+            *busy += took;
         }
+        now
     }
 
     fn elapsed_ns(&self) -> u64 {

@@ -95,17 +95,26 @@ impl Endpoint {
     }
 
     /// The next event, oldest first.
+    #[inline]
     pub fn next_event(&mut self) -> Option<Event> {
+        if self.telling.is_empty() { None } else { self.tell() }
+    }
+
+    fn tell(&mut self) -> Option<Event> {
         loop {
             let index = *self.telling.front()?;
             let place = &mut self.places[index as usize];
-            let conn = ConnId { index, generation: place.generation };
-            let Some(happened) = place.connection.events.iter().next() else {
+            let happened = place.connection.events.first();
+            place.connection.events -= happened;
+            if place.connection.events.is_empty() {
                 place.in_telling = false;
                 self.telling.pop_front();
+            }
+            if happened.is_empty() {
+                // Nothing is left of what was noted.
                 continue;
-            };
-            place.connection.events -= happened;
+            }
+            let conn = ConnId { index, generation: place.generation };
             return Some(match happened {
                 Happened::OPENED => {
                     if let Some(listener) = place.listener.take() {

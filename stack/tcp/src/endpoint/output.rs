@@ -23,7 +23,9 @@ const REFUSED_QUANTUM: usize = 32;
 impl Endpoint {
     /// Sends what is due, until the sink is full; returns the number of frames.
     pub fn transmit<S: FrameSink>(&mut self, now: Instant, sink: &mut S) -> usize {
-        self.now = self.now.max(now);
+        if self.is_quiet_at(now) {
+            return 0;
+        }
         self.expire();
         self.feed_starved();
         self.ask_refused();
@@ -31,6 +33,15 @@ impl Endpoint {
         // A full sink ends the call; everything not sent stays in its list.
         let _ = self.send_all(sink);
         (self.counters.frames_out - before) as usize
+    }
+
+    /// Whether nothing waits for a [`transmit`](Self::transmit) and no timer is due at `now`, so that it need not be
+    /// called.
+    #[inline]
+    pub fn is_quiet_at(&mut self, now: Instant) -> bool {
+        self.now = self.now.max(now);
+        let waiting = self.output.len() | self.replies.len() | self.iface.waiting() | self.starved.len();
+        waiting == 0 && !self.timers.is_due(self.now)
     }
 
     fn send_all<S: FrameSink>(&mut self, sink: &mut S) -> Result<(), SinkFull> {
@@ -125,6 +136,10 @@ impl Endpoint {
         }
         if !place.in_starved && place.connection.is_starved(&cx) {
             place.in_starved = true;
+            if self.starved.is_empty() {
+                // Nobody has followed the level as long as nobody was waiting for it to change.
+                self.level = self.pool.level();
+            }
             self.starved.push_back(index);
         }
     }
@@ -155,6 +170,9 @@ impl Endpoint {
 
     /// Tells peers whose window was closed for want of buffers that there are some again.
     fn feed_starved(&mut self) {
+        if self.starved.is_empty() {
+            return;
+        }
         let level = self.pool.level();
         if level != self.level {
             self.level = level;

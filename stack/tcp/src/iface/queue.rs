@@ -31,6 +31,11 @@ impl FrameQueue {
         true
     }
 
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
     pub(super) fn front(&self) -> Option<&[u8]> {
         (self.len > 0).then(|| &self.frames[self.first][..])
     }

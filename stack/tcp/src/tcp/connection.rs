@@ -129,6 +129,13 @@ bitflags::bitflags! {
     }
 }
 
+impl Happened {
+    /// The one to tell first; none of none.
+    pub(crate) fn first(self) -> Self {
+        Self::from_bits_retain(self.bits() & self.bits().wrapping_neg())
+    }
+}
+
 /// What is owed to the peer in acknowledgements.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct AckState {
