@@ -31,7 +31,7 @@ use callgrind::Callee;
 /// The driver, which each turn of a server's loop polls once.
 const DRIVER: &str = "librte_net_memif";
 /// Called once for each request by every server that is measured.
-const ONCE_A_REQUEST: &str = "parse_with_config_and_uninit_headers";
+const ONCE_A_REQUEST: &str = "pmlog::http::head_cache::HeadCache::parse";
 /// How long a program that valgrind runs has to start, to answer and to end.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How long an idle server is watched.
@@ -213,7 +213,7 @@ impl Bench<'_> {
         let calls_of = |is_it: &dyn Fn(&Callee<'_>) -> bool| -> u64 {
             calls.iter().filter(|(callee, _)| is_it(callee)).map(|(_, calls)| calls).sum()
         };
-        let requests = calls_of(&|callee| callee.function.contains(ONCE_A_REQUEST));
+        let requests = calls_of(&|callee| callee.function == ONCE_A_REQUEST);
         ensure!(requests > 0, "{ONCE_A_REQUEST} was never called: there is nothing to divide by");
         let turns = calls_of(&|callee| callee.object.contains(DRIVER) && callee.function == idle.poll);
         let in_vain = turns as f64 * idle_share;

@@ -6,12 +6,14 @@ mod chunked;
 mod decimal;
 mod decoder;
 mod head;
+mod head_cache;
 mod name;
 mod refusal;
 mod route;
 
 pub use decoder::{Decoder, Item};
 pub use head::{Framing, Head, MAX_HEAD_BYTES};
+pub use head_cache::HeadCache;
 pub use name::{NoName, Position, RecordName};
 pub use refusal::{Refusal, Status};
 pub use route::{Ask, DEFAULT_LIST_LIMIT, MAX_LIST_LIMIT, Route, Start};

@@ -31,6 +31,8 @@ use connection::Connection;
 use peers::Peers;
 use render::Rendered;
 
+use crate::http::HeadCache;
+
 pub use commits::{CommitSummary, CommitTimes};
 pub use common::Counters;
 pub use exchange::{Exchange, Waker};
@@ -132,6 +134,7 @@ impl LogService {
                 alarm: Alarm::default(),
                 awaiting: Vec::with_capacity(connections),
                 rendered: Rendered::default(),
+                heads: HeadCache::default(),
                 now,
                 peers: Peers::new(exchange, core, archive, connections),
             },

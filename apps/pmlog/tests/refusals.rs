@@ -85,6 +85,34 @@ fn broken_framing_ends_the_connection_after_the_reason() {
     assert_eq!(lab.free_buffers(), free);
 }
 
+/// What clients send for each record is soon known by its bytes; that lets nothing pass.
+#[test]
+fn broken_framing_is_refused_behind_requests_that_look_alike() {
+    let mut lab = Lab::roomy();
+    for (value, status) in [
+        ("", 400),
+        ("5x", 400),
+        ("+5", 400),
+        ("5, 5", 400),
+        ("5\r\nContent-Length: 6", 400),
+        ("5\r\nTransfer-Encoding: chunked", 400),
+        ("5\r\nHost: log", 400),
+        ("5\n Folded: 1", 400),
+        ("5\r\nExpect: more", 417),
+        ("18446744073709551616", 413),
+        ("00000000000099999999", 413),
+    ] {
+        let conn = lab.connect();
+        for len in [1, 300, 7, 0] {
+            lab.append(conn, &body(1, len));
+        }
+        let next = lab.shard.next_seq();
+        let request = format!("POST /append HTTP/1.1\r\nHost: log\r\nContent-Length: {value}\r\n\r\nhello");
+        let reply = lab.ask(conn, request.as_bytes());
+        assert_eq!((reply.status, lab.shard.next_seq()), (status, next), "{value:?}");
+    }
+}
+
 /// Whatever is refused, and however its body is framed: bytes of that body are never read as a request, and a request
 /// behind it is never read as the body.
 #[test]

@@ -35,7 +35,7 @@ const SOURCES: [(&str, &str); 27] = [
 
 /// Functions by the start of their names, for lines of the standard library that are inlined in them, and for programs
 /// that were built without lines of source.
-const FUNCTIONS: [(&str, &str); 20] = [
+const FUNCTIONS: [(&str, &str); 21] = [
     ("stack_tcp::frame", "frame parse"),
     ("stack_tcp::flow", "flow lookup"),
     ("siphasher", "flow lookup"),
@@ -54,6 +54,7 @@ const FUNCTIONS: [(&str, &str); 20] = [
     ("pmem", "pmem"),
     ("dpdk", "mbufs"),
     ("httparse", "HTTP"),
+    ("pmlog::http", "HTTP"),
     ("pmlog", "service"),
     ("pmbench", "loop"),
 ];

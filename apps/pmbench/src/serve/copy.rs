@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use anyhow::Result;
 use pmem::{Pending, Shard};
-use pmlog::http::{MAX_HEAD_BYTES, Refusal};
+use pmlog::http::{HeadCache, MAX_HEAD_BYTES, Refusal};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
@@ -28,7 +28,7 @@ use super::bursts::{Staged, Watched, run};
 use super::control::{Control, tell_ready};
 use super::device::Device;
 use super::ledger::{self, Ledger, Meter};
-use super::requests::{Stream, locate};
+use super::requests::Stream;
 use super::{ServeArgs, reply};
 use frames::Frames;
 
@@ -65,6 +65,7 @@ struct Server {
     touched: Vec<usize>,
     /// Appends of this burst, with their connections and lengths.
     pending: Vec<(usize, Pending, u64)>,
+    heads: HeadCache,
     shard: Shard,
     ledger: Ledger,
     /// When the timers of all connections were looked at.
@@ -140,6 +141,7 @@ impl Server {
             peers: HashMap::with_capacity(connections),
             touched: Vec::with_capacity(connections),
             pending: Vec::with_capacity(connections),
+            heads: HeadCache::default(),
             shard,
             ledger: Ledger::default(),
             looked: Instant::ZERO,
@@ -198,8 +200,13 @@ impl Server {
         for &index in &self.touched {
             let connection = &mut self.connections[index];
             if connection.refusal.is_none()
-                && let Err(refusal) =
-                    connection.read(index, &mut self.shard, &mut self.pending, &mut self.ledger)
+                && let Err(refusal) = connection.read(
+                    index,
+                    &mut self.heads,
+                    &mut self.shard,
+                    &mut self.pending,
+                    &mut self.ledger,
+                )
             {
                 self.ledger.errors += 1;
                 connection.refusal = Some(refusal);
@@ -279,6 +286,7 @@ impl Connection {
     fn read(
         &mut self,
         index: usize,
+        heads: &mut HeadCache,
         shard: &mut Shard,
         pending: &mut Vec<(usize, Pending, u64)>,
         ledger: &mut Ledger,
@@ -289,7 +297,6 @@ impl Connection {
             pending.push((index, appended, body.len() as u64));
             Ok(())
         };
-        let max = self.stream.max_record_bytes();
         let Self { sockets, handle, body, stream, .. } = self;
         let socket = sockets.get_mut::<tcp::Socket<'_>>(*handle);
         let mut is_around = stream.is_mid_request();
@@ -302,7 +309,7 @@ impl Connection {
             if is_around {
                 let count = socket.recv_slice(stream.room()).unwrap_or(0);
                 stream.received(count);
-                while let Some(body) = stream.next()? {
+                while let Some(body) = stream.next(heads)? {
                     append(body, 2)?;
                 }
                 is_around = stream.is_mid_request();
@@ -314,7 +321,7 @@ impl Connection {
             let found = socket.recv(|bytes| {
                 let range = match body.take() {
                     Some(body) => Ok(Some(body)),
-                    None => locate(bytes, max),
+                    None => stream.locate(bytes, heads),
                 };
                 match range {
                     Ok(Some(whole)) if whole.end <= bytes.len() => {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use pmlog::http::{Framing, Head, MAX_HEAD_BYTES, Refusal, Route};
+use pmlog::http::{Framing, Head, HeadCache, MAX_HEAD_BYTES, Refusal, Route};
 
 /// The bytes of one connection that are received and not answered, one behind the other.
 pub(super) struct Stream {
@@ -13,18 +13,15 @@ pub(super) struct Stream {
     /// Where the current request's body lies, once its head is parsed.
     body: Option<Range<usize>>,
     max_record_bytes: u64,
+    /// Where the cache had the last head.
+    cached: u8,
 }
 
 impl Stream {
     /// Room for one request of the greatest length, and for a byte that is too much.
     pub(super) fn new(max_record_bytes: u64) -> Self {
         let bytes = vec![0; MAX_HEAD_BYTES + max_record_bytes as usize + 1].into();
-        Self { bytes, from: 0, to: 0, body: None, max_record_bytes }
-    }
-
-    /// The longest body that is accepted.
-    pub(super) fn max_record_bytes(&self) -> u64 {
-        self.max_record_bytes
+        Self { bytes, from: 0, to: 0, body: None, max_record_bytes, cached: 0 }
     }
 
     /// Forgets everything.
@@ -57,17 +54,20 @@ impl Stream {
         self.to += count;
     }
 
-    /// The body of the next request, if it is whole.
+    /// The body of the next request, if it is whole. `heads` knows heads of any connections.
     ///
     /// # Errors
     /// A [`Refusal`] after which the stream is of no use.
-    pub(super) fn next(&mut self) -> Result<Option<&[u8]>, Refusal> {
+    pub(super) fn next(&mut self, heads: &mut HeadCache) -> Result<Option<&[u8]>, Refusal> {
         let body = match self.body.take() {
             Some(body) => body,
-            None => match locate(&self.bytes[self.from..self.to], self.max_record_bytes)? {
-                Some(body) => self.from + body.start..self.from + body.end,
-                None => return Ok(None),
-            },
+            None => {
+                match locate(&self.bytes[self.from..self.to], self.max_record_bytes, heads, &mut self.cached)?
+                {
+                    Some(body) => self.from + body.start..self.from + body.end,
+                    None => return Ok(None),
+                }
+            }
         };
         if body.end > self.to {
             self.body = Some(body);
@@ -76,14 +76,28 @@ impl Stream {
         self.from = body.end;
         Ok(Some(&self.bytes[body]))
     }
+
+    /// Where the body of the connection's request at the start of `bytes`, which are elsewhere, lies or will lie, once
+    /// its head is whole.
+    ///
+    /// # Errors
+    /// It is not an append that can be accepted.
+    pub(super) fn locate(
+        &mut self,
+        bytes: &[u8],
+        heads: &mut HeadCache,
+    ) -> Result<Option<Range<usize>>, Refusal> {
+        locate(bytes, self.max_record_bytes, heads, &mut self.cached)
+    }
 }
 
-/// Where the body of the request at the start of `bytes` lies, or will lie, once its head is whole.
-///
-/// # Errors
-/// It is not an append that can be accepted.
-pub(super) fn locate(bytes: &[u8], max: u64) -> Result<Option<Range<usize>>, Refusal> {
-    let parsed = Head::parse(bytes)?;
+fn locate(
+    bytes: &[u8],
+    max: u64,
+    heads: &mut HeadCache,
+    cached: &mut u8,
+) -> Result<Option<Range<usize>>, Refusal> {
+    let parsed = heads.parse(bytes, cached)?;
     let length = parsed.as_ref().map_or(bytes.len(), |(_, length)| *length);
     match parsed {
         _ if length > MAX_HEAD_BYTES => Err(Refusal::Malformed("the head is too long")),
@@ -118,6 +132,7 @@ mod tests {
     fn bodies_come_out_whatever_the_pieces() {
         let bodies: Vec<Vec<u8>> = (0..40).map(|i| vec![i as u8; i * 29 % 100]).collect();
         let text: Vec<u8> = bodies.iter().flat_map(|body| request(body)).collect();
+        let mut heads = HeadCache::default();
         for piece_bytes in [1, 7, 64, 1000, text.len()] {
             let (mut stream, mut found) = (Stream::new(100), Vec::new());
             let mut rest = &text[..];
@@ -128,7 +143,7 @@ mod tests {
                 room[..count].copy_from_slice(&rest[..count]);
                 stream.received(count);
                 rest = &rest[count..];
-                while let Some(body) = stream.next().expect("good requests") {
+                while let Some(body) = stream.next(&mut heads).expect("good requests") {
                     found.push(body.to_vec());
                 }
             }
@@ -149,7 +164,8 @@ mod tests {
             let mut stream = Stream::new(100);
             stream.room()[..text.len()].copy_from_slice(text.as_bytes());
             stream.received(text.len());
-            assert_eq!(stream.next().expect_err("refused").status().code, expected, "{text}");
+            let refused = stream.next(&mut HeadCache::default()).expect_err("refused");
+            assert_eq!(refused.status().code, expected, "{text}");
         }
     }
 }

@@ -13,7 +13,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context as _, Result};
-use pmlog::http::Refusal;
+use pmlog::http::{HeadCache, Refusal};
 use pmlog::serve::allow_descriptors;
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
@@ -71,6 +71,7 @@ struct Server<L: Socket, K> {
     connections: Vec<Connection<L>>,
     vacant: Vec<u32>,
     storage: K,
+    heads: HeadCache,
     meter: Meter,
 }
 
@@ -112,6 +113,7 @@ impl<L: Socket, K: Storage> Server<L, K> {
             connections: (0..connections).map(vacant).collect(),
             vacant: (0..connections).rev().collect(),
             storage,
+            heads: HeadCache::default(),
             meter: Meter::sleeping(),
         })
     }
@@ -182,7 +184,7 @@ impl<L: Socket, K: Storage> Server<L, K> {
         if connection.generation != generation || connection.socket.is_none() {
             return Ok(());
         }
-        match connection.serve(flags, &mut self.storage) {
+        match connection.serve(flags, &mut self.storage, &mut self.heads) {
             Ok(Waits::ForRequests) => connection.wait_for(false, index, &self.epoll),
             Ok(Waits::ForRoom) => connection.wait_for(true, index, &self.epoll),
             ended => {
@@ -207,7 +209,12 @@ enum Waits {
 
 impl<L: Socket> Connection<L> {
     /// Reads once, keeps what is whole, and answers.
-    fn serve(&mut self, flags: EventFlags, storage: &mut impl Storage) -> rustix::io::Result<Waits> {
+    fn serve(
+        &mut self,
+        flags: EventFlags,
+        storage: &mut impl Storage,
+        heads: &mut HeadCache,
+    ) -> rustix::io::Result<Waits> {
         let Some(socket) = &mut self.socket else { return Ok(Waits::Ended) };
         let mut peer_is_done = flags.contains(EventFlags::RDHUP);
         if flags.contains(EventFlags::ERR) {
@@ -224,7 +231,7 @@ impl<L: Socket> Connection<L> {
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(error) => return Err(error),
             }
-            if let Err(refusal) = answer(&mut self.stream, storage, &mut self.out) {
+            if let Err(refusal) = answer(&mut self.stream, storage, heads, &mut self.out) {
                 storage.ledger().errors += 1;
                 self.out.extend_from_slice(reply::refused(refusal).as_bytes());
                 self.is_ending = true;
@@ -279,8 +286,13 @@ impl<L: Socket> Connection<L> {
 }
 
 /// Keeps each whole request in `stream`, and puts its reply into `out`.
-fn answer(stream: &mut Stream, storage: &mut impl Storage, out: &mut Vec<u8>) -> Result<(), Refusal> {
-    while let Some(body) = stream.next()? {
+fn answer(
+    stream: &mut Stream,
+    storage: &mut impl Storage,
+    heads: &mut HeadCache,
+    out: &mut Vec<u8>,
+) -> Result<(), Refusal> {
+    while let Some(body) = stream.next(heads)? {
         let seq = storage.append(body)?;
         storage.ledger().done(body.len() as u64);
         out.extend_from_slice(&reply::appended(seq));

@@ -6,10 +6,11 @@ use std::net::Ipv6Addr;
 /// Whether a `Host` field's value is valid: empty, or a host and perhaps a port.
 #[inline]
 pub(super) fn is_host(value: &[u8]) -> bool {
-    // Nearly all are a plain name or address: they are looked at once.
+    // Nearly all are a plain name or address, and perhaps a port: they are looked at once.
     let plain = value.iter().take_while(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'));
-    match &value[plain.count()..] {
-        [] => true,
+    match value.split_at(plain.count()) {
+        (_, []) => true,
+        ([_, ..], port @ [b':', ..]) => is_port(port),
         _ => is_authority(value),
     }
 }

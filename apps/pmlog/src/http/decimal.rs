@@ -18,6 +18,22 @@ pub(super) fn decimal(text: impl AsRef<[u8]>) -> Option<u64> {
     (!digits.is_empty()).then_some(number)
 }
 
+/// The number that text begins with, and what is behind its digits. None without a digit, or with as many as a number
+/// that may not fit has.
+#[inline]
+pub(super) fn leading_decimal(text: &[u8]) -> Option<(u64, &[u8])> {
+    let mut number = 0_u64;
+    for (at, byte) in text.iter().enumerate().take(SAFE_DIGITS + 1) {
+        match digit(*byte) {
+            Some(digit) if at < SAFE_DIGITS => number = number * 10 + digit,
+            Some(_) => return None,
+            None => return (at > 0).then_some((number, &text[at..])),
+        }
+    }
+    // More digits may follow.
+    None
+}
+
 #[inline]
 fn digit(byte: u8) -> Option<u64> {
     byte.is_ascii_digit().then(|| u64::from(byte - b'0'))

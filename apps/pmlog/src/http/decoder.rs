@@ -2,7 +2,9 @@
 
 use pmem::Extent;
 
-use super::{Framing, Head, MAX_HEAD_BYTES, Refusal, chunked::Chunked, chunked::Step, head::too_large};
+use super::{
+    Framing, Head, HeadCache, MAX_HEAD_BYTES, Refusal, chunked::Chunked, chunked::Step, head::too_large,
+};
 
 /// Empty lines that may stand before a request (RFC 9112, section 2.2), in bytes.
 const MAX_BLANK_BYTES: usize = 4;
@@ -27,8 +29,11 @@ pub struct Decoder {
     state: State,
     /// The longest chunked body, in bytes.
     max_body_bytes: u64,
+    /// The start of a head that spans slots; it takes no memory without one.
     gathered: Vec<u8>,
-    blank_bytes: usize,
+    blank_bytes: u8,
+    /// Where the cache had the last head.
+    cached: u8,
 }
 
 // The kind has a byte of its own: it is looked at for each part of a request.
@@ -47,20 +52,24 @@ impl Decoder {
     /// Before the first request. A chunked body that says that it is longer than `max_body_bytes` is refused; of one
     /// with a length, the head tells.
     pub fn new(max_body_bytes: u64) -> Self {
-        Self { state: State::default(), max_body_bytes, gathered: Vec::new(), blank_bytes: 0 }
+        Self { state: State::default(), max_body_bytes, gathered: Vec::new(), blank_bytes: 0, cached: 0 }
     }
 
     /// Takes the next part out of `input`, which it leaves narrowed, or `None` when used up. Gives `None`
-    /// when it needs another slot; call it until then.
+    /// when it needs another slot; call it until then. `cache` knows heads of any connections.
     ///
     /// # Errors
     /// A [`Refusal`] after which nothing more can be decoded on this connection.
     #[inline(always)]
-    pub fn next(&mut self, input: &mut Option<Extent>) -> Result<Option<Item>, Refusal> {
+    pub fn next(
+        &mut self,
+        input: &mut Option<Extent>,
+        cache: &mut HeadCache,
+    ) -> Result<Option<Item>, Refusal> {
         match &mut self.state {
             State::Body { remaining: 0 } => Ok(Some(self.end())),
             _ if input.is_none() => Ok(None),
-            State::Head => self.head(input),
+            State::Head => self.head(input, cache),
             State::Body { remaining } => Ok(body(remaining, input).map(Item::Data)),
             State::Chunks(_) => self.chunks(input),
         }
@@ -96,8 +105,9 @@ impl Decoder {
     /// Forgets the connection; the next one starts afresh.
     pub fn reset(&mut self) {
         self.state = State::Head;
-        self.gathered.clear();
+        self.gathered = Vec::new();
         self.blank_bytes = 0;
+        self.cached = 0;
     }
 
     fn end(&mut self) -> Item {
@@ -120,13 +130,14 @@ impl Decoder {
         Ok(None)
     }
 
-    fn head(&mut self, input: &mut Option<Extent>) -> Result<Option<Item>, Refusal> {
+    #[inline]
+    fn head(&mut self, input: &mut Option<Extent>, cache: &mut HeadCache) -> Result<Option<Item>, Refusal> {
         if !self.gathered.is_empty() {
             return self.gather(input);
         }
         self.skip_blank_lines(input)?;
         let Some(extent) = input.as_ref() else { return Ok(None) };
-        match Head::parse(extent.bytes())? {
+        match cache.parse(extent.bytes(), &mut self.cached)? {
             Some((_, length)) if length > MAX_HEAD_BYTES => Err(too_large()),
             Some((head, length)) => {
                 skip(input, length);
@@ -153,9 +164,6 @@ impl Decoder {
     fn gather(&mut self, input: &mut Option<Extent>) -> Result<Option<Item>, Refusal> {
         let Some(extent) = input.take() else { return Ok(None) };
         let before = self.gathered.len();
-        if before == 0 {
-            self.gathered.reserve_exact(MAX_HEAD_BYTES);
-        }
         let room = MAX_HEAD_BYTES - before;
         self.gathered.extend(extent.bytes().iter().take(room));
         let Some(end) = end_of_head(&self.gathered, before) else {
@@ -165,7 +173,7 @@ impl Decoder {
             Some((head, _)) => {
                 *input = Some(extent);
                 skip(input, end - before);
-                self.gathered.clear();
+                self.gathered = Vec::new();
                 self.end_head(&head);
                 Ok(Some(Item::Head(head)))
             }
@@ -173,6 +181,7 @@ impl Decoder {
         }
     }
 
+    #[inline]
     fn skip_blank_lines(&mut self, input: &mut Option<Extent>) -> Result<(), Refusal> {
         while let Some(extent) = input.as_ref() {
             let is_blank = |byte: &&u8| matches!(byte, b'\r' | b'\n');
@@ -180,10 +189,11 @@ impl Decoder {
             if blank == 0 {
                 return Ok(());
             }
-            self.blank_bytes += blank;
-            if self.blank_bytes > MAX_BLANK_BYTES {
+            let so_far = blank + usize::from(self.blank_bytes);
+            if so_far > MAX_BLANK_BYTES {
                 return Err(Refusal::Malformed("empty lines stand where a request should"));
             }
+            self.blank_bytes = so_far as u8;
             skip(input, blank);
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! A request's head: what is asked, how the body is framed, and whether the connection stays.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::{Refusal, Route, authority::is_host, decimal::decimal};
 
@@ -45,6 +46,22 @@ impl Head {
     /// # Errors
     /// A [`Refusal`] after which the connection cannot go on: where the next request starts is not known.
     pub fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, Refusal> {
+        Ok(Parsed::of(bytes)?.map(|Parsed { head, length, .. }| (head, length)))
+    }
+}
+
+/// A head with what is known of its text.
+pub(super) struct Parsed {
+    pub(super) head: Head,
+    /// Bytes of the text.
+    pub(super) length: usize,
+    /// Where the value of its only `Content-Length` lies, if that is a number.
+    pub(super) digits: Option<Range<usize>>,
+}
+
+impl Parsed {
+    /// As [`Head::parse`].
+    pub(super) fn of(bytes: &[u8]) -> Result<Option<Self>, Refusal> {
         // Clearing them all would cost more than the parsing.
         let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut []);
@@ -71,7 +88,7 @@ impl Head {
             Ok(_) if is_http11 && fields.other_expectation => Err(Refusal::Expectation),
             route => route,
         };
-        let head = Self {
+        let head = Head {
             route,
             framing: fields.framing(is_http11)?,
             is_http11,
@@ -80,14 +97,20 @@ impl Head {
             may_withhold_body: is_http11 && (fields.expects_continue || fields.other_expectation),
             is_head: method == "HEAD",
         };
-        Ok(Some((head, length)))
+        let place = |value: &[u8]| {
+            let from = value.as_ptr().addr() - bytes.as_ptr().addr();
+            from..from + value.len()
+        };
+        Ok(Some(Self { head, length, digits: fields.digits.map(place) }))
     }
 }
 
 /// What the header fields say, before the version is taken into account.
 #[derive(Default)]
-struct Fields {
+struct Fields<'a> {
     length: Option<u64>,
+    /// What that was read from, unless it was read twice or is out of range.
+    digits: Option<&'a [u8]>,
     chunked: bool,
     hosts: usize,
     bad_host: bool,
@@ -97,8 +120,8 @@ struct Fields {
     other_expectation: bool,
 }
 
-impl Fields {
-    fn collect(headers: &[httparse::Header<'_>]) -> Result<Self, Refusal> {
+impl<'a> Fields<'a> {
+    fn collect(headers: &[httparse::Header<'a>]) -> Result<Self, Refusal> {
         let mut fields = Self::default();
         for httparse::Header { name, value } in headers {
             // Names that matter all differ in length, so that each is compared with one at most, and most clients
@@ -134,9 +157,13 @@ impl Fields {
         }
     }
 
-    fn content_length(&mut self, value: &[u8]) -> Result<(), Refusal> {
+    fn content_length(&mut self, value: &'a [u8]) -> Result<(), Refusal> {
+        self.digits = None;
         let length = match decimal(value) {
-            Some(length) => length,
+            Some(length) => {
+                self.digits = self.length.is_none().then_some(value);
+                length
+            }
             // It is too long, and not unclear.
             None if !value.is_empty() && value.iter().all(u8::is_ascii_digit) => u64::MAX,
             None => return Err(Refusal::Ambiguous("Content-Length is not a number of bytes")),

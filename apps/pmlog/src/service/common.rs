@@ -8,6 +8,7 @@ use stack::time::Instant;
 use super::{
     checked::Alarm, commits::CommitTimes, network::SharedNetworkState, peers::Peers, render::Rendered,
 };
+use crate::http::HeadCache;
 
 /// What all connections share.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ pub(super) struct Common {
     /// Connections with appends in the current burst.
     pub(super) awaiting: Vec<ConnId>,
     pub(super) rendered: Rendered,
+    pub(super) heads: HeadCache,
     pub(super) now: Instant,
     pub(super) peers: Peers,
 }

@@ -262,7 +262,7 @@ impl Connection {
     /// Decodes what has arrived and acts on it, as far as replies that are owed allow.
     fn read<N: Net>(&mut self, conn: ConnId, common: &mut Common, net: &mut N, shard: &mut Shard) {
         while !self.is_drained && self.may_read() {
-            match self.decoder.next(&mut self.input) {
+            match self.decoder.next(&mut self.input, &mut common.heads) {
                 Ok(Some(item)) => self.act(item, common, shard),
                 Ok(None) => match net.recv(conn) {
                     Some(slot) => {
