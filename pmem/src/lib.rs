@@ -28,18 +28,20 @@
 //! Its modules stand on one another, and none looks up. Below are `format` (the bytes, their names, and what is parsed
 //! from them) and `medium` (the memory that holds them, and what is done to it). On these stands `arena` (named buffers),
 //! then `log` (records that name them), `recovery` (from what a crash left to a log that can go on), `region` (where the
-//! memory comes from, and its shards) and `snapshot` (a store that is only read). `watch` (how far opening has come) needs
-//! none of them.
+//! memory comes from, and its shards) and `snapshot` (a store that is only read). `watch` (how far opening has come) and
+//! `sum` (sums of words, for whoever checks what arrived) need none of them; `cpu` says to all what the CPU can do.
 
 #![allow(unsafe_code)]
 
 mod arena;
+mod cpu;
 mod format;
 mod log;
 mod medium;
 mod recovery;
 mod region;
 mod snapshot;
+mod sum;
 mod watch;
 
 pub use arena::{Arena, Buffer, Extent, Shelf};
@@ -61,4 +63,5 @@ pub use medium::{Domain, FlushInstruction, LINE_BYTES, LineModel, Medium, Spent}
 pub use recovery::{error::OpenError, scan::Corruption};
 pub use region::{Kind, MEMORY, Options, Region, RegionInfo, ShardSeed};
 pub use snapshot::{PieceName, ShardReport, Snapshot, SnapshotEvent, SnapshotRecord};
+pub use sum::sum_words;
 pub use watch::{Step, Watch, Work};
