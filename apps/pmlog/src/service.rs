@@ -14,6 +14,7 @@ mod network;
 mod out;
 mod peers;
 mod render;
+mod replies;
 mod reply;
 mod stream;
 mod text;
@@ -30,6 +31,7 @@ use common::{Common, Patience};
 use connection::Connection;
 use peers::Peers;
 use render::Rendered;
+use replies::ReplyPool;
 
 use crate::http::HeadCache;
 
@@ -133,6 +135,7 @@ impl LogService {
                 commits: CommitTimes::default(),
                 alarm: Alarm::default(),
                 awaiting: Vec::with_capacity(connections),
+                replies: ReplyPool::new(connections),
                 rendered: Rendered::default(),
                 heads: HeadCache::default(),
                 now,
@@ -243,7 +246,7 @@ impl Service for LogService {
                 match self.places.get_mut(conn.index as usize) {
                     Some(place) => {
                         let is_spare = !self.common.has_place();
-                        place.open(conn, is_spare, self.common.now);
+                        place.open(conn, is_spare, &mut self.common);
                         self.common.counters.connections += 1;
                         self.common.spares += u32::from(is_spare);
                     }
@@ -255,7 +258,7 @@ impl Service for LogService {
             Event::Closed { conn, .. } => {
                 if let Some(place) = place_of(&mut self.places, conn) {
                     self.common.spares -= u32::from(place.is_spare());
-                    place.vacate();
+                    place.vacate(&mut self.common);
                     self.common.counters.connections -= 1;
                 }
                 return;

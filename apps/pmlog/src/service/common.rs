@@ -7,6 +7,7 @@ use stack::time::Instant;
 
 use super::{
     checked::Alarm, commits::CommitTimes, network::SharedNetworkState, peers::Peers, render::Rendered,
+    replies::ReplyPool,
 };
 use crate::http::HeadCache;
 
@@ -30,6 +31,8 @@ pub(super) struct Common {
     pub(super) alarm: Alarm,
     /// Connections with appends in the current burst.
     pub(super) awaiting: Vec<ConnId>,
+    /// What connections owe.
+    pub(super) replies: ReplyPool,
     pub(super) rendered: Rendered,
     pub(super) heads: HeadCache,
     pub(super) now: Instant,

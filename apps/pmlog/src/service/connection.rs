@@ -1,6 +1,5 @@
 //! One connection: from slots to appends, and from answers to sends.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use pmem::{AppendError, Draft, Durable, Extent, Pending, Shard};
@@ -12,12 +11,11 @@ use super::{
     out::Progress,
     peers::Reading,
     render::ReplyFormat,
+    replies::Replies,
     reply::{Content, Reply},
 };
 use crate::http::{Ask, Decoder, Framing, Head, Item, Refusal, Route};
 
-/// Requests of one connection that may be unanswered at a time; a client that sends more waits.
-const MAX_PIPELINE: usize = 32;
 /// A refused request's body up to this length is read over, so that the connection can stay.
 const MAX_SKIPPED_BYTES: u64 = 256 * 1024;
 /// What a client may still send after the last reply. A connection closed with unread bytes would be reset,
@@ -40,7 +38,7 @@ pub(super) struct Connection {
     /// What of the last slot is not decoded yet.
     input: Option<Extent>,
     body: Body,
-    replies: VecDeque<Reply>,
+    replies: Replies,
     ending: Ending,
     /// Whether all that had arrived is read. The network says when there is more.
     is_drained: bool,
@@ -91,14 +89,14 @@ struct Pace {
 }
 
 impl Connection {
-    /// A place without a connection. The room for replies is taken here and kept.
+    /// A place without a connection.
     pub(super) fn vacant(max_record_bytes: u64) -> Self {
         Self {
             id: None,
             decoder: Decoder::new(max_record_bytes),
             input: None,
             body: Body::Skipped,
-            replies: VecDeque::with_capacity(MAX_PIPELINE + 2),
+            replies: Replies::new(),
             ending: Ending::Open,
             is_drained: false,
             peer_finished: false,
@@ -109,19 +107,19 @@ impl Connection {
     }
 
     /// Takes the place for `conn`.
-    pub(super) fn open(&mut self, conn: ConnId, is_spare: bool, now: Instant) {
-        self.vacate();
+    pub(super) fn open(&mut self, conn: ConnId, is_spare: bool, common: &mut Common) {
+        self.vacate(common);
         self.id = Some(conn);
-        self.spare_since = is_spare.then_some(now);
-        self.pace = Pace { phase: Phase::Idle, since: now, bytes: 0 };
+        self.spare_since = is_spare.then_some(common.now);
+        self.pace = Pace { phase: Phase::Idle, since: common.now, bytes: 0 };
     }
 
     /// Gives up all that the connection held, and the place itself.
-    pub(super) fn vacate(&mut self) {
+    pub(super) fn vacate(&mut self, common: &mut Common) {
         self.id = None;
         self.input = None;
         self.stop_reading();
-        self.replies.clear();
+        self.replies.clear(&mut common.replies);
         self.ending = Ending::Open;
         self.peer_finished = false;
         self.awaits_commit = false;
@@ -168,9 +166,8 @@ impl Connection {
         shard: &mut Shard,
     ) {
         self.awaits_commit = false;
-        for reply in &mut self.replies {
-            reply.confirm(durable, common);
-        }
+        let Common { replies, counters, .. } = common;
+        self.replies.for_each(replies, |reply| reply.confirm(durable, counters));
         self.go_on(common, net, shard);
     }
 
@@ -187,18 +184,19 @@ impl Connection {
         if self.ending != Ending::Open {
             self.drop_input(conn, common, net);
         }
-        self.keep_pace(common.now);
+        self.keep_pace(common);
     }
 
     /// The commit failed: what waited for it is not acknowledged.
     pub(super) fn commit_failed<N: Net>(&mut self, common: &mut Common, net: &mut N, shard: &mut Shard) {
         self.awaits_commit = false;
-        for reply in &mut self.replies {
+        let Common { replies, counters, .. } = common;
+        self.replies.for_each(replies, |reply| {
             if reply.awaits_commit() {
                 reply.content = Content::Refused(Refusal::CommitFailed);
-                common.counters.refused += 1;
+                counters.refused += 1;
             }
-        }
+        });
         self.run(common, net, shard);
     }
 
@@ -210,8 +208,9 @@ impl Connection {
         net: &mut N,
         shard: &mut Shard,
     ) {
-        if let Some(reply) = self.replies.front_mut() {
+        if let Some(mut reply) = self.replies.lift(&mut common.replies) {
             reply.take(reading, common);
+            self.replies.put_back(reply, &mut common.replies);
         }
         self.run(common, net, shard);
     }
@@ -261,7 +260,7 @@ impl Connection {
 
     /// Decodes what has arrived and acts on it, as far as replies that are owed allow.
     fn read<N: Net>(&mut self, conn: ConnId, common: &mut Common, net: &mut N, shard: &mut Shard) {
-        while !self.is_drained && self.may_read() {
+        while !self.is_drained && self.may_read(common) {
             match self.decoder.next(&mut self.input, &mut common.heads) {
                 Ok(Some(item)) => self.act(item, common, shard),
                 Ok(None) => match net.recv(conn) {
@@ -282,10 +281,10 @@ impl Connection {
         }
     }
 
-    fn may_read(&self) -> bool {
+    fn may_read(&self, common: &Common) -> bool {
         self.ending == Ending::Open
-            && self.replies.len() < MAX_PIPELINE
-            && self.replies.back().is_none_or(Reply::lets_pass)
+            && self.replies.have_room(&common.replies)
+            && self.replies.back(&common.replies).is_none_or(Reply::lets_pass)
     }
 
     // In line with the decoder, so that items need not be carried from one to the other.
@@ -336,7 +335,7 @@ impl Connection {
             self.body = Body::Stored { draft, bytes: 0, format };
             let has_body = head.framing != Framing::Length(0);
             if head.expects_continue && has_body && self.input.is_none() {
-                self.replies.push_back(Reply::new(Content::Continue, format));
+                self.replies.push(Reply::new(Content::Continue, format), &mut common.replies);
             }
             return;
         }
@@ -348,7 +347,7 @@ impl Connection {
         let format = ReplyFormat::of(head, closes);
         match accepted {
             Ok(Route::Append) => {}
-            Ok(Route::Ask(ask)) => self.push(Content::Asked(ask), format),
+            Ok(Route::Ask(ask)) => self.push(Content::Asked(ask), format, common),
             Err(refusal) => self.refuse(refusal, format, common),
         }
     }
@@ -380,7 +379,7 @@ impl Connection {
     fn answer_unkept(&mut self, len_bytes: u64, format: ReplyFormat, common: &mut Common) {
         common.counters.appended_records += 1;
         common.counters.appended_bytes += len_bytes;
-        self.push(Content::Counted { number: common.counters.appended_records, len_bytes }, format);
+        self.push(Content::Counted { number: common.counters.appended_records, len_bytes }, format, common);
     }
 
     /// Owes the reply to an append. It waits for the commit, unless it says why there was none.
@@ -393,7 +392,7 @@ impl Connection {
     ) {
         match appended {
             Ok(pending) => {
-                self.push(Content::Waiting(pending), format);
+                self.push(Content::Waiting(pending), format, common);
                 if !std::mem::replace(&mut self.awaits_commit, true) {
                     common.awaiting.extend(self.id);
                 }
@@ -422,12 +421,12 @@ impl Connection {
     fn refuse(&mut self, refusal: Refusal, format: ReplyFormat, common: &mut Common) {
         common.counters.refused += 1;
         self.body = Body::Skipped;
-        self.push(Content::Refused(refusal), format);
+        self.push(Content::Refused(refusal), format, common);
     }
 
     #[inline]
-    fn push(&mut self, content: Content, format: ReplyFormat) {
-        self.replies.push_back(Reply::new(content, format));
+    fn push(&mut self, content: Content, format: ReplyFormat, common: &mut Common) {
+        self.replies.push(Reply::new(content, format), &mut common.replies);
         if format.closes() {
             self.stop_reading();
         }
@@ -442,24 +441,26 @@ impl Connection {
     /// Sends what is owed, in order, as far as the network takes it. True if a reply went out whole.
     fn send<N: Net>(&mut self, conn: ConnId, common: &mut Common, net: &mut N, shard: &mut Shard) -> bool {
         let mut has_sent = false;
-        while let Some(reply) = self.replies.front_mut() {
-            if reply.awaits_commit() {
-                return has_sent;
-            }
+        while self.replies.front(&common.replies).is_some_and(|reply| !reply.awaits_commit())
+            && let Some(mut reply) = self.replies.lift(&mut common.replies)
+        {
             let (progress, bytes) = reply.send(conn, common, net, shard);
             self.pace.bytes += bytes;
             match progress {
                 Progress::Whole => {}
-                Progress::Blocked => return has_sent,
+                Progress::Blocked => {
+                    self.replies.put_back(reply, &mut common.replies);
+                    return has_sent;
+                }
                 Progress::Broken => {
                     self.abort(common, net);
                     return has_sent;
                 }
             }
-            self.replies.pop_front();
+            self.replies.pop(&mut common.replies);
             has_sent = true;
         }
-        if self.ending == Ending::Replying {
+        if self.ending == Ending::Replying && self.replies.front(&common.replies).is_none() {
             net.finish(conn);
             self.ending = Ending::Finished { dropped_bytes: 0 };
         }
@@ -473,7 +474,7 @@ impl Connection {
         net.abort(conn);
         self.input = None;
         self.stop_reading();
-        self.replies.clear();
+        self.replies.clear(&mut common.replies);
         self.ending = Ending::Finished { dropped_bytes: 0 };
     }
 
@@ -493,8 +494,8 @@ impl Connection {
     }
 
     #[inline]
-    fn keep_pace(&mut self, now: Instant) {
-        let phase = match (self.ending, self.replies.front()) {
+    fn keep_pace(&mut self, common: &Common) {
+        let phase = match (self.ending, self.replies.front(&common.replies)) {
             (Ending::Finished { .. }, _) => Phase::Lingering,
             (_, Some(reply)) if reply.awaits_commit() => Phase::Committing,
             (_, Some(_)) => Phase::Sending,
@@ -502,7 +503,7 @@ impl Connection {
             (_, None) => Phase::Idle,
         };
         if phase != self.pace.phase {
-            self.pace = Pace { phase, since: now, bytes: 0 };
+            self.pace = Pace { phase, since: common.now, bytes: 0 };
         }
     }
 }

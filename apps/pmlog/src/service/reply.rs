@@ -5,7 +5,7 @@ use stack::net::{ConnId, Net};
 
 use super::{
     checked::{Checked, Unreadable},
-    common::Common,
+    common::{Common, Counters},
     foreign::{Fetch, Listing, RemoteTrim},
     out::{Out, Progress, Sent},
     peers::{Owner, Peers, Reading},
@@ -41,11 +41,11 @@ pub(super) enum Content {
     /// How the store is, at the time of sending.
     Health,
     /// Anything that takes more than one step.
-    Underway(Underway),
+    Underway(Box<Underway>),
 }
 
 /// A reply that goes out in pieces, or waits for another core. All that owns something is in here, so that other
-/// replies are dropped at no cost.
+/// replies are small, and are dropped at no cost.
 #[derive(Debug)]
 pub(super) enum Underway {
     /// A record on its way.
@@ -87,7 +87,7 @@ impl Reply {
     /// Takes the answer of another core to what this reply has asked. If it has not asked, what came goes back.
     pub(super) fn take(&mut self, reading: Reading, common: &mut Common) {
         let Content::Underway(underway) = &mut self.content else { return };
-        let refusal = match (reading, underway) {
+        let refusal = match (reading, &mut **underway) {
             (Reading::Part { begins, bytes, lease }, Underway::Fetch(fetch)) => {
                 common.counters.read_records += u64::from(begins.is_some());
                 return fetch.take(begins, bytes, lease);
@@ -110,13 +110,13 @@ impl Reply {
 
     /// Turns an append that `durable` covers into its receipt.
     #[inline]
-    pub(super) fn confirm(&mut self, durable: &Durable, common: &mut Common) {
+    pub(super) fn confirm(&mut self, durable: &Durable, counters: &mut Counters) {
         // The placeholder is replaced on the next line.
         self.content = match std::mem::replace(&mut self.content, Content::Continue) {
             Content::Waiting(pending) => match durable.confirm(pending) {
                 Ok(receipt) => {
-                    common.counters.appended_records += 1;
-                    common.counters.appended_bytes += receipt.len;
+                    counters.appended_records += 1;
+                    counters.appended_bytes += receipt.len;
                     Content::Appended(receipt)
                 }
                 Err(pending) => Content::Waiting(pending),
@@ -156,7 +156,7 @@ impl Reply {
         }
         if let Content::Health = self.content {
             let text = health(common, shard, self.format);
-            self.content = Content::Underway(Underway::Text(Prepared::new(text)));
+            self.content = Underway::Text(Prepared::new(text)).into();
         }
         let Common { rendered, peers, .. } = common;
         match &mut self.content {
@@ -172,6 +172,12 @@ impl Reply {
             // They have become something else above.
             Content::Asked(_) | Content::Health => Ok(()),
         }
+    }
+}
+
+impl From<Underway> for Content {
+    fn from(underway: Underway) -> Self {
+        Self::Underway(Box::new(underway))
     }
 }
 
@@ -217,7 +223,7 @@ fn answered(ask: Ask, common: &mut Common, shard: &mut Shard) -> Result<Content,
         Ask::Record(name) => {
             let (index, seq) = common.peers.find(name)?;
             if let Owner::Core(core) = common.peers.owner_of(index) {
-                return Ok(Content::Underway(Underway::Fetch(Fetch::new(core, index, seq))));
+                return Ok(Underway::Fetch(Fetch::new(core, index, seq)).into());
             }
             let looked = Checked::look(common.peers.shard(index, shard), seq);
             let record = looked.map_err(|Unreadable { refusal, found }| {
@@ -225,12 +231,12 @@ fn answered(ask: Ask, common: &mut Common, shard: &mut Shard) -> Result<Content,
                 refusal
             })?;
             common.counters.read_records += 1;
-            Ok(Content::Underway(Underway::Record(Sending::new(index, record))))
+            Ok(Underway::Record(Sending::new(index, record)).into())
         }
         Ask::Trim { before } => {
             let (index, seq) = common.peers.find(before)?;
             if let Owner::Core(core) = common.peers.owner_of(index) {
-                return Ok(Content::Underway(Underway::RemoteTrim(RemoteTrim::new(core, index, seq))));
+                return Ok(Underway::RemoteTrim(RemoteTrim::new(core, index, seq)).into());
             }
             let trimmed = common.peers.shard(index, shard).trim(seq).map_err(|error| {
                 common.fail(&error.to_string());
@@ -274,5 +280,5 @@ fn listing(
             return Err(Refusal::Trimmed { shard, from: first, head, next });
         }
     }
-    Ok(Content::Underway(Underway::Listing(Listing::new(only, from, limit))))
+    Ok(Underway::Listing(Listing::new(only, from, limit)).into())
 }
