@@ -7,6 +7,7 @@ use crate::fwd::FwdArgs;
 use crate::instructions::InstructionsArgs;
 use crate::load::cli::LoadArgs;
 use crate::report::ReportArgs;
+use crate::ring::RingArgs;
 use crate::run::cli::RunArgs;
 use crate::serve::ServeArgs;
 
@@ -39,6 +40,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Load a server with appends over many connections, and measure rate and latency.
     Load(LoadArgs),
+    /// Serve and load in one process, over a link that does as a NIC does.
+    Ring(RingArgs),
 }
 
 #[cfg(test)]
@@ -51,7 +54,7 @@ mod tests {
     fn help_shows_each_option_and_an_example() {
         let mut command = Cli::command().term_width(100);
         command.build();
-        for name in ["run", "load", "report", "cores", "fwd", "instructions"] {
+        for name in ["run", "load", "ring", "report", "cores", "fwd", "instructions"] {
             let help = command.find_subcommand_mut(name).expect("the subcommand").render_long_help();
             insta::assert_snapshot!(name, help.to_string());
         }

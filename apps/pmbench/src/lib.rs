@@ -1,6 +1,7 @@
 //! `pmbench`: durable appends over every kind of network stack, measured side by side.
 //!
 //! [`serve`] is the servers, one for each way the field has of doing it; [`load`] is the client of all of them;
+//! [`ring`] is both in one process, over a link that does as a NIC does;
 //! [`run`] measures each server with that client, and talks to both over [`protocol`]; [`report`] shows what it found.
 //! [`cores`] measures how pmlog scales, [`fwd`] how pmfwd forwards, and [`instructions`] whose code a request runs.
 
@@ -15,6 +16,8 @@ mod progress;
 pub mod protocol;
 pub mod report;
 pub mod results;
+pub mod ring;
 pub mod run;
 pub mod serve;
 mod spread;
+mod wire;

@@ -5,12 +5,13 @@
 
 pub mod cli;
 mod client;
-mod device;
+pub(crate) mod device;
 mod frames;
 mod pace;
 mod reply;
 mod request;
 mod summary;
+mod wired;
 
 use std::io::{Write, stdin};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,12 +49,26 @@ pub fn load(args: &LoadArgs, out: &mut impl Write) -> Result<()> {
     if let Some(core) = args.core {
         program::pin(core)?;
     }
-    let summary = if args.frames { send_frames(args, &stop, out)? } else { send_requests(args, &stop, out)? };
-    summary.check()
+    load_over(Device::find(args)?, args, &stop, out)
 }
 
-fn send_requests(args: &LoadArgs, stop: &AtomicBool, out: &mut impl Write) -> Result<Summary> {
-    let mut device = Device::find(args)?;
+/// Loads the server over `device`.
+pub(crate) fn load_over(
+    device: Device,
+    args: &LoadArgs,
+    stop: &AtomicBool,
+    out: &mut impl Write,
+) -> Result<()> {
+    let send = if args.frames { send_frames } else { send_requests };
+    send(device, args, stop, out)?.check()
+}
+
+fn send_requests(
+    mut device: Device,
+    args: &LoadArgs,
+    stop: &AtomicBool,
+    out: &mut impl Write,
+) -> Result<Summary> {
     let request = request(args);
     let transport = device.stack(args, request.len())?;
     let request = device.in_buffers(&request)?;
@@ -73,9 +88,13 @@ fn send_requests(args: &LoadArgs, stop: &AtomicBool, out: &mut impl Write) -> Re
     Ok(summary)
 }
 
-fn send_frames(args: &LoadArgs, stop: &AtomicBool, out: &mut impl Write) -> Result<Summary> {
-    let device = Device::find(args)?;
-    let mut frames = Frames::new(&device, args, request(args).len())?;
+fn send_frames(
+    mut device: Device,
+    args: &LoadArgs,
+    stop: &AtomicBool,
+    out: &mut impl Write,
+) -> Result<Summary> {
+    let mut frames = Frames::new(&mut device, args, request(args).len())?;
     frames.run(args.warmup(), stop);
     frames.reset();
     measuring(args, out)?;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use pmbench::cli::{Cli, Command};
-use pmbench::{cores, fwd, instructions, load, report, run, serve};
+use pmbench::{cores, fwd, instructions, load, report, ring, run, serve};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -27,6 +27,7 @@ fn work(cli: &Cli) -> Result<()> {
         Command::Fwd(args) => fwd::run(args, &mut io::stdout().lock()),
         Command::Instructions(args) => instructions::run(args, &mut io::stdout().lock()),
         Command::Serve(args) => serve::serve(args),
+        Command::Ring(args) => ring::run(args),
         Command::Load(args) => load::load(args, &mut io::stdout().lock()),
     }
 }

@@ -20,10 +20,12 @@ mod sockets;
 pub use cli::ServeArgs;
 pub use reply::REPLY_BYTES;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::protocol::{Mode, ServerEvent};
-use control::{Control, Skipped, tell};
+pub(crate) use control::Control;
+use control::{Skipped, tell};
+pub(crate) use device::Device;
 
 /// Serves in the mode that was asked for until standard input says `stop` or ends.
 ///
@@ -35,14 +37,24 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
         Mode::StatusQuo | Mode::StatusQuoFsync | Mode::MsgZerocopy | Mode::Kcm => {
             sockets::serve(args, &control)
         }
-        Mode::DpdkCopy => copy::serve(args, &control),
         Mode::KernelPaste => slots::serve_kernel(args, &control),
-        Mode::Paste | Mode::PasteEcho => slots::serve(args, &control),
-        Mode::Limit => limit::serve(args, &control),
+        Mode::DpdkCopy | Mode::Paste | Mode::PasteEcho | Mode::Limit => {
+            Device::find(args).and_then(|device| serve_on(&device, args, &control))
+        }
     };
     match served.map_err(anyhow::Error::downcast) {
         Err(Ok(Skipped(reason))) => tell(&ServerEvent::Skipped { reason }),
         Err(Err(error)) => Err(error),
         Ok(()) => Ok(()),
+    }
+}
+
+/// Serves on a DPDK port, in one of the modes that have one, until told to stop.
+pub(crate) fn serve_on(device: &Device, args: &ServeArgs, control: &Control) -> Result<()> {
+    match args.mode {
+        Mode::DpdkCopy => copy::serve(args, control, device),
+        Mode::Paste | Mode::PasteEcho => slots::serve(args, control, device),
+        Mode::Limit => limit::serve(args, control, device),
+        mode => bail!("a server of mode {mode} is on the kernel's sockets, and has no DPDK port"),
     }
 }

@@ -3,6 +3,8 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
 
+use crate::mbuf::Mbuf;
+
 const LINE_BYTES: usize = 64;
 
 /// Where bytes lie that will be written soon: buffers into which this CPU copies frames
@@ -17,6 +19,11 @@ impl WrittenSoon {
     /// These bytes. They need not live until they have been asked for.
     pub fn new(bytes: &[u8]) -> Self {
         Self { address: bytes.as_ptr().addr(), len: bytes.len() }
+    }
+
+    /// The first `len` of the free bytes behind a packet's data.
+    pub fn behind(packet: &Mbuf, len: usize) -> Self {
+        Self { address: packet.bytes().as_ptr_range().end.addr(), len: len.min(packet.tailroom()) }
     }
 
     /// Asks for the first `lines` lines of those that have not been asked for; returns whether some are left. A core

@@ -104,7 +104,7 @@ impl LoadArgs {
 /// More connections than one core is asked to keep.
 const MAX_CONNECTIONS: u32 = 10_000;
 
-fn parse_connections(text: &str) -> Result<NonZeroU32, String> {
+pub(crate) fn parse_connections(text: &str) -> Result<NonZeroU32, String> {
     text.parse()
         .ok()
         .filter(|count: &NonZeroU32| count.get() <= MAX_CONNECTIONS)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use dpdk::{Eal, PortId};
+use dpdk::{Eal, Pool, Port, PortId};
 use pmem::{Arena, Extent, MEMORY, Options, Region, Shard};
 use smoltcp::wire::IpCidr;
 use stack::Config;
@@ -11,7 +11,9 @@ use stack::time::Instant;
 use stack::transport::dpdk::{DpdkConfig, DpdkTransport, Reach};
 
 use super::cli::LoadArgs;
+use super::wired::Wired;
 use crate::nic::Nic;
+use crate::wire::{Ends, Wire};
 
 /// Length of the port's queues: what four thousand connections have on their way.
 const DESCRIPTORS: u16 = 1024;
@@ -57,6 +59,8 @@ pub struct Device {
     pub(super) id: PortId,
     pub(super) mac: [u8; 6],
     clock: Clock,
+    /// Where the server is a thread of this process: the ends of the cable to it, and its port's receive pool.
+    server: Option<(Ends, Pool)>,
     /// Keeps the memory in which requests and replies lie.
     shard: Option<Shard>,
 }
@@ -64,8 +68,20 @@ pub struct Device {
 impl Device {
     /// Starts the EAL and finds the port.
     pub fn find(args: &LoadArgs) -> Result<Self> {
-        let Nic { eal, id, mac } = Nic::find(&args.dev, &args.eal, args.mac)?;
-        Ok(Self { eal, id, mac, clock: Clock::start(), shard: None })
+        Ok(Self::new(Nic::find(&args.dev, &args.eal, args.mac)?, None))
+    }
+
+    /// The port of `nic`; with the far side of its cable, if nobody else carries its frames.
+    pub fn new(nic: Nic, server: Option<(Ends, Pool)>) -> Self {
+        let Nic { eal, id, mac } = nic;
+        Self { eal, id, mac, clock: Clock::start(), server, shard: None }
+    }
+
+    /// What carries the frames of the port, now that it is started, if it takes somebody to do so.
+    pub(super) fn wire(&mut self, port: &Port) -> Result<Option<Box<Wire>>> {
+        let Some((ends, of_server)) = self.server.take() else { return Ok(None) };
+        let own = port.pool(0).context("a port that is started has a receive pool")?.clone();
+        Ok(Some(Box::new(Wire::new(ends, of_server, own))))
     }
 
     /// The clock that everything on this port goes by.
@@ -74,7 +90,7 @@ impl Device {
     }
 
     /// The stack on this port, its link up and its address its own, for requests of so many bytes.
-    pub fn stack(&mut self, args: &LoadArgs, request_bytes: usize) -> Result<DpdkTransport> {
+    pub fn stack(&mut self, args: &LoadArgs, request_bytes: usize) -> Result<Wired> {
         let connections = args.connections.get() as usize;
         // The receive queue and what its pool holds back, and some buffers for each connection.
         let buffers = 4 * usize::from(DESCRIPTORS) + 4 * connections;
@@ -101,12 +117,16 @@ impl Device {
         let mut transport = DpdkTransport::new(self.eal, self.id, config, rings, reach, arena, now)?;
         self.shard = Some(shard);
         self.wait_for_link(transport.port())?;
-        transport.claim_addresses(|| self.clock.now()).map_err(|error| anyhow!("{error} (--ip)"))?;
-        Ok(transport)
+        let wire = self.wire(transport.port())?;
+        // At the ends of a wire of this process is nobody else.
+        if wire.is_none() {
+            transport.claim_addresses(|| self.clock.now()).map_err(|error| anyhow!("{error} (--ip)"))?;
+        }
+        Ok(Wired::new(transport, wire))
     }
 
     /// Waits until the other side of the link is there: what is sent before is lost, and sent again a second later.
-    pub(super) fn wait_for_link(&self, port: &dpdk::Port) -> Result<()> {
+    pub(super) fn wait_for_link(&self, port: &Port) -> Result<()> {
         let limit_ns = self.clock.now_ns() + LINK_UP.as_nanos() as u64;
         while !port.link()?.up {
             ensure!(

@@ -16,6 +16,7 @@ use super::cli::LoadArgs;
 use super::device::{Clock, Device};
 use super::pace::FIRST_REPLY;
 use super::summary::{Errors, Summary, latencies};
+use crate::wire::Wire;
 
 /// Bytes before a segment's payload: Ethernet, IPv4, and TCP with its timestamps.
 const HEADER_BYTES: usize = 14 + 20 + 32;
@@ -35,6 +36,7 @@ pub struct Frames {
     rx: RxQueue,
     tx: TxQueue,
     _port: Port,
+    wire: Option<Box<Wire>>,
     pool: Pool,
     received: MbufBatch,
     waiting: MbufBatch,
@@ -60,7 +62,7 @@ struct Request {
 
 impl Frames {
     /// Starts the port, and makes a request's frames.
-    pub fn new(device: &Device, args: &LoadArgs, request_bytes: usize) -> Result<Self> {
+    pub fn new(device: &mut Device, args: &LoadArgs, request_bytes: usize) -> Result<Self> {
         let templates = templates(device.mac, args, request_bytes);
         let info = device.id.info()?;
         let in_flight = args.connections.get() as usize * templates.len();
@@ -70,14 +72,16 @@ impl Frames {
             socket: info.socket,
             ..PoolConfig::default()
         };
-        let pool = Pool::dram(device.eal, "frames", &config)?;
+        let pool = Pool::dram(device.eal, "requests", &config)?;
         let mut port = Port::start(device.id, &PortConfig::default(), std::slice::from_ref(&pool))?;
         let (rx, tx) = (port.rx_queue(0)?, port.tx_queue(0)?);
         device.wait_for_link(&port)?;
+        let wire = device.wire(&port)?;
         Ok(Self {
             rx,
             tx,
             _port: port,
+            wire,
             pool,
             received: MbufBatch::new(),
             waiting: MbufBatch::new(),
@@ -140,6 +144,9 @@ impl Frames {
     }
 
     fn step(&mut self) -> bool {
+        if let Some(wire) = &mut self.wire {
+            wire.carry_to_client();
+        }
         let count = self.rx.burst(&mut self.received);
         for at in 0..count {
             let arrived = self.received.iter().nth(at).and_then(|mbuf| number(mbuf.bytes()));
@@ -198,7 +205,11 @@ impl Frames {
     }
 
     fn flush(&mut self) -> bool {
-        !self.waiting.is_empty() && self.tx.burst(&mut self.waiting) > 0
+        let has_sent = !self.waiting.is_empty() && self.tx.burst(&mut self.waiting) > 0;
+        if let Some(wire) = &mut self.wire {
+            wire.carry_to_server();
+        }
+        has_sent
     }
 }
 

@@ -22,10 +22,11 @@ pub enum LoadEvent {
 }
 
 impl LoadEvent {
-    /// Writes the event as a line.
+    /// Writes the event as a line, all at once: a server's may come between others.
     pub(super) fn write(&self, out: &mut impl Write) -> Result<()> {
-        serde_json::to_writer(&mut *out, self)?;
-        writeln!(out)?;
+        let mut line = serde_json::to_vec(self)?;
+        line.push(b'\n');
+        out.write_all(&line)?;
         Ok(out.flush()?)
     }
 }

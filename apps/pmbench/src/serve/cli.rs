@@ -86,7 +86,7 @@ fn dpdk_modes() -> Vec<(&'static str, &'static str)> {
     ["dpdk-copy", "paste", "paste-echo", "limit"].map(|mode| ("mode", mode)).to_vec()
 }
 
-fn parse_size(text: &str) -> Result<ByteSize, String> {
+pub(crate) fn parse_size(text: &str) -> Result<ByteSize, String> {
     text.parse().map_err(|_| "write a number of bytes with or without a unit, such as 64MiB".to_owned())
 }
 

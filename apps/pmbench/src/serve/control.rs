@@ -14,7 +14,7 @@ use super::cli::ServeArgs;
 use crate::protocol::{Ready, ServerCommand, ServerEvent};
 
 /// The server's side of standard input.
-pub(super) struct Control {
+pub(crate) struct Control {
     /// There may be a command; the loop reads nothing else while this is false.
     told: Arc<AtomicBool>,
     /// Becomes readable with each command, for loops that sleep.
@@ -26,7 +26,7 @@ pub(super) struct Control {
 
 impl Control {
     /// Starts to read standard input, on other cores than `core`, to which the calling thread is bound.
-    pub(super) fn start(core: Option<usize>) -> Result<Self> {
+    pub(crate) fn start(core: Option<usize>) -> Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let told = Arc::new(AtomicBool::new(false));
         let interrupted = program::stop_signal()?;
@@ -46,6 +46,11 @@ impl Control {
             program::pin(core)?;
         }
         Ok(control)
+    }
+
+    /// What ends the server when it is set, and is set by SIGINT and SIGTERM.
+    pub(crate) fn interruption(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.interrupted)
     }
 
     /// The next command, if there is one.

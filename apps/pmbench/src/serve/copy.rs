@@ -38,12 +38,11 @@ const TIMERS_EVERY: Duration = Duration::from_millis(10);
 const TX_BYTES: usize = 4096;
 
 /// Serves until told to stop.
-pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
-    let device = Device::find(args)?;
+pub(super) fn serve(args: &ServeArgs, control: &Control, device: &Device) -> Result<()> {
     let (info, seed) = ledger::open(args)?;
     let shard = seed.open()?;
-    let frames = Frames::start(&device)?;
-    let mut server = Watched::new(Server::new(args, &device, frames, shard), args.profile);
+    let frames = Frames::start(device)?;
+    let mut server = Watched::new(Server::new(args, device, frames, shard), args.profile);
     let notes =
         ["one commit for each burst", "stock smoltcp sockets, one set for each connection", "two copies"];
     tell_ready(args, Some(info.domain.to_string()), &notes)?;

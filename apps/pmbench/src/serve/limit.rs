@@ -21,11 +21,11 @@ use super::ledger::{Ledger, Meter};
 const MBUFS: u32 = 4096 - 1;
 
 /// Sends frames back until told to stop.
-pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
-    let device = Device::find(args)?;
+pub(super) fn serve(args: &ServeArgs, control: &Control, device: &Device) -> Result<()> {
     let pool = Pool::dram(device.eal, "frames", &PoolConfig { mbufs: MBUFS, ..PoolConfig::default() })?;
     let mut port = Port::start(device.id, &PortConfig::default(), std::slice::from_ref(&pool))?;
     let (rx, tx) = (port.rx_queue(0)?, port.tx_queue(0)?);
+    device.started(&port);
     let me = Host { mac: EthernetAddress(device.mac), ip: args.ip.address() };
     let mirror = Mirror { rx, tx, batch: MbufBatch::new(), me, ledger: Ledger::default() };
     tell_ready(args, None, &["nothing is parsed and nothing is kept"])?;

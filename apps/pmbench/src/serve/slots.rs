@@ -25,8 +25,7 @@ const REST: Rest = Rest::Wait { after: Duration::ZERO, limit: Duration::from_mil
 const BACKLOG: u16 = 4096;
 
 /// Serves on a DPDK port until told to stop.
-pub(super) fn serve(args: &ServeArgs, control: &Control) -> Result<()> {
-    let device = Device::find(args)?;
+pub(super) fn serve(args: &ServeArgs, control: &Control, device: &Device) -> Result<()> {
     let meter = Meter::polling();
     let (info, shard, transport) = device.open(args, &meter)?;
     let keeps = args.mode == Mode::Paste;

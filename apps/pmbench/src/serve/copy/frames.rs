@@ -35,6 +35,7 @@ impl Frames {
         let sent = Pool::dram(device.eal, "sent", &config)?;
         let mut port = Port::start(device.id, &PortConfig::default(), &[received])?;
         let (rx, tx) = (port.rx_queue(0)?, port.tx_queue(0)?);
+        device.started(&port);
         let sender = Sender { tx, pool: sent, waiting: MbufBatch::new() };
         Ok(Self { rx, received: MbufBatch::new(), taken: 0, sender, _port: port })
     }
