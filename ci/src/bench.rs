@@ -10,10 +10,11 @@ use clap::{Args, Subcommand};
 use crate::setup::{self, Packages, Verbosity};
 use crate::steps::{Profile, programs_in, said_by, workspace};
 
-/// The loads that the targets speak of, once each.
-const QUICK: &str = "--sizes 1024,8192 --connections 1,50,100 --rounds 1 --seconds 0.8 --warmup 0.1";
-/// All loads, several times.
-const FULL: &str = "--sizes 64,1024,8192 --connections 1,10,50,100 --rounds 5 --seconds 1 --warmup 0.2";
+/// The cells that the targets speak of, once each.
+const QUICK: &str =
+    "--only-targets --sizes 64,1024,8192 --connections 1,50,100 --rounds 1 --seconds 0.8 --warmup 0.1";
+/// All cells, several times.
+const FULL: &str = "--sizes 64,1024,8192 --connections 1,50,100 --ring-connections 1,50 --rounds 5 --seconds 0.6 --warmup 0.15";
 const TESTPMD: [(&str, &str); 1] = [("dpdk-dev", "dpdk-testpmd, beside which pmfwd is measured")];
 
 #[derive(Args)]
@@ -34,11 +35,11 @@ enum Suite {
     /// Every way of serving durable appends, side by side: a table, and a report in target/bench/compare.
     #[command(after_help = "\
 Examples:
-  sudo -E cargo xtask bench compare --quick     the loads that the targets speak of, once: 3 minutes
-  sudo -E cargo xtask bench compare             all loads, five times
+  sudo -E cargo xtask bench compare --quick     what the targets speak of, and all modes with 1 KiB, once: 2 minutes
+  sudo -E cargo xtask bench compare             all loads, five times: 25 minutes
 Leave the machine alone meanwhile; it needs two CPUs that nothing else uses.")]
     Compare {
-        /// Few loads, one round, short cells.
+        /// Few cells, one round.
         #[arg(long)]
         quick: bool,
         /// Do without root, at the price of fairness on veth: see `pmbench run --help`.

@@ -20,6 +20,7 @@ use clap::Args;
 use crate::protocol::Mode;
 use crate::results::{Cell, Link, Load, Results};
 pub use plots::Font;
+pub use targets::REFERENCE;
 
 /// Which results to report on.
 #[derive(Clone, Debug, Args)]
@@ -69,4 +70,12 @@ pub fn to_be_profiled(cells: &[Cell]) -> Vec<(Link, Mode, Load)> {
         }
     }
     wanted
+}
+
+/// Whether some target compares this server under this load.
+pub fn is_compared(link: Link, mode: Mode, load: Load) -> bool {
+    targets::TARGETS.iter().any(|target| {
+        let (one, other) = target.servers();
+        target.load() == load && [one, other].iter().any(|server| (server.link, server.mode) == (link, mode))
+    })
 }

@@ -19,6 +19,8 @@ pub enum Link {
     Veth,
     /// Shared memory between two DPDK ports.
     Memif,
+    /// Rings between two threads of one process, of which the client's does what a NIC's hardware does.
+    Ring,
 }
 
 impl fmt::Display for Link {
@@ -26,6 +28,7 @@ impl fmt::Display for Link {
         f.write_str(match self {
             Self::Veth => "veth",
             Self::Memif => "memif",
+            Self::Ring => "ring",
         })
     }
 }

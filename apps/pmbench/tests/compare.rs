@@ -1,5 +1,6 @@
 //! A small comparison from end to end: servers, clients, links, and what is written about them.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -48,7 +49,7 @@ fn each_mode_is_measured_on_its_links() {
         let cell = cells.find(|cell| cell["link"] == link && cell["mode"] == mode);
         cell.unwrap_or_else(|| panic!("no {mode} on {link} in {results}"))
     };
-    assert_eq!(cells.len(), 4 + 3, "{results}");
+    assert_eq!(cells.len(), 4 + 3 + 3, "{results}");
     for (link, mode) in [
         ("veth", "status-quo"),
         ("veth", "paste"),
@@ -57,6 +58,9 @@ fn each_mode_is_measured_on_its_links() {
         ("memif", "paste"),
         ("memif", "paste-echo"),
         ("memif", "limit"),
+        ("ring", "paste"),
+        ("ring", "paste-echo"),
+        ("ring", "limit"),
     ] {
         let cell = find(link, mode);
         let figure = |name: &str| cell[name].as_f64().unwrap_or_else(|| panic!("no {name} in {cell}"));
@@ -101,6 +105,48 @@ fn where_the_time_goes_is_measured_at_the_loads_of_the_targets() {
 }
 
 #[test]
+fn on_ring_each_target_is_judged() {
+    let folder = lab::scratch_directory("bench-").expect("a folder");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pmbench"));
+    command.args([
+        "run",
+        "--links",
+        "ring",
+        "--only-targets",
+        "--connections",
+        "50",
+        "--persist-delay-us",
+        "0",
+    ]);
+    command
+        .args(["--rounds", "1", "--seconds", "0.3", "--warmup", "0", "--no-wrk", "--out"])
+        .arg(folder.path());
+    if !rustix::process::geteuid().is_root() {
+        command.arg("--unsteered");
+    }
+    // Eight cells, and as many profiles.
+    let output = lab::output_within(command.stdin(Stdio::null()), Duration::from_secs(300)).expect("it ends");
+    assert!(output.status.success(), "{}", text(&output));
+    let cells = read(&folder.path().join("results.json"));
+    // All modes with 1 KiB, and of the others those that are compared.
+    let cells = cells.as_array().expect("a list").iter();
+    let found: BTreeSet<_> =
+        cells.map(|cell| format!("{} {}", cell["size"], cell["mode"].as_str().unwrap_or_default())).collect();
+    let compared = [64, 1024, 8192].map(|size| ["dpdk-copy", "paste"].map(|mode| format!("{size} {mode}")));
+    let bounds = ["1024 paste-echo", "1024 limit"].map(str::to_owned);
+    assert_eq!(found, compared.into_iter().flatten().chain(bounds).collect());
+    let said = text(&output);
+    for size in [64, 1024, 8192] {
+        let target = format!("ring: paste / dpdk-copy, requests per CPU second, {size} B, 50 connections");
+        assert!(said.contains(&target), "no {target} in {said}");
+    }
+    assert!(said.contains("ring: paste / limit") && said.contains("ring: paste / paste-echo"), "{said}");
+    let page = std::fs::read_to_string(folder.path().join("report.md")).expect("a report");
+    assert!(page.contains("| ring | 64 B, 50 connections | requests per CPU second | >= 1.6 |"), "{page}");
+    assert!(page.contains("What it does not"), "{page}");
+}
+
+#[test]
 fn a_second_client_confirms() {
     let folder = lab::scratch_directory("bench-").expect("a folder");
     let output = compare(folder.path(), &["--modes", "status-quo,paste", "--links", "veth"]);
@@ -130,7 +176,7 @@ fn what_cannot_be_compared_is_refused_at_once() {
     for wrong in [
         &["--server-core", "0", "--client-core", "0"][..],
         &["--server-core", "1000"],
-        &["--modes", "kcm", "--links", "memif"],
+        &["--modes", "kcm", "--links", "memif,ring"],
     ] {
         let output = compare(folder.path(), wrong);
         assert_eq!(output.status.code(), Some(1), "{wrong:?}: {}", text(&output));

@@ -17,7 +17,7 @@ use crate::spread::Spread;
 
 /// What a reader must know who compares two of the figures.
 const COMPARABLE: &str = "\
-- **Requests per CPU second, and CPU per request**, across all modes and both links. For kernel sockets it is all that
+- **Requests per CPU second, and CPU per request**, across all modes and links. For kernel sockets it is all that
   the server's core did not idle (user, system, interrupts, softirqs, of /proc/stat, in steps of 10 ms a window). For
   polling loops it is the time, by the time stamp counter, in steps that found something to do and in those that took
   longer than 1 us all the same: the kernel has interrupted them, on veth with the softirqs that feed the packet
@@ -27,12 +27,14 @@ const COMPARABLE: &str = "\
   packet steering has the server's core do the kernel's receive work in all modes, and each cell is refused whose
   packets went elsewhere. Where the client was busy nearly all of the time, it and not the server was the limit: the
   column says so.
-- **Requests per second and latency on memif**: among the DPDK modes only. The kernel's sockets have no memif; it is
-  the nearest thing to a network card on a machine without one, as it copies frames into the buffers where a card's
-  DMA would put them.
+- **Requests per second and latency on memif, and on ring**: among the DPDK modes on the same link. The kernel's sockets
+  have neither.
+- **memif beside ring**: what the link costs the server. On memif its core copies each frame into the buffer where it
+  is received, which takes longest where that buffer is in no cache, and so for servers that keep what they received
+  where it is. On ring that is the other core's work, as it is a card's.
 - **Copies, flushed lines, fences and PM per payload**: across all modes; each server counts its own. The copies that
   the kernel or the link makes are not among them.
-- **Not comparable**: requests per second on veth with those on memif; absolute figures with those of other machines,
+- **Not comparable**: requests per second on one link with those on another; absolute figures with those of other machines,
   since client, server and the virtual link share one machine and its caches; latencies under a longer persist with
   those without; `limit` with anything as an HTTP server, since it parses nothing and returns the request's frames.
 - `paste-echo` and `limit` make nothing durable: they are bounds, not alternatives.
@@ -42,8 +44,22 @@ const COMPARABLE: &str = "\
 /// What lies between client and server.
 const LINKS: &str = "\
 On **veth**, a pair of virtual Ethernet interfaces, all modes: Linux itself at the server's end, or a DPDK port on a
-packet socket (net_af_packet). On **memif**, shared memory between two DPDK ports, the DPDK modes. The client is the same
-program for all: a DPDK port, our own stack, a core of its own.";
+packet socket (net_af_packet). On **memif**, shared memory between two DPDK ports, the DPDK modes. On **ring**, those
+again, with the client in a thread of the server's process. The client is the same program for all: a DPDK port, our own
+stack, a core of its own.
+
+**ring** does as a network card does. The server's port is two rings of pointers (net_ring). Behind them the client's
+thread keeps up to 1023 empty buffers of the server's own receive pool, copies frames into them in the order in which they
+were posted, and hands them over; it reads what the server has sent where that lies, headers in DRAM and payload in the
+store, and frees it then. All of that is the other core's time.
+
+- What it models: the server touches no byte of a frame before it looks at it. Frames lie in buffers that were last used a
+  whole queue ago, or long before that if the server kept those in between; they come by way of a cache, as by DDIO.
+  Completions of what is sent come later, from elsewhere.
+- What it does not: frames come from another core's cache, and not from the last level. There is no PCIe, no descriptor
+  to be read and written back, no doorbell, and no latency of a card's own. Buffers are posted, and sent ones freed, by
+  the other core, where a driver does both on the server's, some ten ns a frame each, in all modes alike. No offload:
+  checksums are the CPU's work.";
 
 /// What the parts of a request's time are.
 const STAGES: &str = "\
@@ -52,16 +68,16 @@ rounds. It is half as long as a cell, and the server reads the time stamp counte
 The cells know nothing of it: they were measured without.
 
 - **rx**: frames out of the device, and their mbufs back into the pool. On memif the driver copies each frame into its
-  buffer here; on veth it copies it out of the packet socket's ring.
+  buffer here; on veth it copies it out of the packet socket's ring; on ring it is given pointers.
 - **stack in**: headers, checksums, connections, queues; for `dpdk-copy` with the copy into the socket's ring.
 - **app**: HTTP, checksum and log entry of the record, reply; for `dpdk-copy` with the copy into the store.
-- `paste` and `paste-echo` also have the next spare buffers fetched into the caches: between frames, which is part of
-  **stack in**, and between events, which is part of **app**.
+- Where the driver copies, `paste` and `paste-echo` also have the next spare buffers fetched into the caches: between
+  frames, which is part of **stack in**, and between events, which is part of **app**.
 - **flush**, **fence**: the lines of payload and log entries, and one wait for each burst. While it is measured, a fence
   waits until the flushed lines have arrived; without, the core runs on meanwhile.
 - **stack out**: timers; headers and checksums of what is sent.
 - **tx**: frames into the device, and freeing what it has sent. On veth it is a system call, in which the kernel
-  delivers the frames.
+  delivers the frames; on ring the other core frees them.
 - **between**: between bursts: the log's trim, and polls that the kernel interrupted.
 
 A processor works ahead: what a stage leaves in flight, such as stores on their way to memory, is charged to the stage

@@ -100,7 +100,7 @@ fn charts(results: &Results) -> Vec<Chart> {
     let Some(load) = reference(results) else { return Vec::new() };
     let plot = |name: &str, title: String| Plot { name: name.to_owned(), title };
     let mut charts = Vec::new();
-    for link in [Link::Veth, Link::Memif] {
+    for link in [Link::Veth, Link::Memif, Link::Ring] {
         let (size, connections) = (load.size, load.connections);
         let by_connections = loads(results, |other| Load { connections, ..other } == load);
         let by_size = loads(results, |other| Load { size, ..other } == load);

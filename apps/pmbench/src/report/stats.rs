@@ -1,5 +1,6 @@
 //! Medians over rounds, and ratios inside them.
 
+use super::targets::REFERENCE;
 use crate::protocol::Mode;
 use crate::results::{Cell, Detail, Link, Load, Results};
 use crate::spread::Spread;
@@ -27,6 +28,11 @@ impl Server {
         Self { link: Link::Memif, mode }
     }
 
+    /// A mode on ring.
+    pub const fn ring(mode: Mode) -> Self {
+        Self { link: Link::Ring, mode }
+    }
+
     fn is_of(self, cell: &Cell) -> bool {
         (self.link, self.mode) == (cell.link, cell.mode)
     }
@@ -35,7 +41,7 @@ impl Server {
 /// The load that stands for all where one must: the targets' own, or else the first that was measured.
 pub fn reference(results: &Results) -> Option<Load> {
     let loads = || results.cells.iter().map(|cell| cell.load).filter(|load| load.persist_delay_us == 0);
-    loads().find(|load| (load.size, load.connections) == (1024, 50)).or_else(|| loads().next())
+    loads().find(|load| *load == REFERENCE).or_else(|| loads().next())
 }
 
 /// The servers in the order of the modes, those on veth first.

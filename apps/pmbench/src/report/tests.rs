@@ -45,7 +45,7 @@ fn profiled(link: Link, mode: Mode, ns: [f64; 8]) -> Profiled {
     }
 }
 
-/// Four modes in two rounds, the second half as fast; one that was skipped, and one that failed.
+/// Five modes in two rounds, the second half as fast; one that was skipped, and one that failed.
 fn results() -> Results {
     let one = Load { connections: 1, ..LOAD };
     let mut cells = Vec::new();
@@ -56,6 +56,8 @@ fn results() -> Results {
         cells.push(cell(Link::Memif, Mode::PasteEcho, LOAD, round, 500_000.0 * speed));
         // A target that is met in the first round only.
         cells.push(cell(Link::Memif, Mode::DpdkCopy, LOAD, round, 320_000.0 * (1.25 * speed).min(1.0)));
+        cells.push(cell(Link::Ring, Mode::DpdkCopy, LOAD, round, 250_000.0 * speed));
+        cells.push(cell(Link::Ring, Mode::Paste, LOAD, round, 700_000.0 * speed));
         cells.push(cell(Link::Veth, Mode::StatusQuo, one, round, 10_000.0 * speed));
         cells.push(cell(Link::Veth, Mode::Paste, one, round, 20_000.0 * speed));
         cells.push(Cell::skipped(Link::Veth, Mode::Kcm, LOAD, round, "the kernel has no AF_KCM".to_owned()));

@@ -26,8 +26,9 @@ pub struct RunArgs {
     /// The modes; all, if not given.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "MODES", default_values_t = all_modes())]
     pub modes: Vec<Mode>,
-    /// The links; the modes on kernel sockets have no memif.
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "LINKS", default_values_t = [Link::Veth, Link::Memif])]
+    /// The links; the modes on kernel sockets have veth only.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "LINKS",
+        default_values_t = [Link::Veth, Link::Memif, Link::Ring])]
     pub links: Vec<Link>,
     /// Payload bytes of a request.
     #[arg(long, value_delimiter = ',', value_name = "BYTES", default_values_t = [64, 1024, 8192],
@@ -37,7 +38,14 @@ pub struct RunArgs {
     #[arg(long, value_delimiter = ',', value_name = "NUMBERS", default_values_t = [1, 10, 50, 100],
         value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub connections: Vec<u32>,
-    /// What each persist takes longer than the memory does. Other values than 0 are measured with one size only.
+    /// Connections on the link ring, if not the same as on the others.
+    #[arg(long, value_delimiter = ',', value_name = "NUMBERS", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub ring_connections: Option<Vec<u32>>,
+    /// Of all cells, measure only those that some target speaks of, and all modes with 1024 bytes and 50 connections.
+    #[arg(long)]
+    pub only_targets: bool,
+    /// What each persist takes longer than the memory does. Other values than 0 are measured with one size only,
+    /// and not on the link ring.
     #[arg(long, value_delimiter = ',', value_name = "US", default_values_t = [0, 10])]
     pub persist_delay_us: Vec<u64>,
     /// The size that longer persists are measured with.

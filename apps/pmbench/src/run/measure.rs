@@ -1,11 +1,13 @@
 //! One cell: a server, a client, and what both did while it was measured.
 
+use std::collections::VecDeque;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize;
 use stack::profile::Stage;
 
 use super::core_time::{CoreTime, CoreUse};
@@ -31,6 +33,17 @@ pub struct Server {
     child: Child,
     pub ready: Ready,
     marks: u64,
+    /// What was heard while something else was waited for.
+    said: VecDeque<ServerEvent>,
+    said_by_client: VecDeque<LoadEvent>,
+}
+
+/// A line of a server, or of a client that is a thread of it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Said {
+    Server(ServerEvent),
+    Client(LoadEvent),
 }
 
 /// How a server is reached.
@@ -39,17 +52,6 @@ pub struct ServerAddress {
     pub ip: String,
     /// The DPDK modes' device.
     pub device: String,
-}
-
-impl ServerAddress {
-    /// A server's address on a link.
-    pub fn on(link: Link, testbed: &Testbed) -> Self {
-        let device = match link {
-            Link::Veth => format!("net_af_packet0,iface={}", DPDK_PAIR.server),
-            Link::Memif => memif(testbed, "server"),
-        };
-        Self { ip: SERVER.to_owned(), device }
-    }
 }
 
 impl Server {
@@ -62,19 +64,11 @@ impl Server {
         address: &ServerAddress,
         more: &[&str],
     ) -> Result<Started> {
-        let store = if mode == Mode::StatusQuoFsync { testbed.disk_file() } else { testbed.store() };
-        for left in [&store, &testbed.memif_socket()] {
-            match fs::remove_file(left) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("cannot remove {}", left.display()));
-                }
-                _ => {}
-            }
-        }
         let mut command = program(testbed)?;
         command.args(["serve", "--mode", &mode.to_string(), "--core", &testbed.cores().server.to_string()]);
         command.args(more);
-        command.arg("--pm").arg(store).args(["--pm-size", &args.pm_size.as_u64().to_string()]);
+        command.arg("--pm").arg(new_store(testbed, mode)?);
+        command.args(["--pm-size", &args.pm_size.as_u64().to_string()]);
         command.args(["--persist-delay-us", &load.persist_delay_us.to_string()]);
         // Some more than the load has: wrk tries one connection before it begins.
         command.args(["--max-connections", &(load.connections + 16).to_string()]);
@@ -84,9 +78,41 @@ impl Server {
             command.args(["--dev", &address.device, "--ip", &format!("{}/{PREFIX}", address.ip)]);
             command.args(["--mac", SERVER_MAC, "--port", &PORT.to_string()]);
         }
-        let mut child = Child::start("server", &mut command, testbed.directory())?;
+        Self::begin(testbed, mode, &mut command)
+    }
+
+    /// Starts a server of a task on a new store, with `more` options, and a client in a thread of it.
+    fn start_with_client(
+        testbed: &Testbed,
+        args: &RunArgs,
+        task: Task,
+        seconds: f64,
+        more: &[&str],
+    ) -> Result<Started> {
+        let Task { mode, load, .. } = task;
+        let cores = testbed.cores();
+        let mut command = program(testbed)?;
+        command.args(["ring", "--json", "--linger", "--mode", &mode.to_string()]).args(more);
+        command.args([
+            "--server-core",
+            &cores.server.to_string(),
+            "--client-core",
+            &cores.client.to_string(),
+        ]);
+        command.arg("--pm").arg(new_store(testbed, mode)?);
+        command.args(["--pm-size", &args.pm_size.as_u64().to_string()]);
+        command.args(["--connections", &load.connections.to_string(), "--size", &load.size.to_string()]);
+        command.args(["--seconds", &seconds.to_string(), "--warmup", &args.warmup.to_string()]);
+        Self::begin(testbed, mode, &mut command)
+    }
+
+    fn begin(testbed: &Testbed, mode: Mode, command: &mut Command) -> Result<Started> {
+        let mut child = Child::start("server", command, testbed.directory())?;
         match child.event(PATIENCE)? {
-            ServerEvent::Ready(ready) => Ok(Started::Serving(Self { child, ready, marks: 0 })),
+            ServerEvent::Ready(ready) => {
+                let (said, said_by_client) = (VecDeque::new(), VecDeque::new());
+                Ok(Started::Serving(Self { child, ready, marks: 0, said, said_by_client }))
+            }
             ServerEvent::Skipped { reason } => {
                 child.wait(PATIENCE)?;
                 Ok(Started::Skipped(reason))
@@ -99,10 +125,38 @@ impl Server {
     pub fn mark(&mut self) -> Result<Mark> {
         self.marks += 1;
         self.child.say(&ServerCommand::Mark(self.marks).to_string())?;
-        match self.child.event(PATIENCE)? {
+        match self.event()? {
             ServerEvent::Mark(mark) if mark.id == self.marks => Ok(mark),
             other => bail!("the server answered mark {} with {other:?}", self.marks),
         }
+    }
+
+    /// The next that the server says.
+    fn event(&mut self) -> Result<ServerEvent> {
+        loop {
+            if let Some(event) = self.said.pop_front() {
+                return Ok(event);
+            }
+            self.listen(PATIENCE)?;
+        }
+    }
+
+    /// The next that the client says which is a thread of the server.
+    fn client_event(&mut self, limit: Duration) -> Result<LoadEvent> {
+        loop {
+            if let Some(event) = self.said_by_client.pop_front() {
+                return Ok(event);
+            }
+            self.listen(limit)?;
+        }
+    }
+
+    fn listen(&mut self, limit: Duration) -> Result<()> {
+        match self.child.event(limit)? {
+            Said::Server(event) => self.said.push_back(event),
+            Said::Client(event) => self.said_by_client.push_back(event),
+        }
+        Ok(())
     }
 
     /// Ends the server.
@@ -195,14 +249,23 @@ struct Served {
 /// Runs a task's server, with `more` options, and its client for some time.
 fn run_pair(testbed: &Testbed, args: &RunArgs, task: Task, seconds: f64, more: &[&str]) -> Result<Ran> {
     let Task { link, mode, load, .. } = task;
-    let mut server = match Server::start(testbed, args, mode, load, &ServerAddress::on(link, testbed), more)?
-    {
+    let devices = devices(testbed, link, mode);
+    let started = match &devices {
+        Some([device, _]) => {
+            let address = ServerAddress { ip: SERVER.to_owned(), device: device.clone() };
+            Server::start(testbed, args, mode, load, &address, more)?
+        }
+        None => Server::start_with_client(testbed, args, task, seconds, more)?,
+    };
+    let mut server = match started {
         Started::Serving(server) => server,
         Started::Skipped(reason) => return Ok(Ran::Skipped(reason)),
     };
     let ready = server.ready.clone();
-    let mut client =
-        Child::start("client", &mut client(testbed, task, seconds, args.warmup)?, testbed.directory())?;
+    let mut client = match &devices {
+        Some([_, device]) => Client::Program(start_client(testbed, device, task, seconds, args.warmup)?),
+        None => Client::Thread,
+    };
     let limit = PATIENCE + Duration::from_secs_f64(args.warmup + seconds);
     let observed = observe(testbed, limit, &mut server, &mut client);
     // Whatever came of it, the server stops polling before the client closes its device: memif's driver unmaps the
@@ -212,7 +275,9 @@ fn run_pair(testbed: &Testbed, args: &RunArgs, task: Task, seconds: f64, more: &
         (Err(error), Err(of_server)) => return Err(error.context(format!("{of_server:#}"))),
         (observed, _) => observed?,
     };
-    client.wait(PATIENCE)?;
+    if let Client::Program(client) = client {
+        client.wait(PATIENCE)?;
+    }
     stopped?;
     check(mode, &window)?;
     if link == Link::Veth && testbed.cores().steered {
@@ -221,27 +286,42 @@ fn run_pair(testbed: &Testbed, args: &RunArgs, task: Task, seconds: f64, more: &
     Ok(Ran::Served(Box::new(Served { ready, window, summary })))
 }
 
+/// The client of a cell: a program of its own, or a thread of the server's.
+enum Client {
+    Program(Child),
+    Thread,
+}
+
+impl Client {
+    /// The next that it says.
+    fn event(&mut self, server: &mut Server, limit: Duration) -> Result<LoadEvent> {
+        match self {
+            Self::Program(child) => child.event(limit),
+            Self::Thread => server.client_event(limit),
+        }
+    }
+}
+
 /// What the server did while the client measured, and what the client found.
 fn observe(
     testbed: &Testbed,
     limit: Duration,
     server: &mut Server,
-    client: &mut Child,
+    client: &mut Client,
 ) -> Result<(Window, Summary)> {
-    expect(client, &LoadEvent::Measuring, limit)?;
+    let expect = |expected: LoadEvent, server: &mut Server, client: &mut Client| {
+        let event = client.event(server, limit)?;
+        ensure!(event == expected, "the client said {event:?} instead of {expected:?}");
+        Ok(())
+    };
+    expect(LoadEvent::Measuring, server, client)?;
     let from = Moment::now(server, testbed.cores().server)?;
-    expect(client, &LoadEvent::Measured, limit)?;
+    expect(LoadEvent::Measured, server, client)?;
     let to = Moment::now(server, testbed.cores().server)?;
-    let LoadEvent::Finished(summary) = client.event(PATIENCE)? else {
+    let LoadEvent::Finished(summary) = client.event(server, PATIENCE)? else {
         bail!("the client has no result");
     };
     Ok((Window::between(&from, &to), summary))
-}
-
-fn expect(client: &mut Child, expected: &LoadEvent, limit: Duration) -> Result<()> {
-    let event: LoadEvent = client.event(limit)?;
-    ensure!(event == *expected, "the client said {event:?} instead of {expected:?}");
-    Ok(())
 }
 
 /// Refuses figures that do not mean what they are called.
@@ -318,23 +398,42 @@ fn profiled(task: Task, window: &Window, summary: &Summary) -> Result<Profiled> 
     })
 }
 
-/// The client of a cell.
-fn client(testbed: &Testbed, task: Task, seconds: f64, warmup: f64) -> Result<Command> {
-    let Task { link, mode, load, .. } = task;
+/// The DPDK devices of server and client on a link; none where the two are threads of one program.
+fn devices(testbed: &Testbed, link: Link, mode: Mode) -> Option<[String; 2]> {
     let pair = if mode.is_kernel() { KERNEL_PAIR } else { DPDK_PAIR };
-    let device = match link {
-        Link::Veth => format!("net_af_packet0,iface={}", pair.client),
-        Link::Memif => memif(testbed, "client"),
-    };
+    match link {
+        Link::Veth => Some([pair.server, pair.client].map(|end| format!("net_af_packet0,iface={end}"))),
+        Link::Memif => Some(["server", "client"].map(|role| memif(testbed, role))),
+        Link::Ring => None,
+    }
+}
+
+/// Starts the client of a cell on a device of its own.
+fn start_client(testbed: &Testbed, device: &str, task: Task, seconds: f64, warmup: f64) -> Result<Child> {
+    let Task { mode, load, .. } = task;
     let mut command = program(testbed)?;
-    command.args(["load", "--json", "--linger", "--dev", &device, "--ip", &format!("{CLIENT}/{PREFIX}")]);
+    command.args(["load", "--json", "--linger", "--dev", device, "--ip", &format!("{CLIENT}/{PREFIX}")]);
     command.args(["--target", &format!("{SERVER}:{PORT}"), "--core", &testbed.cores().client.to_string()]);
     command.args(["--connections", &load.connections.to_string(), "--size", &load.size.to_string()]);
     command.args(["--seconds", &seconds.to_string(), "--warmup", &warmup.to_string()]);
     if mode == Mode::Limit {
         command.args(["--frames", "--target-mac", SERVER_MAC]);
     }
-    Ok(command)
+    Child::start("client", &mut command, testbed.directory())
+}
+
+/// Where a server of a mode makes its store; what the one before left is removed.
+fn new_store(testbed: &Testbed, mode: Mode) -> Result<PathBuf> {
+    let store = if mode == Mode::StatusQuoFsync { testbed.disk_file() } else { testbed.store() };
+    for left in [&store, &testbed.memif_socket()] {
+        match fs::remove_file(left) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", left.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(store)
 }
 
 /// A port on shared memory: `role` is server or client.
