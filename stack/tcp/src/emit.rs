@@ -1,5 +1,7 @@
 //! Building of the headers of TCP segments, and their checksums over pieces of any length.
 
+mod usual;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use pmem::Extent;
@@ -19,6 +21,8 @@ const IPV4_HEADER_BYTES: usize = 20;
 const IPV6_HEADER_BYTES: usize = 40;
 const TCP_HEADER_BYTES: usize = 20;
 const HOP_LIMIT: u8 = 64;
+/// Where a TCP header has its checksum.
+const CHECKSUM_AT: usize = 16;
 
 /// Most bytes of all headers of a segment.
 pub(crate) const MAX_HEADER_BYTES: usize =
@@ -26,8 +30,8 @@ pub(crate) const MAX_HEADER_BYTES: usize =
 
 /// The fields of a segment to send.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Header {
-    pub key: FlowKey,
+pub(crate) struct Header<'a> {
+    pub key: &'a FlowKey,
     pub source_mac: [u8; 6],
     pub mac: [u8; 6],
     pub seq: Seq,
@@ -43,12 +47,25 @@ pub(crate) struct Layout {
     v6: bool,
     l4_at: usize,
     payload_at: usize,
+    /// Of headers that are complete but for the TCP checksum.
+    sums: Option<usual::Sums>,
 }
 
-impl Header {
-    /// Writes the headers into `head`, which payload then follows; [`Layout::complete`] fills in what depends
-    /// on it.
-    pub(crate) fn begin(&self, head: &mut Vec<u8>) -> Layout {
+impl Header<'_> {
+    /// Writes the headers into `head`, which `payload` bytes then follow, there or elsewhere; [`Layout::complete`]
+    /// fills in what depends on those.
+    #[inline]
+    pub(crate) fn begin(&self, payload: usize, head: &mut Vec<u8>) -> Layout {
+        match self.options {
+            Options { mss: None, window_scale: None, timestamp: Some(timestamp) } => {
+                self.begin_usual(timestamp, payload, head)
+            }
+            _ => self.begin_any(head),
+        }
+    }
+
+    /// As [`begin`](Self::begin), whatever the options.
+    fn begin_any(&self, head: &mut Vec<u8>) -> Layout {
         let mut option_bytes = [0; MAX_OPTION_BYTES];
         let options = self.options.emit(&mut option_bytes);
         let v6 = !self.key.is_v4();
@@ -75,7 +92,7 @@ impl Header {
         tcp.set_window_len(self.window);
         head[l4_at + 13] = self.flags.bits();
         head[l4_at + TCP_HEADER_BYTES..].copy_from_slice(&option_bytes[..options]);
-        Layout { v6, l4_at, payload_at }
+        Layout { v6, l4_at, payload_at, sums: None }
     }
 }
 
@@ -103,7 +120,36 @@ fn begin_v6(bytes: &mut [u8], local: Ipv6Addr, remote: Ipv6Addr) {
 impl Layout {
     /// Fills in lengths and checksums once the payload is known: what `head` has behind the headers, and
     /// `pieces`. With `offload` the TCP checksum is left to the device.
+    #[inline]
     pub(crate) fn complete(&self, head: &mut [u8], pieces: &[Extent], offload: bool) -> TxChecksum {
+        let Some(sums) = self.sums else { return self.complete_any(head, pieces, offload) };
+        let (headers, text) = head.split_at_mut(self.payload_at);
+        let (checksum, left) = if offload {
+            (sums.pseudo(), self.left_to_the_device())
+        } else {
+            let mut sum = Sum::from(sums.segment());
+            if !text.is_empty() {
+                sum.add(text);
+            }
+            for piece in pieces {
+                sum.add(piece.bytes());
+            }
+            (!sum.folded(), TxChecksum::Done)
+        };
+        headers[self.l4_at + CHECKSUM_AT..][..2].copy_from_slice(&checksum.to_be_bytes());
+        left
+    }
+
+    fn left_to_the_device(&self) -> TxChecksum {
+        TxChecksum::Tcp {
+            ipv6: self.v6,
+            l2_bytes: ETHERNET_HEADER_BYTES,
+            l3_bytes: self.l4_at - ETHERNET_HEADER_BYTES,
+            l4_bytes: self.payload_at - self.l4_at,
+        }
+    }
+
+    fn complete_any(&self, head: &mut [u8], pieces: &[Extent], offload: bool) -> TxChecksum {
         let payload: usize = pieces.iter().map(Extent::len).sum();
         let tcp_len = head.len() - self.l4_at + payload;
         let ip = &mut head[ETHERNET_HEADER_BYTES..];
@@ -122,12 +168,7 @@ impl Layout {
         let segment = &mut head[self.l4_at..];
         if offload {
             TcpPacket::new_unchecked(segment).set_checksum(pseudo);
-            return TxChecksum::Tcp {
-                ipv6: self.v6,
-                l2_bytes: ETHERNET_HEADER_BYTES,
-                l3_bytes: self.l4_at - ETHERNET_HEADER_BYTES,
-                l4_bytes: self.payload_at - self.l4_at,
-            };
+            return self.left_to_the_device();
         }
         let mut sum = Sum::from(pseudo);
         sum.add(segment);
@@ -146,9 +187,13 @@ mod tests {
     use crate::tcp::options::Timestamp;
     use crate::testing::{arena, extent_of};
 
-    fn header(local: &str, remote: &str) -> Header {
+    fn key(local: &str, remote: &str) -> FlowKey {
+        FlowKey::new(local.parse().unwrap(), remote.parse().unwrap())
+    }
+
+    fn header(key: &FlowKey) -> Header<'_> {
         Header {
-            key: FlowKey::new(local.parse().unwrap(), remote.parse().unwrap()),
+            key,
             source_mac: [2, 0, 0, 0, 0, 1],
             mac: [2, 0, 0, 0, 0, 2],
             seq: Seq(0xfedc_ba98),
@@ -169,9 +214,10 @@ mod tests {
         ] {
             let local_side = Local { mac: [2, 0, 0, 0, 0, 2], addresses: vec![cidr.parse().unwrap()] };
             for text in [&b""[..], b"a", b"ab"] {
-                let header = header(local, remote);
+                let key = key(local, remote);
+                let header = header(&key);
                 let mut frame = Vec::new();
-                let layout = header.begin(&mut frame);
+                let layout = header.begin(text.len() + 6, &mut frame);
                 frame.extend_from_slice(text);
                 let pieces = [extent_of(&arena, b"xyz"), extent_of(&arena, b"1"), extent_of(&arena, b"23")];
                 assert_eq!(layout.complete(&mut frame, &pieces, false), TxChecksum::Done);
@@ -210,9 +256,10 @@ mod tests {
 
     #[test]
     fn an_offloaded_checksum_is_the_pseudo_headers() {
-        let header = header("10.0.0.1:80", "10.0.0.2:4000");
+        let key = key("10.0.0.1:80", "10.0.0.2:4000");
+        let header = header(&key);
         let mut frame = Vec::new();
-        let layout = header.begin(&mut frame);
+        let layout = header.begin(0, &mut frame);
         let left = layout.complete(&mut frame, &[], true);
         assert_eq!(left, TxChecksum::Tcp { ipv6: false, l2_bytes: 14, l3_bytes: 20, l4_bytes: 32 });
         let mut sum = Sum::from(0);

@@ -36,7 +36,7 @@ use crate::tcp::send_pool::SendPool;
 use crate::tcp::send_queue::Pieces;
 use crate::tcp::seq::Seq;
 use crate::time_wait::{TimeWait, TimeWaits};
-use crate::timer::TimerWheel;
+use crate::timer::{NEVER, TimerWheel};
 use crate::window::WindowPool;
 
 pub use error::{AddressConflict, ConnectError, ListenError};
@@ -139,6 +139,8 @@ struct ConnectionEntry {
     in_doubted: bool,
     /// The listener whose backlog counts the connection until its opening is told.
     listener: Option<u16>,
+    /// When its timer is set to fire; never, if it is not set.
+    wakes_at: Instant,
     connection: Connection,
 }
 
@@ -191,6 +193,7 @@ impl Endpoint {
             generation: 0,
             used: false,
             listener: None,
+            wakes_at: NEVER,
             in_output: false,
             in_telling: false,
             in_starved: false,
@@ -304,6 +307,7 @@ impl Endpoint {
         let place = &mut self.places[index as usize];
         place.used = false;
         place.generation = place.generation.wrapping_add(1);
+        place.wakes_at = NEVER;
         self.timers.cancel(index);
         self.free.push(index);
     }

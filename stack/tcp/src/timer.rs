@@ -9,7 +9,7 @@ const LEVELS: usize = 4;
 /// The longest distance in ticks that the wheel can express.
 const HORIZON: u64 = 1 << (6 * LEVELS);
 /// Beyond every deadline.
-const NEVER: Instant = Instant::from_micros(i64::MAX);
+pub(crate) const NEVER: Instant = Instant::from_micros(i64::MAX);
 /// A link that leads nowhere.
 const NONE: u32 = u32::MAX;
 

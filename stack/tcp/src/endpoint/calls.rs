@@ -197,18 +197,19 @@ impl Endpoint {
 
 impl Net for Endpoint {
     fn recv(&mut self, conn: ConnId) -> Option<Slot> {
-        self.live(conn)?;
-        let extent = self.with(conn.index, |connection, cx| connection.recv.pop(cx.pieces))?;
-        let drained = self.with(conn.index, |connection, cx| {
-            let drained = connection.state == State::Drained && connection.recv.ready_bytes() == 0;
-            if drained {
-                connection.release(CloseReason::Finished, cx);
-            }
-            drained || connection.window_opened(cx)
-        });
-        if drained {
-            self.settle(conn.index);
+        let connection = self.live_mut(conn)?;
+        // How far that has opened the window is looked at once, when the connection has its turn to send.
+        connection.has_taken = true;
+        let is_drained = connection.state == State::Drained;
+        let extent = self.places[conn.index as usize].connection.recv.pop(&mut self.waiting)?;
+        if is_drained {
+            self.with(conn.index, |connection, cx| {
+                if connection.recv.ready_bytes() == 0 {
+                    connection.release(CloseReason::Finished, cx);
+                }
+            });
         }
+        self.settle(conn.index);
         Some(Slot::new(extent))
     }
 

@@ -10,6 +10,7 @@ use crate::frame::{FrameSink, SinkFull, TxChecksum, TxFrame};
 use crate::neighbor::{Expired, Lookup};
 use crate::net::CloseReason;
 use crate::tcp::connection::{Context, Happened, Outcome, State};
+use crate::timer::NEVER;
 
 /// Segments that a connection sends before others have their turn.
 const QUANTUM: usize = 16;
@@ -40,8 +41,9 @@ impl Endpoint {
     #[inline]
     pub fn is_quiet_at(&mut self, now: Instant) -> bool {
         self.now = self.now.max(now);
-        let waiting = self.output.len() | self.replies.len() | self.iface.waiting() | self.starved.len();
-        waiting == 0 && !self.timers.is_due(self.now)
+        let waiting = self.output.len() | self.replies.len() | self.iface.waiting();
+        let told_later = self.starved.len() | self.refused.len();
+        waiting | told_later == 0 && !self.timers.is_due(self.now)
     }
 
     fn send_all<S: FrameSink>(&mut self, sink: &mut S) -> Result<(), SinkFull> {
@@ -52,7 +54,7 @@ impl Endpoint {
         }
         while let Some(reply) = self.replies.front() {
             let header = Header {
-                key: reply.key,
+                key: &reply.key,
                 source_mac: self.config.mac,
                 mac: reply.mac,
                 seq: reply.seq,
@@ -61,7 +63,7 @@ impl Endpoint {
                 window: reply.window,
                 options: reply.options,
             };
-            let layout = header.begin(&mut self.head);
+            let layout = header.begin(0, &mut self.head);
             let checksum = layout.complete(&mut self.head, &[], self.config.tx_checksum_offload);
             sink.send(TxFrame { head: &self.head, payload: &[], checksum })?;
             self.replies.pop_front();
@@ -91,12 +93,19 @@ impl Endpoint {
             pieces: &mut self.waiting,
             sending: &mut self.sending,
         };
+        // The window's edge is the same for all segments of a turn.
+        let mut edge = None;
+        if std::mem::take(&mut connection.has_taken) {
+            let edge = *edge.insert(connection.edge(&cx));
+            connection.window_opened(edge);
+        }
         for _ in 0..QUANTUM {
             let Some(plan) = connection.plan(now, cx.sending) else { return Ok(false) };
             let Some(mac) = connection.mac else { return Ok(false) };
-            let report = connection.report(&plan, now, &cx);
+            let edge = *edge.get_or_insert_with(|| connection.edge(&cx));
+            let report = connection.report(&plan, edge, now, &cx);
             let header = Header {
-                key: connection.key,
+                key: &connection.key,
                 source_mac: cx.config.mac,
                 mac,
                 seq: plan.seq,
@@ -105,7 +114,7 @@ impl Endpoint {
                 window: report.window,
                 options: report.options,
             };
-            let layout = header.begin(&mut self.head);
+            let layout = header.begin(plan.len as usize, &mut self.head);
             self.pieces.clear();
             connection.send.gather(plan.from, plan.len, &mut self.head, &mut self.pieces, cx.sending);
             let checksum = layout.complete(&mut self.head, &self.pieces, cx.config.tx_checksum_offload);
@@ -131,7 +140,10 @@ impl Endpoint {
         };
         let place = &mut self.places[index as usize];
         place.in_output = false;
-        if let Some(deadline) = place.connection.next_deadline() {
+        if let Some(deadline) = place.connection.next_deadline()
+            && deadline < place.wakes_at
+        {
+            place.wakes_at = deadline;
             self.timers.bring_forward(index, deadline);
         }
         if !place.in_starved && place.connection.is_starved(&cx) {
@@ -149,6 +161,7 @@ impl Endpoint {
         while let Some(timer) = self.timers.expire(now) {
             match self.timer_of(timer) {
                 TimerOf::Connection(index) => {
+                    self.places[index as usize].wakes_at = NEVER;
                     let (outcome, unanswered) = self.with(index, |connection, cx| {
                         let outcome = connection.expire(now, cx);
                         (outcome, connection.unanswered())
@@ -183,7 +196,7 @@ impl Endpoint {
         for _ in 0..turn {
             let Some(index) = self.starved.pop_front() else { return };
             let (opened, starved) = self.with(index, |connection, cx| {
-                let opened = connection.window_opened(cx);
+                let opened = connection.window_opened(connection.edge(cx));
                 (opened, !opened && connection.is_starved(cx))
             });
             if starved {

@@ -57,6 +57,9 @@ pub(crate) struct Connection {
     pub(crate) key: FlowKey,
     /// Where the peer's frames come from, or the next hop; unknown until neighbor discovery has answered.
     pub(crate) mac: Option<[u8; 6]>,
+    /// Whether the application has taken payload since the connection's last turn to send, so that its window may have
+    /// opened.
+    pub(crate) has_taken: bool,
 
     // The send side (RFC 9293, section 3.3.1).
     pub(super) snd_una: Seq,
@@ -238,6 +241,7 @@ impl Connection {
             state: State::Closed,
             key: FlowKey { local: nowhere, remote: nowhere, local_port: 0, remote_port: 0 },
             mac: None,
+            has_taken: false,
             snd_una: Seq(0),
             snd_nxt: Seq(0),
             snd_max: Seq(0),
@@ -284,7 +288,7 @@ impl Connection {
         self.send.clear(cx.sending);
         self.recv.clear(cx.pieces);
         self.key = key;
-        self.mac = None;
+        (self.mac, self.has_taken) = (None, false);
         (self.iss, self.snd_una, self.snd_nxt, self.snd_max) = (iss, iss, iss, iss);
         (self.snd_wnd, self.max_snd_wnd) = (0, 0);
         (self.snd_scale, self.rcv_scale) = (0, 0);

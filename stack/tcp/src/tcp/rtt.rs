@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use stack_net::time::Instant;
+
 /// Round-trip times of one connection, in microseconds, and the timeout that follows from them.
 #[derive(Clone, Debug)]
 pub(crate) struct Rtt {
@@ -66,15 +68,28 @@ impl Rtt {
     }
 
     /// The timeout, doubled for each backoff.
-    pub(crate) fn timeout(&self) -> Duration {
+    #[inline]
+    pub(crate) fn timeout_us(&self) -> u64 {
         let doubled = u64::from(self.rto_us) << self.backoff.min(16);
-        Duration::from_micros(doubled.min(u64::from(self.max_us)))
+        doubled.min(u64::from(self.max_us))
+    }
+
+    /// When what is sent `now` has timed out.
+    #[inline]
+    pub(crate) fn deadline(&self, now: Instant) -> Instant {
+        Instant::from_micros(now.as_micros().saturating_add(self.timeout_us() as i64))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Rtt {
+        fn timeout(&self) -> Duration {
+            Duration::from_micros(self.timeout_us())
+        }
+    }
 
     fn rtt() -> Rtt {
         Rtt::new(Duration::from_millis(200), Duration::from_secs(60))

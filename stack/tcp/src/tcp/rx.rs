@@ -295,7 +295,7 @@ impl Connection {
         self.timer = if self.snd_max == self.snd_una || self.flight() == 0 {
             Timer::Off
         } else {
-            Timer::Retransmit(now + self.rtt.timeout())
+            Timer::Retransmit(self.rtt.deadline(now))
         };
     }
 

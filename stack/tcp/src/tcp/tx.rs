@@ -45,7 +45,18 @@ pub(crate) struct Report {
 
 impl Connection {
     /// The next segment to send, if any is due.
+    #[inline]
     pub(crate) fn plan(&mut self, now: Instant, pool: &SendPool) -> Option<Plan> {
+        // After one segment, or two, most have nothing more to say.
+        let is_silent = self.send.unsent() == 0
+            && self.due.is_empty()
+            && !self.ack.now
+            && self.ack.duplicates == 0
+            && !self.owes_fin();
+        if is_silent { None } else { self.plan_due(now, pool) }
+    }
+
+    fn plan_due(&mut self, now: Instant, pool: &SendPool) -> Option<Plan> {
         match self.state {
             State::Closed | State::Drained => return None,
             State::SynSent | State::SynReceived => return self.plan_handshake(),
@@ -116,7 +127,10 @@ impl Connection {
             return None;
         }
         let flight = self.flight();
-        if flight == 0 && self.snd_max == self.snd_una && now - self.last_sent > self.rtt.timeout() {
+        if flight == 0
+            && self.snd_max == self.snd_una
+            && now.micros_since(self.last_sent) > self.rtt.timeout_us()
+        {
             self.congestion.restarted_after_idle();
         }
         let congestion = self.congestion.window() + self.recovery.limited_transmit() * self.mss;
@@ -138,7 +152,7 @@ impl Connection {
             return Some(Plan { flags, from, len, ..self.bare(Kind::Data, self.snd_nxt) });
         }
         if flight == 0 && self.timer == Timer::Off {
-            self.timer = Timer::Persist(now + self.rtt.timeout());
+            self.timer = Timer::Persist(self.rtt.deadline(now));
         }
         None
     }
@@ -158,8 +172,8 @@ impl Connection {
         flags
     }
 
-    /// What the next segment says of the receive side.
-    pub(crate) fn report(&self, plan: &Plan, now: Instant, cx: &Context<'_>) -> Report {
+    /// What the next segment says of the receive side, whose window ends at `edge`.
+    pub(crate) fn report(&self, plan: &Plan, edge: Seq, now: Instant, cx: &Context<'_>) -> Report {
         let syn = plan.flags.contains(Flags::SYN);
         let timestamp = self.clock.as_ref().map(|clock| Timestamp {
             value: clock.now(now),
@@ -178,7 +192,7 @@ impl Connection {
             let window = self.affordable(cx).min(0xffff);
             return Report { ack: Seq(0), window: window as u16, options, edge: self.rcv_adv };
         }
-        let open = self.edge(cx).since(self.rcv_nxt);
+        let open = edge.since(self.rcv_nxt);
         let window = (open >> scale).min(0xffff);
         // Rounding down moves the edge that the peer sees left by less than one unit, which RFC 7323,
         // section 2.4, allows; what was offered before is still taken.
@@ -188,9 +202,13 @@ impl Connection {
 
     /// Bytes that the connection and the arena have room for.
     pub(super) fn affordable(&self, cx: &Context<'_>) -> u32 {
+        self.affordable_of(self.buffered(cx), cx)
+    }
+
+    fn affordable_of(&self, buffered: usize, cx: &Context<'_>) -> u32 {
         let room = cx.config.rx_window_bytes.saturating_sub(self.recv.ready_bytes() as usize);
         let field = 0xffff << self.rcv_scale;
-        room.min(self.buffered(cx)).min(field) as u32
+        room.min(buffered).min(field) as u32
     }
 
     /// Bytes that the buffers hold which the connection may have, if each takes a whole segment.
@@ -200,20 +218,22 @@ impl Connection {
     }
 
     /// The right edge of the window to offer: never left of what was offered before, and only moved by steps
-    /// that are worth a segment, or half of all there is (RFC 9293, section 3.8.6.2.2).
-    fn edge(&self, cx: &Context<'_>) -> Seq {
-        let edge = self.rcv_nxt + self.affordable(cx);
-        let whole = self.buffered(cx).min(cx.config.rx_window_bytes);
+    /// that are worth a segment, or half of all there is (RFC 9293, section 3.8.6.2.2). It stays while nothing is
+    /// received, taken or freed.
+    pub(crate) fn edge(&self, cx: &Context<'_>) -> Seq {
+        let buffered = self.buffered(cx);
+        let edge = self.rcv_nxt + self.affordable_of(buffered, cx);
+        let whole = buffered.min(cx.config.rx_window_bytes);
         let step = u32::from(own_mss(cx.config, self.key.is_v4())).min(whole as u32 / 2);
         if edge.after(self.rcv_adv) && edge.since(self.rcv_adv) >= step { edge } else { self.rcv_adv }
     }
 
-    /// Whether the peer should hear of a window that has opened since it last did: when it can send at least
-    /// twice as much as before.
-    pub(crate) fn window_opened(&mut self, cx: &Context<'_>) -> bool {
+    /// Whether the peer should hear of a window that has opened up to `edge` since it last did: when it can send at
+    /// least twice as much as before.
+    pub(crate) fn window_opened(&mut self, edge: Seq) -> bool {
         let receives = matches!(self.state, State::Established | State::FinWait1 | State::FinWait2);
         let open = self.rcv_adv.since(self.rcv_nxt);
-        let opened = receives && self.edge(cx).since(self.rcv_nxt) >= (2 * open).max(1);
+        let opened = receives && edge.since(self.rcv_nxt) >= (2 * open).max(1);
         if opened {
             self.ack.now = true;
         }
@@ -232,10 +252,12 @@ impl Connection {
         let end = plan.seq + plan.len + u32::from(plan.flags.contains(Flags::FIN));
         if plan.flags.contains(Flags::ACK) {
             self.last_ack_sent = self.rcv_nxt;
-            self.rcv_adv = report.edge;
             self.ack.now = false;
             self.ack.deadline = None;
-            self.note_offer(cx);
+            if self.rcv_adv != report.edge {
+                self.rcv_adv = report.edge;
+                self.note_offer(cx);
+            }
         }
         match plan.kind {
             Kind::Syn => {
@@ -247,7 +269,7 @@ impl Connection {
                 let first = self.snd_max == plan.seq;
                 self.timing = first.then_some((plan.seq + 1, now));
                 (self.snd_nxt, self.snd_max) = (plan.seq + 1, plan.seq + 1);
-                self.timer = Timer::Retransmit(now + self.rtt.timeout());
+                self.timer = Timer::Retransmit(self.rtt.deadline(now));
             }
             Kind::Data => self.sent_data(plan, end, now, cx),
             Kind::Front => {
@@ -257,7 +279,7 @@ impl Connection {
                 cx.counters.fast_retransmits += 1;
                 // The first one of a recovery gets the whole timeout.
                 if !self.recovery.partial_seen || !matches!(self.timer, Timer::Retransmit(_)) {
-                    self.timer = Timer::Retransmit(now + self.rtt.timeout());
+                    self.timer = Timer::Retransmit(self.rtt.deadline(now));
                 }
             }
             Kind::Probe => {
@@ -266,7 +288,7 @@ impl Connection {
                 self.snd_max = self.snd_max.max(end);
                 if self.snd_wnd == 0 {
                     // The number stays unsent: the peer may drop the byte.
-                    self.timer = Timer::Persist(now + self.rtt.timeout());
+                    self.timer = Timer::Persist(self.rtt.deadline(now));
                 } else {
                     self.sent_data(plan, end, now, cx);
                 }
@@ -295,7 +317,7 @@ impl Connection {
         }
         self.snd_max = self.snd_max.max(end);
         if !matches!(self.timer, Timer::Retransmit(_)) {
-            self.timer = Timer::Retransmit(now + self.rtt.timeout());
+            self.timer = Timer::Retransmit(self.rtt.deadline(now));
         }
     }
 
