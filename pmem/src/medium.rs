@@ -134,12 +134,14 @@ impl fmt::Display for FlushInstruction {
 }
 
 /// The range `offset..offset + len`, cut at `end` and widened to whole lines; empty ranges stay empty.
+#[inline]
 fn line_range(offset: usize, len: usize, end: usize) -> std::ops::Range<usize> {
     let to = offset.saturating_add(len).min(end);
     if offset >= to {
         return 0..0;
     }
-    offset / LINE_BYTES * LINE_BYTES..to.div_ceil(LINE_BYTES) * LINE_BYTES
+    const WITHIN: usize = LINE_BYTES - 1;
+    offset & !WITHIN..to.saturating_add(WITHIN) & !WITHIN
 }
 
 #[cfg(test)]
