@@ -1,16 +1,12 @@
 //! Named buffers: the arena of a shard, counted references to its buffers, and pieces of them.
 
 mod device;
+mod extent;
 mod shelf;
 
-use std::{
-    cell::{Cell, RefCell},
-    fmt,
-    rc::Rc,
-    slice,
-    sync::Arc,
-};
+use std::{cell::Cell, fmt, mem::ManuallyDrop, ptr, rc::Rc, slice, sync::Arc};
 
+pub use extent::{Buffer, Extent};
 pub use shelf::Shelf;
 
 use crate::{
@@ -33,12 +29,15 @@ struct Inner {
     /// Keeps others out of the medium. It ends before the medium does, as the next one may be mapped there.
     lock: Arc<MediumLock>,
     medium: Arc<dyn Medium>,
-    /// Where the first buffer lies in the medium.
+    /// Where the first buffer lies in the medium, and where that is mapped for as long as the medium lives.
     offset: usize,
+    base: *mut u8,
     len_bytes: usize,
     buffer_bytes: u16,
+    /// The [`reciprocal`] of that.
+    reciprocal: u64,
     metas: Box<[Meta]>,
-    free: RefCell<Vec<u32>>,
+    free: FreeList,
     /// Buffers that the log references, and payload bytes copied by the CPU outside of the log.
     logged_buffers: Cell<u32>,
     copied_bytes: Cell<u64>,
@@ -60,6 +59,12 @@ struct Meta {
 
 const WITH_DEVICE: u32 = u32::MAX;
 
+/// The names of free buffers: a stack, so that a small load stays in few lines and pages.
+struct FreeList {
+    names: Box<[Cell<u32>]>,
+    len: Cell<usize>,
+}
+
 impl Arena {
     /// A shard's arena, all its buffers free.
     pub(crate) fn new(
@@ -71,17 +76,17 @@ impl Arena {
         let Geometry { buffers, buffer_bytes, arena_stride, .. } = *geometry;
         let (offset, len_bytes) = (geometry.arena_of(shard), arena_stride as usize);
         assert!(buffers as usize * buffer_bytes as usize <= len_bytes && offset + len_bytes <= medium.len());
-        // Lowest names first: the free list is a stack, so that a small load stays in few lines and pages.
-        let free = (0..buffers).rev().collect();
         let metas = (0..buffers).map(|_| Meta::default()).collect();
         Self(Rc::new(Inner {
+            base: medium.base().as_ptr().wrapping_add(offset),
             medium,
             lock,
             offset,
             len_bytes,
             buffer_bytes,
+            reciprocal: reciprocal(buffer_bytes),
             metas,
-            free: RefCell::new(free),
+            free: FreeList::all(buffers),
             logged_buffers: Cell::new(0),
             copied_bytes: Cell::new(0),
             stays_mapped: Cell::new(false),
@@ -89,34 +94,33 @@ impl Arena {
     }
 
     /// A free buffer, or none while all are in use.
+    #[inline]
     pub fn take(&self) -> Option<Buffer> {
-        let id = self.0.free.borrow_mut().pop()?;
-        let meta = &self.0.metas[id as usize];
-        debug_assert_eq!(meta.refs.get(), 0);
-        meta.refs.set(1);
-        meta.claimed_from.set(0);
-        meta.claimed_to.set(0);
-        Some(self.whole(BufferId(id)))
+        self.0.take_as(1).map(|id| self.whole(id))
     }
 
     /// How many buffers are free.
+    #[inline]
     pub fn free_buffers(&self) -> usize {
-        self.0.free.borrow().len()
+        self.0.free.len.get()
     }
 
     /// How many buffers there are.
+    #[inline]
     pub fn buffers(&self) -> usize {
         self.0.metas.len()
     }
 
     /// Length of a buffer in bytes, a multiple of 64.
+    #[inline]
     pub fn buffer_bytes(&self) -> usize {
         self.0.buffer_bytes.into()
     }
 
     /// Where the arena is mapped; aligned to a page, for DMA registration.
+    #[inline]
     pub fn base(&self) -> *const u8 {
-        self.0.medium.base().as_ptr().wrapping_add(self.0.offset)
+        self.0.base
     }
 
     /// Length of the arena in bytes, whole pages.
@@ -125,27 +129,28 @@ impl Arena {
     }
 
     /// Where a buffer is mapped. A name that the arena does not have gives an address outside of it.
+    #[inline]
     pub fn address(&self, id: BufferId) -> *mut u8 {
-        self.0.medium.base().as_ptr().wrapping_add(self.0.offset_of(id))
+        self.0.base.wrapping_add(id.0 as usize * self.buffer_bytes())
     }
 
     /// The buffer that holds the byte at `address`.
+    #[inline]
     pub fn id_at(&self, address: *const u8) -> Option<BufferId> {
         let offset = (address as usize).checked_sub(self.base() as usize)?;
-        let id = offset / self.buffer_bytes();
-        (id < self.buffers()).then_some(BufferId(id as u32))
+        let id = quotient(offset, self.0.reciprocal);
+        (offset < self.0.len_bytes && id < self.buffers()).then_some(BufferId(id as u32))
     }
 
     /// Takes back what [`Buffer::into_device`] handed out; none unless that buffer is with the device.
+    #[inline]
     pub(crate) fn reclaim(&self, id: BufferId) -> Option<Buffer> {
         let meta = self.0.metas.get(id.0 as usize)?;
         if meta.refs.get() != WITH_DEVICE {
             return None;
         }
+        // Nothing in it is claimed: it had no references when it was handed out.
         meta.refs.set(1);
-        // A buffer that was handed out had no other references: the log names nothing in it.
-        meta.claimed_from.set(0);
-        meta.claimed_to.set(0);
         Some(self.whole(id))
     }
 
@@ -155,9 +160,10 @@ impl Arena {
     }
 
     /// Keeps the medium until the process ends.
+    #[inline]
     pub(crate) fn stay_mapped(&self) {
         if !self.0.stays_mapped.replace(true) {
-            std::mem::forget((self.0.medium.clone(), self.0.lock.clone()));
+            self.0.leak_medium();
         }
     }
 
@@ -176,6 +182,7 @@ impl Arena {
     }
 
     /// Whether a piece lies inside a buffer of this arena.
+    #[inline]
     pub(crate) fn holds(&self, id: BufferId, offset: u16, len: u16) -> bool {
         (id.0 as usize) < self.buffers()
             && u32::from(offset) + u32::from(len) <= u32::from(self.0.buffer_bytes)
@@ -192,15 +199,17 @@ impl Arena {
     }
 
     /// Turns an extent's reference into one of the log's, which [`release_logged`](Self::release_logged) ends.
+    #[inline]
     pub(crate) fn log(&self, extent: Extent) {
-        let extent = std::mem::ManuallyDrop::new(extent);
+        let extent = ManuallyDrop::new(extent);
         self.0.add_logged(extent.id);
         // The handle goes, the count stays: it now stands for the entry in the log.
         // SAFETY: `extent` is never used or dropped again, so its handle is dropped exactly once.
-        drop(unsafe { std::ptr::read(&extent.arena) });
+        drop(unsafe { ptr::read(&extent.arena) });
     }
 
     /// Ends a reference of the log, if it has one to that buffer.
+    #[inline]
     pub(crate) fn release_logged(&self, id: BufferId) {
         let Some(meta) = self.0.metas.get(id.0 as usize) else { return };
         let Some(logged) = meta.logged.get().checked_sub(1) else { return };
@@ -243,23 +252,76 @@ impl Arena {
 
     /// Puts exactly the buffers without references on the free list.
     pub(crate) fn rebuild_free_list(&self) {
-        let mut free = self.0.free.borrow_mut();
-        free.clear();
-        free.extend(
-            (0..self.0.metas.len() as u32).rev().filter(|&id| self.0.metas[id as usize].refs.get() == 0),
-        );
+        self.0.free.len.set(0);
+        let is_free = |id: &u32| self.0.metas[*id as usize].refs.get() == 0;
+        (0..self.0.metas.len() as u32).rev().filter(is_free).for_each(|id| self.0.free.push(id));
     }
 
+    #[inline]
     fn whole(&self, id: BufferId) -> Buffer {
         Buffer(Extent { arena: self.clone(), id, offset: 0, len: self.0.buffer_bytes })
     }
 }
 
+/// What [`quotient`] divides by `divisor` with: 2^64 by it, rounded up.
+fn reciprocal(divisor: u16) -> u64 {
+    u64::MAX / u64::from(divisor) + 1
+}
+
+/// `offset` by the number whose reciprocal is given, without a division, which takes longer than all else here. The
+/// reciprocal is too large by less than 1, and so the product by less than `offset / 2^64`; a quotient lacks a `divisor`th
+/// to the next whole number at least. It is exact while `offset * divisor < 2^64`: an arena has less than 2^48 bytes.
+#[inline]
+fn quotient(offset: usize, reciprocal: u64) -> usize {
+    ((offset as u128 * u128::from(reciprocal)) >> 64) as usize
+}
+
+impl FreeList {
+    /// All of so many buffers, the lowest name to be given out first.
+    fn all(buffers: u32) -> Self {
+        Self { names: (0..buffers).rev().map(Cell::new).collect(), len: Cell::new(buffers as usize) }
+    }
+
+    /// Adds a buffer, which is not there yet.
+    #[inline]
+    fn push(&self, id: u32) {
+        let len = self.len.get();
+        self.names[len].set(id);
+        self.len.set(len + 1);
+    }
+
+    #[inline]
+    fn pop(&self) -> Option<u32> {
+        let last = self.len.get().checked_sub(1)?;
+        self.len.set(last);
+        Some(self.names[last].get())
+    }
+}
+
 impl Inner {
+    #[inline]
     fn offset_of(&self, id: BufferId) -> usize {
         self.offset + id.0 as usize * self.buffer_bytes as usize
     }
 
+    /// Takes a free buffer, with so many references to begin with.
+    #[inline]
+    fn take_as(&self, refs: u32) -> Option<BufferId> {
+        let id = self.free.pop()?;
+        let meta = &self.metas[id as usize];
+        debug_assert_eq!(meta.refs.get(), 0);
+        meta.refs.set(refs);
+        meta.claimed_from.set(0);
+        meta.claimed_to.set(0);
+        Some(BufferId(id))
+    }
+
+    #[cold]
+    fn leak_medium(&self) {
+        std::mem::forget((self.medium.clone(), self.lock.clone()));
+    }
+
+    #[inline]
     fn retain(&self, id: BufferId) {
         let refs = &self.metas[id.0 as usize].refs;
         let more = refs.get() + 1;
@@ -267,15 +329,17 @@ impl Inner {
         refs.set(more);
     }
 
+    #[inline]
     fn release(&self, id: BufferId) {
         let refs = &self.metas[id.0 as usize].refs;
         let left = refs.get() - 1;
         refs.set(left);
         if left == 0 {
-            self.free.borrow_mut().push(id.0);
+            self.free.push(id.0);
         }
     }
 
+    #[inline]
     fn add_logged(&self, id: BufferId) {
         let logged = &self.metas[id.0 as usize].logged;
         if logged.get() == 0 {
@@ -287,6 +351,7 @@ impl Inner {
 }
 
 impl Meta {
+    #[inline]
     fn widen_claim(&self, offset: u16, len: u16) {
         let (from, to) = (self.claimed_from.get(), self.claimed_to.get());
         let end = offset + len;
@@ -310,230 +375,19 @@ impl fmt::Debug for Arena {
     }
 }
 
-/// A counted reference to a whole buffer. Dropping the last reference frees the buffer.
-#[derive(Clone)]
-pub struct Buffer(Extent);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Buffer {
-    /// The buffer's name.
-    pub fn id(&self) -> BufferId {
-        self.0.id
-    }
-
-    pub(crate) fn arena(&self) -> &Arena {
-        &self.0.arena
-    }
-
-    /// Whether this is the only reference.
-    pub fn is_unique(&self) -> bool {
-        self.0.is_unique()
-    }
-
-    /// Hands the buffer to a device: until [`Arena::reclaim`] nobody else can have it.
-    ///
-    /// # Errors
-    /// The buffer itself, if there are other references to it.
-    pub(crate) fn into_device(self) -> Result<BufferId, Self> {
-        if !self.is_unique() {
-            return Err(self);
+    #[test]
+    fn a_quotient_is_what_a_division_gives_up_to_the_largest_arena() {
+        for divisor in (1024..=u16::MAX).step_by(ALIGN_BYTES) {
+            let (wide, reciprocal) = (usize::from(divisor), reciprocal(divisor));
+            for id in [0, 1, 2, 3, 1000, 1 << 20, 1 << 31, (1 << 32) - 2, (1 << 32) - 1] {
+                for offset in [id * wide, id * wide + 1, (id + 1) * wide - 1] {
+                    assert_eq!(quotient(offset, reciprocal), offset / wide, "{offset} / {divisor}");
+                }
+            }
         }
-        let extent = std::mem::ManuallyDrop::new(self.0);
-        extent.arena.0.metas[extent.id.0 as usize].refs.set(WITH_DEVICE);
-        // SAFETY: `extent` is never used or dropped again, so its handle is dropped exactly once.
-        drop(unsafe { std::ptr::read(&extent.arena) });
-        Ok(extent.id)
-    }
-
-    /// A piece of the buffer with a reference of its own; none if it would reach beyond the end.
-    pub fn extent(&self, offset: u16, len: u16) -> Option<Extent> {
-        self.clone().into_extent(offset, len)
-    }
-
-    /// A piece of the buffer that takes over this reference; none if it would reach beyond the end.
-    pub fn into_extent(self, offset: u16, len: u16) -> Option<Extent> {
-        self.0.slice(offset.into(), len.into())
-    }
-
-    /// Puts `bytes` at `offset` as a device's DMA would. False, and nothing is written, if there are other
-    /// references to the buffer or the bytes would reach beyond its end.
-    pub fn arrive(&mut self, offset: usize, bytes: &[u8]) -> bool {
-        let inner = &self.0.arena.0;
-        let fits = offset.checked_add(bytes.len()).is_some_and(|end| end <= inner.buffer_bytes.into());
-        if !fits || !self.is_unique() {
-            return false;
-        }
-        // SAFETY: the range was checked; the reference is the only one and borrowed mutably, so that no slice
-        // of the buffer lives.
-        unsafe { inner.medium.dma(inner.offset_of(self.id()) + offset, bytes) };
-        true
-    }
-
-    /// Stores `bytes` at `offset`, next to pieces that others may hold.
-    ///
-    /// # Safety
-    /// No extent covers a byte of the range.
-    pub(crate) unsafe fn store_beside(&self, offset: u16, bytes: &[u8]) {
-        let inner = &self.0.arena.0;
-        assert!(offset as usize + bytes.len() <= inner.buffer_bytes.into());
-        // SAFETY: the range was checked, and the caller promises that nobody can read it.
-        unsafe { inner.medium.store(inner.offset_of(self.id()) + offset as usize, bytes) };
-    }
-}
-
-impl fmt::Debug for Buffer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Buffer({})", self.id().0)
-    }
-}
-
-/// A piece of a named buffer, with a counted reference to it: {buffer, offset, length}, 16 bytes in all.
-pub struct Extent {
-    arena: Arena,
-    id: BufferId,
-    offset: u16,
-    len: u16,
-}
-
-impl Extent {
-    /// The bytes, where they lie. They do not change while the extent lives.
-    pub fn bytes(&self) -> &[u8] {
-        let address = self.arena.address(self.id).wrapping_add(self.offset.into());
-        // SAFETY: the piece lies inside its buffer (checked where it was made), and the counted reference keeps
-        // the buffer from being reused, handed to a device or written: writers need the only reference, or
-        // bytes that no extent covers.
-        unsafe { slice::from_raw_parts(address, self.len.into()) }
-    }
-
-    /// Length in bytes.
-    pub fn len(&self) -> usize {
-        self.len.into()
-    }
-
-    /// Whether the piece has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Where the piece begins in its buffer.
-    pub fn offset(&self) -> usize {
-        self.offset.into()
-    }
-
-    /// The name of the buffer.
-    pub fn buffer_id(&self) -> BufferId {
-        self.id
-    }
-
-    /// Whether this is the only reference to the buffer.
-    pub fn is_unique(&self) -> bool {
-        self.meta().refs.get() == 1
-    }
-
-    /// The part of `len` bytes that begins `from` bytes into this one; none if it would reach beyond the end.
-    pub fn slice(mut self, from: usize, len: usize) -> Option<Self> {
-        if from.checked_add(len)? > self.len() {
-            return None;
-        }
-        self.offset += from as u16;
-        self.len = len as u16;
-        Some(self)
-    }
-
-    /// The part before `at` and the part from there on, which is empty if the piece ends before.
-    pub fn split_at(mut self, at: usize) -> (Self, Self) {
-        let (mut rest, at) = (self.clone(), at.min(self.len()) as u16);
-        rest.offset += at;
-        rest.len -= at;
-        self.len = at;
-        (self, rest)
-    }
-
-    /// Copies `bytes` behind the end and grows by them. False, and nothing is written, if there are other
-    /// references to the buffer or no room in it. Against peers that send a few bytes a segment.
-    pub fn extend_by_copy(&mut self, bytes: &[u8]) -> bool {
-        let inner = &self.arena.0;
-        let end = self.offset() + self.len();
-        if bytes.len() > usize::from(inner.buffer_bytes) - end || !self.is_unique() {
-            return false;
-        }
-        // SAFETY: the range was checked; the reference is the only one and borrowed mutably.
-        unsafe { inner.medium.store(inner.offset_of(self.id) + end, bytes) };
-        self.arena.count_copied(bytes.len());
-        self.len += bytes.len() as u16;
-        true
-    }
-
-    /// Grows over bytes that follow directly, taking over `next`; gives it back if it is from elsewhere.
-    pub(crate) fn merge(&mut self, next: Self) -> Result<(), Self> {
-        let follows =
-            next.id == self.id && next.offset == self.offset + self.len && next.arena.is(&self.arena);
-        if !follows {
-            return Err(next);
-        }
-        self.len += next.len;
-        Ok(())
-    }
-
-    /// Reserves the bytes for the log: false if the log may name some of them already. Every piece in the log
-    /// is claimed first, so that no two records ever share bytes.
-    pub(crate) fn claim(&self) -> bool {
-        let meta = self.meta();
-        let (from, to) = (meta.claimed_from.get(), meta.claimed_to.get());
-        if from < to && self.offset < to && self.offset + self.len > from {
-            return false;
-        }
-        meta.widen_claim(self.offset, self.len);
-        true
-    }
-
-    /// Whether the piece belongs to `arena`.
-    pub(crate) fn is_in(&self, arena: &Arena) -> bool {
-        self.arena.is(arena)
-    }
-
-    /// Where the piece lies in the medium.
-    pub(crate) fn medium_offset(&self) -> usize {
-        self.arena.0.offset_of(self.id) + self.offset()
-    }
-
-    fn meta(&self) -> &Meta {
-        &self.arena.0.metas[self.id.0 as usize]
-    }
-}
-
-impl Arena {
-    fn is(&self, other: &Self) -> bool {
-        Rc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl AsRef<[u8]> for Extent {
-    fn as_ref(&self) -> &[u8] {
-        self.bytes()
-    }
-}
-
-impl Clone for Extent {
-    fn clone(&self) -> Self {
-        self.arena.0.retain(self.id);
-        Self { arena: self.arena.clone(), id: self.id, offset: self.offset, len: self.len }
-    }
-}
-
-impl From<&Self> for Extent {
-    fn from(extent: &Self) -> Self {
-        extent.clone()
-    }
-}
-
-impl Drop for Extent {
-    fn drop(&mut self) {
-        self.arena.0.release(self.id);
-    }
-}
-
-impl fmt::Debug for Extent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Extent({}: {}+{})", self.id.0, self.offset, self.len)
     }
 }

@@ -55,9 +55,10 @@ pub use log::{
     draft::{Draft, PACK_BYTES},
     error::{AppendError, CommitError, Full},
     findings::{Recovery, Torn},
+    proof::{Durable, Pending, Receipt},
     quarantine::{MAX_NAMED, Quarantine},
     record::{CheckedPieces, Lookup, Piece, Record, RecordInfo},
-    shard::{Counters, Durable, Pending, Receipt, Records, Shard, Trimmed},
+    shard::{Counters, Records, Shard, Trimmed},
 };
 pub use medium::{Domain, FlushInstruction, LINE_BYTES, LineModel, Medium, Spent};
 pub use recovery::{error::OpenError, scan::Corruption};

@@ -4,6 +4,7 @@ pub(crate) mod draft;
 pub(crate) mod error;
 pub(crate) mod findings;
 pub(crate) mod header;
+pub(crate) mod proof;
 pub(crate) mod quarantine;
 pub(crate) mod record;
 pub(crate) mod ring;

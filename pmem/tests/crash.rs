@@ -33,6 +33,8 @@ enum Phase {
     Open,
     Push,
     Append,
+    /// An append of a record that has arrived in one piece.
+    AppendOne,
     Commit,
     Trim,
     Checkpoint,
@@ -283,7 +285,11 @@ impl History {
         let segment = if self.random.random_bool(0.1) { 60 } else { self.random.random_range(300..830) };
         let seq = shard.next_seq();
         medium.phase(Phase::Push);
-        let result = append_in_phases(medium, shard, &bytes, segment);
+        let result = if bytes.len() <= segment && self.random.random_bool(0.5) {
+            append_one(medium, shard, &bytes)
+        } else {
+            append_in_phases(medium, shard, &bytes, segment)
+        };
         match result {
             Ok(receipt) => {
                 pending.push(receipt);
@@ -450,6 +456,15 @@ fn append_in_phases(
     shard.append(draft)
 }
 
+/// Appends a record that arrives in one piece.
+fn append_one(medium: &Forgetful, shard: &mut Shard, bytes: &[u8]) -> Result<Pending, AppendError> {
+    let full = pmem::Full::Buffers { free: 0, reserve: 0 };
+    let mut buffer = shard.arena().take().ok_or(AppendError::Full(full))?;
+    assert!(buffer.arrive(100, bytes));
+    medium.phase(Phase::AppendOne);
+    shard.append_extent(buffer.into_extent(100, bytes.len() as u16).unwrap())
+}
+
 /// Boots from an image with a medium that forgets nothing.
 fn reopen(image: &[u8]) -> Result<Shard, OpenError> {
     let medium: Arc<dyn Medium> = LineModel::from_image(image.to_vec());
@@ -522,6 +537,8 @@ needed! {
     without_the_flush_of_payload: Kind::Flush(Phase::Push, Area::Arena, 0);
     without_the_flush_of_a_full_pack: Kind::Flush(Phase::Append, Area::Arena, 0);
     without_the_flush_of_entries: Kind::Flush(Phase::Append, Area::Log, 0);
+    without_the_flush_of_a_single_piece: Kind::Flush(Phase::AppendOne, Area::Arena, 0);
+    without_the_flush_of_a_single_pieces_entry: Kind::Flush(Phase::AppendOne, Area::Log, 0);
     without_the_flush_of_the_pack: Kind::Flush(Phase::Commit, Area::Arena, 0);
     without_the_fence_of_a_commit: Kind::Fence(Phase::Commit, 0);
     without_the_flush_of_a_trim: Kind::Flush(Phase::Trim, Area::Header, 0);

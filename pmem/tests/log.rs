@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{PAYLOAD_OFFSET, append, contents, open, payload, rot, store, tiny};
+use common::{PAYLOAD_OFFSET, append, contents, memory, open, payload, rot, store, tiny};
 use pmem::{
     AppendError, CommitError, EntryFault, Full, INLINE_BYTES, LineModel, Lookup, OpenError, Options, Piece,
     Region, Shard,
@@ -494,6 +494,28 @@ fn buffers_move_between_owner_device_and_free_list() {
 }
 
 #[test]
+fn every_byte_of_an_arena_has_its_buffer_however_long_those_are() {
+    for buffer_bytes in (1024..=u16::MAX).step_by(64 * 13) {
+        let options = Options { buffer_bytes: Some(buffer_bytes), ..tiny() };
+        let model = LineModel::new(40 * usize::from(buffer_bytes) + (64 << 10));
+        let shard = open(&model, &options);
+        let arena = shard.arena();
+        let buffers: Vec<_> = std::iter::from_fn(|| arena.take()).collect();
+        assert!(buffers.len() > 30 && arena.free_buffers() == 0);
+        for buffer in buffers {
+            let address = arena.address(buffer.id());
+            for at in [0, 1, arena.buffer_bytes() - 1] {
+                assert_eq!(arena.id_at(address.wrapping_add(at)), Some(buffer.id()), "{buffer_bytes}");
+            }
+        }
+        let end = arena.buffers() * arena.buffer_bytes();
+        for outside in [end, arena.len_bytes(), arena.len_bytes() + end, usize::MAX / 2] {
+            assert_eq!(arena.id_at(arena.base().wrapping_add(outside)), None, "{buffer_bytes}: {outside}");
+        }
+    }
+}
+
+#[test]
 fn a_medium_is_open_once() {
     let model = LineModel::new(256 << 10);
     let shard = open(&model, &tiny());
@@ -552,6 +574,69 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Checkpoint),
         1 => Just(Op::Reopen),
     ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Step by step the same stores, flushes and fences, and so the same bytes on the medium and behind a power cut.
+    #[test]
+    fn a_record_of_one_piece_is_appended_as_a_draft_of_it_would_be(
+        records in prop::collection::vec((0..1000usize, 0..5u8), 1..100),
+        seed in any::<u64>(),
+    ) {
+        let image = {
+            let model = LineModel::new(96 << 10);
+            drop(open(&model, &tiny()));
+            model.crash(|| 0)
+        };
+        let models = [LineModel::from_image(image.clone()), LineModel::from_image(image)];
+        let mut shards = models.each_ref().map(|model| open(model, &Options { max_record_bytes: 900, ..tiny() }));
+        let mut kept = [const { Vec::new() }; 2];
+        for (index, (len, then)) in records.into_iter().enumerate() {
+            let bytes = payload(seed.wrapping_add(index as u64), len);
+            let mut results = Vec::new();
+            for (way, (shard, kept)) in shards.iter_mut().zip(&mut kept).enumerate() {
+                let Some(mut buffer) = shard.arena().take() else { continue };
+                assert!(buffer.arrive(20, &bytes));
+                let extent = buffer.into_extent(20, len as u16).unwrap();
+                // Others may hold the buffer too, and may append the same bytes again.
+                let again = (then == 0 && kept.len() < 8).then(|| extent.clone());
+                let mut append = |extent| {
+                    if way == 0 {
+                        shard.append_extent(extent)
+                    } else {
+                        let mut draft = shard.draft();
+                        shard.push(&mut draft, extent)?;
+                        shard.append(draft)
+                    }
+                };
+                let mut pending = vec![append(extent)];
+                if let Some(extent) = again {
+                    pending.push(append(extent.clone()));
+                    kept.push(extent);
+                }
+                if then == 1 {
+                    kept.clear();
+                }
+                if then <= 2 {
+                    let durable = shard.commit().unwrap();
+                    let receipts: Vec<_> =
+                        pending.into_iter().map(|pending| pending.map(|p| durable.confirm(p).unwrap())).collect();
+                    results.push(format!("{receipts:?}"));
+                }
+                if then == 2 {
+                    shard.trim(shard.next_seq().saturating_sub(3)).unwrap();
+                }
+            }
+            prop_assert!(results.len() < 2 || results[0] == results[1], "{results:?}");
+            let [one, other] = models.each_ref().map(|model| (memory(model), model.operations()));
+            prop_assert_eq!(one.1, other.1, "operations on the medium");
+            prop_assert!(one.0 == other.0, "record {} of {} bytes: other bytes", index, len);
+            prop_assert_eq!(shards[0].counters(), shards[1].counters());
+            prop_assert_eq!(shards[0].arena().free_buffers(), shards[1].arena().free_buffers());
+        }
+    }
 }
 
 proptest! {

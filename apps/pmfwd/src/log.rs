@@ -87,9 +87,7 @@ impl Logger {
 
     /// Appends what lies in a named buffer. None if the store is full.
     fn try_append(&mut self, frame: &Extent) -> Result<Option<Pending>> {
-        let mut draft = self.shard.draft();
-        let pushed = self.shard.push(&mut draft, frame.clone());
-        match pushed.and_then(|()| self.shard.append(draft)) {
+        match self.shard.append_extent(frame.clone()) {
             Ok(pending) => Ok(Some(pending)),
             Err(AppendError::Full(_)) => Ok(None),
             Err(error) => Err(error).context("a frame cannot be logged"),

@@ -152,6 +152,7 @@ const _: () =
 
 impl Entry {
     /// The entry's bytes; `seed` is the log's, see [`crc_seed`].
+    #[inline]
     pub(crate) fn encode(&self, seed: u32) -> [u8; ENTRY_BYTES] {
         let flag = |is_set, flag| if is_set { flag } else { 0 };
         let mut flags =
@@ -187,6 +188,7 @@ impl Entry {
     }
 
     /// Reads what [`encode`](Self::encode) wrote, and trusts none of it.
+    #[inline]
     pub(crate) fn decode(bytes: &[u8; ENTRY_BYTES], seed: u32) -> Result<Self, EntryFault> {
         if Raw::of(bytes).crc.get() != crc::crc32c_append(seed, &bytes[4..]) {
             return Err(if bytes == &[0; ENTRY_BYTES] {
@@ -224,6 +226,7 @@ impl Entry {
     }
 
     /// The pieces that the entry names; none if its bytes are inline.
+    #[inline]
     pub(crate) fn extents(&self) -> &[ExtentName] {
         match &self.body {
             Body::Inline { .. } => &[],
@@ -240,6 +243,7 @@ impl Entry {
     }
 
     /// Payload bytes of this entry.
+    #[inline]
     pub(crate) fn payload_len(&self) -> u64 {
         match &self.body {
             Body::Inline { len, .. } => (*len).into(),

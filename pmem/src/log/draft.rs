@@ -32,15 +32,20 @@ const KEPT_EXTENTS: usize = 64;
 /// on its pieces are flushed and their checksum is taken as they come. A record that would pin many times its
 /// length in buffers, because its peer sends a few bytes at a time, has its further short pieces copied together.
 #[derive(Debug)]
-pub struct Draft {
+pub struct Draft(pub(crate) Box<Building>);
+
+/// What a draft holds, in one place whoever has the draft.
+#[derive(Debug)]
+pub(crate) struct Building {
     pub(crate) shard: u64,
     /// The pieces of a record that is still short.
     pub(crate) gathered: Vec<Extent>,
     pub(crate) extents: Vec<Extent>,
-    /// Checksums of the record's bytes up to the end of each group of [`ENTRY_EXTENTS`] pieces.
+    /// Checksums of the record's bytes up to the end of each group of [`ENTRY_EXTENTS`] pieces, but the last.
     pub(crate) crcs: Vec<u32>,
     pub(crate) len: u64,
-    crc: u32,
+    /// The checksum of all its bytes, unless it is still short.
+    pub(crate) crc: u32,
     /// Pieces that begin in another buffer than the one before.
     pinned: usize,
     /// The line of the medium that was flushed last.
@@ -49,30 +54,58 @@ pub struct Draft {
     pub(crate) cost: Cost,
 }
 
-/// The memory of a draft, for the next one.
-#[derive(Debug, Default)]
-pub(crate) struct Memory {
-    gathered: Vec<Extent>,
-    extents: Vec<Extent>,
-    crcs: Vec<u32>,
-}
-
-impl Draft {
-    /// Empties the draft and gives its memory, unless that is large.
-    pub(crate) fn into_memory(mut self) -> Option<Memory> {
-        self.gathered.clear();
-        self.extents.clear();
-        self.crcs.clear();
-        let Self { gathered, extents, crcs, .. } = self;
-        (extents.capacity() <= KEPT_EXTENTS).then_some(Memory { gathered, extents, crcs })
-    }
-}
-
 /// What building a record has cost so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Cost {
     pub copied_bytes: u64,
     pub flushed_lines: u64,
+}
+
+impl Draft {
+    /// An empty record of a shard.
+    pub(crate) fn new(shard: u64) -> Self {
+        Self(Box::new(Building {
+            shard,
+            gathered: Vec::new(),
+            extents: Vec::new(),
+            crcs: Vec::new(),
+            len: 0,
+            crc: 0,
+            pinned: 0,
+            last_line: usize::MAX,
+            pack: None,
+            cost: Cost::default(),
+        }))
+    }
+
+    /// Length of the record so far.
+    #[inline]
+    pub fn len(&self) -> u64 {
+        self.0.len
+    }
+
+    /// Whether the record has no bytes yet.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Empties the draft for another record of its shard; none if its memory is too large to be kept.
+    #[inline]
+    pub(crate) fn emptied(mut self) -> Option<Self> {
+        let building = &mut *self.0;
+        if building.extents.capacity() > KEPT_EXTENTS {
+            return None;
+        }
+        building.gathered.clear();
+        building.extents.clear();
+        building.crcs.clear();
+        (building.len, building.crc, building.pinned) = (0, 0, 0);
+        building.last_line = usize::MAX;
+        building.pack = None;
+        building.cost = Cost::default();
+        Some(self)
+    }
 }
 
 /// A buffer that short pieces are copied into, one behind the other.
@@ -89,6 +122,12 @@ impl Pack {
         Self { buffer, used: 0, flushed: 0 }
     }
 
+    #[inline]
+    fn holds(&self, extent: &Extent) -> bool {
+        self.buffer.id() == extent.buffer_id()
+    }
+
+    #[inline]
     pub(crate) fn room(&self, arena: &Arena) -> usize {
         arena.buffer_bytes() - usize::from(self.used)
     }
@@ -131,47 +170,21 @@ impl Pack {
     }
 }
 
-impl Draft {
-    pub(crate) fn new(shard: u64, memory: Memory) -> Self {
-        let Memory { gathered, extents, crcs } = memory;
-        debug_assert!(gathered.is_empty() && extents.is_empty() && crcs.is_empty());
-        Self {
-            shard,
-            gathered,
-            extents,
-            crcs,
-            len: 0,
-            crc: 0,
-            pinned: 0,
-            last_line: usize::MAX,
-            pack: None,
-            cost: Cost::default(),
-        }
-    }
-
-    /// Length of the record so far.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Whether the record has no bytes yet.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
+impl Building {
     /// Whether the record, as long as it is now, will be copied when it is appended.
+    #[inline]
     pub(crate) fn is_short(&self) -> bool {
         self.len < PACK_BYTES as u64
     }
 
-    /// Adds a piece. `reserve` buffers stay free for the network.
+    /// Adds a piece, which is not empty. `reserve` buffers stay free for the network.
     pub(crate) fn push(&mut self, arena: &Arena, reserve: usize, extent: Extent) -> Result<(), AppendError> {
         let was_short = self.is_short();
         self.len += extent.len() as u64;
         if self.is_short() {
             return self.gather(arena, reserve, extent);
         }
-        if was_short {
+        if was_short && !self.gathered.is_empty() {
             // Long enough to stay where it is: what was only gathered now becomes part of the record proper.
             let mut gathered = std::mem::take(&mut self.gathered);
             for extent in gathered.drain(..) {
@@ -195,34 +208,37 @@ impl Draft {
 
     /// Makes a piece part of the record: where it is, or copied if it pins too much or is in the log already.
     fn adopt(&mut self, arena: &Arena, reserve: usize, extent: Extent) -> Result<(), AppendError> {
-        let pins_much = (self.pinned + 1) * arena.buffer_bytes()
-            > MAX_PIN_FACTOR * self.len as usize + FREE_PINS * arena.buffer_bytes();
-        let many = self.extents.len() >= FREE_PIECES + self.len as usize / PIECE_BYTES;
         let is_short = extent.len() < PACK_BYTES;
-        if (pins_much || many) && is_short && !self.is_packed(&extent) || !self.claim(&extent) {
+        if is_short && self.is_scattered(arena) && !self.is_packed(&extent) || !self.claim(&extent) {
             return self.copy(arena, reserve, extent.bytes(), |draft, copy| draft.seal(arena, copy));
         }
         self.seal(arena, extent);
         Ok(())
     }
 
-    /// Whether the piece is a copy of this draft's already.
-    fn is_packed(&self, extent: &Extent) -> bool {
-        self.pack.as_ref().is_some_and(|pack| pack.buffer.id() == extent.buffer_id())
+    /// Whether another short piece would be one too many: the record pins much, or has many pieces, for its length.
+    fn is_scattered(&self, arena: &Arena) -> bool {
+        let pins_much = (self.pinned + 1) * arena.buffer_bytes()
+            > MAX_PIN_FACTOR * self.len as usize + FREE_PINS * arena.buffer_bytes();
+        pins_much || self.extents.len() >= FREE_PIECES + self.len as usize / PIECE_BYTES
     }
 
+    /// Whether the piece is a copy of this draft's already.
+    #[inline]
+    fn is_packed(&self, extent: &Extent) -> bool {
+        self.pack.as_ref().is_some_and(|pack| pack.holds(extent))
+    }
+
+    #[inline]
     fn claim(&self, extent: &Extent) -> bool {
         // A copy of this draft's own is claimed when it is made.
         self.is_packed(extent) || extent.claim()
     }
 
-    /// Makes the record one of `bytes`, which lie in DRAM: copied into the draft's own buffers, unless it is short.
+    /// Makes the record one of `bytes`, which lie in DRAM: copied into the draft's own buffers. It is not short.
     pub(crate) fn copy_in(&mut self, arena: &Arena, reserve: usize, bytes: &[u8]) -> Result<(), AppendError> {
-        debug_assert!(self.is_empty());
         self.len = bytes.len() as u64;
-        if self.is_short() {
-            return Ok(());
-        }
+        debug_assert!(!self.is_short());
         self.copy(arena, reserve, bytes, |draft, copy| draft.seal(arena, copy))
     }
 
@@ -253,18 +269,18 @@ impl Draft {
 
     /// Adds a piece to checksum and flush.
     fn seal(&mut self, arena: &Arena, extent: Extent) {
-        self.crc = crc::crc32c_append(self.crc, extent.bytes());
+        let before = self.crc;
+        self.crc = crc::crc32c_append(before, extent.bytes());
         self.flush(arena, &extent);
+        let pieces = self.extents.len();
         self.pinned += usize::from(attach(&mut self.extents, extent));
-        let group = (self.extents.len() - 1) / ENTRY_EXTENTS;
-        self.crcs.truncate(group);
-        self.crcs.push(self.crc);
+        if self.extents.len() > pieces && pieces > 0 && pieces.is_multiple_of(ENTRY_EXTENTS) {
+            self.crcs.push(before);
+        }
     }
 
     fn flush(&mut self, arena: &Arena, extent: &Extent) {
-        if self.is_packed(extent)
-            && let Some(pack) = &mut self.pack
-        {
+        if let Some(pack) = self.pack.as_mut().filter(|pack| pack.holds(extent)) {
             self.cost.flushed_lines += pack.flush_full_lines(arena);
             return;
         }
@@ -287,6 +303,7 @@ impl Draft {
 }
 
 /// Adds a piece, or lets the last one grow over it; true if it begins in another buffer than that one.
+#[inline]
 fn attach(pieces: &mut Vec<Extent>, extent: Extent) -> bool {
     let Some(last) = pieces.last_mut() else {
         pieces.push(extent);
@@ -306,6 +323,7 @@ pub(crate) fn take_beyond(arena: &Arena, reserve: usize) -> Result<Buffer, Appen
 }
 
 /// How many lines hold the bytes `from..to`.
+#[inline]
 pub(crate) fn lines(from: usize, to: usize) -> u64 {
     if from >= to { 0 } else { (to.div_ceil(LINE_BYTES) - from / LINE_BYTES) as u64 }
 }

@@ -34,6 +34,7 @@ impl HeaderCell {
         bytes
     }
 
+    #[inline]
     pub(crate) fn current(&self) -> Header {
         self.current
     }

@@ -22,17 +22,20 @@ impl Ring {
         Self { medium, offset, slots, seed }
     }
 
+    #[inline]
     pub(crate) fn slots(&self) -> u64 {
         self.slots.into()
     }
 
     /// Entry `seq`, if its slot holds it.
+    #[inline]
     pub(crate) fn read(&self, seq: u64) -> Result<Entry, EntryFault> {
         let entry = Entry::decode(&self.slot(seq), self.seed)?;
         if entry.seq == seq { Ok(entry) } else { Err(EntryFault::Seq { found: entry.seq }) }
     }
 
     /// The bytes in the slot of `seq`.
+    #[inline]
     pub(crate) fn slot(&self, seq: u64) -> [u8; ENTRY_BYTES] {
         let mut bytes = [0; ENTRY_BYTES];
         let from = self.medium.base().as_ptr().wrapping_add(self.slot_offset(seq));
@@ -42,6 +45,7 @@ impl Ring {
     }
 
     /// Stores an entry in its slot. It is neither flushed nor fenced.
+    #[inline]
     pub(crate) fn write(&mut self, entry: &Entry) {
         let bytes = entry.encode(self.seed);
         // SAFETY: the ring lies inside the medium (checked in `new`), this is its only owner, and no references
@@ -50,8 +54,9 @@ impl Ring {
     }
 
     /// Flushes the slots of `count` entries from `seq` on; returns the number of lines.
+    #[inline]
     pub(crate) fn flush(&self, seq: u64, count: u64) -> u64 {
-        let first = seq % self.slots();
+        let first = seq & (self.slots() - 1);
         let before_end = count.min(self.slots() - first);
         self.medium.flush(self.slot_offset(seq), before_end as usize * ENTRY_BYTES);
         if before_end < count {
@@ -60,6 +65,7 @@ impl Ring {
         count
     }
 
+    #[inline]
     fn slot_offset(&self, seq: u64) -> usize {
         self.offset + (seq & (self.slots() - 1)) as usize * ENTRY_BYTES
     }

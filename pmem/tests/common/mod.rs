@@ -71,3 +71,10 @@ pub fn rot(model: &Arc<LineModel>, at: usize, bits: u8) {
         byte.write(byte.read() ^ bits);
     }
 }
+
+/// What the CPU sees of a medium, and what a power cut would leave of it at least.
+pub fn memory(model: &LineModel) -> (Vec<u8>, Vec<u8>) {
+    // SAFETY: the test is the only thread, and nothing is written while the bytes are copied.
+    let seen = unsafe { std::slice::from_raw_parts(model.base().as_ptr(), model.len()) }.to_vec();
+    (seen, model.crash(|| 0))
+}

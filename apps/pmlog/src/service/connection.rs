@@ -318,20 +318,16 @@ impl Connection {
         };
         if accepted == Ok(Route::Append) {
             let format = ReplyFormat::of(head, !head.keep_alive);
-            let draft = common.keeps_records.then(|| shard.draft());
             // Nearly every body is short and lies whole behind its head: its record is made here and now.
             if let Some(extent) = self.decoder.whole_body(&mut self.input) {
-                let Some(mut draft) = draft else {
+                if common.keeps_records {
+                    self.answer_append(shard.append_extent(extent), format, common);
+                } else {
                     self.answer_unkept(extent.len() as u64, format, common);
-                    return;
-                };
-                let appended = match shard.push(&mut draft, extent) {
-                    Ok(()) => shard.append(draft),
-                    Err(error) => Err(error),
-                };
-                self.answer_append(appended, format, common);
+                }
                 return;
             }
+            let draft = common.keeps_records.then(|| shard.draft());
             self.body = Body::Stored { draft, bytes: 0, format };
             let has_body = head.framing != Framing::Length(0);
             if head.expects_continue && has_body && self.input.is_none() {
