@@ -165,6 +165,7 @@ impl Mbuf {
     }
 
     /// Free bytes behind the first segment's data.
+    #[inline]
     pub fn tailroom(&self) -> usize {
         let header = self.header();
         usize::from(header.buf_len)
@@ -184,6 +185,7 @@ impl Mbuf {
 
     /// Grows a packet of one segment by `count` bytes at its end and returns them, with whatever they held.
     /// None if the buffer has no room, or there are more segments.
+    #[inline]
     pub fn append(&mut self, count: usize) -> Option<&mut [u8]> {
         if self.segment_count() != 1 || count > self.tailroom() {
             return None;

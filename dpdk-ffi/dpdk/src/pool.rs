@@ -160,6 +160,7 @@ impl Pool {
     }
 
     /// An empty mbuf, or None if all are out.
+    #[inline]
     pub fn alloc(&self) -> Option<Mbuf> {
         // SAFETY: the pool is valid for good.
         let raw = NonNull::new(unsafe { sys::rte_pktmbuf_alloc(self.pool.as_ptr()) })?;

@@ -151,6 +151,7 @@ impl Sender {
         Some(copy)
     }
 
+    #[inline]
     fn make_room(&mut self, pieces: usize) -> Result<(), SinkFull> {
         if self.waiting.room() == 0 || self.completions.room() < pieces {
             self.flush();

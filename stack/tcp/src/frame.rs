@@ -72,6 +72,7 @@ pub struct TxFrame<'a> {
 impl TxFrame<'_> {
     /// Bytes of the whole frame.
     #[allow(clippy::len_without_is_empty)]
+    #[inline]
     pub fn len(&self) -> usize {
         self.head.len() + self.payload.iter().map(|extent| extent.bytes().len()).sum::<usize>()
     }

@@ -56,6 +56,7 @@ impl WindowPool {
 
     /// Buffers that a connection may offer just now: what nobody else has offered, as long as that is a fair
     /// share or at most half of it.
+    #[inline]
     pub(crate) fn grant(&self, own: &Offer) -> usize {
         let free = self.free_buffers().saturating_sub(self.reserve);
         let unclaimed = free.saturating_sub(self.offered - own.open);

@@ -93,16 +93,18 @@ impl Endpoint {
             pieces: &mut self.waiting,
             sending: &mut self.sending,
         };
+        let has_taken = std::mem::take(&mut connection.has_taken);
+        if !has_taken && connection.is_silent() {
+            return Ok(false);
+        }
         // The window's edge is the same for all segments of a turn.
-        let mut edge = None;
-        if std::mem::take(&mut connection.has_taken) {
-            let edge = *edge.insert(connection.edge(&cx));
+        let edge = connection.edge(&cx);
+        if has_taken {
             connection.window_opened(edge);
         }
         for _ in 0..QUANTUM {
             let Some(plan) = connection.plan(now, cx.sending) else { return Ok(false) };
             let Some(mac) = connection.mac else { return Ok(false) };
-            let edge = *edge.get_or_insert_with(|| connection.edge(&cx));
             let report = connection.report(&plan, edge, now, &cx);
             let header = Header {
                 key: &connection.key,

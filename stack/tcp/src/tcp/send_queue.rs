@@ -224,7 +224,18 @@ impl SendQueue {
     }
 
     /// Moves the cursor over `bytes` that were sent from it.
+    #[inline]
     pub(crate) fn advance(&mut self, bytes: u32, pool: &SendPool) {
+        if bytes == self.unsent()
+            && let Some(last) = pool.node(self.last)
+        {
+            self.cursor = Cursor { node: self.last, within: last.chunk.len(), offset: self.len };
+            return;
+        }
+        self.advance_by(bytes, pool);
+    }
+
+    fn advance_by(&mut self, bytes: u32, pool: &SendPool) {
         let mut left = bytes.min(self.unsent());
         self.cursor.offset += left;
         while left > 0 {

@@ -11,7 +11,7 @@ use crate::frame::Flags;
 use crate::net::CloseReason;
 
 /// A segment that is due. Nothing about the connection changes before it is [`sent`](Connection::sent).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
     kind: Kind,
     pub(crate) seq: Seq,
@@ -47,13 +47,54 @@ impl Connection {
     /// The next segment to send, if any is due.
     #[inline]
     pub(crate) fn plan(&mut self, now: Instant, pool: &SendPool) -> Option<Plan> {
-        // After one segment, or two, most have nothing more to say.
-        let is_silent = self.send.unsent() == 0
+        if self.is_silent() {
+            return None;
+        }
+        let Some(usual) = self.plan_usual(now, pool) else { return self.plan_due(now, pool) };
+        debug_assert_eq!(Some(usual), self.plan_due(now, pool), "what is usual is what is due");
+        Some(usual)
+    }
+
+    /// Whether there is nothing to send: after one segment, or two, most have nothing more to say.
+    #[inline]
+    pub(crate) fn is_silent(&self) -> bool {
+        self.send.unsent() == 0
             && self.due.is_empty()
             && !self.ack.now
             && self.ack.duplicates == 0
-            && !self.owes_fin();
-        if is_silent { None } else { self.plan_due(now, pool) }
+            && !self.owes_fin()
+    }
+
+    /// What [`plan_due`](Self::plan_due) comes to where nothing else than a reply or an acknowledgement is due, and all
+    /// that waits is one segment that both windows take.
+    #[inline]
+    fn plan_usual(&self, now: Instant, pool: &SendPool) -> Option<Plan> {
+        let is_usual = matches!(self.state, State::Established | State::CloseWait)
+            && self.due.is_empty()
+            && self.ack.duplicates == 0;
+        let unsent = self.send.unsent();
+        if !is_usual || unsent > self.mss {
+            return None;
+        }
+        if unsent == 0 {
+            return self.ack.now.then(|| self.bare(Kind::Ack, self.bare_seq()));
+        }
+        let flight = self.flight();
+        let fits = flight.saturating_add(unsent) <= self.snd_wnd.min(self.congestion.window());
+        let from = self.send.cursor();
+        if !fits || self.was_idle(now) || self.send.measure(from, unsent, pool) < unsent {
+            return None;
+        }
+        Some(Plan { kind: Kind::Data, seq: self.snd_nxt, flags: Flags::ACK | Flags::PSH, from, len: unsent })
+    }
+
+    /// Whether so much time has passed without anything in flight that the congestion window says nothing any more
+    /// (RFC 5681, section 4.1).
+    #[inline]
+    fn was_idle(&self, now: Instant) -> bool {
+        self.flight() == 0
+            && self.snd_max == self.snd_una
+            && now.micros_since(self.last_sent) > self.rtt.timeout_us()
     }
 
     fn plan_due(&mut self, now: Instant, pool: &SendPool) -> Option<Plan> {
@@ -96,17 +137,20 @@ impl Connection {
         owes.then(|| self.bare(Kind::Ack, self.snd_nxt))
     }
 
+    #[inline]
     fn bare(&self, kind: Kind, seq: Seq) -> Plan {
         Plan { kind, seq, flags: Flags::ACK, from: self.send.front(), len: 0 }
     }
 
     /// The number of a segment without payload: the next one, as far as it lies in the peer's window. After a
     /// timeout or a probe SND.NXT is no longer, or not yet, what the peer expects.
+    #[inline]
     pub(crate) fn bare_seq(&self) -> Seq {
         self.snd_max.min(self.snd_una + self.snd_wnd)
     }
 
     /// Whether FIN is to be sent, or to be sent again.
+    #[inline]
     fn owes_fin(&self) -> bool {
         matches!(self.state, State::FinWait1 | State::Closing | State::LastAck)
     }
@@ -127,10 +171,7 @@ impl Connection {
             return None;
         }
         let flight = self.flight();
-        if flight == 0
-            && self.snd_max == self.snd_una
-            && now.micros_since(self.last_sent) > self.rtt.timeout_us()
-        {
+        if self.was_idle(now) {
             self.congestion.restarted_after_idle();
         }
         let congestion = self.congestion.window() + self.recovery.limited_transmit() * self.mss;
@@ -173,31 +214,47 @@ impl Connection {
     }
 
     /// What the next segment says of the receive side, whose window ends at `edge`.
+    #[inline]
     pub(crate) fn report(&self, plan: &Plan, edge: Seq, now: Instant, cx: &Context<'_>) -> Report {
-        let syn = plan.flags.contains(Flags::SYN);
-        let timestamp = self.clock.as_ref().map(|clock| Timestamp {
-            value: clock.now(now),
-            echo: if plan.flags.contains(Flags::ACK) { clock.recent } else { 0 },
-        });
-        let mut options = Options { timestamp, ..Options::default() };
-        let mut scale = self.rcv_scale;
-        if syn {
-            options.mss = Some(own_mss(cx.config, self.key.is_v4()));
-            let scales = self.state == State::SynSent || self.rcv_scale > 0 || self.snd_scale > 0;
-            options.window_scale = scales.then(|| own_window_scale(cx.config));
-            // RFC 7323, section 2.2: the window in a SYN is not scaled.
-            scale = 0;
+        if plan.kind == Kind::Syn {
+            return self.report_in_syn(plan, edge, now, cx);
         }
+        let timestamp = self.timestamp(now, plan.flags);
+        let (window, edge) = self.window_to(edge, self.rcv_scale);
+        Report { ack: self.rcv_nxt, window, options: Options { timestamp, ..Options::default() }, edge }
+    }
+
+    fn report_in_syn(&self, plan: &Plan, edge: Seq, now: Instant, cx: &Context<'_>) -> Report {
+        let scales = self.state == State::SynSent || self.rcv_scale > 0 || self.snd_scale > 0;
+        let options = Options {
+            mss: Some(own_mss(cx.config, self.key.is_v4())),
+            window_scale: scales.then(|| own_window_scale(cx.config)),
+            timestamp: self.timestamp(now, plan.flags),
+        };
         if !plan.flags.contains(Flags::ACK) {
             let window = self.affordable(cx).min(0xffff);
             return Report { ack: Seq(0), window: window as u16, options, edge: self.rcv_adv };
         }
-        let open = edge.since(self.rcv_nxt);
-        let window = (open >> scale).min(0xffff);
+        // RFC 7323, section 2.2: the window in a SYN is not scaled.
+        let (window, edge) = self.window_to(edge, 0);
+        Report { ack: self.rcv_nxt, window, options, edge }
+    }
+
+    #[inline]
+    fn timestamp(&self, now: Instant, flags: Flags) -> Option<Timestamp> {
+        self.clock.as_ref().map(|clock| Timestamp {
+            value: clock.now(now),
+            echo: if flags.contains(Flags::ACK) { clock.recent } else { 0 },
+        })
+    }
+
+    /// The window up to `edge` as it stands in a header, and the edge that it offers.
+    #[inline]
+    fn window_to(&self, edge: Seq, scale: u8) -> (u16, Seq) {
+        let window = (edge.since(self.rcv_nxt) >> scale).min(0xffff);
         // Rounding down moves the edge that the peer sees left by less than one unit, which RFC 7323,
         // section 2.4, allows; what was offered before is still taken.
-        let edge = self.rcv_adv.max(self.rcv_nxt + (window << scale));
-        Report { ack: self.rcv_nxt, window: window as u16, options, edge }
+        (window as u16, self.rcv_adv.max(self.rcv_nxt + (window << scale)))
     }
 
     /// Bytes that the connection and the arena have room for.
@@ -205,6 +262,7 @@ impl Connection {
         self.affordable_of(self.buffered(cx), cx)
     }
 
+    #[inline]
     fn affordable_of(&self, buffered: usize, cx: &Context<'_>) -> u32 {
         let room = cx.config.rx_window_bytes.saturating_sub(self.recv.ready_bytes() as usize);
         let field = 0xffff << self.rcv_scale;
@@ -212,6 +270,7 @@ impl Connection {
     }
 
     /// Bytes that the buffers hold which the connection may have, if each takes a whole segment.
+    #[inline]
     fn buffered(&self, cx: &Context<'_>) -> usize {
         let segment = usize::from(own_mss(cx.config, self.key.is_v4()));
         self.recv.free_pieces().min(cx.pool.grant(&self.offer)) * segment
@@ -220,6 +279,7 @@ impl Connection {
     /// The right edge of the window to offer: never left of what was offered before, and only moved by steps
     /// that are worth a segment, or half of all there is (RFC 9293, section 3.8.6.2.2). It stays while nothing is
     /// received, taken or freed.
+    #[inline]
     pub(crate) fn edge(&self, cx: &Context<'_>) -> Seq {
         let buffered = self.buffered(cx);
         let edge = self.rcv_nxt + self.affordable_of(buffered, cx);
@@ -230,10 +290,10 @@ impl Connection {
 
     /// Whether the peer should hear of a window that has opened up to `edge` since it last did: when it can send at
     /// least twice as much as before.
+    #[inline]
     pub(crate) fn window_opened(&mut self, edge: Seq) -> bool {
-        let receives = matches!(self.state, State::Established | State::FinWait1 | State::FinWait2);
         let open = self.rcv_adv.since(self.rcv_nxt);
-        let opened = receives && edge.since(self.rcv_nxt) >= (2 * open).max(1);
+        let opened = self.receives() && edge.since(self.rcv_nxt) >= (2 * open).max(1);
         if opened {
             self.ack.now = true;
         }
@@ -241,13 +301,20 @@ impl Connection {
     }
 
     /// Whether the window is nearly closed for want of buffers, not of the application's attention.
+    #[inline]
     pub(crate) fn is_starved(&self, cx: &Context<'_>) -> bool {
-        let receives = matches!(self.state, State::Established | State::FinWait1 | State::FinWait2);
         let segment = u32::from(own_mss(cx.config, self.key.is_v4()));
-        receives && self.rcv_adv.since(self.rcv_nxt) < segment && self.affordable(cx) < segment
+        self.rcv_adv.since(self.rcv_nxt) < segment && self.receives() && self.affordable(cx) < segment
+    }
+
+    /// Whether the peer may still send.
+    #[inline]
+    fn receives(&self) -> bool {
+        matches!(self.state, State::Established | State::FinWait1 | State::FinWait2)
     }
 
     /// Notes that a planned segment has gone out.
+    #[inline]
     pub(crate) fn sent(&mut self, plan: &Plan, report: &Report, now: Instant, cx: &mut Context<'_>) {
         let end = plan.seq + plan.len + u32::from(plan.flags.contains(Flags::FIN));
         if plan.flags.contains(Flags::ACK) {
@@ -260,6 +327,14 @@ impl Connection {
             }
         }
         match plan.kind {
+            Kind::Data => self.sent_data(plan, end, now, cx),
+            Kind::Ack => {}
+            _ => self.sent_unusual(plan, end, now, cx),
+        }
+    }
+
+    fn sent_unusual(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
+        match plan.kind {
             Kind::Syn => {
                 self.due -= Due::SYN;
                 if self.retries > 0 {
@@ -271,7 +346,6 @@ impl Connection {
                 (self.snd_nxt, self.snd_max) = (plan.seq + 1, plan.seq + 1);
                 self.timer = Timer::Retransmit(self.rtt.deadline(now));
             }
-            Kind::Data => self.sent_data(plan, end, now, cx),
             Kind::Front => {
                 self.due -= Due::FRONT;
                 self.timing = None;
@@ -298,10 +372,11 @@ impl Connection {
                 self.keepalive_probes = self.keepalive_probes.saturating_add(1);
             }
             Kind::Duplicate => self.ack.duplicates -= 1,
-            Kind::Ack => {}
+            Kind::Data | Kind::Ack => {}
         }
     }
 
+    #[inline]
     fn sent_data(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
         self.last_sent = now;
         self.due -= Due::AGAIN;
