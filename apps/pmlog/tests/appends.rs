@@ -5,7 +5,7 @@ mod common;
 use common::{Lab, SEGMENT_BYTES, body, post, request};
 use pmem::CommitError;
 use pmlog::service::ServiceConfig;
-use stack::net::{Event, Service as _};
+use stack::net::{CloseReason, Event, Service as _};
 
 #[test]
 fn a_reply_waits_for_the_commit_and_carries_the_receipt() {
@@ -170,6 +170,35 @@ fn a_long_pipeline_of_appends_is_answered_in_full() {
     for (reply, body) in replies.iter().zip(&bodies) {
         let seq = reply.json()["seq"].as_u64().expect("a number");
         assert_eq!(&lab.shard.record(seq).expect("the record").to_vec(), body);
+    }
+}
+
+/// What the server owes to clients that send much and read nothing lies in memory that all share, and is bounded.
+#[test]
+fn pipelines_that_nobody_reads_hold_up_no_other_client() {
+    let mut lab = Lab::new(64 << 20, ServiceConfig { max_connections: 700, ..ServiceConfig::default() });
+    let silent: Vec<_> = (0..600).map(|_| lab.connect()).collect();
+    let pipeline: Vec<u8> = (0..40).flat_map(|_| post(b"unread")).collect();
+    for &conn in &silent {
+        lab.client(conn).room_bytes = 0;
+        lab.send_in(conn, &pipeline, SEGMENT_BYTES);
+        lab.commit();
+    }
+    // Of 600 clients with 32 requests each not all are read so far.
+    assert!(lab.service.counters().requests < 600 * 32, "{:?}", lab.service.counters());
+    let (fast, pipelining) = (lab.connect(), lab.connect());
+    for round in 0..3 {
+        lab.append(fast, &body(round, 700));
+        lab.send(pipelining, &pipeline);
+        assert_eq!(lab.replies(pipelining).len(), 40, "one after the other");
+    }
+    // One goes, and one reads at last.
+    lab.close(silent[0], CloseReason::Reset);
+    for &conn in &silent[1..] {
+        while lab.make_room(conn, 1000, 0) {}
+        let replies = lab.replies(conn);
+        assert_eq!(replies.len(), 40, "{conn:?}");
+        assert!(replies.iter().all(|reply| reply.status == 200));
     }
 }
 

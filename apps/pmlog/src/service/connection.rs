@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pmem::{AppendError, Draft, Durable, Extent, Pending, Shard};
-use stack::net::{ConnId, Net};
+use stack::net::{ConnId, Net, SendError};
 use stack::time::Instant;
 
 use super::{
@@ -20,16 +20,17 @@ use crate::http::{Ask, Decoder, Framing, Head, Item, Refusal, Route};
 const MAX_SKIPPED_BYTES: u64 = 256 * 1024;
 /// What a client may still send after the last reply. A connection closed with unread bytes would be reset,
 /// and the reset could overtake the reply (RFC 9112, section 9.6).
-const MAX_LINGER_BYTES: u64 = 64 * 1024 * 1024;
+const MAX_LINGER_BYTES: u32 = 64 * 1024 * 1024;
 /// A request, or a client reading a reply, must come on by this much within each timeout.
-const MIN_PROGRESS_BYTES: u64 = 4 * 1024;
+const MIN_PROGRESS_BYTES: u32 = 4 * 1024;
 
 /// How long a connection in a spare place may be open, and how long without a request: they are few, and nobody may sit
 /// on them.
 const SPARE_LIFETIME: Duration = Duration::from_secs(5);
 const SPARE_IDLE: Duration = Duration::from_secs(2);
 
-/// The state of one place in the connection table.
+/// The state of one place in the connection table. There are as many as may be open, whether they are or not: it is
+/// small, and holds no memory elsewhere between requests.
 #[derive(Debug)]
 pub(super) struct Connection {
     /// Owner place it is.
@@ -67,7 +68,7 @@ enum Ending {
     /// The last reply is queued. What comes in is dropped.
     Replying,
     /// All is sent, and FIN behind it. What comes in is dropped.
-    Finished { dropped_bytes: u64 },
+    Finished { dropped_bytes: u32 },
 }
 
 /// What a connection is doing, for the purpose of losing patience with it.
@@ -83,9 +84,9 @@ enum Phase {
 /// How much a connection came on since when.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
-    phase: Phase,
     since: Instant,
-    bytes: u64,
+    bytes: u32,
+    phase: Phase,
 }
 
 impl Connection {
@@ -266,7 +267,7 @@ impl Connection {
                 Ok(None) => match net.recv(conn) {
                     Some(slot) => {
                         let extent = slot.keep();
-                        self.pace.bytes += extent.len() as u64;
+                        self.pace.bytes = self.pace.bytes.saturating_add(extent.len() as u32);
                         self.input = Some(extent);
                     }
                     None => {
@@ -437,11 +438,30 @@ impl Connection {
     /// Sends what is owed, in order, as far as the network takes it. True if a reply went out whole.
     fn send<N: Net>(&mut self, conn: ConnId, common: &mut Common, net: &mut N, shard: &mut Shard) -> bool {
         let mut has_sent = false;
-        while self.replies.front(&common.replies).is_some_and(|reply| !reply.awaits_commit())
-            && let Some(mut reply) = self.replies.lift(&mut common.replies)
-        {
+        while let Some(front) = self.replies.front(&common.replies) {
+            if front.awaits_commit() {
+                return has_sent;
+            }
+            // Nearly every reply is short, and sent as it lies.
+            if let Some((receipt, format)) = front.receipt() {
+                let text = common.rendered.appended(&receipt, common.peers.own_name(), format);
+                match net.send(conn, text) {
+                    Ok(()) => {}
+                    Err(SendError::Full) => return has_sent,
+                    Err(SendError::Closed) => {
+                        self.abort(common, net);
+                        return has_sent;
+                    }
+                }
+                common.counters.sent_bytes += text.len() as u64;
+                self.pace.bytes = self.pace.bytes.saturating_add(text.len() as u32);
+                self.replies.pop(&mut common.replies);
+                has_sent = true;
+                continue;
+            }
+            let Some(mut reply) = self.replies.lift(&mut common.replies) else { return has_sent };
             let (progress, bytes) = reply.send(conn, common, net, shard);
-            self.pace.bytes += bytes;
+            self.pace.bytes = self.pace.bytes.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
             match progress {
                 Progress::Whole => {}
                 Progress::Blocked => {
@@ -479,10 +499,10 @@ impl Connection {
         self.input = None;
         let mut bytes = 0;
         while let Some(slot) = net.recv(conn) {
-            bytes += slot.bytes().len() as u64;
+            bytes += slot.bytes().len();
         }
         if let Ending::Finished { dropped_bytes } = &mut self.ending {
-            *dropped_bytes += bytes;
+            *dropped_bytes = dropped_bytes.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
             if *dropped_bytes > MAX_LINGER_BYTES {
                 self.abort(common, net);
             }
@@ -501,5 +521,15 @@ impl Connection {
         if phase != self.pace.phase {
             self.pace = Pace { phase, since: common.now, bytes: 0 };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_small() {
+        assert!(size_of::<Connection>() <= 224, "{}", size_of::<Connection>());
     }
 }

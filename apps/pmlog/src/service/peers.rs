@@ -74,12 +74,13 @@ impl Peers {
         let leases = (exchange.cores() - 1) * connections;
         let has_others = exchange.cores() > 1;
         let chunks = if has_others { CHUNKS } else { 0 };
+        let waiting = if has_others { connections } else { 0 };
         Self {
             chunks: Rc::new(RefCell::new((0..chunks).map(|_| Chunk::new()).collect())),
-            given_up: Rc::new(RefCell::new(Vec::with_capacity(connections))),
+            given_up: Rc::new(RefCell::new(Vec::with_capacity(waiting))),
             open_questions: 0,
             leases: Leases { places: Vec::with_capacity(leases), free: Vec::with_capacity(leases) },
-            stalled: Vec::with_capacity(connections),
+            stalled: Vec::with_capacity(waiting),
             own_name: exchange.name_of(core as u32),
             has_others,
             exchange,

@@ -14,14 +14,14 @@ const OK: &str = "HTTP/1.1 200 OK\r\n";
 
 /// Bytes of the longest acknowledgement: a head with three digits and `Connection`, and a body with all its digits.
 const ACKNOWLEDGEMENT_BYTES: usize = 256;
-/// Bytes of its body: numbers of 10, 20, 20 and 8 digits, and their keys.
+/// Bytes of its body: numbers of 10, 20, 20 and 8 digits, their keys, and room behind.
 const ACKNOWLEDGEMENT_BODY_BYTES: usize = 128;
 
 /// Shards that one reply about the store has room for.
 pub const MAX_SHARDS: usize = 32;
 
 /// How a reply is dressed for the client that gets it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReplyFormat {
     is_http11: bool,
     is_head: bool,
@@ -163,7 +163,17 @@ pub(super) type Ends = ArrayVec<End, MAX_SHARDS>;
 pub(super) struct Rendered {
     text: Vec<u8>,
     body: Vec<u8>,
+    /// The last acknowledgement, and its head: most of the next one's is the same.
     acknowledgement: ArrayVec<u8, ACKNOWLEDGEMENT_BYTES>,
+    acknowledged: Option<AcknowledgedHead>,
+}
+
+/// What the head of an acknowledgement depends on, and its length.
+#[derive(Clone, Copy, Debug)]
+struct AcknowledgedHead {
+    format: ReplyFormat,
+    body_bytes: usize,
+    bytes: usize,
 }
 
 impl Rendered {
@@ -172,7 +182,7 @@ impl Rendered {
     }
 
     /// As [`appended`](Self::appended), of anything that has a number; the checksum only where there is one.
-    #[inline]
+    #[inline(never)]
     pub(super) fn acknowledged(
         &mut self,
         seq: u64,
@@ -190,8 +200,15 @@ impl Rendered {
         body.text("}\n");
 
         let text = &mut self.acknowledgement;
-        text.clear();
-        json_head(text, Status::OK, body.len(), None, format);
+        match self.acknowledged {
+            Some(head) if (head.format, head.body_bytes) == (format, body.len()) => text.truncate(head.bytes),
+            _ => {
+                text.clear();
+                json_head(text, Status::OK, body.len(), None, format);
+                self.acknowledged =
+                    Some(AcknowledgedHead { format, body_bytes: body.len(), bytes: text.len() });
+            }
+        }
         if !format.is_head {
             text.bytes(&body);
         }
@@ -375,6 +392,7 @@ mod tests {
             shard.commit().expect("memory does not fail").confirm(pending).expect("it is durable");
         (receipt.seq, receipt.len, receipt.crc32c) = (u64::MAX, u64::MAX, u32::MAX);
 
+        let mut rendered = Rendered::default();
         let number = u64::MAX;
         let json = format!(
             "{{\"shard\":{},\"seq\":{number},\"length\":{number},\"crc32c\":\"ffffffff\"}}\n",
@@ -387,13 +405,27 @@ mod tests {
             (false, false, "Connection: keep-alive\r\n"),
         ] {
             let format = ReplyFormat { is_http11, is_head: false, closes };
-            let mut rendered = Rendered::default();
             let text = rendered.appended(&receipt, Some(u32::MAX), format);
             let expected = format!(
                 "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{field}\r\n{json}",
                 json.len()
             );
             assert_eq!(String::from_utf8_lossy(text), expected);
+        }
+    }
+
+    #[test]
+    fn an_acknowledgement_owes_nothing_to_the_one_before() {
+        let mut rendered = Rendered::default();
+        let formats = [(true, false, false), (true, true, false), (false, false, true), (true, false, true)]
+            .map(|(is_http11, is_head, closes)| ReplyFormat { is_http11, is_head, closes });
+        for step in 0..500_u64 {
+            let (format, shard) = (formats[(step / 3 % 4) as usize], (step % 7 == 0).then_some(3));
+            let (seq, len) = (10_u64.pow((step % 20) as u32), 3 * 10_u64.pow((step / 5 % 19) as u32));
+            let crc32c = (step % 3 > 0).then_some(step as u32);
+            let text = rendered.acknowledged(seq, len, crc32c, shard, format).to_vec();
+            let fresh = Rendered::default().acknowledged(seq, len, crc32c, shard, format).to_vec();
+            assert_eq!(String::from_utf8_lossy(&text), String::from_utf8_lossy(&fresh));
         }
     }
 }

@@ -79,6 +79,15 @@ impl Reply {
         }
     }
 
+    /// What a durable append is answered with, and how.
+    #[inline]
+    pub(super) fn receipt(&self) -> Option<(Receipt, ReplyFormat)> {
+        match self.content {
+            Content::Appended(receipt) => Some((receipt, self.format)),
+            _ => None,
+        }
+    }
+
     /// Whether nothing of this reply may go out before the next commit.
     pub(super) fn awaits_commit(&self) -> bool {
         matches!(self.content, Content::Waiting(_))

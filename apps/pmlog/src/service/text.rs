@@ -16,10 +16,24 @@ pub(super) trait Text {
         self.bytes(words.as_bytes())
     }
 
+    /// Appends the first `count` bytes, by moving all.
+    fn first(&mut self, count: usize, bytes: [u8; 8]) -> &mut Self;
+
     /// Appends a number in decimal digits.
     #[inline]
     fn decimal(&mut self, number: u64) -> &mut Self {
-        self.text(itoa::Buffer::new().format(number))
+        if number >= EIGHT_DIGITS {
+            return self.long_decimal(number);
+        }
+        let digits = u64::from_le_bytes(decimal_digits(number));
+        // Of a zero, one digit stays.
+        let blank = ((digits ^ ZEROS) | 1 << 56).trailing_zeros() / 8;
+        self.first(8 - blank as usize, (digits >> (8 * blank)).to_le_bytes())
+    }
+
+    #[inline(never)]
+    fn long_decimal(&mut self, number: u64) -> &mut Self {
+        self.decimal(number / EIGHT_DIGITS).bytes(&decimal_digits(number % EIGHT_DIGITS))
     }
 
     /// Appends a number in eight hexadecimal digits.
@@ -45,6 +59,24 @@ fn base64(number: u32) -> [u8; 8] {
     text
 }
 
+/// The first number that does not fit into eight digits.
+const EIGHT_DIGITS: u64 = 100_000_000;
+/// Eight digits `0`.
+const ZEROS: u64 = 0x3030_3030_3030_3030;
+
+/// The eight digits of a number that has no more: halves, then pairs, then digits, each in a part of one word.
+#[inline]
+fn decimal_digits(number: u64) -> [u8; 8] {
+    debug_assert!(number < EIGHT_DIGITS);
+    let halves = (number / 10_000) | ((number % 10_000) << 32);
+    // n / 100 is n * 10486 >> 20 below 10,000, and n / 10 is n * 103 >> 10 below 100.
+    let hundreds = ((halves * 10_486) >> 20) & 0x0000_007f_0000_007f;
+    let pairs = hundreds | ((halves - hundreds * 100) << 16);
+    let tens = ((pairs * 103) >> 10) & 0x000f_000f_000f_000f;
+    let digits = tens | ((pairs - tens * 10) << 8);
+    (digits + ZEROS).to_le_bytes()
+}
+
 /// All eight digits at a time, each in a byte of one word.
 #[inline]
 fn hex_digits(number: u32) -> [u8; 8] {
@@ -65,13 +97,25 @@ impl Text for Vec<u8> {
         self.extend_from_slice(bytes);
         self
     }
+
+    #[inline]
+    fn first(&mut self, count: usize, bytes: [u8; 8]) -> &mut Self {
+        self.bytes(&bytes[..count])
+    }
 }
 
-/// Text whose longest form is known: nothing can grow, so that only what is written costs.
+/// Text whose longest form is known, and eight bytes: nothing can grow, so that only what is written costs.
 impl<const N: usize> Text for ArrayVec<u8, N> {
     #[inline]
     fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
         self.try_extend_from_slice(bytes).expect("there is room for the longest form of the text");
+        self
+    }
+
+    #[inline]
+    fn first(&mut self, count: usize, bytes: [u8; 8]) -> &mut Self {
+        let len = self.len() + count;
+        self.bytes(&bytes).truncate(len);
         self
     }
 }
@@ -93,6 +137,25 @@ mod tests {
             let middle = long >> cut;
             text.decimal(short).text(" ").decimal(middle).text(" ").decimal(long).text(" ").hex(checksum);
             prop_assert_eq!(String::from_utf8_lossy(&text), format!("{short} {middle} {long} {checksum:08x}"));
+            let mut bounded = ArrayVec::<u8, 80>::new();
+            bounded.decimal(short).text(" ").decimal(middle).text(" ").decimal(long).text(" ").hex(checksum);
+            prop_assert_eq!(&text[..], &bounded[..]);
+        }
+    }
+
+    #[test]
+    fn numbers_of_any_length_have_their_digits() {
+        for number in
+            (0..20).flat_map(|digits| [10_u64.pow(digits) - 1, 10_u64.pow(digits), 10_u64.pow(digits) + 1])
+        {
+            let mut text = ArrayVec::<u8, 40>::new();
+            assert_eq!(&text.decimal(number)[..], number.to_string().as_bytes());
+        }
+        for number in 0..10_000 {
+            assert_eq!(
+                decimal_digits(number * 10_000 + 9_999 - number),
+                *format!("{:08}", number * 10_000 + 9_999 - number).as_bytes()
+            );
         }
     }
 
