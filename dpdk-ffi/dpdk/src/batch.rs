@@ -128,6 +128,22 @@ impl<const N: usize> Batch<N> {
     }
 }
 
+impl<const N: usize> std::ops::Index<usize> for Batch<N> {
+    type Output = Mbuf;
+
+    #[inline]
+    fn index(&self, at: usize) -> &Mbuf {
+        &self.0[at]
+    }
+}
+
+impl<const N: usize> std::ops::IndexMut<usize> for Batch<N> {
+    #[inline]
+    fn index_mut(&mut self, at: usize) -> &mut Mbuf {
+        &mut self.0[at]
+    }
+}
+
 impl<'a, const N: usize> IntoIterator for &'a Batch<N> {
     type Item = &'a Mbuf;
     type IntoIter = std::slice::Iter<'a, Mbuf>;

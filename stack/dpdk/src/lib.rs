@@ -39,10 +39,10 @@ use stack_net::net::{Event, OverEndpoint, Transport};
 use stack_net::profile::{Laps, NoLaps, Stage};
 use stack_net::time::Instant;
 use stack_tcp::config::ETHERNET_HEADER_BYTES;
-use stack_tcp::{Config, Endpoint, Share, Steering};
+use stack_tcp::{Config, Endpoint, Steering};
 
 use exchange::{NEWS, STRAYS, Stray};
-use receive::{Frame, Origin};
+use receive::{Origin, Received};
 use send::Sender;
 
 pub use config::{DpdkConfig, DpdkCounters, DpdkError};
@@ -188,45 +188,10 @@ impl DpdkTransport {
 
     /// Gives the stack the frames that were received.
     fn take_received<L: Laps>(&mut self, now: Instant, origin: Origin, laps: &mut L) {
-        let cores = self.sender.exchange.cores();
-        let asked = if let Origin::Core { asked } = origin { asked } else { 0 };
-        let is_last = usize::from(asked) + 1 >= cores;
-        for mbuf in &mut self.received {
-            self.buffers.warm_spares();
-            let Some(mut frame) = Frame::new(mbuf, &mut self.buffers, origin) else {
-                self.buffers.counters.misplaced += 1;
-                continue;
-            };
-            let parsed = self.endpoint.parse(&frame);
-            laps.lap(Stage::Parse);
-            match self.endpoint.accept(now, &parsed, &mut frame, is_last) {
-                Share::Nothing => {}
-                Share::News => {
-                    let others = (0..cores).filter(|core| *core != self.core);
-                    for core in others {
-                        let copy = self.sender.copy_of(mbuf);
-                        let is_told = copy.is_some_and(|copy| self.sender.exchange.give_news(core, copy));
-                        self.buffers.counters.crossing_lost += u64::from(!is_told);
-                    }
-                }
-                share @ (Share::Stray | Share::StrayWhole) => {
-                    let next = (self.core + 1) % cores;
-                    let mut copy = None;
-                    if share == Share::Stray {
-                        copy = self.sender.copy_of(mbuf);
-                    } else {
-                        self.endpoint.take_whole(|frame| copy = self.sender.copy_of_bytes(frame));
-                    }
-                    let is_given = copy.is_some_and(|mbuf| {
-                        self.sender.exchange.give_stray(next, Stray { mbuf, asked: asked + 1 })
-                    });
-                    self.buffers.counters.crossing_lost += u64::from(!is_given);
-                }
-            }
-            self.buffers.warm_spares();
-            laps.lap(Stage::Tcp);
-        }
-        self.received.clear();
+        let Self { endpoint, received, buffers, sender, .. } = self;
+        let mut burst = Received { mbufs: received, buffers, sender, origin };
+        endpoint.receive_burst(now, &mut burst, laps);
+        received.clear();
         laps.lap(Stage::Rx);
     }
 

@@ -1,10 +1,14 @@
 //! Received frames: in one segment, or headers and payload apart.
 
-use dpdk::{Checksum, Eal, ExternalArea, ExternalPool, ExternalPoolConfig, Mbuf, NotSwapped, WrittenSoon};
+use dpdk::{
+    Checksum, Eal, ExternalArea, ExternalPool, ExternalPoolConfig, Mbuf, MbufBatch, NotSwapped, WrittenSoon,
+};
 use pmem::{Arena, Buffer, Extent};
 use stack_tcp::frame::ends_with_tcp_header;
-use stack_tcp::{RxChecksum, RxFrame};
+use stack_tcp::{RxBurst, RxChecksum, RxFrame, Share};
 
+use super::exchange::Stray;
+use super::send::Sender;
 use super::{DpdkCounters, DpdkError, Reach};
 
 /// Lines fetched at a time. More of them make the core wait; with fewer, short bursts leave spares cold.
@@ -95,6 +99,79 @@ impl NamedBuffers {
     }
 }
 
+/// A burst in mbufs.
+pub(super) struct Received<'a> {
+    pub(super) mbufs: &'a mut MbufBatch,
+    pub(super) buffers: &'a mut NamedBuffers,
+    pub(super) sender: &'a mut Sender,
+    pub(super) origin: Origin,
+}
+
+impl Received<'_> {
+    /// How many other cores have looked for the frames' connections in vain.
+    fn asked(&self) -> u16 {
+        if let Origin::Core { asked } = self.origin { asked } else { 0 }
+    }
+}
+
+impl RxBurst for Received<'_> {
+    type Frame<'a>
+        = Frame<'a>
+    where
+        Self: 'a;
+
+    fn len(&self) -> usize {
+        self.mbufs.len()
+    }
+
+    #[inline]
+    fn head(&self, at: usize) -> &[u8] {
+        self.mbufs[at].bytes()
+    }
+
+    #[inline]
+    fn frame(&mut self, at: usize) -> Option<Frame<'_>> {
+        self.buffers.warm_spares();
+        let mbuf = &mut self.mbufs[at];
+        let Some(layout) = Layout::of(mbuf, &mut self.buffers.gathered) else {
+            self.buffers.counters.misplaced += 1;
+            return None;
+        };
+        Some(Frame { mbuf, buffers: self.buffers, layout, origin: self.origin })
+    }
+
+    #[inline]
+    fn is_last(&self, _: usize) -> bool {
+        usize::from(self.asked()) + 1 >= self.sender.exchange.cores()
+    }
+
+    fn share(&mut self, at: usize, share: Share, whole: Option<&[u8]>) {
+        let (cores, mbuf) = (self.sender.exchange.cores(), &self.mbufs[at]);
+        match share {
+            Share::Nothing => {}
+            Share::News => {
+                let others = (0..cores).filter(|core| *core != self.sender.core);
+                for core in others {
+                    let copy = self.sender.copy_of(mbuf);
+                    let is_told = copy.is_some_and(|copy| self.sender.exchange.give_news(core, copy));
+                    self.buffers.counters.crossing_lost += u64::from(!is_told);
+                }
+            }
+            Share::Stray | Share::StrayWhole => {
+                let next = (self.sender.core + 1) % cores;
+                let copy = match whole {
+                    Some(whole) => self.sender.copy_of_bytes(whole),
+                    None => self.sender.copy_of(mbuf),
+                };
+                let asked = self.asked() + 1;
+                let is_given =
+                    copy.is_some_and(|mbuf| self.sender.exchange.give_stray(next, Stray { mbuf, asked }));
+                self.buffers.counters.crossing_lost += u64::from(!is_given);
+            }
+        }
+    }
+}
+
 /// A received frame; claiming its payload puts a spare buffer into its mbuf.
 pub(super) struct Frame<'a> {
     mbuf: &'a mut Mbuf,
@@ -123,17 +200,21 @@ enum Layout {
     Gathered(usize),
 }
 
-impl<'a> Frame<'a> {
-    /// The frame in `mbuf`; none if it is longer than any that was asked for.
-    pub(super) fn new(mbuf: &'a mut Mbuf, buffers: &'a mut NamedBuffers, origin: Origin) -> Option<Self> {
-        let layout = match mbuf.segment_count() {
-            1 => Layout::Whole,
-            2 if checksum_of(mbuf) == RxChecksum::Good && ends_with_tcp_header(mbuf.bytes()) => Layout::Apart,
-            _ => Layout::Gathered(gather(mbuf, &mut buffers.gathered)?),
-        };
-        Some(Self { mbuf, buffers, layout, origin })
+impl Layout {
+    /// Where the bytes of `mbuf` are; none if it is longer than any frame that was asked for.
+    #[inline]
+    fn of(mbuf: &Mbuf, gathered: &mut [u8]) -> Option<Self> {
+        match mbuf.segment_count() {
+            1 => Some(Self::Whole),
+            2 if checksum_of(mbuf) == RxChecksum::Good && ends_with_tcp_header(mbuf.bytes()) => {
+                Some(Self::Apart)
+            }
+            _ => gather(mbuf, gathered).map(Self::Gathered),
+        }
     }
+}
 
+impl Frame<'_> {
     /// The frame from its byte `at` on, in the piece where that lies.
     fn from(&self, at: usize) -> &[u8] {
         let (bytes, at) = match self.layout {

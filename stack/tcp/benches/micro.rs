@@ -15,8 +15,9 @@ use smoltcp::wire::{
     TcpPacket, TcpRepr, TcpSeqNumber,
 };
 use stack::net::{Event, Net};
+use stack::profile::NoLaps;
 use stack::time::Instant;
-use stack::{Config, Endpoint, FrameSink, RxChecksum, RxFrame, SinkFull, TxFrame};
+use stack::{Config, Endpoint, FrameSink, RxBurst, RxChecksum, RxFrame, SinkFull, TxFrame};
 
 const PAYLOAD_BYTES: usize = 1024;
 const BURST: usize = 32;
@@ -46,6 +47,30 @@ impl RxFrame for Frame<'_> {
     }
 }
 
+struct Burst<'a> {
+    frames: &'a [Vec<u8>],
+    arena: &'a Arena,
+}
+
+impl RxBurst for Burst<'_> {
+    type Frame<'a>
+        = Frame<'a>
+    where
+        Self: 'a;
+
+    fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    fn head(&self, at: usize) -> &[u8] {
+        &self.frames[at]
+    }
+
+    fn frame(&mut self, at: usize) -> Option<Frame<'_>> {
+        Some(Frame { bytes: &self.frames[at], arena: self.arena })
+    }
+}
+
 /// Keeps the last frame's number, so that the handshake can answer it.
 #[derive(Default)]
 struct Sink {
@@ -69,7 +94,7 @@ struct Bench {
     now: Instant,
     peers: Vec<Peer>,
     next: usize,
-    frame: Vec<u8>,
+    frames: Vec<Vec<u8>>,
 }
 
 /// A connection's other side.
@@ -92,8 +117,8 @@ impl Bench {
         (config.max_connections, config.syn_queue, config.tx_checksum_offload) = (16_384, 16, true);
         let mut endpoint = Endpoint::new(config, arena.clone(), now).expect("valid settings");
         endpoint.listen(SocketAddr::from((SERVER, 80)), 16).expect("a free port");
-        let (peers, frame) = (Vec::with_capacity(connections), Vec::with_capacity(2048));
-        let mut bench = Self { endpoint, arena, sink: Sink::default(), now, peers, next: 0, frame };
+        let (peers, frames) = (Vec::with_capacity(connections), vec![Vec::new(); BURST]);
+        let mut bench = Self { endpoint, arena, sink: Sink::default(), now, peers, next: 0, frames };
         for port in 1..=connections as u16 {
             bench.open(port);
         }
@@ -111,20 +136,22 @@ impl Bench {
     }
 
     fn arrive(&mut self, peer: Peer, control: TcpControl, payload: usize) {
-        write_frame(&mut self.frame, peer, control, payload);
-        let mut frame = Frame { bytes: &self.frame, arena: &self.arena };
-        self.endpoint.receive(self.now, &mut frame);
+        let frame = &mut self.frames[0];
+        write_frame(frame, peer, control, payload);
+        self.endpoint.receive(self.now, &mut Frame { bytes: frame, arena: &self.arena });
     }
 
     /// One burst: a segment for each of the next connections, and the application takes them all.
     fn burst(&mut self) {
         self.now += Duration::from_micros(10);
-        for _ in 0..BURST {
+        for frame in &mut self.frames {
             let peer = self.peers[self.next];
-            self.arrive(peer, TcpControl::None, PAYLOAD_BYTES);
+            write_frame(frame, peer, TcpControl::None, PAYLOAD_BYTES);
             self.peers[self.next].seq = peer.seq.wrapping_add(PAYLOAD_BYTES as u32);
             self.next = (self.next + 1) % self.peers.len();
         }
+        let mut burst = Burst { frames: &self.frames, arena: &self.arena };
+        self.endpoint.receive_burst(self.now, &mut burst, &mut NoLaps);
         let mut taken = 0;
         while let Some(event) = self.endpoint.next_event() {
             let Event::Readable { conn } = event else { panic!("{event:?}") };

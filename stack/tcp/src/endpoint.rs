@@ -1,5 +1,6 @@
 //! A host's TCP/IP without I/O: frames and the time come in, frames and events go out.
 
+mod burst;
 mod calls;
 mod doubt;
 mod error;
@@ -40,7 +41,7 @@ use crate::timer::{NEVER, TimerWheel};
 use crate::window::WindowPool;
 
 pub use error::{AddressConflict, ConnectError, ListenError};
-pub use input::{Headers, Share};
+pub use input::Headers;
 
 /// Segments without a connection that may wait for the device.
 const MAX_REPLIES: usize = 512;

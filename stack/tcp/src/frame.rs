@@ -58,6 +58,57 @@ pub trait RxFrame {
     fn claim(&mut self, at: usize) -> Option<(Buffer, usize)>;
 }
 
+/// Received frames in the transport's hands, for [`Endpoint::receive_burst`](crate::Endpoint::receive_burst).
+pub trait RxBurst {
+    /// A frame while it is taken in.
+    type Frame<'a>: RxFrame
+    where
+        Self: 'a;
+
+    /// How many there are.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A frame's bytes from the Ethernet header on, as many as lie together. It is looked at some frames before it is
+    /// taken in.
+    fn head(&self, at: usize) -> &[u8];
+
+    /// A frame, to be taken in; none if the transport drops it. It may be asked for twice, and is taken in once.
+    fn frame(&mut self, at: usize) -> Option<Self::Frame<'_>>;
+
+    /// Whether a segment in that frame can belong to no other core's connection.
+    fn is_last(&self, at: usize) -> bool {
+        let _ = at;
+        true
+    }
+
+    /// Has other cores take part in a frame as told. The bytes are those of a packet that was put together from
+    /// fragments, and go instead of the frame's.
+    fn share(&mut self, at: usize, share: Share, whole: Option<&[u8]>) {
+        let _ = (at, share, whole);
+    }
+}
+
+/// What the other cores of a host have to do with a frame that one of them has received, where each core runs an
+/// [`Endpoint`](crate::Endpoint) for the same addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Share {
+    /// Nothing.
+    Nothing,
+    /// It may tell them something: give each a copy by [`Endpoint::learn`](crate::Endpoint::learn). What there was to answer is answered.
+    News,
+    /// A segment for which there is no connection here, and which was not answered: it may belong to another core.
+    Stray,
+    /// As [`Stray`](Self::Stray), but put together from fragments: the frame for the other core is not the one that
+    /// was received, but the one that [`Endpoint::take_whole`](crate::Endpoint::take_whole) gives.
+    StrayWhole,
+}
+
 /// A frame to send: bytes that are copied, and behind them pieces of named buffers that are not.
 #[derive(Debug)]
 pub struct TxFrame<'a> {

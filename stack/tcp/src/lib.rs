@@ -12,6 +12,7 @@ pub mod counters;
 mod emit;
 pub mod endpoint;
 mod extensions;
+mod fast;
 mod flow;
 pub mod frame;
 mod icmp;
@@ -34,8 +35,8 @@ mod window;
 pub use address::{AddressError, check_gateway, check_own};
 pub use config::{Config, ConfigError, CoreShare, Keepalive};
 pub use counters::{Counters, Drops};
-pub use endpoint::{AddressConflict, ConnectError, Endpoint, Headers, ListenError, Share};
-pub use frame::{FrameSink, RxChecksum, RxFrame, SinkFull, TxChecksum, TxFrame};
+pub use endpoint::{AddressConflict, ConnectError, Endpoint, Headers, ListenError};
+pub use frame::{FrameSink, RxBurst, RxChecksum, RxFrame, Share, SinkFull, TxChecksum, TxFrame};
 pub use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr};
 pub use steer::Steering;
 

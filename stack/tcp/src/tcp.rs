@@ -3,6 +3,7 @@
 pub(crate) mod congestion;
 pub(crate) mod connection;
 pub(crate) mod early;
+mod expected;
 pub(crate) mod isn;
 pub(crate) mod options;
 pub(crate) mod pieces;

@@ -3,8 +3,9 @@
 use super::callgrind::Spot;
 
 /// Folders and crates of sources, and the room that they belong to; the first that a path has in it counts.
-const SOURCES: [(&str, &str); 27] = [
+const SOURCES: [(&str, &str); 28] = [
     ("stack/tcp/src/frame", "frame parse"),
+    ("stack/tcp/src/fast", "frame parse"),
     ("stack/tcp/src/flow", "flow lookup"),
     ("siphasher-", "flow lookup"),
     ("stack/tcp/src/checksum", "TCP checksum"),
@@ -35,8 +36,9 @@ const SOURCES: [(&str, &str); 27] = [
 
 /// Functions by the start of their names, for lines of the standard library that are inlined in them, and for programs
 /// that were built without lines of source.
-const FUNCTIONS: [(&str, &str); 21] = [
+const FUNCTIONS: [(&str, &str); 22] = [
     ("stack_tcp::frame", "frame parse"),
+    ("stack_tcp::fast", "frame parse"),
     ("stack_tcp::flow", "flow lookup"),
     ("siphasher", "flow lookup"),
     ("core::hash", "flow lookup"),

@@ -7,7 +7,7 @@ use stack_net::time::Instant;
 
 use super::{AddressConflict, CONFLICT_REPORTS, Claim, DEFENCES, Endpoint, Reply};
 use crate::flow::FlowState;
-use crate::frame::{self, Flags, Parsed, RxChecksum, RxFrame, Segment};
+use crate::frame::{self, Flags, Parsed, RxChecksum, RxFrame, Segment, Share};
 use crate::icmp::{self, Complaint, IcmpError};
 use crate::iface::{Heard, Neighbor, Refused};
 use crate::limit::Rate;
@@ -22,22 +22,6 @@ const RESETS: Rate = Rate::per_second(1000, 100);
 
 /// Answers of one connection in TIME-WAIT.
 const TIME_WAIT_ANSWERS: Rate = Rate::per_second(10, 10);
-
-/// What the other cores of a host have to do with a frame that one of them has received, where each core runs an
-/// [`Endpoint`] for the same addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Share {
-    /// Nothing.
-    Nothing,
-    /// It may tell them something: give each a copy by [`Endpoint::learn`]. What there was to answer is answered.
-    News,
-    /// A segment for which there is no connection here, and which was not answered: it may belong to another core.
-    Stray,
-    /// As [`Stray`](Self::Stray), but put together from fragments: the frame for the other core is not the one that
-    /// was received, but the one that [`Endpoint::take_whole`] gives.
-    StrayWhole,
-}
 
 /// What the headers of a frame say, for [`Endpoint::accept`].
 #[derive(Debug)]

@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use pmem::{Arena, Buffer, Extent};
+use pmem::{Arena, Buffer};
 use smoltcp::wire::{
     EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, checksum,
 };
 use stack_net::doze::Waker;
+use stack_net::profile::NoLaps;
 use stack_net::time::Instant;
 use thiserror::Error;
 
@@ -16,7 +17,8 @@ use super::cores::{self, CorePort, Parcel};
 use super::{Host, Port};
 use crate::net::{Event, OverEndpoint, Transport};
 use crate::{
-    Config, ConfigError, CoreShare, Endpoint, FrameSink, RxChecksum, RxFrame, SinkFull, TxChecksum, TxFrame,
+    Config, ConfigError, CoreShare, Endpoint, FrameSink, RxBurst, RxChecksum, RxFrame, Share, SinkFull,
+    TxChecksum, TxFrame,
 };
 
 /// What stands before a frame in the buffer where it arrives, as DPDK has it (`RTE_PKTMBUF_HEADROOM`).
@@ -183,25 +185,33 @@ impl Transport for SimTransport {
 
     fn receive(&mut self, now: Instant) -> Result<usize, Infallible> {
         let mut received = 0;
-        while received < self.device.config.rx_burst
+        let most = self.device.config.rx_burst;
+        while received < most
             && let Some(parcel) = self.device.core_port.receive(now)
         {
             received += 1;
-            let (bytes, asked) = match parcel {
-                Parcel::Frame { bytes, asked } => (bytes, asked),
-                Parcel::News(bytes) => {
-                    self.endpoint.learn(now, &bytes);
-                    continue;
+            let mut burst = Burst { device: &mut self.device, frames: Vec::new() };
+            let mut news = None;
+            match parcel {
+                Parcel::Frame { bytes, asked } => burst.arrive(bytes, asked),
+                Parcel::News(bytes) => news = Some(bytes),
+            }
+            // As many as follow, up to what else has come.
+            while news.is_none()
+                && received < most
+                && burst.has_room()
+                && let Some(parcel) = burst.device.core_port.receive(now)
+            {
+                received += 1;
+                match parcel {
+                    Parcel::Frame { bytes, asked } => burst.arrive(bytes, asked),
+                    Parcel::News(bytes) => news = Some(bytes),
                 }
-            };
-            let is_last = self.device.core_port.is_last(asked);
-            if let Some(mut frame) = self.device.arrive(&bytes) {
-                let share = self.endpoint.receive_among(now, &mut frame, is_last);
-                let buffer = frame.into_buffer();
-                self.device.ring.push_back(buffer);
-                let mut bytes = bytes;
-                self.endpoint.take_whole(|whole| bytes = whole.to_vec());
-                self.device.core_port.pass_on(share, bytes, asked);
+            }
+            self.endpoint.receive_burst(now, &mut burst, &mut NoLaps);
+            burst.finish();
+            if let Some(bytes) = news {
+                self.endpoint.learn(now, &bytes);
             }
         }
         Ok(received)
@@ -246,59 +256,104 @@ impl Host for SimTransport {
     }
 }
 
-impl Device {
-    /// Puts a frame into the ring's next buffer. The ring is never empty: each buffer that leaves it comes
-    /// back, or is swapped for a spare.
-    fn arrive(&mut self, bytes: &[u8]) -> Option<RingFrame<'_>> {
-        let mut buffer = self.ring.pop_front()?;
-        self.counters.received += 1;
-        let arrived = buffer.arrive(HEADROOM_BYTES, bytes);
-        let extent = if arrived { buffer.extent(HEADROOM_BYTES as u16, bytes.len() as u16) } else { None };
-        let Some(extent) = extent else {
-            self.counters.too_long += 1;
-            self.ring.push_back(buffer);
-            return None;
-        };
-        let checksum = if self.config.rx_checksum { look_at_checksum(bytes) } else { RxChecksum::Unknown };
-        let (arena, counters) = (&self.arena, &mut self.counters);
-        Some(RingFrame { buffer, extent, checksum, claimed: false, arena, counters })
+/// Frames in buffers of the ring, which go back to it, or spares in their places.
+struct Burst<'a> {
+    device: &'a mut Device,
+    frames: Vec<Arrived>,
+}
+
+struct Arrived {
+    bytes: Vec<u8>,
+    /// Cores that have had it before.
+    asked: usize,
+    /// Where it lies; once that is claimed, the spare that takes its place.
+    buffer: Buffer,
+    claimed: bool,
+}
+
+impl Burst<'_> {
+    /// Whether the ring has a buffer for one more: each comes back only after the burst.
+    fn has_room(&self) -> bool {
+        !self.device.ring.is_empty()
+    }
+
+    /// Puts a frame into the ring's next buffer.
+    fn arrive(&mut self, bytes: Vec<u8>, asked: usize) {
+        let Some(mut buffer) = self.device.ring.pop_front() else { return };
+        self.device.counters.received += 1;
+        if buffer.arrive(HEADROOM_BYTES, &bytes) {
+            self.frames.push(Arrived { bytes, asked, buffer, claimed: false });
+        } else {
+            self.device.counters.too_long += 1;
+            self.device.ring.push_back(buffer);
+        }
+    }
+
+    fn finish(self) {
+        self.device.ring.extend(self.frames.into_iter().map(|frame| frame.buffer));
     }
 }
 
-/// A frame in a buffer of the ring; once claimed, `buffer` is the spare that takes its place.
+impl RxBurst for Burst<'_> {
+    type Frame<'a>
+        = RingFrame<'a>
+    where
+        Self: 'a;
+
+    fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    fn head(&self, at: usize) -> &[u8] {
+        &self.frames[at].bytes
+    }
+
+    fn frame(&mut self, at: usize) -> Option<RingFrame<'_>> {
+        let Device { arena, counters, config, .. } = &mut *self.device;
+        Some(RingFrame {
+            arrived: &mut self.frames[at],
+            looks_at_checksum: config.rx_checksum,
+            arena,
+            counters,
+        })
+    }
+
+    fn is_last(&self, at: usize) -> bool {
+        self.device.core_port.is_last(self.frames[at].asked)
+    }
+
+    fn share(&mut self, at: usize, share: Share, whole: Option<&[u8]>) {
+        let Arrived { bytes, asked, .. } = &mut self.frames[at];
+        let bytes = whole.map_or_else(|| std::mem::take(bytes), <[u8]>::to_vec);
+        self.device.core_port.pass_on(share, bytes, *asked);
+    }
+}
+
 struct RingFrame<'a> {
-    buffer: Buffer,
-    extent: Extent,
-    checksum: RxChecksum,
-    claimed: bool,
+    arrived: &'a mut Arrived,
+    looks_at_checksum: bool,
     arena: &'a Arena,
     counters: &'a mut RingCounters,
 }
 
-impl RingFrame<'_> {
-    fn into_buffer(self) -> Buffer {
-        self.buffer
-    }
-}
-
 impl RxFrame for RingFrame<'_> {
     fn bytes(&self) -> &[u8] {
-        self.extent.bytes()
+        &self.arrived.bytes
     }
 
     fn checksum(&self) -> RxChecksum {
-        self.checksum
+        if self.looks_at_checksum { look_at_checksum(&self.arrived.bytes) } else { RxChecksum::Unknown }
     }
 
     fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
-        assert!(!self.claimed, "a frame's buffer is claimed once");
+        assert!(!self.arrived.claimed, "a frame's buffer is claimed once");
         let Some(spare) = self.arena.take() else {
             self.counters.no_spare += 1;
             return None;
         };
-        self.claimed = true;
+        self.arrived.claimed = true;
         self.counters.swapped += 1;
-        Some((std::mem::replace(&mut self.buffer, spare), HEADROOM_BYTES + at))
+        Some((std::mem::replace(&mut self.arrived.buffer, spare), HEADROOM_BYTES + at))
     }
 }
 

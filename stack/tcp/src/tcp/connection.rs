@@ -1,5 +1,6 @@
 //! The state of one connection.
 
+use std::hint::black_box;
 use std::time::Duration;
 
 use stack_net::time::Instant;
@@ -282,6 +283,12 @@ impl Connection {
         }
     }
 
+    /// Reads a word of each line that a segment needs, so that they all come into the cache at once.
+    #[inline]
+    pub(crate) fn touch(&self) {
+        black_box((self.snd_una, self.rcv_nxt, self.last_heard, self.recv.ready_bytes(), self.send.len()));
+    }
+
     /// Puts everything but the queues' memory back to the start.
     fn reset(&mut self, key: FlowKey, iss: Seq, cx: &mut Context<'_>, now: Instant) {
         let config = cx.config;
@@ -443,7 +450,7 @@ impl Connection {
     }
 
     /// Notes how many buffers the open window takes.
-    pub(super) fn note_offer(&mut self, cx: &mut Context<'_>) {
+    pub(crate) fn note_offer(&mut self, cx: &mut Context<'_>) {
         let open = self.rcv_adv.since(self.rcv_nxt);
         let buffers = open.div_ceil(own_mss(cx.config, self.key.is_v4()).into());
         cx.pool.set(&mut self.offer, buffers as usize);

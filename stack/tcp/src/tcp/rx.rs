@@ -4,6 +4,7 @@ use stack_net::time::Instant;
 
 use super::connection::{Clock, Connection, Context, Due, Happened, Outcome, State, Timer};
 use super::early::COPIED_BYTES;
+use super::options::Timestamp;
 use super::recovery::Verdict;
 use super::recv_queue::Packed;
 use super::seq::Seq;
@@ -194,8 +195,9 @@ impl Connection {
         self.snd_una = self.iss + 1;
         (self.snd_nxt, self.snd_max) = (self.snd_una, self.snd_max.max(self.snd_una));
         (self.timer, self.due, self.retries) = (Timer::Off, Due::empty(), 0);
-        self.take_window(segment);
-        self.measure(now, segment, self.snd_una);
+        let heard = self.hear(segment);
+        self.take_window(&heard);
+        self.measure(now, &heard, self.snd_una);
         self.rtt.backoff = 0;
         if sent_again {
             self.rtt.handshake_was_retransmitted();
@@ -215,14 +217,22 @@ impl Connection {
         }
     }
 
+    fn hear(&self, segment: &Segment) -> Heard {
+        // The window in a SYN is never scaled (RFC 7323, section 2.2).
+        let scale = if segment.flags.contains(Flags::SYN) { 0 } else { self.snd_scale };
+        let window = u32::from(segment.window) << scale;
+        Heard { seq: segment.seq, ack: segment.ack, window, timestamp: segment.options.timestamp }
+    }
+
     /// The ACK field and the window (RFC 9293, 3.10.7.4, fifth; RFC 5681; RFC 6582).
     fn acknowledged(&mut self, now: Instant, segment: &Segment, cx: &mut Context<'_>) -> Outcome {
-        let ack = segment.ack;
+        let heard = self.hear(segment);
+        let ack = heard.ack;
         if ack.after(self.snd_una) {
-            return self.new_data_acknowledged(now, segment, cx);
+            return self.new_data_acknowledged(now, &heard, cx);
         }
         let old_window = self.snd_wnd;
-        self.take_window(segment);
+        self.take_window(&heard);
         // RFC 5681, section 2: what a duplicate acknowledgement is.
         let in_flight = self.snd_max != self.snd_una && matches!(self.timer, Timer::Retransmit(_));
         let bare = segment.len() == 0 && self.snd_wnd == old_window;
@@ -240,8 +250,13 @@ impl Connection {
         Outcome::Goes
     }
 
-    fn new_data_acknowledged(&mut self, now: Instant, segment: &Segment, cx: &mut Context<'_>) -> Outcome {
-        let ack = segment.ack;
+    pub(super) fn new_data_acknowledged(
+        &mut self,
+        now: Instant,
+        heard: &Heard,
+        cx: &mut Context<'_>,
+    ) -> Outcome {
+        let ack = heard.ack;
         let flight = self.snd_max.since(self.snd_una);
         let acked = ack.since(self.snd_una);
         let fin_acked = acked > self.send.len();
@@ -252,7 +267,7 @@ impl Connection {
         self.retries = 0;
         self.due -= Due::AGAIN;
         // Without timestamps a timeout stays doubled until data that was sent once is acknowledged (Karn).
-        self.measure(now, segment, ack);
+        self.measure(now, heard, ack);
         match self.recovery.progress(ack) {
             Verdict::Partial => {
                 self.congestion.partial_ack(data);
@@ -273,7 +288,7 @@ impl Connection {
                 self.restart_timer(now);
             }
         }
-        self.take_window(segment);
+        self.take_window(heard);
         if data > 0 && self.wants_room.get() && self.sends() && self.send.is_roomy(cx.sending) {
             self.wants_room.set(false);
             self.events |= Happened::WRITABLE;
@@ -299,10 +314,10 @@ impl Connection {
         };
     }
 
-    fn measure(&mut self, now: Instant, segment: &Segment, acked: Seq) {
+    fn measure(&mut self, now: Instant, heard: &Heard, acked: Seq) {
         let timed =
             self.timing.take_if(|(end, _)| acked.at_or_after(*end)).map(|(_, sent)| now.micros_since(sent));
-        let rtt_us = match (&self.clock, segment.options.timestamp) {
+        let rtt_us = match (&self.clock, heard.timestamp) {
             (Some(clock), Some(timestamp)) if timestamp.echo != 0 => {
                 let ms = clock.now(now).wrapping_sub(timestamp.echo);
                 Some(u64::from(ms) * 1000)
@@ -317,17 +332,15 @@ impl Connection {
     }
 
     /// SND.WND from the newest segment (RFC 9293, section 3.10.7.4).
-    fn take_window(&mut self, segment: &Segment) {
-        let newer = self.snd_wl1.before(segment.seq)
-            || (self.snd_wl1 == segment.seq && self.snd_wl2.at_or_before(segment.ack));
+    pub(super) fn take_window(&mut self, heard: &Heard) {
+        let newer = self.snd_wl1.before(heard.seq)
+            || (self.snd_wl1 == heard.seq && self.snd_wl2.at_or_before(heard.ack));
         if !newer {
             return;
         }
-        // The window in a SYN is never scaled (RFC 7323, section 2.2).
-        let scale = if segment.flags.contains(Flags::SYN) { 0 } else { self.snd_scale };
-        self.snd_wnd = u32::from(segment.window) << scale;
+        self.snd_wnd = heard.window;
         self.max_snd_wnd = self.max_snd_wnd.max(self.snd_wnd);
-        (self.snd_wl1, self.snd_wl2) = (segment.seq, segment.ack);
+        (self.snd_wl1, self.snd_wl2) = (heard.seq, heard.ack);
         let persists = matches!(self.timer, Timer::Persist(_));
         if persists {
             self.retries = 0;
@@ -364,7 +377,13 @@ impl Connection {
         }
     }
 
-    fn in_order<F: RxFrame>(&mut self, now: Instant, piece: &Piece, frame: &mut F, cx: &mut Context<'_>) {
+    pub(super) fn in_order<F: RxFrame>(
+        &mut self,
+        now: Instant,
+        piece: &Piece,
+        frame: &mut F,
+        cx: &mut Context<'_>,
+    ) {
         let fills_hole = !self.recv.early.is_empty();
         let bytes = piece.bytes(frame);
         let kept = if self.recv.pack(bytes, cx.pieces) == Packed::Yes {
@@ -449,11 +468,20 @@ impl Connection {
     }
 }
 
+/// What a segment says of the send side.
+pub(super) struct Heard {
+    pub seq: Seq,
+    pub ack: Seq,
+    /// The window, in bytes.
+    pub window: u32,
+    pub timestamp: Option<Timestamp>,
+}
+
 /// New payload of a segment, and where in the frame it begins.
-struct Piece {
-    from: Seq,
-    to: Seq,
-    at: usize,
+pub(super) struct Piece {
+    pub from: Seq,
+    pub to: Seq,
+    pub at: usize,
 }
 
 impl Piece {

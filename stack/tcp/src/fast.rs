@@ -1,0 +1,283 @@
+//! Segments of the form that nearly all have: TCP over IPv4 on Ethernet, without IP options, whole, ACK and at most PSH
+//! set, and no TCP options or the timestamps alone as RFC 7323, appendix A, lays them out.
+//!
+//! A few wide compares recognise it. What they do not, right or wrong, is for [`frame::parse`](crate::frame::parse),
+//! which finds the same in such a segment.
+
+use crate::checksum::{Verdict, judge_v4};
+use crate::config::ETHERNET_HEADER_BYTES;
+use crate::flow::FlowKey;
+use crate::frame::RxChecksum;
+use crate::tcp::options::{TIMESTAMP_BYTES, Timestamp};
+use crate::tcp::seq::Seq;
+
+/// Where TCP's header begins, and where it ends without options.
+const TCP_AT: usize = ETHERNET_HEADER_BYTES + 20;
+const HEADER_BYTES: usize = TCP_AT + 20;
+
+/// What two words of the headers hold in such a segment, and which of their bits that concerns: EtherType, version and
+/// header length; then no fragment, and the protocol.
+const BEGIN: (u64, u64) = (0x0800_4500_0000_0000, 0xffff_ff00_0000_0000);
+const WHOLE_TCP: (u32, u32) = (0x0000_0006, 0x3fff_00ff);
+
+/// The bits of the header's length and of the flags that are looked at. As on the complete path not the reserved ones;
+/// but none of the flags is passed over.
+const FORM: u16 = 0xf0f7;
+const BARE: u16 = 0x5010;
+const WITH_TIMESTAMPS: u16 = 0x8010;
+
+/// NOP, NOP, and the kind and length of timestamps.
+const TIMESTAMPS: [u8; 4] = [1, 1, 8, 10];
+
+/// A segment of that form. Its checksum is [yet to be looked at](Self::judge), as is whether there is such a connection,
+/// which then proves its addresses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Usual {
+    pub source_mac: [u8; 6],
+    /// Addresses and ports as they stand in the frame.
+    pub local: u32,
+    pub remote: u32,
+    pub ports: u32,
+    pub seq: Seq,
+    pub ack: Seq,
+    /// As it stands in the header, unscaled.
+    pub window: u16,
+    pub timestamp: Option<Timestamp>,
+    /// Where the payload begins in the frame, in bytes.
+    pub payload_at: usize,
+    /// Bytes of payload.
+    pub payload_len: usize,
+}
+
+impl Usual {
+    /// Recognises a segment by a frame's bytes, if it was sent to `mac`.
+    #[inline]
+    pub(crate) fn recognise(frame: &[u8], mac: [u8; 6]) -> Option<Self> {
+        let head = frame.first_chunk::<HEADER_BYTES>()?;
+        let source_mac: [u8; 6] = bytes_at(head, 6);
+        let own = bytes_at(head, 0) == mac;
+        let from_other = source_mac[0] & 1 == 0 && source_mac != mac;
+        let begins = u64_at(head, 12) & BEGIN.1 == BEGIN.0;
+        let is_whole_tcp = u32_at(head, 20) & WHOLE_TCP.1 == WHOLE_TCP.0;
+        let form = u16_at(head, TCP_AT + 12) & FORM;
+        if !(own & from_other & begins & is_whole_tcp) || !is_header_right(head) {
+            return None;
+        }
+        let (payload_at, timestamp) = match form {
+            BARE => (HEADER_BYTES, None),
+            WITH_TIMESTAMPS => {
+                let options: &[u8; TIMESTAMP_BYTES] = frame.get(HEADER_BYTES..)?.first_chunk()?;
+                if options[..4] != TIMESTAMPS {
+                    return None;
+                }
+                let timestamp = Timestamp { value: u32_at(options, 4), echo: u32_at(options, 8) };
+                (HEADER_BYTES + TIMESTAMP_BYTES, Some(timestamp))
+            }
+            _ => return None,
+        };
+        // What follows fills a short Ethernet frame up.
+        let end = ETHERNET_HEADER_BYTES + usize::from(u16_at(head, 16));
+        if end > frame.len() {
+            return None;
+        }
+        Some(Self {
+            source_mac,
+            remote: u32::from_ne_bytes(bytes_at(head, 26)),
+            local: u32::from_ne_bytes(bytes_at(head, 30)),
+            ports: u32::from_ne_bytes(bytes_at(head, TCP_AT)),
+            seq: Seq(u32_at(head, TCP_AT + 4)),
+            ack: Seq(u32_at(head, TCP_AT + 8)),
+            window: u16_at(head, TCP_AT + 14),
+            timestamp,
+            payload_at,
+            payload_len: end.checked_sub(payload_at)?,
+        })
+    }
+
+    /// Judges the TCP checksum of the segment, which is that of `frame`, unless the device has.
+    #[inline]
+    pub(crate) fn judge(&self, frame: &[u8], checksum: RxChecksum) -> Verdict {
+        let may_be_partial = match checksum {
+            RxChecksum::Good => return Verdict::Right,
+            RxChecksum::Bad => return Verdict::Wrong,
+            RxChecksum::Unknown => false,
+            RxChecksum::UnknownOrPartial => true,
+        };
+        match frame.get(TCP_AT..self.payload_at + self.payload_len) {
+            Some(segment) => judge_v4(self.remote, self.local, segment, may_be_partial),
+            None => Verdict::Wrong,
+        }
+    }
+
+    /// Whether the segment is of that flow.
+    #[inline]
+    pub(crate) fn is_of(&self, key: &FlowKey) -> bool {
+        key.is_v4_in_words(self.local, self.remote, self.ports)
+    }
+}
+
+/// Whether the checksum of an IPv4 header of 20 bytes is right (RFC 791, section 3.1; RFC 1071 for sums of wider words).
+#[inline(always)]
+fn is_header_right(head: &[u8; HEADER_BYTES]) -> bool {
+    let word = |at| u64::from(u32::from_ne_bytes(bytes_at(head, at)));
+    // No number but 0 has a remainder of 0 and a sum of 0, and the version is not 0.
+    (word(14) + word(18) + word(22) + word(26) + word(30)) % 0xffff == 0
+}
+
+/// `N` bytes from a place that is known when this is compiled, and so is checked then.
+#[inline(always)]
+fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    bytes[at..at + N].try_into().expect("as many as were asked for")
+}
+
+#[inline(always)]
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes_at(bytes, at))
+}
+
+#[inline(always)]
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(bytes_at(bytes, at))
+}
+
+#[inline(always)]
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes(bytes_at(bytes, at))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng as _, RngExt as _, SeedableRng as _};
+    use rand_chacha::ChaCha8Rng;
+    use smoltcp::wire::{Ipv4Address, Ipv4Packet, TcpPacket};
+
+    use super::*;
+    use crate::emit::Header;
+    use crate::flow::FlowKey;
+    use crate::frame::{Flags, Local, Parsed, parse};
+    use crate::tcp::options::Options;
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+    fn frame(timestamp: Option<Timestamp>, payload: &[u8]) -> Vec<u8> {
+        let key = FlowKey::new("10.0.0.1:4000".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
+        let mut segment = Vec::new();
+        let header = Header {
+            key: &key,
+            source_mac: [2, 0, 0, 0, 0, 1],
+            mac: MAC,
+            seq: Seq(0xfedc_ba98),
+            ack: Seq(0x0123_4567),
+            flags: Flags::ACK | Flags::PSH,
+            window: 513,
+            options: Options { timestamp, ..Options::default() },
+        };
+        let layout = header.begin(payload.len(), &mut segment);
+        segment.extend_from_slice(payload);
+        layout.complete(&mut segment, &[], false);
+        segment
+    }
+
+    /// Makes checksums right where there is enough of the headers, of a segment as long as IP says.
+    fn repair(frame: &mut [u8]) {
+        let Ok(mut ip) = Ipv4Packet::new_checked(&mut frame[14..]) else { return };
+        let header = usize::from(ip.header_len());
+        if header < 20 {
+            return;
+        }
+        ip.fill_checksum();
+        let ends: [Ipv4Address; 2] = [ip.src_addr(), ip.dst_addr()];
+        let end = 14 + usize::from(ip.total_len());
+        if let Ok(mut tcp) = TcpPacket::new_checked(&mut frame[14 + header..end]) {
+            tcp.fill_checksum(&ends[0].into(), &ends[1].into());
+        }
+    }
+
+    /// Whether the frame is of the usual form; what the complete path finds in it is the same then.
+    fn check(frame: &[u8], checksum: RxChecksum) -> bool {
+        let local = Local { mac: MAC, addresses: vec!["10.0.0.2/24".parse().unwrap()] };
+        let Some(usual) = Usual::recognise(frame, MAC) else { return false };
+        let verdict = usual.judge(frame, checksum);
+        match parse(frame, 0, &local, checksum) {
+            Parsed::Tcp(segment) => {
+                assert_ne!(verdict, Verdict::Wrong);
+                assert!(usual.is_of(&segment.key));
+                let timestamp = segment.options.timestamp;
+                assert_eq!(segment.options, Options { timestamp, ..Options::default() });
+                assert_eq!(segment.flags - Flags::PSH, Flags::ACK);
+                assert_eq!(
+                    (usual.source_mac, usual.seq, usual.ack, usual.window, usual.timestamp),
+                    (segment.source_mac, segment.seq, segment.ack, segment.window, timestamp)
+                );
+                assert_eq!(
+                    (usual.payload_at, usual.payload_len, verdict == Verdict::Partial),
+                    (segment.payload_at, segment.payload_len, segment.is_partial)
+                );
+            }
+            // The connection that is found proves these.
+            Parsed::Address => {}
+            Parsed::BadChecksum => assert_eq!(verdict, Verdict::Wrong),
+            other => panic!("{other:?} of {frame:02x?}"),
+        }
+        true
+    }
+
+    fn frames() -> impl Iterator<Item = Vec<u8>> {
+        let timestamps = [None, Some(Timestamp { value: 5, echo: 6 })];
+        timestamps
+            .into_iter()
+            .flat_map(|timestamp| [&b""[..], b"a", b"abc"].map(|payload| frame(timestamp, payload)))
+    }
+
+    #[test]
+    fn usual_segments_are_recognised() {
+        for mut frame in frames() {
+            assert!(check(&frame, RxChecksum::Unknown));
+            frame.resize(80, 0xa5);
+            assert!(check(&frame, RxChecksum::Unknown), "filled up");
+        }
+    }
+
+    /// Each bit of each frame once, its checksums made right again or not, and each length.
+    #[test]
+    fn what_is_recognised_is_what_the_complete_path_finds() {
+        for frame in frames() {
+            for at in 0..8 * frame.len() {
+                let mut other = frame.clone();
+                other[at / 8] ^= 1 << (at % 8);
+                check(&other, RxChecksum::Unknown);
+                repair(&mut other);
+                check(&other, RxChecksum::Unknown);
+                check(&other, RxChecksum::Good);
+            }
+            for len in 0..frame.len() {
+                assert!(!check(&frame[..len], RxChecksum::Good));
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_is_recognised_is_what_the_complete_path_finds() {
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let frames: Vec<_> = frames().collect();
+        let mut recognised = 0;
+        for _ in 0..100_000 {
+            let mut frame = frames[rng.random_range(0..frames.len())].clone();
+            for _ in 0..rng.random_range(1..4) {
+                let at = rng.random_range(0..frame.len());
+                frame[at] = if rng.random() { rng.random() } else { frame[at] ^ 1 << rng.random_range(0..8) };
+            }
+            if rng.random() {
+                let filler = rng.next_u32() as u8;
+                frame.resize(frame.len() + rng.random_range(0..9), filler);
+            }
+            if rng.random_bool(0.9) {
+                repair(&mut frame);
+            }
+            let checksum =
+                [RxChecksum::Good, RxChecksum::Bad, RxChecksum::Unknown, RxChecksum::UnknownOrPartial];
+            recognised += u32::from(check(&frame, checksum[rng.random_range(0..4)]));
+        }
+        assert!(recognised > 10_000, "{recognised}");
+    }
+}
