@@ -14,7 +14,8 @@ use crate::steps::{Profile, programs_in, said_by, workspace};
 const QUICK: &str =
     "--only-targets --sizes 64,1024,8192 --connections 1,50,100 --rounds 1 --seconds 0.8 --warmup 0.1";
 /// All cells, several times.
-const FULL: &str = "--sizes 64,1024,8192 --connections 1,50,100 --ring-connections 1,50 --rounds 5 --seconds 0.6 --warmup 0.15";
+const FULL: &str = "--sizes 64,1024,8192 --connections 1,50,100 --ring-connections 1,50 --rounds 5 --seconds 0.6 \
+                    --warmup 0.15";
 const TESTPMD: [(&str, &str); 1] = [("dpdk-dev", "dpdk-testpmd, beside which pmfwd is measured")];
 
 #[derive(Args)]

@@ -1,10 +1,11 @@
 //! `pmbench instructions`: how many instructions a server executes for a request, and in whose code.
 //!
 //! Times differ from machine to machine and from minute to minute; instructions do not. valgrind's callgrind counts
-//! them in a server on memif whose client is as fast as the machine lets it, so that the server is behind and its
-//! bursts are as long as there are connections. What is counted is all of the server's code and its libraries', from
-//! the driver's burst to the driver's burst, without the turns of its loop that find nothing to do: those are counted
-//! apart. Kernel code is not counted, which is why the modes on kernel sockets are left out.
+//! them in a server on memif, or on ring, whose client is as fast as the machine lets it, so that the server is behind
+//! and its bursts are as long as there are connections. What is counted is all that the server's thread runs of its own
+//! code and its libraries', from the driver's burst to the driver's burst, without the turns of its loop that find
+//! nothing to do: those are counted apart. Kernel code is not counted, which is why the modes on kernel sockets are
+//! left out.
 
 mod callgrind;
 mod room;
@@ -25,11 +26,13 @@ use crate::child::{Child, EAL, to_start};
 use crate::load::LoadEvent;
 use crate::progress::Progress;
 use crate::protocol::{Mark, Mode, ServerCommand, ServerEvent};
-use crate::results::write_json;
+use crate::results::{Link, write_json};
 use callgrind::Callee;
 
-/// The driver, which each turn of a server's loop polls once.
-const DRIVER: &str = "librte_net_memif";
+/// The drivers' libraries, of which each turn of a server's loop calls one once.
+const DRIVERS: [&str; 2] = ["librte_net_memif", "librte_net_ring"];
+/// callgrind's number of the first thread, in which every server serves.
+const SERVING_THREAD: &str = "01";
 /// Called once for each request by every server that is measured.
 const ONCE_A_REQUEST: &str = "pmlog::http::head_cache::HeadCache::parse";
 /// How long a program that valgrind runs has to start, to answer and to end.
@@ -38,6 +41,10 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const IDLE: Duration = Duration::from_secs(2);
 /// Frames in a burst, and payload bytes in a frame, about.
 const FULL_BURST: (f64, f64) = (64.0, 1448.0);
+/// For how long a client loads: longer than anybody waits.
+const LOAD: [&str; 4] = ["--seconds", "600", "--warmup", "0.5"];
+/// The file of a profile, without its thread.
+const PROFILE: &str = "profile";
 /// What a count may exceed its ceiling by.
 const TOLERANCE: f64 = 1.05;
 
@@ -55,6 +62,9 @@ pub struct InstructionsArgs {
     #[arg(long, value_delimiter = ',', value_name = "MODES", value_parser = parse_mode,
         default_values = ["dpdk-copy", "paste", "paste-echo"])]
     pub modes: Vec<Mode>,
+    /// The link: memif, where the driver copies frames on the server's CPU; or ring, where nobody does.
+    #[arg(long, value_name = "LINK", value_parser = parse_link, default_value = "memif")]
+    pub link: Link,
     /// Payload bytes of a request.
     #[arg(long, value_delimiter = ',', value_name = "BYTES", default_values_t = [64, 1024, 8192],
         value_parser = clap::value_parser!(u32).range(1..=65_536))]
@@ -176,9 +186,8 @@ type Rooms = BTreeMap<&'static str, u64>;
 impl Bench<'_> {
     /// Counts what turns without work take in a mode.
     fn idle(&self, mode: Mode) -> Result<Idle> {
-        let server = self.server(mode)?;
-        // Without one the link would be down, and what the server says of itself at the start would wait for it.
-        let client = self.client(&["--connections", "1", "--rate", "1"])?;
+        // Without a client the link would be down, and what the server says of itself at the start would wait for it.
+        let (server, client) = self.start(mode, &["--connections", "1", "--rate", "1"])?;
         // The first turns look at memory for the first time.
         thread::sleep(IDLE / 4);
         instrument(server.id(), true)?;
@@ -188,7 +197,7 @@ impl Bench<'_> {
         let profile = self.end(server)?;
         drop(client);
         let Tally { rooms, calls } = Tally::of(&profile)?;
-        let of_driver = calls.into_iter().filter(|(callee, _)| callee.object.contains(DRIVER));
+        let of_driver = calls.into_iter().filter(|(callee, _)| is_of_driver(callee));
         let (poll, turns) =
             of_driver.max_by_key(|&(_, calls)| calls).context("the driver was never polled")?;
         Ok(Idle { poll: poll.function.to_owned(), turns, rooms })
@@ -196,9 +205,9 @@ impl Bench<'_> {
 
     /// Counts what requests of `size` bytes take in a mode: the sum first.
     fn requests(&self, mode: Mode, size: u32, idle: &Idle) -> Result<Vec<Count>> {
-        let mut server = self.server(mode)?;
         let (connections, size_bytes) = (self.args.connections.to_string(), size.to_string());
-        let client = self.client(&["--connections", &connections, "--size", &size_bytes])?;
+        let (mut server, client) =
+            self.start(mode, &["--connections", &connections, "--size", &size_bytes])?;
         let done = self.watch(&mut server)?;
         let profile = self.end(server)?;
         drop(client);
@@ -215,7 +224,7 @@ impl Bench<'_> {
         };
         let requests = calls_of(&|callee| callee.function == ONCE_A_REQUEST);
         ensure!(requests > 0, "{ONCE_A_REQUEST} was never called: there is nothing to divide by");
-        let turns = calls_of(&|callee| callee.object.contains(DRIVER) && callee.function == idle.poll);
+        let turns = calls_of(&|callee| is_of_driver(callee) && callee.function == idle.poll);
         let in_vain = turns as f64 * idle_share;
         for (room, instructions) in &mut rooms {
             let each = idle.rooms.get(room).map_or(0.0, |&all| all as f64 / idle.turns as f64);
@@ -261,8 +270,22 @@ impl Bench<'_> {
         Ok(done)
     }
 
-    /// Starts a server under callgrind, which counts nothing yet.
-    fn server(&self, mode: Mode) -> Result<Child> {
+    /// Starts a server under callgrind, which counts nothing yet, and a client that loads it as it is told; waits until
+    /// that has warmed up. On ring it is a thread of the server's.
+    fn start(&self, mode: Mode, load: &[&str]) -> Result<(Child, Option<Child>)> {
+        if self.args.link == Link::Ring {
+            let mut server = self.server(&["ring", "--json", "--linger"], mode, &[load, &LOAD].concat())?;
+            warmed_up(&mut server)?;
+            return Ok((server, None));
+        }
+        let memif = self.memif("server");
+        let own = ["--mac", "02:00:00:00:00:01", "--dev", &memif, "--ip", "10.0.0.1/24"];
+        let server = self.server(&["serve"], mode, &own)?;
+        Ok((server, Some(self.client(load)?)))
+    }
+
+    /// Starts a server under callgrind.
+    fn server(&self, command_words: &[&str], mode: Mode, more: &[&str]) -> Result<Child> {
         for left in [self.profile(), self.socket()] {
             if left.exists() {
                 fs::remove_file(&left)?;
@@ -270,10 +293,10 @@ impl Bench<'_> {
         }
         let mut command = to_start(false);
         command.args(["valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no", "--fair-sched=try"]);
-        command.arg(format!("--callgrind-out-file={}", self.profile().display()));
-        command.arg(std::env::current_exe()?).args(["serve", "--mode", &mode.to_string()]);
-        command.args(["--pm", pmem::MEMORY, "--pm-size", "256MiB", "--mac", "02:00:00:00:00:01"]);
-        command.args(["--dev", &self.memif("server"), "--ip", "10.0.0.1/24", "--"]).args(EAL);
+        command.arg("--separate-threads=yes");
+        command.arg(format!("--callgrind-out-file={}", self.folder.join(PROFILE).display()));
+        command.arg(std::env::current_exe()?).args(command_words).args(["--mode", &mode.to_string()]);
+        command.args(["--pm", pmem::MEMORY, "--pm-size", "256MiB"]).args(more).arg("--").args(EAL);
         command.env("RUNTIME_DIRECTORY", self.folder);
         let mut server = Child::start("server", &mut command, self.folder)?;
         match server.event(PATIENCE)? {
@@ -289,14 +312,11 @@ impl Bench<'_> {
         let mut command = to_start(false);
         command.arg(std::env::current_exe()?).args(["load", "--json"]);
         command.args(["--dev", &self.memif("client"), "--ip", "10.0.0.2/24", "--target", "10.0.0.1:8080"]);
-        command.args(load);
-        command.args(["--seconds", &PATIENCE.as_secs().to_string(), "--warmup", "0.5", "--"]).args(EAL);
+        command.args(load).args(LOAD).arg("--").args(EAL);
         command.env("RUNTIME_DIRECTORY", runtime);
         let mut client = Child::start("client", &mut command, self.folder)?;
-        match client.event(PATIENCE)? {
-            LoadEvent::Measuring => Ok(client),
-            other => bail!("the client began with {other:?}"),
-        }
+        warmed_up(&mut client)?;
+        Ok(client)
     }
 
     /// Ends a server, and returns the profile that it has left.
@@ -307,7 +327,7 @@ impl Bench<'_> {
     }
 
     fn profile(&self) -> PathBuf {
-        self.folder.join("profile")
+        self.folder.join(format!("{PROFILE}-{SERVING_THREAD}"))
     }
 
     fn socket(&self) -> PathBuf {
@@ -329,6 +349,18 @@ impl Idle {
             instructions_per_request: self.rooms.values().sum::<u64>() as f64 / self.turns as f64,
         }
     }
+}
+
+/// Waits until a client measures.
+fn warmed_up(client: &mut Child) -> Result<()> {
+    match client.event(PATIENCE)? {
+        LoadEvent::Measuring => Ok(()),
+        other => bail!("the client began with {other:?}"),
+    }
+}
+
+fn is_of_driver(callee: &Callee<'_>) -> bool {
+    DRIVERS.iter().any(|driver| callee.object.contains(driver))
 }
 
 /// Asks a server how far it is.
@@ -390,7 +422,7 @@ fn table(counts: &[Count], args: &InstructionsArgs) -> String {
             rooms.push(&count.room);
         }
     }
-    let mut text = format!("instructions a request, memif, {} connections", args.connections);
+    let mut text = format!("instructions a request, {}, {} connections", args.link, args.connections);
     if !args.commit.is_empty() {
         text = text + ", " + &args.commit;
     }
@@ -412,6 +444,16 @@ fn table(counts: &[Count], args: &InstructionsArgs) -> String {
         let _ = writeln!(text, "an empty poll, {}: {:.0}", poll.mode, poll.instructions_per_request);
     }
     text
+}
+
+fn parse_link(text: &str) -> Result<Link, String> {
+    match <Link as clap::ValueEnum>::from_str(text, false)? {
+        Link::Veth => {
+            Err("on veth much of the work is the kernel's, which is not counted; choose memif or ring"
+                .to_owned())
+        }
+        link => Ok(link),
+    }
 }
 
 fn parse_mode(text: &str) -> Result<Mode, String> {

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -69,6 +69,10 @@ pub struct RingArgs {
     /// Length of each request's body in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub size: u32,
+    /// Requests a second, due at even intervals (open loop); without it, a connection sends the next request
+    /// when it has the reply to the last (closed loop).
+    #[arg(long, value_name = "PER_SECOND")]
+    pub rate: Option<NonZeroU64>,
     /// How long to measure.
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = parse_seconds)]
     pub seconds: f64,
@@ -78,7 +82,7 @@ pub struct RingArgs {
     /// Report as JSON lines instead of text.
     #[arg(long)]
     pub json: bool,
-    /// After the report go on serving until standard input says `stop` or ends.
+    /// Serve until standard input says `stop` or ends, and go on after the report. If that comes sooner, there is none.
     #[arg(long)]
     pub linger: bool,
     /// Arguments for DPDK's environment layer (EAL).
@@ -123,10 +127,11 @@ pub fn run(args: &RingArgs) -> Result<()> {
         })?;
         let served = serve::serve_on(&device, &serve_args(args), &control);
         // A client that still measures, or waits for the port, has nobody to talk to any more.
-        interruption.store(true, Ordering::Relaxed);
+        let is_interrupted = interruption.swap(true, Ordering::Relaxed);
         drop(device);
         let loaded = client.join().map_err(|_| anyhow!("the client panicked"));
-        served.and_then(|()| loaded?)
+        served?;
+        if args.linger && !is_interrupted { Ok(()) } else { loaded? }
     })
 }
 
@@ -191,7 +196,7 @@ fn load_args(args: &RingArgs) -> LoadArgs {
         chunk: None,
         seconds: args.seconds,
         warmup: args.warmup,
-        rate: None,
+        rate: args.rate,
         frames: args.mode == Mode::Limit,
         target_mac: EthernetAddress(SERVER.1),
         core: args.client_core,

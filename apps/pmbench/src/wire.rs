@@ -84,7 +84,8 @@ impl Wire {
     }
 }
 
-/// Carries all frames that one port has sent to the other. As with a NIC, a frame for which no buffer is posted is lost.
+/// Carries all frames that one port has sent to the other. As with a NIC, a frame for which no buffer is posted is
+/// lost.
 fn carry(from: &mut Side, to: &mut Side, sent: &mut MbufBatch, filled: &mut MbufBatch) {
     while from.end.collect(sent) > 0 {
         let is_full = sent.room() == 0;

@@ -40,7 +40,29 @@ fn rooms_add_up_and_ceilings_hold() {
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("paste, 64 bytes, all: ") && error.contains("1 are allowed"), "{error}");
 
-    let text = std::fs::read_to_string(folder.path().join("results.json")).expect("results");
+    rooms_add_up(folder.path());
+}
+
+#[test]
+fn on_ring_rooms_add_up_too() {
+    let folder = lab::scratch_directory("instructions-").expect("a folder");
+    let output = count(folder.path(), &["--link", "ring"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(table.contains("instructions a request, ring, 4 connections"), "{table}");
+    rooms_add_up(folder.path());
+}
+
+#[test]
+fn a_link_of_the_kernels_is_refused() {
+    let folder = lab::scratch_directory("instructions-").expect("a folder");
+    let output = count(folder.path(), &["--link", "veth"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && error.contains("choose memif or ring"), "{error}");
+}
+
+fn rooms_add_up(folder: &Path) {
+    let text = std::fs::read_to_string(folder.join("results.json")).expect("results");
     let results: Value = serde_json::from_str(&text).expect("JSON");
     let counts = results.as_array().expect("a list");
     let each = |count: &Value| count["instructions_per_request"].as_f64().expect("a number");
