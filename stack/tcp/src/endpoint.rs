@@ -28,7 +28,7 @@ use crate::neighbor::{Hearsay, MAX_NEIGHBORS, Neighbors, VALID, VALID_IN_DOUBT};
 use crate::net::CloseReason;
 use crate::reassembly::{Reassembly, Whole};
 use crate::steer::Steering;
-use crate::tcp::connection::{Connection, Context, Outcome, State};
+use crate::tcp::connection::{Connection, Context, Outcome, State, lies_in_its_lines};
 use crate::tcp::early::EarlyPool;
 use crate::tcp::isn::Secret;
 use crate::tcp::options::Options;
@@ -140,10 +140,13 @@ struct ConnectionEntry {
     in_doubted: bool,
     /// The listener whose backlog counts the connection until its opening is told.
     listener: Option<u16>,
+    connection: Connection,
     /// When its timer is set to fire; never, if it is not set.
     wakes_at: Instant,
-    connection: Connection,
 }
+
+const _: () = assert!(lies_in_its_lines(std::mem::offset_of!(ConnectionEntry, connection)));
+const _: () = assert!(size_of::<ConnectionEntry>() == 6 * 64);
 
 /// A segment that belongs to no connection in the table.
 #[derive(Clone, Copy, Debug)]

@@ -21,8 +21,8 @@ pub(crate) struct WindowPool {
 /// One connection's part of the pool, in buffers.
 #[derive(Debug, Default)]
 pub(crate) struct Offer {
-    open: usize,
-    early: usize,
+    open: u32,
+    early: u32,
 }
 
 impl WindowPool {
@@ -59,21 +59,21 @@ impl WindowPool {
     #[inline]
     pub(crate) fn grant(&self, own: &Offer) -> usize {
         let free = self.free_buffers().saturating_sub(self.reserve);
-        let unclaimed = free.saturating_sub(self.offered - own.open);
+        let unclaimed = free.saturating_sub(self.offered - own.open as usize);
         let fair = free / self.connections.max(1);
         unclaimed.min(fair.max(unclaimed / 2)).max(fair.clamp(1, LEAST_BUFFERS)).min(free)
     }
 
     /// Notes that a connection's open window takes `buffers` buffers.
     pub(crate) fn set(&mut self, offer: &mut Offer, buffers: usize) {
-        self.offered = self.offered - offer.open + buffers;
-        offer.open = buffers;
+        self.offered = self.offered - offer.open as usize + buffers;
+        offer.open = buffers as u32;
     }
 
     /// Notes that a connection holds `buffers` buffers with payload ahead of a hole.
     pub(crate) fn set_early(&mut self, offer: &mut Offer, buffers: usize) {
-        self.early = self.early - offer.early + buffers;
-        offer.early = buffers;
+        self.early = self.early - offer.early as usize + buffers;
+        offer.early = buffers as u32;
     }
 
     /// Whether a connection that holds `held` buffers with payload ahead of a hole may take one more. Such payload is

@@ -142,7 +142,7 @@ impl Endpoint {
         };
         let place = &mut self.places[index as usize];
         place.in_output = false;
-        if let Some(deadline) = place.connection.next_deadline()
+        if let Some(deadline) = place.connection.next_deadline(&self.config)
             && deadline < place.wakes_at
         {
             place.wakes_at = deadline;

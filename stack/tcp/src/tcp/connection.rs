@@ -40,8 +40,16 @@ pub(crate) enum State {
     Drained,
 }
 
-/// One connection. What each segment touches comes first, and the representation keeps it so: with many
-/// connections the lines of cache that a segment needs are most of its cost.
+/// One connection, in the order in which segments touch it, which the representation keeps: with many connections the
+/// lines of cache that a segment needs are most of its cost. Behind the first sixteen bytes of its entry in the table the
+/// fields lie so; [the entry](crate::endpoint) holds them to it.
+///
+/// | line | what lies there |
+/// |---|---|
+/// | 0, 1, 2 | whose a segment is and whether it is acceptable: the key, the windows, the clock; and its payload |
+/// | 3 | what is owed for it, and the timer |
+/// | 4 | what is sent, and how much may be |
+/// | 5 | what an acknowledgement measures, and what is rarely looked at |
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Connection {
@@ -56,56 +64,69 @@ pub(crate) struct Connection {
     /// Retransmissions, or window probes without an answer.
     pub(super) retries: u8,
     pub(crate) key: FlowKey,
-    /// Where the peer's frames come from, or the next hop; unknown until neighbor discovery has answered.
-    pub(crate) mac: Option<[u8; 6]>,
-    /// Whether the application has taken payload since the connection's last turn to send, so that its window may have
-    /// opened.
-    pub(crate) has_taken: bool,
-
-    // The send side (RFC 9293, section 3.3.1).
+    // The variables of RFC 9293, section 3.3.1. Before the peer has answered the SYN, `snd_una` is its number.
     pub(super) snd_una: Seq,
-    pub(super) snd_nxt: Seq,
+
+    // Line 1.
     /// One beyond the highest number ever sent; `snd_nxt` goes back at a timeout.
     pub(super) snd_max: Seq,
     pub(super) snd_wnd: u32,
     pub(super) snd_wl1: Seq,
     pub(super) snd_wl2: Seq,
     pub(super) max_snd_wnd: u32,
-    /// Most payload bytes of a segment.
-    pub(super) mss: u32,
-
-    // The receive side.
     pub(super) rcv_nxt: Seq,
     /// The right edge of the window that was offered.
     pub(super) rcv_adv: Seq,
     pub(super) last_ack_sent: Seq,
     /// The peer's largest segment so far, in bytes.
     pub(super) rcv_mss: u32,
-    pub(super) ack: AckState,
+    /// Where the peer's frames come from, or the next hop; unknown until neighbor discovery has answered.
+    pub(crate) mac: Option<[u8; 6]>,
+    /// Whether the application has taken payload since the connection's last turn to send, so that its window may have
+    /// opened.
+    pub(crate) has_taken: bool,
+    pub(crate) recv: RecvQueue,
+
+    // Line 2, behind the rest of the receive queue.
     pub(super) clock: Option<Clock>,
+    pub(super) last_heard: Instant,
+    /// Most payload bytes of a segment.
+    pub(super) mss: u32,
+    /// Whether the application waits for room in the send queue.
+    pub(crate) wants_room: std::cell::Cell<bool>,
+    pub(crate) reason: CloseReason,
+
+    // Line 3.
+    pub(super) ack: AckState,
     /// Where the peer's stream ends, once a FIN has said so.
     pub(super) rcv_fin: Option<Seq>,
     pub(super) offer: Offer,
-
     pub(super) timer: Timer,
-    pub(super) last_heard: Instant,
     pub(super) recovery: Recovery,
-    pub(crate) recv: RecvQueue,
+
+    // Line 4.
     pub(crate) send: SendQueue,
-
-    // What new acknowledgements touch.
+    pub(super) snd_nxt: Seq,
     pub(super) congestion: Congestion,
-    pub(super) rtt: Rtt,
-    /// The end of a segment that is being timed, where there are no timestamps.
-    pub(super) timing: Option<(Seq, Instant)>,
     pub(super) last_sent: Instant,
-    /// Whether the application waits for room in the send queue.
-    pub(crate) wants_room: std::cell::Cell<bool>,
 
-    pub(super) keepalive: Option<Keepalive>,
+    // Line 5.
+    pub(super) rtt: Rtt,
     pub(super) challenges: RateLimit,
-    pub(super) iss: Seq,
-    pub(crate) reason: CloseReason,
+    /// The end of a segment that is being timed, where there are no timestamps.
+    pub(super) timing: Option<Timed>,
+}
+
+/// Where the lines of a connection begin, behind `before` bytes of its entry.
+pub(crate) const fn lies_in_its_lines(before: usize) -> bool {
+    use std::mem::{offset_of, size_of};
+    before + offset_of!(Connection, snd_max) == 64
+        && before + offset_of!(Connection, recv) + RecvQueue::HOT_BYTES <= 2 * 64
+        && before + offset_of!(Connection, clock) >= 2 * 64
+        && before + offset_of!(Connection, ack) == 3 * 64
+        && before + offset_of!(Connection, send) == 4 * 64
+        && before + offset_of!(Connection, rtt) == 5 * 64
+        && before + size_of::<Connection>() <= 6 * 64
 }
 
 bitflags::bitflags! {
@@ -149,6 +170,24 @@ pub(crate) struct AckState {
     pub duplicates: u8,
     /// At the latest.
     pub deadline: Option<Instant>,
+}
+
+/// A segment that is being timed. What takes longer than an hour has been sent again long before, and is not timed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timed {
+    pub end: Seq,
+    /// The low bits of when it was sent.
+    sent_us: u32,
+}
+
+impl Timed {
+    pub(crate) fn new(end: Seq, sent: Instant) -> Self {
+        Self { end, sent_us: sent.as_micros() as u32 }
+    }
+
+    pub(crate) fn micros_until(&self, now: Instant) -> u64 {
+        (now.as_micros() as u32).wrapping_sub(self.sent_us).into()
+    }
 }
 
 /// The timestamps of a connection that uses them (RFC 7323).
@@ -271,10 +310,8 @@ impl Connection {
             recovery: Recovery::new(Seq(0)),
             last_sent: now,
             last_heard: now,
-            keepalive: None,
             keepalive_probes: 0,
             challenges: RateLimit::new(),
-            iss: Seq(0),
             events: Happened::empty(),
             reason: CloseReason::Finished,
             wants_room: std::cell::Cell::new(false),
@@ -296,7 +333,7 @@ impl Connection {
         self.recv.clear(cx.pieces);
         self.key = key;
         (self.mac, self.has_taken) = (None, false);
-        (self.iss, self.snd_una, self.snd_nxt, self.snd_max) = (iss, iss, iss, iss);
+        (self.snd_una, self.snd_nxt, self.snd_max) = (iss, iss, iss);
         (self.snd_wnd, self.max_snd_wnd) = (0, 0);
         (self.snd_scale, self.rcv_scale) = (0, 0);
         self.rcv_mss = DEFAULT_MSS_V4.into();
@@ -308,7 +345,6 @@ impl Connection {
         self.rtt = Rtt::new(config.min_rto, config.max_rto);
         self.recovery = Recovery::new(iss);
         (self.last_sent, self.last_heard) = (now, now);
-        self.keepalive = config.keepalive;
         self.challenges = RateLimit::new();
         self.events = Happened::empty();
         self.wants_room.set(false);
@@ -329,7 +365,7 @@ impl Connection {
         self.state = State::SynReceived;
         self.mac = Some(handshake.mac);
         (self.snd_nxt, self.snd_max) = (handshake.iss + 1, handshake.iss + 1);
-        self.timing = handshake.sent_at.map(|sent_at| (self.snd_nxt, sent_at));
+        self.timing = handshake.sent_at.map(|sent_at| Timed::new(self.snd_nxt, sent_at));
         self.retries = handshake.retries;
         self.clock = handshake.clock;
         self.agree(handshake.irs, handshake.mss, handshake.window_scale, cx.config);
@@ -343,7 +379,7 @@ impl Connection {
         self.rcv_nxt = irs + 1;
         (self.rcv_adv, self.last_ack_sent) = (self.rcv_nxt, self.rcv_nxt);
         self.snd_wl1 = irs;
-        self.snd_wl2 = self.iss;
+        self.snd_wl2 = self.snd_una;
         if let Some(shift) = window_scale {
             self.snd_scale = shift;
             self.rcv_scale = own_window_scale(config);
@@ -422,15 +458,12 @@ impl Connection {
             // From SYN-RECEIVED it moves on when the handshake is complete.
             _ => {}
         }
-        if self.keepalive.is_none() {
-            self.keepalive = Some(HALF_CLOSED_KEEPALIVE);
-        }
     }
 
     /// When the earliest of the connection's timers is due.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self, config: &Config) -> Option<Instant> {
         let timer = match self.timer {
-            Timer::Off => self.keepalive_deadline(),
+            Timer::Off => self.keepalive_deadline(config),
             Timer::Retransmit(at) | Timer::Persist(at) | Timer::Linger(at) => Some(at),
         };
         match (timer, self.ack.deadline) {
@@ -439,8 +472,13 @@ impl Connection {
         }
     }
 
-    pub(super) fn keepalive_deadline(&self) -> Option<Instant> {
-        let Keepalive { idle, interval, .. } = self.keepalive?;
+    /// How the peer is probed when it has been silent for long.
+    pub(super) fn keepalive(&self, config: &Config) -> Option<Keepalive> {
+        config.keepalive.or(self.finished.then_some(HALF_CLOSED_KEEPALIVE))
+    }
+
+    pub(super) fn keepalive_deadline(&self, config: &Config) -> Option<Instant> {
+        let Keepalive { idle, interval, .. } = self.keepalive(config)?;
         match self.state {
             State::Established | State::CloseWait | State::FinWait2 => {
                 Some(self.last_heard + idle + interval * u32::from(self.keepalive_probes))

@@ -30,6 +30,8 @@ pub(crate) struct EarlyPool(Rc<RefCell<Lists>>);
 struct Lists {
     unused: Vec<Box<List>>,
     long: Vec<VecDeque<Early>>,
+    /// Pieces that a list may have at most.
+    most: usize,
 }
 
 impl EarlyPool {
@@ -49,6 +51,7 @@ impl EarlyPool {
         Self(Rc::new(RefCell::new(Lists {
             unused: (0..lists).map(|_| Box::new(list())).collect(),
             long: (0..long).map(|_| VecDeque::with_capacity(most)).collect(),
+            most,
         })))
     }
 }
@@ -57,12 +60,11 @@ impl EarlyPool {
 /// behind the piece that they follow or together onto a shelf, so that a peer which sends every second byte holds no
 /// buffer with each.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct EarlyQueue {
-    pool: EarlyPool,
-    /// Pieces that it may have at most.
-    most: u32,
     /// None while there are no pieces.
     list: Option<Box<List>>,
+    pool: EarlyPool,
 }
 
 #[derive(Debug)]
@@ -104,14 +106,14 @@ impl Early {
 }
 
 impl EarlyQueue {
-    pub(crate) fn new(most: usize, pool: &EarlyPool) -> Self {
-        Self { pool: pool.clone(), most: most as u32, list: None }
+    pub(crate) fn new(pool: &EarlyPool) -> Self {
+        Self { list: None, pool: pool.clone() }
     }
 
     pub(crate) fn clear(&mut self) {
         let Some(mut list) = self.list.take() else { return };
         list.clear();
-        let Lists { unused, long } = &mut *self.pool.0.borrow_mut();
+        let Lists { unused, long, .. } = &mut *self.pool.0.borrow_mut();
         if let Some(short) = list.short.take() {
             long.push(std::mem::replace(&mut list.pieces, short));
             list.room = SHORT_PIECES;
@@ -159,7 +161,7 @@ impl EarlyQueue {
             return (is_some && from.before(to)).then_some((from, to));
         };
         let (part, covers) = list.part(from, to)?;
-        let has_room = covers || list.has_room(self.most as usize, &self.pool);
+        let has_room = covers || list.has_room(&self.pool);
         has_room.then_some(part)
     }
 
@@ -198,17 +200,18 @@ impl List {
     }
 
     /// Whether there is memory for one more piece, once it was looked for.
-    fn has_room(&mut self, most: usize, pool: &EarlyPool) -> bool {
+    fn has_room(&mut self, pool: &EarlyPool) -> bool {
         if self.pieces.len() < self.room {
             return true;
         }
-        if self.short.is_some() || self.room >= most {
+        let Lists { long, most, .. } = &mut *pool.0.borrow_mut();
+        if self.short.is_some() || self.room >= *most {
             return false;
         }
-        let Some(mut long) = pool.0.borrow_mut().long.pop() else { return false };
+        let Some(mut long) = long.pop() else { return false };
         long.extend(self.pieces.drain(..));
         self.short = Some(std::mem::replace(&mut self.pieces, long));
-        self.room = most;
+        self.room = *most;
         true
     }
 
@@ -303,7 +306,7 @@ mod tests {
         let free = arena.free_buffers();
         // Two lists for three connections, and longer memory for both.
         let pool = EarlyPool::new(3, MOST as usize, 4);
-        let mut queues: Vec<_> = (0..3).map(|_| EarlyQueue::new(MOST as usize, &pool)).collect();
+        let mut queues: Vec<_> = (0..3).map(|_| EarlyQueue::new(&pool)).collect();
         for _ in 0..3 {
             for queue in &mut queues[..2] {
                 let kept = (0..100).filter(|n| keep(queue, 2 * n, &arena)).count();
@@ -325,7 +328,7 @@ mod tests {
         let arena = arena(64);
         let pool = EarlyPool::new(3, 20, 6);
         pool.0.borrow_mut().long.truncate(1);
-        let mut queues: Vec<_> = (0..2).map(|_| EarlyQueue::new(20, &pool)).collect();
+        let mut queues: Vec<_> = (0..2).map(|_| EarlyQueue::new(&pool)).collect();
         let kept = queues.iter_mut().map(|queue| (0..100).filter(|n| keep(queue, 2 * n, &arena)).count());
         assert_eq!(kept.collect::<Vec<_>>(), [20, SHORT_PIECES]);
         queues[0].clear();

@@ -18,12 +18,13 @@ const THIN_BYTES: usize = 512;
 
 /// A connection's receive queues; together they hold at most `quota` buffers.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct RecvQueue {
     ready: PieceQueue,
     ready_bytes: u32,
     /// Beyond the hole.
     pub(super) early: EarlyQueue,
-    quota: usize,
+    quota: u32,
 }
 
 /// What became of a piece of payload.
@@ -36,8 +37,11 @@ pub(crate) enum Packed {
 }
 
 impl RecvQueue {
+    /// Its first bytes: what waits for the application.
+    pub(crate) const HOT_BYTES: usize = std::mem::offset_of!(RecvQueue, early);
+
     pub(crate) fn new(quota: usize, early: &EarlyPool) -> Self {
-        Self { ready: PieceQueue::new(), ready_bytes: 0, early: EarlyQueue::new(quota, early), quota }
+        Self { ready: PieceQueue::new(), ready_bytes: 0, early: EarlyQueue::new(early), quota: quota as u32 }
     }
 
     pub(crate) fn clear(&mut self, pool: &mut PiecePool) {
@@ -60,7 +64,7 @@ impl RecvQueue {
 
     /// Buffers that may still be added.
     pub(crate) fn free_pieces(&self) -> usize {
-        self.quota.saturating_sub(self.ready.len() + self.early.buffers())
+        (self.quota as usize).saturating_sub(self.ready.len() + self.early.buffers())
     }
 
     /// Makes room for a piece that is in order, at the cost of those furthest ahead: nothing was promised about

@@ -153,7 +153,7 @@ impl Connection {
     /// RFC 9293, section 3.10.7.3.
     fn in_syn_sent(&mut self, now: Instant, segment: &Segment, cx: &mut Context<'_>) -> Outcome {
         let acks = segment.flags.contains(Flags::ACK);
-        let acks_syn = acks && segment.ack == self.iss + 1 && segment.ack.at_or_before(self.snd_max);
+        let acks_syn = acks && segment.ack == self.snd_una + 1 && segment.ack.at_or_before(self.snd_max);
         if acks && !acks_syn {
             let reset = segment.flags.contains(Flags::RST);
             return if reset { Outcome::Goes } else { Outcome::Reset(segment.ack) };
@@ -192,7 +192,7 @@ impl Connection {
     fn establish(&mut self, now: Instant, segment: &Segment, cx: &mut Context<'_>) {
         let sent_again = self.retries > 0;
         self.state = if self.finished { State::FinWait1 } else { State::Established };
-        self.snd_una = self.iss + 1;
+        self.snd_una += 1;
         (self.snd_nxt, self.snd_max) = (self.snd_una, self.snd_max.max(self.snd_una));
         (self.timer, self.due, self.retries) = (Timer::Off, Due::empty(), 0);
         let heard = self.hear(segment);
@@ -316,7 +316,7 @@ impl Connection {
 
     fn measure(&mut self, now: Instant, heard: &Heard, acked: Seq) {
         let timed =
-            self.timing.take_if(|(end, _)| acked.at_or_after(*end)).map(|(_, sent)| now.micros_since(sent));
+            self.timing.take_if(|timed| acked.at_or_after(timed.end)).map(|timed| timed.micros_until(now));
         let rtt_us = match (&self.clock, heard.timestamp) {
             (Some(clock), Some(timestamp)) if timestamp.echo != 0 => {
                 let ms = clock.now(now).wrapping_sub(timestamp.echo);

@@ -2,11 +2,12 @@
 
 use stack_net::time::Instant;
 
-use super::connection::{Connection, Context, Due, Outcome, State, Timer, own_mss, own_window_scale};
+use super::connection::{Connection, Context, Due, Outcome, State, Timed, Timer, own_mss, own_window_scale};
 use super::options::{Options, Timestamp};
 use super::send_pool::SendPool;
 use super::send_queue::Cursor;
 use super::seq::Seq;
+use crate::config::Config;
 use crate::frame::Flags;
 use crate::net::CloseReason;
 
@@ -131,7 +132,7 @@ impl Connection {
     fn plan_handshake(&self) -> Option<Plan> {
         if self.due.contains(Due::SYN) && self.mac.is_some() {
             let ack = if self.state == State::SynReceived { Flags::ACK } else { Flags::empty() };
-            return Some(Plan { flags: Flags::SYN | ack, ..self.bare(Kind::Syn, self.iss) });
+            return Some(Plan { flags: Flags::SYN | ack, ..self.bare(Kind::Syn, self.snd_una) });
         }
         let owes = self.state == State::SynReceived && self.ack.now;
         owes.then(|| self.bare(Kind::Ack, self.snd_nxt))
@@ -342,7 +343,7 @@ impl Connection {
                 }
                 // A SYN that an ACK follows into a simultaneous open goes out twice, and is not timed (Karn).
                 let first = self.snd_max == plan.seq;
-                self.timing = first.then_some((plan.seq + 1, now));
+                self.timing = first.then(|| Timed::new(plan.seq + 1, now));
                 (self.snd_nxt, self.snd_max) = (plan.seq + 1, plan.seq + 1);
                 self.timer = Timer::Retransmit(self.rtt.deadline(now));
             }
@@ -387,7 +388,7 @@ impl Connection {
         } else {
             cx.counters.payload_out_bytes += u64::from(plan.len);
             if self.timing.is_none() {
-                self.timing = Some((end, now));
+                self.timing = Some(Timed::new(end, now));
             }
         }
         self.snd_max = self.snd_max.max(end);
@@ -405,7 +406,7 @@ impl Connection {
             Timer::Retransmit(at) if at <= now => self.timed_out(cx),
             Timer::Persist(at) if at <= now => self.probe_due(cx),
             Timer::Linger(at) if at <= now => Outcome::Closed(CloseReason::Finished),
-            Timer::Off => self.keepalive_due(now),
+            Timer::Off => self.keepalive_due(now, cx.config),
             _ => Outcome::Goes,
         }
     }
@@ -446,8 +447,8 @@ impl Connection {
         Outcome::Goes
     }
 
-    fn keepalive_due(&mut self, now: Instant) -> Outcome {
-        let (Some(keepalive), Some(at)) = (self.keepalive, self.keepalive_deadline()) else {
+    fn keepalive_due(&mut self, now: Instant, config: &Config) -> Outcome {
+        let (Some(keepalive), Some(at)) = (self.keepalive(config), self.keepalive_deadline(config)) else {
             return Outcome::Goes;
         };
         if at > now {
