@@ -178,7 +178,19 @@ impl Building {
     }
 
     /// Adds a piece, which is not empty. `reserve` buffers stay free for the network.
+    #[inline]
     pub(crate) fn push(&mut self, arena: &Arena, reserve: usize, extent: Extent) -> Result<(), AppendError> {
+        // Nearly all pieces are nearly as long as a segment.
+        if extent.len() >= PACK_BYTES && self.gathered.is_empty() && extent.claim() {
+            self.len += extent.len() as u64;
+            self.seal(arena, extent);
+            return Ok(());
+        }
+        self.push_short(arena, reserve, extent)
+    }
+
+    /// As [`push`](Self::push), for a piece that may have to be gathered with others or copied.
+    fn push_short(&mut self, arena: &Arena, reserve: usize, extent: Extent) -> Result<(), AppendError> {
         let was_short = self.is_short();
         self.len += extent.len() as u64;
         if self.is_short() {
@@ -268,6 +280,7 @@ impl Building {
     }
 
     /// Adds a piece to checksum and flush.
+    #[inline]
     fn seal(&mut self, arena: &Arena, extent: Extent) {
         let before = self.crc;
         self.crc = crc::crc32c_append(before, extent.bytes());
@@ -279,9 +292,10 @@ impl Building {
         }
     }
 
+    #[inline]
     fn flush(&mut self, arena: &Arena, extent: &Extent) {
-        if let Some(pack) = self.pack.as_mut().filter(|pack| pack.holds(extent)) {
-            self.cost.flushed_lines += pack.flush_full_lines(arena);
+        if self.is_packed(extent) {
+            self.flush_full_lines(arena);
             return;
         }
         let from = extent.medium_offset();
@@ -292,6 +306,13 @@ impl Building {
         arena.medium().flush(from, to - from);
         self.cost.flushed_lines += lines(from, to);
         self.last_line = (to - 1) / LINE_BYTES;
+    }
+
+    /// Flushes what the copies have filled.
+    fn flush_full_lines(&mut self, arena: &Arena) {
+        if let Some(pack) = &mut self.pack {
+            self.cost.flushed_lines += pack.flush_full_lines(arena);
+        }
     }
 
     /// Flushes what is left of the copies.
