@@ -15,7 +15,7 @@ use crate::{
         entry::{BufferId, ExtentName},
         superblock::{ALIGN_BYTES, Geometry},
     },
-    medium::{LINE_BYTES, Medium, MediumLock},
+    medium::{LINE_BYTES, Medium, MediumLock, collapse},
 };
 
 // A line holds bytes of one buffer only: flushing one touches no other.
@@ -76,7 +76,10 @@ impl Arena {
         let Geometry { buffers, buffer_bytes, arena_stride, .. } = *geometry;
         let (offset, len_bytes) = (geometry.arena_of(shard), arena_stride as usize);
         assert!(buffers as usize * buffer_bytes as usize <= len_bytes && offset + len_bytes <= medium.len());
-        let metas = (0..buffers).map(|_| Meta::default()).collect();
+        let metas: Box<[Meta]> = (0..buffers).map(|_| Meta::default()).collect();
+        let free = FreeList::all(buffers);
+        collapse(&metas);
+        collapse(&free.names);
         Self(Rc::new(Inner {
             base: medium.base().as_ptr().wrapping_add(offset),
             medium,
@@ -86,7 +89,7 @@ impl Arena {
             buffer_bytes,
             reciprocal: reciprocal(buffer_bytes),
             metas,
-            free: FreeList::all(buffers),
+            free,
             logged_buffers: Cell::new(0),
             copied_bytes: Cell::new(0),
             stays_mapped: Cell::new(false),

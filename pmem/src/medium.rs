@@ -4,6 +4,7 @@
 //! [`LineModel`](crate::LineModel) can stand in for real persistent memory in crash tests.
 
 mod fault;
+mod huge;
 mod layer;
 mod line_model;
 mod lock;
@@ -14,6 +15,9 @@ mod timed;
 use std::{fmt, io, ptr::NonNull, sync::Arc};
 
 pub(crate) use fault::Named;
+#[cfg(test)]
+pub(crate) use huge::asked_for;
+pub(crate) use huge::collapse;
 pub(crate) use layer::Layer;
 pub use line_model::LineModel;
 pub(crate) use lock::MediumLock;

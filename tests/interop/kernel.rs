@@ -213,6 +213,9 @@ fn reports_say_what_the_kernel_does() {
         ensure!(start["event"] == "start" && start["transport"] == "kernel", "{start}");
         ensure!(start["listen"][0] == "[::]:80" && start["dual_stack"] == true, "{start}");
         ensure!(start["sends_without_copying"].is_boolean(), "{start}");
+        let memory = &start["memory"];
+        ensure!(memory["resident_bytes"].as_u64() >= Some(1 << 20), "{start}");
+        ensure!(memory["huge_page_bytes"].as_u64() <= memory["resident_bytes"].as_u64(), "{start}");
         post(V6, lab, "body", &noise(1, 100_000))?;
         ensure!(server.signal(Signal::TERM)?.success(), "no clean end");
         let text = fs::read_to_string(lab.path("store.log"))?;

@@ -107,6 +107,7 @@ pub fn examine(system: &System) -> Report {
     processor(system, &mut report);
     iommu(system, &mut report);
     hugepages(system, &mut report);
+    transparent_hugepages(system, &mut report);
     vfio(system, &mut report);
     locked_memory(system, &mut report);
     nics(system, &mut report);
@@ -199,6 +200,25 @@ fn hugepages(system: &System, report: &mut Report) {
         report.warn("hugepages", format!("{}, but no hugetlbfs is mounted", sizes.join("; ")), remedy);
     } else {
         report.ok("hugepages", sizes.join("; "));
+    }
+}
+
+/// What stores in memory and tables lie in; DPDK takes reserved ones only.
+fn transparent_hugepages(system: &System, report: &mut Report) {
+    const CHECK: &str = "transparent hugepages";
+    let text = system.text("sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    let chosen = text.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map(|(chosen, _)| chosen);
+    match chosen {
+        Some(chosen @ ("always" | "madvise")) => report.ok(CHECK, chosen),
+        Some(other) => {
+            let remedy = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled";
+            report.warn(CHECK, format!("{other}: tables and stores in memory lie in small pages"), remedy);
+        }
+        None => report.warn(
+            CHECK,
+            "this kernel has none: tables and stores in memory lie in small pages",
+            "use a kernel with CONFIG_TRANSPARENT_HUGEPAGE",
+        ),
     }
 }
 

@@ -1,6 +1,7 @@
-//! What the programs have in common: how they log, how they end, what ends them, what they show of a long start, and
-//! the CPUs that they run on.
+//! What the programs have in common: how they log, how they end, what ends them, what they show of a long start, the
+//! CPUs that they run on, and the memory that they use.
 
+mod memory;
 mod progress;
 
 use std::io::{self, IsTerminal as _};
@@ -13,6 +14,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing_subscriber::EnvFilter;
 
+pub use memory::Memory;
 pub use progress::{is_interrupted, watch_opening};
 
 /// Runs a program's work. It logs to standard error, warnings and worse or what the variable `NAME_LOG` says, and an

@@ -129,6 +129,7 @@ fn memory(options: &Options) -> Result<Backing, OpenError> {
     let len = mapped_len(bytes)?;
     let map = memmap2::MmapOptions::new().len(len.max(1)).map_anon().map_err(io_error("mapping", &path))?;
     let map = MmapRaw::from(map);
+    prefer_huge_pages(&map);
     populate(&path, &map, options)?;
     let medium = mapped(&path, map, None, Domain::Volatile(best_flush_instruction()));
     Ok(Backing { path, kind: Kind::Memory, platform: None, medium, size: options.size })
@@ -191,6 +192,7 @@ fn regular(
     let len = mapped_len(len)?;
     if volatile.is_some() {
         let map = memmap2::MmapOptions::new().len(len).map_raw(&*file).map_err(io_error("mapping", &path))?;
+        prefer_huge_pages(&map);
         populate(&path, &map, options)?;
         let medium = mapped(&path, map, Some(file), Domain::Volatile(best_flush_instruction()));
         return Ok(Backing { path, kind: Kind::VolatileFile, platform: None, medium, size });
@@ -326,6 +328,14 @@ fn mapped_len(bytes: u64) -> Result<usize, OpenError> {
     usize::try_from(bytes).map_err(|_| OpenError::Geometry(format!("{bytes} bytes are too many")))
 }
 
+/// Asks for huge pages where the memory is DRAM. The kernel may have none: transparent ones are off there, or, on tmpfs,
+/// off as it was mounted.
+fn prefer_huge_pages(map: &MmapRaw) {
+    if let Err(error) = map.advise(memmap2::Advice::HugePage) {
+        tracing::debug!("a region in memory stays in small pages: {error}");
+    }
+}
+
 /// Faults all pages in, if that is wanted. A kernel that cannot (before Linux 5.14) faults them in one by one later.
 fn populate(path: &Path, map: &MmapRaw, options: &Options) -> Result<(), OpenError> {
     let total = map.len();
@@ -378,6 +388,14 @@ mod tests {
         for platform in [Some("memory_controller"), Some("unknown"), None] {
             assert_eq!(dax_domain(platform), flushed, "{platform:?}");
         }
+    }
+
+    #[test]
+    fn a_store_in_memory_asks_for_huge_pages() {
+        let options = Options { size: Some(16 << 20), ..Options::default() };
+        let backing = memory(&options).unwrap();
+        let (is_built_in, is_asked) = crate::medium::asked_for(backing.medium.base().addr().get());
+        assert_eq!(is_asked, is_built_in);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use anyhow::Result;
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pmem::RegionInfo;
+use program::Memory;
 use serde::Serialize;
 use stack::profile::{Profile, Summary};
 
@@ -66,6 +67,8 @@ enum Line<'a, N> {
         /// The CPUs that it is kept to.
         #[serde(skip_serializing_if = "Option::is_none")]
         cores: Option<Vec<usize>>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        memory: Option<Memory>,
         #[serde(flatten)]
         network: &'a N,
     },
@@ -258,6 +261,7 @@ impl<N: Serialize + Display> Started<'_, N> {
             repaired: self.repaired(),
             shards: several.then_some(self.shards.len()),
             cores: self.cpus.iter().copied().collect(),
+            memory: Memory::now(),
             network: self.network,
         }
     }
@@ -337,6 +341,9 @@ impl<N: Serialize + Display> Started<'_, N> {
         if let Some(cpus) = self.cpus.iter().copied().collect::<Option<Vec<usize>>>() {
             let cpus: Vec<String> = cpus.iter().map(usize::to_string).collect();
             writeln!(out, "cores     CPU {}", cpus.join(", "))?;
+        }
+        if let Some(memory) = Memory::now() {
+            writeln!(out, "memory    {memory}")?;
         }
         writeln!(out, "{}; Ctrl-C ends", self.network)?;
         out.flush()

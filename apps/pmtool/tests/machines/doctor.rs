@@ -18,6 +18,7 @@ fn healthy() -> Machine {
         .file("sys/class/iommu/dmar0/intel-iommu/cap", "d2008c222f0686\n")
         .file("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "192\n")
         .file("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "190\n")
+        .file("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n")
         .file("proc/mounts", "none /dev/hugepages hugetlbfs rw,pagesize=2M 0 0\n")
         .file("proc/self/status", "Name:\tpmtool\nCapEff:\t0000000000000000\n")
         .file(
@@ -117,6 +118,18 @@ fn hugepages_are_counted() {
     advised(&machine, "hugepages", Level::Fail, "nr_hugepages");
     machine.file("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "0\n");
     assert_eq!(advised(&machine, "hugepages", Level::Fail, "nr_hugepages"), "none reserved");
+}
+
+#[test]
+fn small_pages_for_tables_are_warned_of() {
+    const ENABLED: &str = "sys/kernel/mm/transparent_hugepage/enabled";
+    let machine = healthy();
+    let check = "transparent hugepages";
+    assert_eq!(finding(&examine(&machine.system()), check).found, "madvise");
+    machine.file(ENABLED, "always madvise [never]\n");
+    assert!(advised(&machine, check, Level::Warn, "echo madvise > /sys/").starts_with("never: "));
+    std::fs::remove_file(machine.path(ENABLED)).unwrap();
+    advised(&machine, check, Level::Warn, "CONFIG_TRANSPARENT_HUGEPAGE");
 }
 
 #[test]
