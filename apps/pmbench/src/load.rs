@@ -26,7 +26,7 @@ use crate::load::client::Client;
 use crate::load::device::Device;
 use crate::load::frames::Frames;
 use crate::load::pace::Pace;
-use crate::load::request::request;
+use crate::load::request::{read, request};
 pub use crate::load::summary::{LoadEvent, Summary};
 
 /// How long connections have to open.
@@ -75,6 +75,11 @@ fn send_requests(
     let mut client =
         Client::new(transport, request, args.connections.get() as usize, device.clock(), args.nap());
     client.open(args.target, HANDSHAKES, stop)?;
+    if let Some(records) = args.read {
+        let numbers = client.append_some(records, OWED, stop)?;
+        let reads = numbers.into_iter().map(|seq| device.in_buffers(&read(args, seq)));
+        client.send_these(reads.collect::<Result<_>>()?);
+    }
     let pace = || args.rate.map_or(Pace::Closed, |rate| Pace::open(rate.get()));
     client.run(args.warmup(), pace(), stop)?;
     client.reset();

@@ -45,6 +45,11 @@ impl Mode {
         !self.is_kernel() || self == Self::KernelPaste
     }
 
+    /// Whether it is measured with one stream of large records, each way.
+    pub fn streams(self) -> bool {
+        matches!(self, Self::StatusQuo | Self::DpdkCopy | Self::KernelPaste | Self::Paste)
+    }
+
     /// Whether the server makes anything durable.
     pub fn persists(self) -> bool {
         !matches!(self, Self::PasteEcho | Self::Limit)

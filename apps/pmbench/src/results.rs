@@ -33,9 +33,23 @@ impl fmt::Display for Link {
     }
 }
 
+/// What clients do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// They append records of a usual size, many at a time.
+    Requests,
+    /// One of them appends large records, one behind the other.
+    StreamUp,
+    /// One of them reads large records, one behind the other.
+    StreamDown,
+}
+
 /// What is measured together: everything but the mode and the round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Load {
+    /// What clients do.
+    pub kind: Kind,
     /// Payload bytes of a request.
     pub size: u32,
     /// Connections, each with one request on its way.
@@ -44,10 +58,33 @@ pub struct Load {
     pub persist_delay_us: u64,
 }
 
+impl Load {
+    /// Appends of `size` bytes over so many connections.
+    pub const fn requests(size: u32, connections: u32) -> Self {
+        Self { kind: Kind::Requests, size, connections, persist_delay_us: 0 }
+    }
+
+    /// Large records over one connection.
+    pub const fn stream(kind: Kind, size: u32) -> Self {
+        Self { kind, size, connections: 1, persist_delay_us: 0 }
+    }
+
+    /// Whether it is one stream of large records.
+    pub fn is_stream(self) -> bool {
+        self.kind != Kind::Requests
+    }
+}
+
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plural = if self.connections == 1 { "" } else { "s" };
-        write!(f, "{} B, {} connection{plural}", self.size, self.connections)?;
+        match self.kind {
+            Kind::Requests => {
+                let plural = if self.connections == 1 { "" } else { "s" };
+                write!(f, "{} B, {} connection{plural}", self.size, self.connections)?;
+            }
+            Kind::StreamUp => write!(f, "a stream up, records of {} B", self.size)?,
+            Kind::StreamDown => write!(f, "a stream down, records of {} B", self.size)?,
+        }
         if self.persist_delay_us > 0 {
             write!(f, ", {} us a persist", self.persist_delay_us)?;
         }
@@ -85,6 +122,10 @@ pub struct Cell {
     pub fences_per_request: Option<f64>,
     /// Persistent memory taken for each byte of payload.
     pub pm_bytes_per_payload_byte: Option<f64>,
+    /// Of a stream: payload in a second, in Gbit.
+    pub gbit_per_s: Option<f64>,
+    /// Of a stream: payload in a second of the server's core, in Gbit.
+    pub gbit_per_cpu_s: Option<f64>,
     /// Why the mode cannot run here; null if it ran.
     pub skipped: Option<String>,
 }
@@ -106,6 +147,8 @@ impl Cell {
             flushed_lines_per_request: None,
             fences_per_request: None,
             pm_bytes_per_payload_byte: None,
+            gbit_per_s: None,
+            gbit_per_cpu_s: None,
             skipped: Some(reason),
         }
     }
@@ -296,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_cell_has_the_fields_that_readers_of_the_file_expect() {
-        let load = Load { size: 1024, connections: 50, persist_delay_us: 10 };
+        let load = Load { persist_delay_us: 10, ..Load::requests(1024, 50) };
         let cell = Cell::skipped(Link::Veth, Mode::Kcm, load, 2, "no AF_KCM".to_owned());
         let json = serde_json::to_value(&cell).expect("plain data");
         let mut names: Vec<_> = json.as_object().expect("an object").keys().map(String::as_str).collect();
@@ -304,6 +347,7 @@ mod tests {
         let mut expected = [
             "link",
             "mode",
+            "kind",
             "size",
             "connections",
             "persist_delay_us",
@@ -317,6 +361,8 @@ mod tests {
             "flushed_lines_per_request",
             "fences_per_request",
             "pm_bytes_per_payload_byte",
+            "gbit_per_s",
+            "gbit_per_cpu_s",
             "skipped",
         ];
         expected.sort_unstable();
@@ -328,7 +374,7 @@ mod tests {
     #[test]
     fn results_are_read_as_they_were_written() {
         let folder = tempfile::tempdir().expect("a folder");
-        let load = Load { size: 64, connections: 1, persist_delay_us: 0 };
+        let load = Load::requests(64, 1);
         let cell = Cell {
             requests_per_s: Some(1234.5),
             skipped: None,

@@ -38,8 +38,8 @@ const PREFIX: u8 = 24;
 const PORT: u16 = 8080;
 /// Connections that a server takes beyond those that it will have.
 const SPARE_CONNECTIONS: u32 = 16;
-/// The longest record.
-const MAX_RECORD: ByteSize = ByteSize::kib(64);
+/// The longest record, unless longer ones are sent.
+const MAX_RECORD_BYTES: u64 = 64 << 10;
 
 /// Which server, and what to load it with.
 #[derive(Clone, Debug, Args)]
@@ -67,12 +67,15 @@ pub struct RingArgs {
     #[arg(long, value_name = "N", default_value = "50", value_parser = parse_connections)]
     pub connections: NonZeroU32,
     /// Length of each request's body in bytes.
-    #[arg(long, value_name = "BYTES", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, value_name = "BYTES", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
     pub size: u32,
     /// Requests a second, due at even intervals (open loop); without it, a connection sends the next request
     /// when it has the reply to the last (closed loop).
     #[arg(long, value_name = "PER_SECOND")]
     pub rate: Option<NonZeroU64>,
+    /// Read records instead: so many are appended first, of --size bytes each, and then read by turns.
+    #[arg(long, value_name = "RECORDS", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub read: Option<u32>,
     /// How long to measure.
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = parse_seconds)]
     pub seconds: f64,
@@ -180,7 +183,7 @@ fn serve_args(args: &RingArgs) -> ServeArgs {
         mac: Some(EthernetAddress(SERVER.1)),
         port: PORT,
         max_connections: args.connections.saturating_add(SPARE_CONNECTIONS),
-        max_record: MAX_RECORD,
+        max_record: ByteSize(MAX_RECORD_BYTES.max(args.size.into())),
         eal: Vec::new(),
     }
 }
@@ -194,6 +197,7 @@ fn load_args(args: &RingArgs) -> LoadArgs {
         connections: args.connections,
         size: args.size,
         chunk: None,
+        read: args.read,
         seconds: args.seconds,
         warmup: args.warmup,
         rate: args.rate,

@@ -14,6 +14,7 @@ mod ledger;
 mod limit;
 mod reply;
 mod requests;
+mod sending;
 mod slots;
 mod sockets;
 

@@ -40,7 +40,8 @@ fn read(file: &Path) -> Value {
 #[test]
 fn each_mode_is_measured_on_its_links() {
     let folder = lab::scratch_directory("bench-").expect("a folder");
-    let output = compare(folder.path(), &["--modes", "status-quo,paste,paste-echo,limit", "--no-wrk"]);
+    let output =
+        compare(folder.path(), &["--modes", "status-quo,paste,paste-echo,limit", "--no-wrk", "--no-streams"]);
     assert!(output.status.success(), "{}", text(&output));
     let results = read(&folder.path().join("results.json"));
     let cells = results.as_array().expect("a list of cells");
@@ -86,7 +87,7 @@ fn each_mode_is_measured_on_its_links() {
 #[test]
 fn where_the_time_goes_is_measured_at_the_loads_of_the_targets() {
     let folder = lab::scratch_directory("bench-").expect("a folder");
-    let modes = ["--modes", "dpdk-copy,paste", "--links", "memif", "--no-wrk"];
+    let modes = ["--modes", "dpdk-copy,paste", "--links", "memif", "--no-wrk", "--no-streams"];
     let output = ends(&mut command(folder.path(), "50", "1", &modes));
     assert!(output.status.success(), "{}", text(&output));
     let cells = read(&folder.path().join("results.json"));
@@ -119,7 +120,7 @@ fn on_ring_each_target_is_judged() {
         "0",
     ]);
     command
-        .args(["--rounds", "1", "--seconds", "0.3", "--warmup", "0", "--no-wrk", "--out"])
+        .args(["--rounds", "1", "--seconds", "0.3", "--warmup", "0", "--no-wrk", "--no-streams", "--out"])
         .arg(folder.path());
     if !rustix::process::geteuid().is_root() {
         command.arg("--unsteered");
@@ -147,9 +148,54 @@ fn on_ring_each_target_is_judged() {
 }
 
 #[test]
+fn a_stream_of_large_records_is_measured_each_way() {
+    let folder = lab::scratch_directory("bench-").expect("a folder");
+    let modes = ["--modes", "status-quo,dpdk-copy,kernel-paste,paste", "--no-wrk"];
+    let mut command = command(folder.path(), "2", "1", &modes);
+    // Some thirty servers.
+    let output = lab::output_within(command.stdin(Stdio::null()), Duration::from_secs(400)).expect("it ends");
+    assert!(output.status.success(), "{}", text(&output));
+    let results = read(&folder.path().join("results.json"));
+    let cells = results.as_array().expect("a list of cells").iter();
+    let streams: Vec<_> = cells.clone().filter(|cell| cell["kind"] != "requests").collect();
+    assert_eq!(streams.len(), 2 * (4 + 2 + 2), "{results}");
+    for cell in streams {
+        assert!(cell["size"] == 1 << 20 && cell["connections"] == 1, "{cell}");
+        let figure = |name: &str| cell[name].as_f64().unwrap_or_else(|| panic!("no {name} in {cell}"));
+        assert!(figure("gbit_per_s") > 0.0, "{cell}");
+        let by_time = f64::from(1 << 23) / figure("server_cpu_ns_per_request");
+        assert!((figure("gbit_per_cpu_s") / by_time - 1.0).abs() < 1e-9, "{cell}");
+        let copies = match (cell["mode"].as_str(), cell["kind"].as_str()) {
+            (Some("dpdk-copy"), Some("stream-up")) => 2.0,
+            (Some("dpdk-copy"), _) | (Some("status-quo"), Some("stream-up")) => 1.0,
+            _ => 0.0,
+        };
+        let copied = figure("copied_bytes_per_request") / f64::from(1 << 20);
+        // Parts of a window's first and last record lie outside of it, and there may be few in between.
+        assert!(copied >= 0.4 * copies && copied <= 2.5 * copies + 0.1, "{copied} copies: {cell}");
+        let is_flushed = figure("flushed_lines_per_request") > 0.0;
+        assert_eq!(is_flushed, cell["kind"] == "stream-up", "{cell}");
+    }
+    assert!(
+        cells.filter(|cell| cell["kind"] == "requests").all(|cell| cell["gbit_per_s"].is_null()),
+        "{results}"
+    );
+    let page = std::fs::read_to_string(folder.path().join("report.md")).expect("a report");
+    assert!(page.contains("## Large records: a stream up, records of 1048576 B"), "{page}");
+    assert!(page.contains(
+        "| paste / dpdk-copy | memif | a stream down, records of 1048576 B | Gbit per CPU second |"
+    ));
+    assert!(
+        text(&output).contains("a stream down, records of 1048576 B: Gbit per CPU second"),
+        "{}",
+        text(&output)
+    );
+}
+
+#[test]
 fn a_second_client_confirms() {
     let folder = lab::scratch_directory("bench-").expect("a folder");
-    let output = compare(folder.path(), &["--modes", "status-quo,paste", "--links", "veth"]);
+    let output = compare(folder.path(), &["--modes", "status-quo,paste", "--links", "veth", "--no-streams"]);
     assert!(output.status.success(), "{}", text(&output));
     let run = read(&folder.path().join("run.json"));
     let confirmed: Vec<_> = run["confirmation"].as_array().expect("a list").iter().collect();
@@ -161,7 +207,8 @@ fn a_second_client_confirms() {
 fn a_mode_that_fails_is_named_after_the_others_have_run() {
     let folder = lab::scratch_directory("bench-").expect("a folder");
     // Half a store of this size does not hold a receive ring.
-    let small = ["--modes", "status-quo,paste", "--links", "veth", "--no-wrk", "--pm-size", "2MiB"];
+    let small =
+        ["--modes", "status-quo,paste", "--links", "veth", "--no-wrk", "--no-streams", "--pm-size", "2MiB"];
     let output = compare(folder.path(), &small);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let run = read(&folder.path().join("run.json"));
@@ -191,7 +238,8 @@ fn what_cannot_be_compared_is_refused_at_once() {
 fn an_interrupted_comparison_ends_at_once_and_leaves_nothing() {
     let folder = lab::scratch_directory("bench-").expect("a folder");
     let out = folder.path().join("out");
-    let mut command = command(&out, "2", "1000", &["--modes", "paste", "--links", "memif", "--no-wrk"]);
+    let mut command =
+        command(&out, "2", "1000", &["--modes", "paste", "--links", "memif", "--no-wrk", "--no-streams"]);
     // Where it makes the folder that it works in.
     command.env("CARGO_TARGET_DIR", folder.path());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

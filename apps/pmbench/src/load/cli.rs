@@ -39,13 +39,16 @@ pub struct LoadArgs {
     #[arg(long, value_name = "N", default_value = "50", value_parser = parse_connections)]
     pub connections: NonZeroU32,
     /// Length of each request's body in bytes.
-    #[arg(long, value_name = "BYTES", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    #[arg(long, value_name = "BYTES", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
     pub size: u32,
     /// Send each body in chunks of so many bytes (Transfer-Encoding: chunked), without its length in front.
     ///
     /// Short chunks are much work for the server, and for the generator no more than as many bytes.
     #[arg(long, value_name = "BYTES")]
     pub chunk: Option<NonZeroU32>,
+    /// Read records instead: so many are appended first, of --size bytes each, and then read by turns.
+    #[arg(long, value_name = "RECORDS", conflicts_with_all = ["chunk", "frames"], value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub read: Option<u32>,
     /// How long to measure.
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = parse_seconds)]
     pub seconds: f64,

@@ -27,12 +27,16 @@ pub struct Client<T> {
     clock: Clock,
     /// How long to sleep after a step without anything to do, if at all.
     nap: Option<Duration>,
-    /// One request, in named buffers.
-    request: Vec<Extent>,
+    /// Requests, in named buffers, which are sent by turns.
+    requests: Vec<Vec<Extent>>,
+    /// Whose turn it is.
+    next: usize,
     connections: Vec<Connection>,
     /// Connections without a request, in the order in which they became so.
     idle: VecDeque<ConnId>,
     known_head: KnownHead,
+    /// The bytes of replies, where somebody wants to read them.
+    heard: Option<Vec<u8>>,
     opened: usize,
     open: usize,
     is_counting: bool,
@@ -86,12 +90,14 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
             transport,
             clock,
             nap,
-            request,
+            requests: vec![request],
+            next: 0,
             connections: (0..connections)
                 .map(|_| Connection { request: None, is_lost: false, reply: Reply::new() })
                 .collect(),
             idle: VecDeque::with_capacity(connections),
             known_head: KnownHead::default(),
+            heard: None,
             opened: 0,
             open: 0,
             is_counting: true,
@@ -130,6 +136,35 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
             self.step(now_ns, None)?;
         }
         Ok(())
+    }
+
+    /// Sends `count` requests, one behind the other, each of which appends a record; returns the records' numbers.
+    ///
+    /// # Errors
+    /// One of them was not appended, or the reply did not come within `limit`.
+    pub fn append_some(&mut self, count: u32, limit: Duration, stop: &AtomicBool) -> Result<Vec<u64>> {
+        let append = |_| {
+            let conn = self.idle.pop_front().context("no connection is left for an append")?;
+            self.heard = Some(Vec::new());
+            let begin_ns = self.clock.now_ns();
+            self.send(conn, begin_ns);
+            let mut now_ns = begin_ns;
+            while self.connections[conn.index as usize].request.is_some() {
+                check_stop(stop)?;
+                ensure!(now_ns < begin_ns + limit.as_nanos() as u64, "no reply to an append after {limit:?}");
+                self.step(now_ns, None)?;
+                now_ns = self.clock.now_ns();
+            }
+            let reply = self.heard.take().unwrap_or_default();
+            number(&reply)
+                .with_context(|| format!("no append's reply: {:?}", String::from_utf8_lossy(&reply)))
+        };
+        (0..count).map(append).collect()
+    }
+
+    /// From here on sends these requests, by turns.
+    pub fn send_these(&mut self, requests: Vec<Vec<Extent>>) {
+        (self.requests, self.next) = (requests, 0);
     }
 
     /// Sends requests at `pace` for some time, and if there was no reply by then, until there is one.
@@ -279,6 +314,9 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
     /// Takes what has come of a connection's reply.
     fn receive(&mut self, conn: ConnId) {
         while let Some(slot) = self.transport.recv(conn) {
+            if let Some(heard) = &mut self.heard {
+                heard.extend_from_slice(slot.bytes());
+            }
             let connection = &mut self.connections[conn.index as usize];
             let Some(due_ns) = connection.request else {
                 if !self.is_closing {
@@ -304,7 +342,9 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
     }
 
     fn send(&mut self, conn: ConnId, due_ns: u64) {
-        let sent = self.request.iter().try_for_each(|piece| self.transport.send_extent(conn, piece.clone()));
+        let request = &self.requests[self.next];
+        self.next = (self.next + 1) % self.requests.len();
+        let sent = request.iter().try_for_each(|piece| self.transport.send_extent(conn, piece.clone()));
         match sent {
             Ok(()) => self.connections[conn.index as usize].request = Some(due_ns),
             Err(_) => self.lose(conn, |errors| errors.unsent += 1),
@@ -323,6 +363,13 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
         self.idle.retain(|idle| *idle != conn);
         self.transport.abort(conn);
     }
+}
+
+/// The number of the record that a reply speaks of.
+fn number(reply: &[u8]) -> Option<u64> {
+    let body = reply.windows(4).position(|end| end == b"\r\n\r\n")? + 4;
+    let body: serde_json::Value = serde_json::from_slice(&reply[body..]).ok()?;
+    body["seq"].as_u64()
 }
 
 /// Fails when the user has asked for the end.

@@ -15,6 +15,11 @@ pub fn request(args: &LoadArgs) -> Vec<u8> {
     [head.into_bytes(), body].concat()
 }
 
+/// A read of the record with the number `seq`.
+pub fn read(args: &LoadArgs, seq: u64) -> Vec<u8> {
+    format!("GET /records/{seq} HTTP/1.1\r\nHost: {}\r\n\r\n", args.target).into_bytes()
+}
+
 fn chunked(data: &[u8], chunk_bytes: NonZeroU32) -> Vec<u8> {
     let mut body = Vec::new();
     for chunk in data.chunks(chunk_bytes.get() as usize) {

@@ -86,6 +86,12 @@ that waits for it. That blurs app and flush above all; their sum is sound.
 For the modes on kernel sockets: time of the server's core as /proc/stat has it, medians over the rounds. **softirq** is
 what the kernel does with packets that arrive.";
 
+/// What a stream is.
+const STREAM: &str = "\
+One connection with one request on its way: up, an append of such a record; down, a read of one of the records that were
+appended before, which all modes check against its checksums as they send it. Gbit of records, for a second of the server's
+core and for a second.";
+
 /// The whole report.
 pub fn report(results: &Results, plots: &[Plot]) -> String {
     let mut page = String::new();
@@ -100,6 +106,7 @@ pub fn report(results: &Results, plots: &[Plot]) -> String {
         matrix(&mut page, results, "Median latency, us", |cell| cell.p50_us);
         matrix(&mut page, results, "Latency at 99 %, us", |cell| cell.p99_us);
     }
+    streams(&mut page, results);
     text(&mut page, format_args!("\n## What can be compared and what cannot\n\n{COMPARABLE}"));
     confirmation(&mut page, results);
     if !plots.is_empty() {
@@ -295,11 +302,44 @@ fn reference_table(page: &mut String, results: &Results, load: Load) {
     }
 }
 
+/// Large records over one connection, each way.
+fn streams(page: &mut String, results: &Results) {
+    let mut loads: Vec<Load> =
+        results.cells.iter().map(|cell| cell.load).filter(|load| load.is_stream()).collect();
+    loads.sort();
+    loads.dedup();
+    for load in loads {
+        text(page, format_args!("\n## Large records: {load}\n\n{STREAM}\n"));
+        table_head(page, &["link", "mode", "Gbit per CPU second", "Gbit/s", "copied B/B", "client busy"]);
+        for server in servers(results) {
+            let of = |figure: Figure| spread(&results.cells, server, load, figure);
+            let Some(per_cpu) = of(|cell| cell.gbit_per_cpu_s) else { continue };
+            let copied = of(|cell| cell.copied_bytes_per_request)
+                .map(|copied| format!("{:.2}", copied.median / f64::from(load.size)));
+            let busy = of_details(results, server, load, |detail| detail.client_busy);
+            let busy = busy.map(|busy| format!("{:.0} %", busy.median * 100.0));
+            text(
+                page,
+                format_args!(
+                    "| {} | {} | {} | {} | {} | {} |",
+                    server.link,
+                    server.mode,
+                    ranged(Some(per_cpu)),
+                    ranged(of(|cell| cell.gbit_per_s)),
+                    copied.unwrap_or_else(none),
+                    busy.unwrap_or_else(none)
+                ),
+            );
+        }
+    }
+}
+
 /// A figure of all servers under all loads.
 fn matrix(page: &mut String, results: &Results, title: &str, figure: Figure) {
     let mut loads: Vec<Load> = results.cells.iter().map(|cell| cell.load).collect();
     loads.sort_by_key(|load| (load.persist_delay_us, load.size, load.connections));
     loads.dedup();
+    loads.retain(|load| !load.is_stream());
     text(page, format_args!("\n## {title}\n"));
     let name = |load: &Load| {
         let delay =

@@ -40,7 +40,8 @@ impl Server {
 
 /// The load that stands for all where one must: the targets' own, or else the first that was measured.
 pub fn reference(results: &Results) -> Option<Load> {
-    let loads = || results.cells.iter().map(|cell| cell.load).filter(|load| load.persist_delay_us == 0);
+    let is_usual = |load: &Load| load.persist_delay_us == 0 && !load.is_stream();
+    let loads = || results.cells.iter().map(|cell| cell.load).filter(is_usual);
     loads().find(|load| *load == REFERENCE).or_else(|| loads().next())
 }
 
@@ -91,7 +92,7 @@ pub fn paired(
 mod tests {
     use super::*;
 
-    const LOAD: Load = Load { size: 1024, connections: 50, persist_delay_us: 0 };
+    const LOAD: Load = Load::requests(1024, 50);
 
     fn cell(server: Server, round: u32, requests_per_s: Option<f64>) -> Cell {
         let Server { link, mode } = server;

@@ -4,18 +4,20 @@ use std::fmt;
 
 use crate::protocol::Mode;
 use crate::report::stats::{Figure, Server, paired};
-use crate::results::{Cell, Link, Load};
+use crate::results::{Cell, Kind, Link, Load};
 use crate::spread::Spread;
 
 /// The load that most targets speak of.
-pub const REFERENCE: Load = Load { size: 1024, connections: 50, persist_delay_us: 0 };
+pub const REFERENCE: Load = Load::requests(1024, 50);
 const KIB_50: Load = REFERENCE;
 const KIB_1: Load = Load { connections: 1, ..KIB_50 };
 const B64_50: Load = Load { size: 64, ..KIB_50 };
 const B64_1: Load = Load { size: 64, ..KIB_1 };
 const KIB8_50: Load = Load { size: 8192, ..KIB_50 };
 const KIB8_1: Load = Load { size: 8192, ..KIB_1 };
-const SLOW_PERSISTS_100: Load = Load { size: 1024, connections: 100, persist_delay_us: 10 };
+const SLOW_PERSISTS_100: Load = Load { persist_delay_us: 10, ..Load::requests(1024, 100) };
+const STREAM_UP: Load = Load::stream(Kind::StreamUp, 1 << 20);
+const STREAM_DOWN: Load = Load::stream(Kind::StreamDown, 1 << 20);
 
 /// Something that was promised.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +62,7 @@ const fn target(one: Server, other: Server, load: Load, measure: Measure, wanted
 
 /// All targets. Where the same ratio can be taken by time of the server's CPU and by requests a second, both are
 /// there: the second is bounded by the client too.
-pub const TARGETS: [Target; 28] = {
+pub const TARGETS: [Target; 36] = {
     use Measure::{Latency, LatencyDifference, PerCpuSecond, Rate};
     use Mode::{DpdkCopy, Limit, Paste, PasteEcho, StatusQuo};
     use Wanted::{AtLeast, AtMost};
@@ -102,6 +104,14 @@ pub const TARGETS: [Target; 28] = {
         target(veth(Paste), veth(PasteEcho), KIB_1, LatencyDifference, AtMost(1.0)),
         target(veth(Paste), veth(StatusQuo), SLOW_PERSISTS_100, Rate, AtLeast(6.4)),
         target(memif(Paste), veth(StatusQuo), SLOW_PERSISTS_100, Rate, AtLeast(6.4)),
+        target(memif(Paste), memif(DpdkCopy), STREAM_UP, PerCpuSecond, AtLeast(2.0)),
+        target(memif(Paste), veth(StatusQuo), STREAM_UP, PerCpuSecond, AtLeast(2.0)),
+        target(ring(Paste), ring(DpdkCopy), STREAM_UP, PerCpuSecond, AtLeast(2.0)),
+        target(ring(Paste), veth(StatusQuo), STREAM_UP, PerCpuSecond, AtLeast(2.0)),
+        target(memif(Paste), memif(DpdkCopy), STREAM_DOWN, PerCpuSecond, AtLeast(2.0)),
+        target(memif(Paste), veth(StatusQuo), STREAM_DOWN, PerCpuSecond, AtLeast(2.0)),
+        target(ring(Paste), ring(DpdkCopy), STREAM_DOWN, PerCpuSecond, AtLeast(2.0)),
+        target(ring(Paste), veth(StatusQuo), STREAM_DOWN, PerCpuSecond, AtLeast(2.0)),
     ]
 };
 
@@ -161,6 +171,8 @@ impl Target {
     /// What is compared of the two.
     pub fn figure(&self) -> &'static str {
         match self.measure {
+            // All requests have the same length.
+            Measure::PerCpuSecond if self.load.is_stream() => "Gbit per CPU second",
             Measure::PerCpuSecond => "requests per CPU second",
             Measure::Rate => "requests per second",
             Measure::Latency => "p50 latency",

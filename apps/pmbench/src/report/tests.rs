@@ -6,11 +6,11 @@ use super::stats::reference;
 use super::{Font, markdown, text, write};
 use crate::protocol::Mode;
 use crate::results::{
-    Cell, Confirmation, CoreShares, Detail, Failure, Link, Load, ModeNotes, Profiled, Results, Run,
+    Cell, Confirmation, CoreShares, Detail, Failure, Kind, Link, Load, ModeNotes, Profiled, Results, Run,
     StageShare,
 };
 
-const LOAD: Load = Load { size: 1024, connections: 50, persist_delay_us: 0 };
+const LOAD: Load = Load::requests(1024, 50);
 
 fn cell(link: Link, mode: Mode, load: Load, round: u32, rate: f64) -> Cell {
     let durable = mode != Mode::PasteEcho;
@@ -60,6 +60,11 @@ fn results() -> Results {
         cells.push(cell(Link::Ring, Mode::Paste, LOAD, round, 700_000.0 * speed));
         cells.push(cell(Link::Veth, Mode::StatusQuo, one, round, 10_000.0 * speed));
         cells.push(cell(Link::Veth, Mode::Paste, one, round, 20_000.0 * speed));
+        for (mode, rate) in [(Mode::DpdkCopy, 1_000.0), (Mode::Paste, 2_500.0)] {
+            let up = cell(Link::Memif, mode, Load::stream(Kind::StreamUp, 1 << 20), round, rate * speed);
+            let gbit = rate * speed * f64::from(1 << 23) / 1e9;
+            cells.push(Cell { gbit_per_s: Some(gbit), gbit_per_cpu_s: Some(1.25 * gbit), ..up });
+        }
         cells.push(Cell::skipped(Link::Veth, Mode::Kcm, LOAD, round, "the kernel has no AF_KCM".to_owned()));
     }
     let core = CoreShares { user_ns: 1_000.0, system_ns: 9_000.0, softirq_ns: 6_000.0 };

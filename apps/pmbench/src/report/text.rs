@@ -46,6 +46,7 @@ pub fn table(results: &Results) -> String {
         });
         line(&mut table, format_args!("{name:<24}{}", figures.collect::<String>()));
     }
+    streams(&mut table, results);
     for failure in &results.run.failures {
         line(
             &mut table,
@@ -77,6 +78,25 @@ pub fn table(results: &Results) -> String {
         );
     }
     table
+}
+
+/// What servers make of large records over one connection.
+fn streams(table: &mut String, results: &Results) {
+    let mut loads: Vec<_> =
+        results.cells.iter().map(|cell| cell.load).filter(|load| load.is_stream()).collect();
+    loads.sort();
+    loads.dedup();
+    for load in loads {
+        line(table, format_args!("\n{load}: Gbit per CPU second, Gbit/s"));
+        for server in servers(results) {
+            let median =
+                |figure| spread(&results.cells, server, load, figure).map(|spread| number(spread.median));
+            let figures = median(|cell| cell.gbit_per_cpu_s).zip(median(|cell| cell.gbit_per_s));
+            let Some((per_cpu, rate)) = figures else { continue };
+            let name = format!("{:<5} {}", server.link.to_string(), server.mode);
+            line(table, format_args!("{name:<24}{per_cpu:>11}{rate:>11}"));
+        }
+    }
 }
 
 fn line(table: &mut String, line: std::fmt::Arguments<'_>) {

@@ -51,6 +51,12 @@ pub struct RunArgs {
     /// The size that longer persists are measured with.
     #[arg(long, value_name = "BYTES", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub delay_size: u32,
+    /// Bytes of a record in a stream: one connection appends such records, and one reads them.
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(65_536..=4 << 20))]
+    pub stream_size: u32,
+    /// Leave the streams out.
+    #[arg(long)]
+    pub no_streams: bool,
     /// How long to measure each cell.
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = parse_seconds)]
     pub seconds: f64,

@@ -36,7 +36,7 @@ const SCRIPT: &str = "\
 pub fn confirm(args: &RunArgs, testbed: &Testbed, stop: &AtomicBool, results: &mut Results) -> Result<()> {
     let size = if args.sizes.contains(&1024) { 1024 } else { args.sizes[0] };
     let connections = if args.connections.contains(&50) { 50 } else { args.connections[0] };
-    let load = Load { size, connections, persist_delay_us: 0 };
+    let load = Load::requests(size, connections);
     let ran = |mode: Mode| {
         let mut cells = results.cells.iter();
         cells.any(|cell| cell.link == Link::Veth && cell.mode == mode && cell.skipped.is_none())

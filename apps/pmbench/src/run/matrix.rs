@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::protocol::Mode;
 use crate::report::{self, REFERENCE};
-use crate::results::{Link, Load};
+use crate::results::{Kind, Link, Load};
 use crate::run::cli::RunArgs;
 
 /// One thing to measure.
@@ -42,7 +42,11 @@ pub fn tasks(args: &RunArgs) -> Vec<Task> {
 
 fn is_wanted(args: &RunArgs, link: Link, mode: Mode, load: Load) -> bool {
     let connections = args.ring_connections.as_ref().filter(|_| link == Link::Ring);
-    connections.unwrap_or(&args.connections).contains(&load.connections)
+    let is_served = match load.kind {
+        Kind::Requests => connections.unwrap_or(&args.connections).contains(&load.connections),
+        Kind::StreamUp | Kind::StreamDown => mode.streams(),
+    };
+    is_served
         && (load.persist_delay_us == 0 || mode.persists() && link != Link::Ring)
         && (!args.only_targets || load == REFERENCE || report::is_compared(link, mode, load))
 }
@@ -61,8 +65,15 @@ fn loads(args: &RunArgs) -> Vec<Load> {
         let sizes = if persist_delay_us == 0 { &args.sizes[..] } else { &delay_size };
         for &size in sizes {
             let loads_of_size = connections.iter();
-            loads.extend(loads_of_size.map(|&connections| Load { size, connections, persist_delay_us }));
+            loads.extend(
+                loads_of_size
+                    .map(|&connections| Load { persist_delay_us, ..Load::requests(size, connections) }),
+            );
         }
+    }
+    if !args.no_streams {
+        let kinds = [Kind::StreamUp, Kind::StreamDown];
+        loads.extend(kinds.map(|kind| Load::stream(kind, args.stream_size)));
     }
     loads
 }
@@ -88,15 +99,17 @@ mod tests {
             assert!(!tasks[..at].contains(task), "{task:?} twice");
         }
         // 9 modes on veth and 4 each on memif and ring with 12 loads; longer persists with 4 loads, without ring and the
-        // 4 servers that make nothing durable.
-        assert_eq!(tasks.len(), 3 * (17 * 12 + 9 * 4));
+        // 4 servers that make nothing durable; streams each way with 4 modes on veth and 2 each on memif and ring.
+        assert_eq!(tasks.len(), 3 * (17 * 12 + 9 * 4 + 8 * 2));
         assert!(tasks.iter().all(|task| task.link == Link::Veth || !task.mode.is_kernel()));
         assert!(tasks.iter().all(|task| task.load.persist_delay_us == 0 || task.load.size == 1024));
+        let streams = tasks.iter().filter(|task| task.load.is_stream());
+        assert!(streams.clone().all(|task| task.load.connections == 1 && task.load.size == 1 << 20));
     }
 
     #[test]
     fn ring_may_have_connections_of_its_own() {
-        let numbers = ["--connections", "10,50", "--ring-connections", "1,50"];
+        let numbers = ["--connections", "10,50", "--ring-connections", "1,50", "--no-streams"];
         let tasks = tasks(&run_args(&[&numbers[..], &["--links", "memif,ring", "--rounds", "1"]].concat()));
         for (link, expected) in [(Link::Memif, [10, 50]), (Link::Ring, [1, 50])] {
             let of_link = || tasks.iter().filter(|task| task.link == link && task.load.persist_delay_us == 0);

@@ -16,7 +16,7 @@ use super::testbed::{CLIENT, DPDK_PAIR, KERNEL_PAIR, PORT, PREFIX, SERVER, SERVE
 use crate::child::Child;
 use crate::load::{LoadEvent, Summary};
 use crate::protocol::{Mark, Mode, Ready, ServerCommand, ServerEvent};
-use crate::results::{Cell, CoreShares, Detail, Link, Load, Profiled, StageShare};
+use crate::results::{Cell, CoreShares, Detail, Kind, Link, Load, Profiled, StageShare};
 use crate::run::cli::RunArgs;
 
 /// How long a program has to start, to answer and to end.
@@ -70,6 +70,9 @@ impl Server {
         command.arg("--pm").arg(new_store(testbed, mode)?);
         command.args(["--pm-size", &args.pm_size.as_u64().to_string()]);
         command.args(["--persist-delay-us", &load.persist_delay_us.to_string()]);
+        if load.is_stream() {
+            command.args(["--max-record", &load.size.to_string()]);
+        }
         // Some more than the load has: wrk tries one connection before it begins.
         command.args(["--max-connections", &(load.connections + 16).to_string()]);
         if mode.is_kernel() {
@@ -103,6 +106,9 @@ impl Server {
         command.args(["--pm-size", &args.pm_size.as_u64().to_string()]);
         command.args(["--connections", &load.connections.to_string(), "--size", &load.size.to_string()]);
         command.args(["--seconds", &seconds.to_string(), "--warmup", &args.warmup.to_string()]);
+        if load.kind == Kind::StreamDown {
+            command.args(["--read", &records_read(args, load).to_string()]);
+        }
         Self::begin(testbed, mode, &mut command)
     }
 
@@ -263,7 +269,7 @@ fn run_pair(testbed: &Testbed, args: &RunArgs, task: Task, seconds: f64, more: &
     };
     let ready = server.ready.clone();
     let mut client = match &devices {
-        Some([_, device]) => Client::Program(start_client(testbed, device, task, seconds, args.warmup)?),
+        Some([_, device]) => Client::Program(start_client(testbed, args, device, task, seconds)?),
         None => Client::Thread,
     };
     let limit = PATIENCE + Duration::from_secs_f64(args.warmup + seconds);
@@ -353,6 +359,7 @@ fn cell(task: Task, window: &Window, summary: &Summary) -> (Cell, Detail) {
     let mark = &window.mark;
     let requests = requests(mode, window, summary);
     let each = |amount: u64| amount as f64 / requests as f64;
+    let gbit = f64::from(load.size) * 8.0 / 1e9;
     let cell = Cell {
         requests_per_s: Some(summary.requests_per_s),
         p50_us: Some(summary.p50_us),
@@ -364,6 +371,8 @@ fn cell(task: Task, window: &Window, summary: &Summary) -> (Cell, Detail) {
         fences_per_request: Some(each(mark.fences)),
         pm_bytes_per_payload_byte: (mode.persists() && mark.payload_bytes > 0)
             .then(|| mark.pm_bytes as f64 / mark.payload_bytes as f64),
+        gbit_per_s: load.is_stream().then_some(summary.requests_per_s * gbit),
+        gbit_per_cpu_s: load.is_stream().then(|| gbit * 1e9 / window.cpu_ns(requests)),
         skipped: None,
         ..Cell::skipped(link, mode, load, round, String::new())
     };
@@ -409,13 +418,16 @@ fn devices(testbed: &Testbed, link: Link, mode: Mode) -> Option<[String; 2]> {
 }
 
 /// Starts the client of a cell on a device of its own.
-fn start_client(testbed: &Testbed, device: &str, task: Task, seconds: f64, warmup: f64) -> Result<Child> {
+fn start_client(testbed: &Testbed, args: &RunArgs, device: &str, task: Task, seconds: f64) -> Result<Child> {
     let Task { mode, load, .. } = task;
     let mut command = program(testbed)?;
     command.args(["load", "--json", "--linger", "--dev", device, "--ip", &format!("{CLIENT}/{PREFIX}")]);
     command.args(["--target", &format!("{SERVER}:{PORT}"), "--core", &testbed.cores().client.to_string()]);
     command.args(["--connections", &load.connections.to_string(), "--size", &load.size.to_string()]);
-    command.args(["--seconds", &seconds.to_string(), "--warmup", &warmup.to_string()]);
+    command.args(["--seconds", &seconds.to_string(), "--warmup", &args.warmup.to_string()]);
+    if load.kind == Kind::StreamDown {
+        command.args(["--read", &records_read(args, load).to_string()]);
+    }
     if mode == Mode::Limit {
         command.args(["--frames", "--target-mac", SERVER_MAC]);
     }
@@ -434,6 +446,12 @@ fn new_store(testbed: &Testbed, mode: Mode) -> Result<PathBuf> {
         }
     }
     Ok(store)
+}
+
+/// How many records a stream down consists of: an eighth of the store, so that none is trimmed, and more than what
+/// caches of most processors hold.
+fn records_read(args: &RunArgs, load: Load) -> u64 {
+    (args.pm_size.as_u64() / 8 / u64::from(load.size)).max(1)
 }
 
 /// A port on shared memory: `role` is server or client.
@@ -488,7 +506,7 @@ mod tests {
 
     #[test]
     fn a_cell_is_per_request() {
-        let load = Load { size: 1024, connections: 50, persist_delay_us: 0 };
+        let load = Load::requests(1024, 50);
         let task = Task { link: Link::Memif, mode: Mode::Paste, load, round: 3 };
         let summary = Summary { requests: 99, requests_per_s: 5.0, ..Summary::default() };
         let (cell, detail) = cell(task, &window(Some(300_000)), &summary);
@@ -505,7 +523,7 @@ mod tests {
 
     #[test]
     fn a_profile_is_per_request() {
-        let load = Load { size: 1024, connections: 50, persist_delay_us: 0 };
+        let load = Load::requests(1024, 50);
         let task = Task { link: Link::Memif, mode: Mode::Limit, load, round: 1 };
         let mut window = window(Some(300_000));
         let summary = Summary { requests: 50, ..Summary::default() };

@@ -2,11 +2,13 @@
 //! bytes into, and another copy from there into persistent memory.
 //!
 //! It is as good as such a server gets: a connection is found by its addresses, so that no packet walks over all
-//! sockets; what arrives in one burst is made durable by one fence; a request is parsed where it lies in the ring.
+//! sockets; what arrives in one burst is made durable by one fence; a request is parsed where it lies in the ring; a
+//! long record goes into the store as it comes, so that no ring need hold all of it.
 
+mod filling;
 mod frames;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::SocketAddrV4;
 use std::ops::Range;
@@ -14,7 +16,7 @@ use std::ops::Range;
 use anyhow::Result;
 use pmem::{Pending, Shard};
 use pmlog::http::{HeadCache, MAX_HEAD_BYTES, Refusal};
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
@@ -28,14 +30,22 @@ use super::bursts::{Staged, Watched, run};
 use super::control::{Control, tell_ready};
 use super::device::Device;
 use super::ledger::{self, Ledger, Meter};
-use super::requests::Stream;
+use super::requests::{Located, Request, Stream};
+use super::sending::{Altered, Sending};
 use super::{ServeArgs, reply};
+use filling::Filling;
 use frames::Frames;
 
 /// Between two looks at the timers of all connections.
 const TIMERS_EVERY: Duration = Duration::from_millis(10);
 /// Bytes of replies that a socket holds.
 const TX_BYTES: usize = 4096;
+/// Bytes of a segment, about: more than this takes several.
+const SEGMENT_BYTES: usize = 1400;
+/// Longer bodies go into the store as they come.
+const LONG_BYTES: u64 = 64 << 10;
+/// What a socket's rings hold each where records are that long: as much as `paste` offers as a window.
+const LONG_RING_BYTES: usize = 256 << 10;
 
 /// Serves until told to stop.
 pub(super) fn serve(args: &ServeArgs, control: &Control, device: &Device) -> Result<()> {
@@ -62,8 +72,8 @@ struct Server {
     peers: HashMap<SocketAddrV4, usize>,
     /// Places that had a segment in this burst.
     touched: Vec<usize>,
-    /// Appends of this burst, with their connections and lengths.
-    pending: Vec<(usize, Pending, u64)>,
+    /// What this burst has asked for, with the connections.
+    asked: Vec<(usize, Asked)>,
     heads: HeadCache,
     shard: Shard,
     ledger: Ledger,
@@ -79,11 +89,28 @@ struct Connection {
     is_touched: bool,
     /// Where in the ring the current request's body will lie, once its head is parsed.
     body: Option<Range<usize>>,
+    /// The long record that is coming in.
+    filling: Option<Filling>,
     /// Takes requests that lie around the ring's end.
     stream: Stream,
-    /// Numbers of records whose replies are not in the socket yet.
-    owed: Vec<u64>,
+    /// Replies that are not in the socket yet.
+    owed: VecDeque<Owed>,
     refusal: Option<Refusal>,
+}
+
+/// A request that is whole.
+enum Asked {
+    /// An append, not durable yet, of so many bytes.
+    Append(Pending, u64),
+    Read(u64),
+}
+
+/// A reply.
+enum Owed {
+    /// To an append, with the record's number.
+    Appended(u64),
+    /// To a read.
+    Record(Box<Sending>),
 }
 
 impl Staged for Server {
@@ -95,7 +122,8 @@ impl Staged for Server {
             (0..self.connections.len()).for_each(|index| self.touch(index));
             step.events = self.touched.len();
         }
-        if step.is_idle() {
+        if step.is_idle() && self.touched.is_empty() {
+            step.sent = self.frames.flush();
             return Ok(step);
         }
         step.committed = self.serve()?;
@@ -139,7 +167,7 @@ impl Server {
             vacant: (0..connections).rev().collect(),
             peers: HashMap::with_capacity(connections),
             touched: Vec::with_capacity(connections),
-            pending: Vec::with_capacity(connections),
+            asked: Vec::with_capacity(connections),
             heads: HeadCache::default(),
             shard,
             ledger: Ledger::default(),
@@ -203,7 +231,7 @@ impl Server {
                     index,
                     &mut self.heads,
                     &mut self.shard,
-                    &mut self.pending,
+                    &mut self.asked,
                     &mut self.ledger,
                 )
             {
@@ -212,26 +240,44 @@ impl Server {
             }
         }
         let has_appended = self.shard.uncommitted();
-        if has_appended {
-            let durable = self.shard.commit()?;
-            for (index, pending, len) in self.pending.drain(..) {
-                let Ok(receipt) = durable.confirm(pending) else { continue };
-                self.connections[index].owed.push(receipt.seq);
-                self.ledger.done(len);
+        let durable = if has_appended { Some(self.shard.commit()?) } else { None };
+        for (index, asked) in self.asked.drain(..) {
+            let connection = &mut self.connections[index];
+            match asked {
+                Asked::Append(pending, len) => {
+                    let confirmed = durable.as_ref().and_then(|durable| durable.confirm(pending).ok());
+                    let Some(receipt) = confirmed else { continue };
+                    connection.owed.push_back(Owed::Appended(receipt.seq));
+                    self.ledger.done(len);
+                }
+                Asked::Read(seq) if connection.refusal.is_none() => match Sending::of(&self.shard, seq) {
+                    Ok(sending) => connection.owed.push_back(Owed::Record(Box::new(sending))),
+                    Err(refusal) => {
+                        self.ledger.errors += 1;
+                        connection.refusal = Some(refusal);
+                    }
+                },
+                Asked::Read(_) => {}
             }
         }
         for &index in &self.touched {
-            self.connections[index].answer();
+            self.connections[index].answer(&mut self.ledger);
         }
         Ok(has_appended)
     }
 
     /// Makes frames of what the sockets have to send, and gives up connections that are over.
     fn transmit(&mut self, now: Instant) {
-        for index in self.touched.drain(..) {
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.retain(|&index| {
             let connection = &mut self.connections[index];
-            connection.is_touched = false;
-            self.interface.poll_egress(now, &mut self.frames, &mut connection.sockets);
+            // It makes one frame at a time. Short replies go out in one.
+            while self.interface.poll_egress(now, &mut self.frames, &mut connection.sockets)
+                == PollResult::SocketStateChanged
+                && connection.socket().send_queue() > SEGMENT_BYTES
+            {}
+            // What the device had no room for is made another time.
+            connection.is_touched = !self.frames.has_room();
             let state = connection.socket().state();
             if matches!(state, tcp::State::Closed | tcp::State::TimeWait | tcp::State::Listen) {
                 self.ledger.errors += u64::from(connection.is_mid_request());
@@ -239,15 +285,22 @@ impl Server {
                     self.peers.remove(&peer);
                     self.vacant.push(index);
                 }
+                connection.is_touched = false;
             }
-        }
+            connection.is_touched
+        });
+        self.touched = touched;
     }
 }
 
 impl Connection {
     fn new(max_record_bytes: u64) -> Self {
         let ring = |bytes: usize| tcp::SocketBuffer::new(vec![0; bytes]);
-        let mut socket = tcp::Socket::new(ring(MAX_HEAD_BYTES + max_record_bytes as usize), ring(TX_BYTES));
+        let (rx_bytes, tx_bytes) = match max_record_bytes {
+            0..=LONG_BYTES => (MAX_HEAD_BYTES + max_record_bytes as usize, TX_BYTES),
+            _ => (LONG_RING_BYTES, LONG_RING_BYTES),
+        };
+        let mut socket = tcp::Socket::new(ring(rx_bytes), ring(tx_bytes));
         socket.set_nagle_enabled(false);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
@@ -257,8 +310,9 @@ impl Connection {
             peer: None,
             is_touched: false,
             body: None,
+            filling: None,
             stream: Stream::new(max_record_bytes),
-            owed: Vec::with_capacity(64),
+            owed: VecDeque::with_capacity(64),
             refusal: None,
         }
     }
@@ -268,35 +322,36 @@ impl Connection {
     }
 
     fn is_mid_request(&mut self) -> bool {
-        self.refusal.is_none() && (self.socket().recv_queue() > 0 || self.stream.is_mid_request())
+        let has_begun = self.filling.is_some() || self.stream.is_mid_request();
+        self.refusal.is_none() && (has_begun || self.socket().recv_queue() > 0)
     }
 
     fn vacate(&mut self) -> Option<SocketAddrV4> {
         self.socket().abort();
         self.body = None;
+        self.filling = None;
         self.stream.clear();
         self.owed.clear();
         self.refusal = None;
         self.peer.take()
     }
 
-    /// Appends the requests that are whole. The log takes them straight from the ring, unless they lie around its
-    /// end.
+    /// Takes the requests that are whole. The log takes records straight from the ring, unless short ones lie around
+    /// its end.
     fn read(
         &mut self,
         index: usize,
         heads: &mut HeadCache,
         shard: &mut Shard,
-        pending: &mut Vec<(usize, Pending, u64)>,
+        asked: &mut Vec<(usize, Asked)>,
         ledger: &mut Ledger,
     ) -> Result<(), Refusal> {
-        let mut append = |body: &[u8], copies: u64| {
+        let append = |shard: &mut Shard, ledger: &mut Ledger, body: &[u8], copies: u64| {
             let appended = shard.append_copy(body).map_err(Refusal::from)?;
             ledger.copied_bytes += copies * body.len() as u64;
-            pending.push((index, appended, body.len() as u64));
-            Ok(())
+            Ok(Asked::Append(appended, body.len() as u64))
         };
-        let Self { sockets, handle, body, stream, .. } = self;
+        let Self { sockets, handle, body, filling, stream, .. } = self;
         let socket = sockets.get_mut::<tcp::Socket<'_>>(*handle);
         let mut is_around = stream.is_mid_request();
         loop {
@@ -305,11 +360,31 @@ impl Connection {
             if waiting < wanted {
                 return Ok(());
             }
+            if let Some(record) = filling {
+                let taken = socket.recv(|bytes| match record.take(shard, bytes) {
+                    Ok(count) => (count, Ok(())),
+                    Err(refusal) => (0, Err(refusal)),
+                });
+                // The connection may just have ended.
+                let Ok(taken) = taken else { return Ok(()) };
+                taken?;
+                if let Some(record) = filling.take_if(|record| record.is_whole()) {
+                    let (pending, len) = record.append(shard)?;
+                    // Into the ring, and out of it.
+                    ledger.copied_bytes += 2 * len;
+                    asked.push((index, Asked::Append(pending, len)));
+                }
+                continue;
+            }
             if is_around {
                 let count = socket.recv_slice(stream.room()).unwrap_or(0);
                 stream.received(count);
-                while let Some(body) = stream.next(heads)? {
-                    append(body, 2)?;
+                while let Some(request) = stream.next(heads)? {
+                    let request = match request {
+                        Request::Append(body) => append(shard, ledger, body, 2)?,
+                        Request::Read { seq } => Asked::Read(seq),
+                    };
+                    asked.push((index, request));
                 }
                 is_around = stream.is_mid_request();
                 if count == 0 {
@@ -318,22 +393,28 @@ impl Connection {
                 continue;
             }
             let found = socket.recv(|bytes| {
-                let range = match body.take() {
-                    Some(body) => Ok(Some(body)),
+                let located = match body.take() {
+                    Some(body) => Ok(Some(Located::Append(body))),
                     None => stream.locate(bytes, heads),
                 };
-                match range {
-                    Ok(Some(whole)) if whole.end <= bytes.len() => {
+                match located {
+                    Ok(Some(Located::Append(whole))) if whole.end <= bytes.len() => {
                         // The stack's copy into the ring was the other one.
-                        (whole.end, append(&bytes[whole], 1).map(|()| Found::Whole))
+                        (whole.end, append(shard, ledger, &bytes[whole], 1).map(Found::Whole))
                     }
+                    Ok(Some(Located::Append(body))) if body.len() as u64 > LONG_BYTES => {
+                        (body.start, Ok(Found::Long(body.len() as u64)))
+                    }
+                    Ok(Some(Located::Read { seq, len })) => (len, Ok(Found::Whole(Asked::Read(seq)))),
                     Ok(_) if bytes.len() < waiting => (0, Ok(Found::Around)),
-                    Ok(range) => (0, Ok(Found::Part(range))),
+                    Ok(Some(Located::Append(body))) => (0, Ok(Found::Part(Some(body)))),
+                    Ok(None) => (0, Ok(Found::Part(None))),
                     Err(refusal) => (0, Err(refusal)),
                 }
             });
             match found {
-                Ok(Ok(Found::Whole)) => {}
+                Ok(Ok(Found::Whole(request))) => asked.push((index, request)),
+                Ok(Ok(Found::Long(len))) => *filling = Some(Filling::new(shard, len)),
                 Ok(Ok(Found::Around)) => is_around = true,
                 Ok(Ok(Found::Part(range))) => {
                     *body = range;
@@ -347,17 +428,28 @@ impl Connection {
     }
 
     /// Puts what is owed into the socket, as far as there is room; closes it after the last.
-    fn answer(&mut self) {
+    fn answer(&mut self, ledger: &mut Ledger) {
         let Self { sockets, handle, owed, refusal, .. } = self;
         let socket = sockets.get_mut::<tcp::Socket<'_>>(*handle);
-        let room = (socket.send_capacity() - socket.send_queue()) / reply::REPLY_BYTES;
-        let taken = room.min(owed.len());
-        for seq in owed.drain(..taken) {
-            // A peer that has gone misses nothing.
-            let _ = socket.send_slice(&reply::appended(seq));
-        }
-        if !owed.is_empty() {
-            return;
+        while let Some(next) = owed.front_mut() {
+            match next {
+                Owed::Appended(seq) => {
+                    if socket.send_capacity() - socket.send_queue() < reply::REPLY_BYTES {
+                        return;
+                    }
+                    // A peer that has gone misses nothing.
+                    let _ = socket.send_slice(&reply::appended(*seq));
+                }
+                Owed::Record(sending) => match put(sending, socket, ledger) {
+                    Ok(false) => return,
+                    Ok(true) => ledger.requests += 1,
+                    Err(Altered) => {
+                        ledger.errors += 1;
+                        socket.abort();
+                    }
+                },
+            }
+            owed.pop_front();
         }
         if let Some(refusal) = refusal
             && socket.may_send()
@@ -371,10 +463,30 @@ impl Connection {
     }
 }
 
+/// Puts of a reply into the socket what there is room for; whether that is all.
+///
+/// # Errors
+/// [`Altered`]; the rest cannot be sent.
+fn put(sending: &mut Sending, socket: &mut tcp::Socket<'_>, ledger: &mut Ledger) -> Result<bool, Altered> {
+    loop {
+        let slices = sending.next::<1>()?;
+        let Some(slice) = slices.first() else { return Ok(true) };
+        // A peer that has gone takes nothing more.
+        let count = socket.send_slice(slice).unwrap_or(0);
+        if count == 0 {
+            return Ok(false);
+        }
+        ledger.copied_bytes += count as u64;
+        sending.sent(count);
+    }
+}
+
 /// What lies at the beginning of a socket's ring.
 enum Found {
-    /// A request, which was appended.
-    Whole,
+    /// A request, which was taken.
+    Whole(Asked),
+    /// An append of so many bytes, whose head was taken.
+    Long(u64),
     /// The part of one whose rest lies at the ring's start.
     Around,
     /// The part of one whose rest is to come, and where its body will lie.

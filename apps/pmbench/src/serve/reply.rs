@@ -27,6 +27,11 @@ pub(super) fn appended(seq: u64) -> [u8; REPLY_BYTES] {
     reply
 }
 
+/// The head of the reply to a read of a record of so many bytes.
+pub(super) fn record(len: u64) -> String {
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\n\r\n")
+}
+
 /// The last reply of a connection that asked for something else.
 pub(super) fn refused(refusal: Refusal) -> String {
     let status = refusal.status();

@@ -2,7 +2,25 @@
 
 use std::ops::Range;
 
-use pmlog::http::{Framing, Head, HeadCache, MAX_HEAD_BYTES, Refusal, Route};
+use pmlog::http::{Ask, Framing, Head, HeadCache, MAX_HEAD_BYTES, RecordName, Refusal, Route};
+
+/// A whole request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Request<'a> {
+    /// Its body is to become a record.
+    Append(&'a [u8]),
+    /// A record is asked for.
+    Read { seq: u64 },
+}
+
+/// What a request is, and where it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Located {
+    /// An append, whose body lies there, or will.
+    Append(Range<usize>),
+    /// A read of a record, and the request's length.
+    Read { seq: u64, len: usize },
+}
 
 /// The bytes of one connection that are received and not answered, one behind the other.
 pub(super) struct Stream {
@@ -54,17 +72,21 @@ impl Stream {
         self.to += count;
     }
 
-    /// The body of the next request, if it is whole. `heads` knows heads of any connections.
+    /// The next request, if it is whole. `heads` knows heads of any connections.
     ///
     /// # Errors
     /// A [`Refusal`] after which the stream is of no use.
-    pub(super) fn next(&mut self, heads: &mut HeadCache) -> Result<Option<&[u8]>, Refusal> {
+    pub(super) fn next(&mut self, heads: &mut HeadCache) -> Result<Option<Request<'_>>, Refusal> {
         let body = match self.body.take() {
             Some(body) => body,
             None => {
-                match locate(&self.bytes[self.from..self.to], self.max_record_bytes, heads, &mut self.cached)?
-                {
-                    Some(body) => self.from + body.start..self.from + body.end,
+                let bytes = &self.bytes[self.from..self.to];
+                match locate(bytes, self.max_record_bytes, heads, &mut self.cached)? {
+                    Some(Located::Append(body)) => self.from + body.start..self.from + body.end,
+                    Some(Located::Read { seq, len }) => {
+                        self.from += len;
+                        return Ok(Some(Request::Read { seq }));
+                    }
                     None => return Ok(None),
                 }
             }
@@ -74,19 +96,14 @@ impl Stream {
             return Ok(None);
         }
         self.from = body.end;
-        Ok(Some(&self.bytes[body]))
+        Ok(Some(Request::Append(&self.bytes[body])))
     }
 
-    /// Where the body of the connection's request at the start of `bytes`, which are elsewhere, lies or will lie, once
-    /// its head is whole.
+    /// What the connection's request at the start of `bytes`, which are elsewhere, is, once its head is whole.
     ///
     /// # Errors
-    /// It is not an append that can be accepted.
-    pub(super) fn locate(
-        &mut self,
-        bytes: &[u8],
-        heads: &mut HeadCache,
-    ) -> Result<Option<Range<usize>>, Refusal> {
+    /// It is neither an append nor a read that can be accepted.
+    pub(super) fn locate(&mut self, bytes: &[u8], heads: &mut HeadCache) -> Result<Option<Located>, Refusal> {
         locate(bytes, self.max_record_bytes, heads, &mut self.cached)
     }
 }
@@ -96,25 +113,31 @@ fn locate(
     max: u64,
     heads: &mut HeadCache,
     cached: &mut u8,
-) -> Result<Option<Range<usize>>, Refusal> {
+) -> Result<Option<Located>, Refusal> {
     let parsed = heads.parse(bytes, cached)?;
     let length = parsed.as_ref().map_or(bytes.len(), |(_, length)| *length);
     match parsed {
         _ if length > MAX_HEAD_BYTES => Err(Refusal::Malformed("the head is too long")),
-        Some((head, _)) => Ok(Some(length..length + accept(&head, max)?)),
+        Some((head, _)) => accept(&head, length, max).map(Some),
         None => Ok(None),
     }
 }
 
-/// The length of the body of a request that is an append.
+/// What the request of a head is that is `len` bytes long.
 ///
 /// # Errors
-/// It is none, or one without a length, or too long.
-fn accept(head: &Head, max: u64) -> Result<usize, Refusal> {
+/// An append without a length or of too great a one, or another request than a read of a record.
+fn accept(head: &Head, len: usize, max: u64) -> Result<Located, Refusal> {
     match (head.route?, head.framing) {
-        (Route::Append, Framing::Length(length)) if length <= max => Ok(length as usize),
+        (Route::Append, Framing::Length(body)) if body <= max => {
+            Ok(Located::Append(len..len + body as usize))
+        }
         (Route::Append, Framing::Length(_)) => Err(Refusal::TooLarge { max }),
         (Route::Append, _) => Err(Refusal::LengthRequired),
+        // There is one shard, and a record needs no more than its number.
+        (Route::Ask(Ask::Record(RecordName { shard: None, seq })), Framing::Absent) => {
+            Ok(Located::Read { seq, len })
+        }
         (Route::Ask(_), _) => Err(Refusal::NoResource),
     }
 }
@@ -131,10 +154,14 @@ mod tests {
     #[test]
     fn bodies_come_out_whatever_the_pieces() {
         let bodies: Vec<Vec<u8>> = (0..40).map(|i| vec![i as u8; i * 29 % 100]).collect();
-        let text: Vec<u8> = bodies.iter().flat_map(|body| request(body)).collect();
-        let mut heads = HeadCache::default();
+        // Between them the records are asked for.
+        let read =
+            |number: usize| format!("GET /records/{} HTTP/1.1\r\nHost: a\r\n\r\n", number + 1).into_bytes();
+        let each = bodies.iter().enumerate();
+        let text: Vec<u8> = each.flat_map(|(number, body)| [request(body), read(number)].concat()).collect();
         for piece_bytes in [1, 7, 64, 1000, text.len()] {
             let (mut stream, mut found) = (Stream::new(100), Vec::new());
+            let mut heads = HeadCache::default();
             let mut rest = &text[..];
             while !rest.is_empty() {
                 let room = stream.room();
@@ -143,8 +170,11 @@ mod tests {
                 room[..count].copy_from_slice(&rest[..count]);
                 stream.received(count);
                 rest = &rest[count..];
-                while let Some(body) = stream.next(&mut heads).expect("good requests") {
-                    found.push(body.to_vec());
+                while let Some(request) = stream.next(&mut heads).expect("good requests") {
+                    match request {
+                        Request::Append(body) => found.push(body.to_vec()),
+                        Request::Read { seq } => assert_eq!(found.len() as u64, seq),
+                    }
                 }
             }
             assert!(found == bodies && !stream.is_mid_request(), "in pieces of {piece_bytes}");
@@ -152,9 +182,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_append_of_a_known_length_is_refused() {
+    fn what_is_neither_a_read_nor_an_append_of_a_known_length_is_refused() {
         for (text, expected) in [
             ("GET /health HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+            ("GET /records/1-2 HTTP/1.1\r\nHost: a\r\n\r\n", 404),
             ("POST /append HTTP/1.1\r\nHost: a\r\n\r\n", 411),
             ("POST /append HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 411),
             ("POST /append HTTP/1.1\r\nHost: a\r\nContent-Length: 101\r\n\r\n", 413),
@@ -164,8 +195,11 @@ mod tests {
             let mut stream = Stream::new(100);
             stream.room()[..text.len()].copy_from_slice(text.as_bytes());
             stream.received(text.len());
-            let refused = stream.next(&mut HeadCache::default()).expect_err("refused");
-            assert_eq!(refused.status().code, expected, "{text}");
+            assert_eq!(
+                stream.next(&mut HeadCache::default()).expect_err("refused").status().code,
+                expected,
+                "{text}"
+            );
         }
     }
 }

@@ -108,10 +108,10 @@ impl<T: Transport> Bursts for Slots<T> {
     }
 
     fn ledger(&self) -> Ledger {
-        let Counters { appended_records, appended_bytes, refused, aborted, .. } =
+        let Counters { appended_records, read_records, appended_bytes, refused, aborted, .. } =
             self.server.service().counters();
         Ledger {
-            requests: appended_records,
+            requests: appended_records + read_records,
             payload_bytes: appended_bytes,
             errors: refused + aborted,
             ..self.trimmed

@@ -23,7 +23,8 @@ use rustix::net::{self, SocketFlags};
 
 use super::control::{Control, tell, tell_ready};
 use super::ledger::Meter;
-use super::requests::Stream;
+use super::requests::{Request, Stream};
+use super::sending::{Altered, Sending};
 use super::{ServeArgs, reply};
 use crate::protocol::{Mode, ServerCommand, ServerEvent};
 use socket::{Multiplexed, Plain, Socket, ZeroCopy};
@@ -35,6 +36,8 @@ const BACKLOG: i32 = 4096;
 const OWN_DESCRIPTORS: u64 = 64;
 /// Events taken by one system call.
 const EVENTS: usize = 512;
+/// Pieces of a record sent by one system call: as much as the kernel's send buffer holds at first.
+const SLICES: usize = 128;
 /// How long a signal may go unseen.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 /// Tokens that are no connection's.
@@ -83,6 +86,8 @@ struct Connection<L> {
     stream: Stream,
     /// Replies that are not sent.
     out: Vec<u8>,
+    /// And behind those, one with a record; no request behind it is looked at before it is sent.
+    sending: Option<Sending>,
     /// Whether the loop waits for room to send, and reads nothing meanwhile.
     is_blocked: bool,
     /// Whether the connection ends once all is sent.
@@ -103,6 +108,7 @@ impl<L: Socket, K: Storage> Server<L, K> {
             generation: 0,
             stream: Stream::new(args.max_record.as_u64()),
             out: Vec::with_capacity(4096),
+            sending: None,
             is_blocked: false,
             is_ending: false,
         };
@@ -231,18 +237,29 @@ impl<L: Socket> Connection<L> {
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(error) => return Err(error),
             }
-            if let Err(refusal) = answer(&mut self.stream, storage, heads, &mut self.out) {
-                storage.ledger().errors += 1;
-                self.out.extend_from_slice(reply::refused(refusal).as_bytes());
-                self.is_ending = true;
-            }
+            self.answer(storage, heads);
         }
-        let waits = self.flush()?;
+        let mut waits = self.flush(storage)?;
+        // Behind a record there may be requests that came with its own.
+        while matches!(waits, Waits::ForRequests) && self.answer(storage, heads) {
+            waits = self.flush(storage)?;
+        }
         Ok(if peer_is_done { Waits::Ended } else { waits })
     }
 
+    /// Keeps what is whole of the requests, up to one for a record; whether there is anything to send now.
+    fn answer(&mut self, storage: &mut impl Storage, heads: &mut HeadCache) -> bool {
+        let Self { stream, out, sending, is_ending, .. } = self;
+        if let Err(refusal) = answer(stream, storage, heads, out, sending) {
+            storage.ledger().errors += 1;
+            out.extend_from_slice(reply::refused(refusal).as_bytes());
+            *is_ending = true;
+        }
+        !out.is_empty() || sending.is_some()
+    }
+
     /// Sends what is owed, as far as the kernel takes it.
-    fn flush(&mut self) -> rustix::io::Result<Waits> {
+    fn flush(&mut self, storage: &mut impl Storage) -> rustix::io::Result<Waits> {
         let Some(socket) = &mut self.socket else { return Ok(Waits::Ended) };
         let mut sent = 0;
         let blocked = loop {
@@ -257,6 +274,22 @@ impl<L: Socket> Connection<L> {
             }
         };
         self.out.drain(..sent);
+        let mut blocked = blocked;
+        while !blocked && let Some(sending) = &mut self.sending {
+            // What was altered on the medium ends the connection: the rest of it cannot be sent.
+            let slices = sending.next::<SLICES>().map_err(|Altered| Errno::IO)?;
+            if slices.is_empty() {
+                self.sending = None;
+                storage.ledger().requests += 1;
+                break;
+            }
+            match socket.send_gathered(&slices) {
+                Ok(count) => sending.sent(count),
+                Err(Errno::AGAIN) => blocked = true,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
         match (blocked, self.is_ending) {
             (true, _) => Ok(Waits::ForRoom),
             (false, false) => Ok(Waits::ForRequests),
@@ -281,21 +314,31 @@ impl<L: Socket> Connection<L> {
         self.generation = self.generation.wrapping_add(1);
         self.stream.clear();
         self.out.clear();
+        self.sending = None;
         (self.is_blocked, self.is_ending) = (false, false);
     }
 }
 
-/// Keeps each whole request in `stream`, and puts its reply into `out`.
+/// Keeps each whole request in `stream`, and puts its reply into `out`, up to the first that asks for a record, whose
+/// reply goes into `sending`.
 fn answer(
     stream: &mut Stream,
     storage: &mut impl Storage,
     heads: &mut HeadCache,
     out: &mut Vec<u8>,
+    sending: &mut Option<Sending>,
 ) -> Result<(), Refusal> {
-    while let Some(body) = stream.next(heads)? {
-        let seq = storage.append(body)?;
-        storage.ledger().done(body.len() as u64);
-        out.extend_from_slice(&reply::appended(seq));
+    while sending.is_none()
+        && let Some(request) = stream.next(heads)?
+    {
+        match request {
+            Request::Append(body) => {
+                let seq = storage.append(body)?;
+                storage.ledger().done(body.len() as u64);
+                out.extend_from_slice(&reply::appended(seq));
+            }
+            Request::Read { seq } => *sending = Some(storage.read(seq)?),
+        }
     }
     Ok(())
 }

@@ -68,6 +68,40 @@ fn pipelines(lab: &Lab, mode: Mode) -> Result<()> {
     Ok(())
 }
 
+/// Records of any length are given back, and in the order of the requests.
+fn gives(lab: &Lab, mode: Mode) -> Result<()> {
+    wire::veth()?;
+    let (mut bench, _) = Bench::start(lab, mode, &["--max-record", "1MiB"])?;
+    let mut connection = bench.connect()?;
+    let mut records = Vec::new();
+    // The last is longer than what any ring or window holds.
+    for (number, len) in [0, 1, 33, 1448, 65_536, 65_537, 1 << 20].into_iter().enumerate() {
+        let body = noise(number as u64, len);
+        records.push((connection.append(&body)?.seq()?, body));
+    }
+    for (seq, body) in &records {
+        let reply = connection.get(&format!("/records/{seq}"))?;
+        ensure!(reply.status == 200 && reply.body == *body, "record {seq} of {} bytes", body.len());
+    }
+    // All at once, with appends between them.
+    for (seq, _) in &records {
+        connection.send_get(&format!("/records/{seq}"))?;
+        connection.send_append(b"between")?;
+    }
+    for (seq, body) in &records {
+        ensure!(connection.reply()?.body == *body, "record {seq} of {} bytes", body.len());
+        connection.reply()?.seq()?;
+    }
+    let mark = bench.mark()?;
+    ensure!((mark.requests, mark.errors) == (4 * records.len() as u64, 0), "{mark:?}");
+    let mut other = bench.connect()?;
+    ensure!(other.get("/records/100000")?.status == 404, "there is no such record");
+    drop((connection, other));
+    let kept = bench.stop()?.records()?;
+    ensure!(kept.starts_with(&records), "the medium holds something else");
+    Ok(())
+}
+
 /// What is no append is refused, the connection ends, and others go on.
 fn refuses(lab: &Lab, mode: Mode) -> Result<()> {
     wire::veth()?;
@@ -110,6 +144,11 @@ macro_rules! log_modes {
             #[test]
             fn pipelined_requests_are_answered_in_order() {
                 isolated(|lab| pipelines(lab, $mode));
+            }
+
+            #[test]
+            fn records_are_given_back() {
+                isolated(|lab| gives(lab, $mode));
             }
 
             #[test]

@@ -52,6 +52,11 @@ impl Frames {
         self.received.iter().nth(self.taken).map(|mbuf| mbuf.bytes())
     }
 
+    /// Whether another frame can be made: not while the device takes none.
+    pub(super) fn has_room(&self) -> bool {
+        self.sender.waiting.room() > 0
+    }
+
     /// Hands to the device what waits; returns how many frames it took.
     pub(super) fn flush(&mut self) -> usize {
         self.sender.flush()

@@ -1,10 +1,11 @@
 //! How bytes get from and to a kernel socket.
 
+use std::io::IoSlice;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use anyhow::Context as _;
 use rustix::io::Result;
-use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg, sockopt};
 
 use super::kcm::{KcmSocket, RequestFramer};
 use super::zerocopy::ZeroCopySocket;
@@ -39,6 +40,11 @@ pub(super) trait Socket: Sized {
 
     /// Sends a part of `bytes`, which may change when this returns.
     fn send(&mut self, bytes: &[u8]) -> Result<usize>;
+
+    /// Sends a part of what lies in several places, of which there is one at least.
+    fn send_gathered(&mut self, slices: &[IoSlice<'_>]) -> Result<usize> {
+        self.send(&slices[0])
+    }
 
     /// What epoll watches for the connection's end alone.
     fn connection(&self) -> Option<BorrowedFd<'_>> {
@@ -76,6 +82,10 @@ impl Socket for Plain {
 
     fn send(&mut self, bytes: &[u8]) -> Result<usize> {
         send(&self.0, bytes, SendFlags::NOSIGNAL)
+    }
+
+    fn send_gathered(&mut self, slices: &[IoSlice<'_>]) -> Result<usize> {
+        sendmsg(&self.0, slices, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)
     }
 }
 

@@ -11,6 +11,7 @@ use pmlog::http::Refusal;
 use crate::protocol::Mark;
 use crate::serve::ServeArgs;
 use crate::serve::ledger::{self, Ledger, Meter};
+use crate::serve::sending::Sending;
 
 /// Where records go.
 pub(super) trait Storage: Sized {
@@ -25,6 +26,14 @@ pub(super) trait Storage: Sized {
 
     /// Makes a record durable; returns its number.
     fn append(&mut self, body: &[u8]) -> Result<u64, Refusal>;
+
+    /// The reply with a record.
+    ///
+    /// # Errors
+    /// There is none, or this storage gives none.
+    fn read(&self, _seq: u64) -> Result<Sending, Refusal> {
+        Err(Refusal::NoResource)
+    }
 
     /// What was done so far.
     fn ledger(&mut self) -> &mut Ledger;
@@ -61,6 +70,10 @@ impl Storage for Log {
         self.ledger.make_room(&mut self.shard).map_err(|_| Refusal::TrimFailed)?;
         let receipt = durable.confirm(pending).map_err(|_| Refusal::CommitFailed)?;
         Ok(receipt.seq)
+    }
+
+    fn read(&self, seq: u64) -> Result<Sending, Refusal> {
+        Sending::of(&self.shard, seq)
     }
 
     fn ledger(&mut self) -> &mut Ledger {
