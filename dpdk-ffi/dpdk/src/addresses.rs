@@ -74,10 +74,14 @@ impl Addresses {
     }
 
     /// The I/O address of `len` bytes at `address`; none if they do not follow one another, or lie elsewhere.
+    #[inline]
     pub(crate) fn of(&self, address: usize, len: usize) -> Option<u64> {
-        let after = self.runs.partition_point(|run| run.start <= address);
-        let run = self.runs.get(after.checked_sub(1)?)?;
-        let offset = address - run.start;
+        let run = match self.runs {
+            // With virtual addresses, whatever the length.
+            [run] => run,
+            runs => &runs[runs.partition_point(|run| run.start <= address).checked_sub(1)?],
+        };
+        let offset = address.checked_sub(run.start)?;
         let is_inside = offset.checked_add(len).is_some_and(|end| end <= run.len_bytes);
         is_inside.then(|| run.iova + offset as u64)
     }

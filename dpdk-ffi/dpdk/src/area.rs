@@ -179,16 +179,19 @@ impl ExternalArea {
 
     /// Whether devices see `bytes` in one piece. Only such buffers can be given to a pool or swapped into a packet;
     /// with virtual addresses that is every buffer in the area.
+    #[inline]
     pub fn is_contiguous(&self, bytes: &[u8]) -> bool {
         self.iova(bytes.as_ptr() as usize, bytes.len()).is_some()
     }
 
     /// The I/O address of `len` bytes at `address`; none if they lie outside or not in one piece.
+    #[inline]
     pub(crate) fn iova(&self, address: usize, len: usize) -> Option<u64> {
         self.addresses.of(address, len)
     }
 
     /// Whether `len` bytes at `address` lie inside.
+    #[inline]
     pub(crate) fn contains(&self, address: usize, len: usize) -> bool {
         address
             .checked_sub(self.base)

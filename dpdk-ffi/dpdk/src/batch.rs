@@ -22,16 +22,19 @@ impl<const N: usize> Batch<N> {
     }
 
     /// How many mbufs there are.
+    #[inline]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
     /// Whether there are none.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// How many more fit.
+    #[inline]
     pub fn room(&self) -> usize {
         self.0.remaining_capacity()
     }
@@ -40,26 +43,31 @@ impl<const N: usize> Batch<N> {
     ///
     /// # Errors
     /// The mbuf, which did not fit.
+    #[inline]
     pub fn push(&mut self, mbuf: Mbuf) -> Result<(), Mbuf> {
         self.0.try_push(mbuf).map_err(|full| full.element())
     }
 
     /// Takes the last mbuf.
+    #[inline]
     pub fn pop(&mut self) -> Option<Mbuf> {
         self.0.pop()
     }
 
     /// Takes all mbufs, oldest first.
+    #[inline]
     pub fn drain(&mut self) -> impl DoubleEndedIterator<Item = Mbuf> + ExactSizeIterator {
         self.0.drain(..)
     }
 
     /// The mbufs, oldest first.
+    #[inline]
     pub fn iter(&self) -> std::slice::Iter<'_, Mbuf> {
         self.0.iter()
     }
 
     /// The mbufs, oldest first, to be changed.
+    #[inline]
     pub fn iter_mut(&mut self) -> std::slice::IterMut<'_, Mbuf> {
         self.0.iter_mut()
     }
@@ -70,6 +78,7 @@ impl<const N: usize> Batch<N> {
     }
 
     /// Frees all mbufs in one call.
+    #[inline]
     pub fn clear(&mut self) {
         let len = self.0.len();
         if len == 0 {
@@ -83,11 +92,13 @@ impl<const N: usize> Batch<N> {
     }
 
     /// The mbufs as DPDK's array of pointers.
+    #[inline]
     pub(crate) fn pointers(&mut self) -> *mut *mut sys::rte_mbuf {
         self.0.as_mut_ptr().cast()
     }
 
     /// The place behind the last mbuf.
+    #[inline]
     pub(crate) fn spare_pointers(&mut self) -> *mut *mut sys::rte_mbuf {
         let len = self.0.len();
         // SAFETY: `len` is at most the capacity, so the result is inside or one behind the array.
@@ -108,6 +119,7 @@ impl<const N: usize> Batch<N> {
     ///
     /// # Safety
     /// `count` is at most [`len`](Self::len), and DPDK took ownership of as many.
+    #[inline]
     pub(crate) unsafe fn forget_front(&mut self, count: usize) {
         let left = self.0.len() - count;
         if left == 0 {

@@ -87,6 +87,7 @@ impl Mbuf {
     }
 
     /// Gives the packet up to DPDK.
+    #[inline]
     pub(crate) fn into_raw(self) -> *mut sys::rte_mbuf {
         let raw = self.0.as_ptr();
         std::mem::forget(self);
@@ -140,6 +141,7 @@ impl Mbuf {
     }
 
     /// The bytes of all segments, in order.
+    #[inline]
     pub fn segments(&self) -> impl Iterator<Item = &[u8]> {
         std::iter::successors(Some(self.header()), |segment| {
             // SAFETY: segments behind the first are owned by it, and live as long.
@@ -150,16 +152,19 @@ impl Mbuf {
     }
 
     /// Where the first segment's buffer begins: with an external pool, the address that it was given.
+    #[inline]
     pub fn buffer_address(&self) -> *const u8 {
         self.header().buf_addr.cast_const().cast()
     }
 
     /// Where in the buffer the data begins, in bytes.
+    #[inline]
     pub fn data_offset(&self) -> usize {
         usize::from(self.header().data_off)
     }
 
     /// Free bytes before the data.
+    #[inline]
     pub fn headroom(&self) -> usize {
         self.data_offset()
     }
@@ -253,6 +258,7 @@ impl Mbuf {
 
     /// The VLAN of which the device saw a tag, on the frame or taken off it; of two tags, one that names a VLAN. 0 is a
     /// priority without a VLAN.
+    #[inline]
     pub fn vlan(&self) -> Option<u16> {
         const VLAN: u16 = 0xfff;
         const QINQ: u64 = sys::RTE_MBUF_F_RX_QINQ as u64;
@@ -265,6 +271,7 @@ impl Mbuf {
     }
 
     /// What the device says about the IPv4 header's checksum.
+    #[inline]
     pub fn ip_checksum(&self) -> Checksum {
         match self.header().ol_flags & u64::from(sys::RTE_MBUF_F_RX_IP_CKSUM_MASK) {
             flags if flags == u64::from(sys::RTE_MBUF_F_RX_IP_CKSUM_UNKNOWN) => Checksum::Unknown,
@@ -274,6 +281,7 @@ impl Mbuf {
     }
 
     /// What the device says about the checksum of TCP or UDP.
+    #[inline]
     pub fn transport_checksum(&self) -> Checksum {
         match self.header().ol_flags & u64::from(sys::RTE_MBUF_F_RX_L4_CKSUM_MASK) {
             flags if flags == u64::from(sys::RTE_MBUF_F_RX_L4_CKSUM_UNKNOWN) => Checksum::Unknown,

@@ -189,6 +189,7 @@ impl Pool {
 
     /// Drivers that overwrite a packet's flags lose the one for external memory, and it stays lost when
     /// the mbuf comes out of the pool again.
+    #[inline]
     fn mark(&self, header: &mut sys::rte_mbuf) {
         if self.loses_flags() {
             header.ol_flags |= sys::RTE_MBUF_F_EXTERNAL;
@@ -207,6 +208,7 @@ impl Pool {
     }
 
     /// Length of each buffer in bytes, [`HEADROOM`](Self::HEADROOM) included.
+    #[inline]
     pub fn buffer_bytes(&self) -> usize {
         usize::from(self.buffer_bytes)
     }
@@ -229,6 +231,7 @@ impl Pool {
         self.loses_flags.load(Ordering::Relaxed)
     }
 
+    #[inline]
     pub(crate) fn as_ptr(&self) -> *mut sys::rte_mempool {
         self.pool.as_ptr()
     }
@@ -339,6 +342,7 @@ impl ExternalPool {
     ///
     /// # Errors
     /// [`NotSwapped`] with the spare: the packet keeps its buffer, and must be copied instead.
+    #[inline]
     pub fn swap(&self, packet: &mut Mbuf, spare: &'static mut [u8]) -> Result<&'static mut [u8], NotSwapped> {
         if packet.header().nb_segs != 1 {
             return Err(NotSwapped { reason: NotSwappedReason::Segments(packet.header().nb_segs), spare });
@@ -372,32 +376,34 @@ impl ExternalPool {
         Ok((old, offset))
     }
 
+    #[inline]
     fn swap_segment(
         &self,
         segment: &mut sys::rte_mbuf,
         spare: &'static mut [u8],
     ) -> Result<&'static mut [u8], NotSwapped> {
-        if let Err(reason) = self.check_swap(segment, spare) {
-            return Err(NotSwapped { reason, spare });
-        }
+        let iova = match self.check_swap(segment, spare) {
+            Ok(iova) => iova,
+            Err(reason) => return Err(NotSwapped { reason, spare }),
+        };
         let old = segment.buf_addr.cast::<u8>();
-        set_buffer(segment, spare, self.area);
+        set_buffer(segment, spare, iova);
         // SAFETY: a pool over external memory holds nothing but `&'static mut` buffers of this length, and
         // the segment held this one alone.
         Ok(unsafe { std::slice::from_raw_parts_mut(old, self.pool.buffer_bytes()) })
     }
 
-    fn check_swap(&self, segment: &mut sys::rte_mbuf, spare: &[u8]) -> Result<(), NotSwappedReason> {
+    /// The spare's I/O address, if it may take the place of the segment's buffer.
+    #[inline]
+    fn check_swap(&self, segment: &mut sys::rte_mbuf, spare: &[u8]) -> Result<u64, NotSwappedReason> {
         if segment.pool != self.pool.as_ptr() {
             Err(NotSwappedReason::OtherPool)
         } else if !is_unique(segment) {
             Err(NotSwappedReason::Shared)
         } else if !self.area.contains(segment.buf_addr as usize, self.pool.buffer_bytes()) {
             Err(NotSwappedReason::Elsewhere)
-        } else if !fits(spare, self.pool.buffer_bytes(), self.area) {
-            Err(NotSwappedReason::Spare)
         } else {
-            Ok(())
+            place_of(spare, self.pool.buffer_bytes(), self.area).ok_or(NotSwappedReason::Spare)
         }
     }
 }
@@ -435,7 +441,8 @@ unsafe extern "C" fn place_buffer(
     // SAFETY: DPDK passes the pool's mbufs, none of which is in use yet.
     let header = unsafe { &mut *mbuf.cast::<sys::rte_mbuf>() };
     let buffer = placement.buffers.next().expect("there is a buffer for each mbuf");
-    set_buffer(header, buffer, placement.area);
+    let iova = place_of(buffer, buffer.len(), placement.area).expect("each buffer was found to fit");
+    set_buffer(header, buffer, iova);
 }
 
 unsafe extern "C" fn clear_flag(
@@ -449,10 +456,9 @@ unsafe extern "C" fn clear_flag(
     header.ol_flags &= !sys::RTE_MBUF_F_EXTERNAL;
 }
 
-fn set_buffer(header: &mut sys::rte_mbuf, buffer: &'static mut [u8], area: ExternalArea) {
-    let address = buffer.as_mut_ptr();
-    let iova = area.iova(address as usize, buffer.len()).expect("each buffer was found to fit");
-    header.buf_addr = address.cast();
+#[inline]
+fn set_buffer(header: &mut sys::rte_mbuf, buffer: &'static mut [u8], iova: u64) {
+    header.buf_addr = buffer.as_mut_ptr().cast();
     header.data_len = 0;
     header.pkt_len = 0;
     // SAFETY: the mbuf is valid and nobody else's, and this is where devices find its new buffer.
@@ -460,12 +466,14 @@ fn set_buffer(header: &mut sys::rte_mbuf, buffer: &'static mut [u8], area: Exter
 }
 
 /// How many hold the segment. The count may change in other threads, so it is read atomically.
+#[inline]
 fn references(segment: &mut sys::rte_mbuf) -> u16 {
     // SAFETY: the segment is valid, and its count is written by atomic operations only.
     unsafe { AtomicU16::from_ptr(&raw mut segment.refcnt) }.load(Ordering::Acquire)
 }
 
 /// Whether neither the segment nor its buffer has another holder.
+#[inline]
 fn is_unique(segment: &mut sys::rte_mbuf) -> bool {
     // SAFETY: the segment is from a pool over external memory, whose mbufs have their shared information behind
     // them; that count too is written by atomic operations only.
@@ -481,7 +489,7 @@ fn common_length(buffers: &[&'static mut [u8]], area: ExternalArea) -> Result<u1
             "longer than the headroom of 128 bytes and shorter than 64 KiB"
         } else if buffer.len() != len {
             "as long as the first"
-        } else if !fits(buffer, len, area) {
+        } else if place_of(buffer, len, area).is_none() {
             "inside the area in one piece for devices, and on a cache line"
         } else {
             continue;
@@ -496,11 +504,12 @@ fn common_length(buffers: &[&'static mut [u8]], area: ExternalArea) -> Result<u1
     Ok(buffer_bytes.unwrap_or(0))
 }
 
-fn fits(buffer: &[u8], len: usize, area: ExternalArea) -> bool {
+/// Where devices find a buffer; none if it is not of this length, on a cache line, and in the area in one piece.
+#[inline]
+fn place_of(buffer: &[u8], len: usize, area: ExternalArea) -> Option<u64> {
     let address = buffer.as_ptr() as usize;
-    buffer.len() == len
-        && address.is_multiple_of(ExternalPool::ALIGNMENT)
-        && area.iova(address, len).is_some()
+    let fits = buffer.len() == len && address.is_multiple_of(ExternalPool::ALIGNMENT);
+    area.iova(address, len).filter(|_| fits)
 }
 
 fn checked_name(name: &str, mbufs: u32, cache: u32) -> Result<CString, PoolError> {

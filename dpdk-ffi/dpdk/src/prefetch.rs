@@ -17,6 +17,7 @@ pub struct WrittenSoon {
 
 impl WrittenSoon {
     /// These bytes. They need not live until they have been asked for.
+    #[inline]
     pub fn new(bytes: &[u8]) -> Self {
         Self { address: bytes.as_ptr().addr(), len: bytes.len() }
     }
@@ -28,15 +29,29 @@ impl WrittenSoon {
 
     /// Asks for the first `lines` lines of those that have not been asked for; returns whether some are left. A core
     /// waits when it asks for more lines than it has fill buffers, of which Intel's have 10 to 16.
+    #[inline]
     pub fn prefetch(&mut self, lines: usize) -> bool {
-        let len = self.len.min(lines * LINE_BYTES);
-        #[cfg(target_arch = "x86_64")]
-        for at in (0..len).step_by(LINE_BYTES) {
-            // SAFETY: a hint, which neither reads nor writes for the program, and faults at no address.
-            unsafe { _mm_prefetch::<_MM_HINT_ET0>((self.address + at) as *const i8) };
+        let len = lines * LINE_BYTES;
+        if self.len <= len {
+            (0..self.len).step_by(LINE_BYTES).for_each(|at| fetch(self.address + at));
+            self.len = 0;
+            return false;
+        }
+        // Without a look at how far it is: callers know `lines` when they are built.
+        for line in 0..lines {
+            fetch(self.address + line * LINE_BYTES);
         }
         self.address += len;
         self.len -= len;
-        self.len > 0
+        true
+    }
+}
+
+#[inline]
+fn fetch(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which neither reads nor writes for the program, and faults at no address.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_ET0>(address as *const i8);
     }
 }
