@@ -1,5 +1,6 @@
 //! One packet.
 
+use std::num::NonZeroU16;
 use std::ptr::NonNull;
 
 use dpdk_sys as sys;
@@ -32,7 +33,7 @@ pub enum IpVersion {
     V6,
 }
 
-/// The checksums that the device is to fill in, and where the headers lie. Ask only for what
+/// The checksums that the device is to fill in, of one frame or of those that it cuts one into, and where the headers lie. Ask only for what
 /// [`Port::offloads`](crate::Port::offloads) shows.
 #[derive(Clone, Copy, Debug)]
 pub struct TxChecksums {
@@ -48,6 +49,9 @@ pub struct TxChecksums {
     pub ipv4_header: bool,
     /// Fill in TCP's checksum.
     pub tcp: bool,
+    /// Cut the frame into such with so many bytes of payload, the last with what is left; none to send it as it is.
+    /// That takes the checksums of both headers.
+    pub segment_len: Option<NonZeroU16>,
 }
 
 /// The request does not fit the frame.
@@ -290,24 +294,30 @@ impl Mbuf {
         }
     }
 
-    /// Asks the device to fill in checksums. Writes what it needs to start from: zero into the IPv4 header's
-    /// field, the pseudo header's sum into TCP's.
+    /// Asks the device to fill in checksums, and to cut the frame if it holds several segments. Writes what it needs to
+    /// start from: zero into the IPv4 header's field, the pseudo header's sum into TCP's.
     ///
     /// # Errors
     /// [`ChecksumError`]: nothing was changed.
     pub fn request_checksums(&mut self, request: TxChecksums) -> Result<(), ChecksumError> {
-        let TxChecksums { version, link_len, ip_len, tcp_len, ipv4_header, tcp } = request;
+        let TxChecksums { version, link_len, ip_len, tcp_len, ipv4_header, tcp, segment_len: cut } = request;
         let (ip, transport) = (usize::from(link_len), usize::from(link_len) + usize::from(ip_len));
         let segment_len = self.bytes().len();
         let (min_ip_len, version_flag) = match version {
             IpVersion::V4 => (20, sys::RTE_MBUF_F_TX_IPV4),
             IpVersion::V6 => (40, sys::RTE_MBUF_F_TX_IPV6),
         };
-        let fits = link_len <= 127 && (min_ip_len..=511).contains(&ip_len) && (!tcp || tcp_len >= 20);
+        let has_tcp = tcp || cut.is_some();
+        let fits = link_len <= 127 && (min_ip_len..=511).contains(&ip_len) && (!has_tcp || tcp_len >= 20);
         if !fits || transport + usize::from(tcp_len) > segment_len {
             return Err(ChecksumError { link_len, ip_len, tcp_len, segment_len });
         }
         let mut flags = version_flag;
+        let (ipv4_header, tcp) = (ipv4_header || cut.is_some(), tcp || cut.is_some());
+        if cut.is_some() {
+            // Without the length in the pseudo header's sum, which is another in each frame.
+            flags |= sys::RTE_MBUF_F_TX_TCP_SEG;
+        }
         let bytes = self.bytes_mut();
         if ipv4_header && version == IpVersion::V4 {
             flags |= sys::RTE_MBUF_F_TX_IP_CKSUM;
@@ -326,10 +336,11 @@ impl Mbuf {
             };
             bytes[transport + TCP_CHECKSUM_OFFSET..][..2].copy_from_slice(&pseudo_header.to_ne_bytes());
         }
+        let segment_len = u64::from(cut.map_or(0, NonZeroU16::get));
         let header = self.header_mut();
         header.ol_flags |= flags;
         header.__bindgen_anon_3.tx_offload =
-            u64::from(link_len) | u64::from(ip_len) << 7 | u64::from(tcp_len) << 16;
+            u64::from(link_len) | u64::from(ip_len) << 7 | u64::from(tcp_len) << 16 | segment_len << 24;
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::HashSet;
+use std::num::NonZeroU16;
 
 use dpdk::{
     Eal, ExternalPool, ExternalPoolConfig, IpVersion, MbufBatch, NotSwappedReason, Pool, PoolConfig,
@@ -227,10 +228,16 @@ fn checksum_requests_write_what_devices_start_from() {
             tcp_len: 20,
             ipv4_header: false,
             tcp: true,
+            segment_len: None,
         };
         let (checksum, _, otherwise_unchanged) = written(v4, request);
         assert_eq!(checksum, sum(&[0xc0a8, 0x0102, 0xc0a8, 0x01fe, 6, 25]));
         assert!(otherwise_unchanged);
+        // A length is in no frame's sum that the device has still to cut.
+        let cut = TxChecksums { tcp: false, segment_len: NonZeroU16::new(5), ..request };
+        let (checksum, header, _) = written(v4, cut);
+        assert_eq!(checksum, sum(&[0xc0a8, 0x0102, 0xc0a8, 0x01fe, 6]));
+        assert_eq!((&header[..10], &header[10..12]), (&v4[..10], &[0, 0][..]));
         let (checksum, header, _) = written(v4, TxChecksums { ipv4_header: true, tcp: false, ..request });
         assert_eq!((checksum, &header[..10], &header[10..12]), (0x7777, &v4[..10], &[0, 0][..]));
         let v6 = b"\x60\0\0\0\0\x19\x06\x40\xfe\x80\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\xfe\x80\0\0\0\0\0\0\0\0\0\0\0\0\xff\xee";

@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -182,6 +183,7 @@ fn fills_in_checksums(payload_lens: &[usize]) {
         tcp_len: 24,
         ipv4_header: true,
         tcp: true,
+        segment_len: None,
     };
     packet.request_checksums(too_long).unwrap_err();
     assert_eq!(packet.bytes(), frame, "a refused request changes nothing");
@@ -207,6 +209,56 @@ fn tap_fills_in_the_checksums_that_were_asked_for() {
 #[test]
 fn tap_fills_in_checksums_over_attached_payload() {
     in_namespace("tap_fills_in_checksums_over_attached_payload", || fills_in_checksums(&[500, 333]));
+}
+
+/// TAP cuts in software; what it is asked for is what a card is asked for. The kernel answers each segment to a closed port
+/// with RST, but only if both its checksums are right.
+#[test]
+fn tap_cuts_a_frame_into_the_segments_that_were_asked_for() {
+    in_namespace("tap_cuts_a_frame_into_the_segments_that_were_asked_for", || {
+        let mut wire = Wire::new("net_tap0,iface=tap0");
+        configure_kernel("tap0");
+        run("ip", &format!("neigh replace {OUR_IP} lladdr 02:00:00:00:00:02 dev tap0"));
+        // It cuts less than there is to cut, and sums odd pieces wrong: a port must not offer that.
+        assert!(!wire.port.offloads().contains(Offloads::TX_TCP_SEGMENTATION));
+        let headers = small_pool(wire.eal);
+        let mut completions = Completions::new(wire.eal, "tails", 8, None).unwrap();
+        let mut frame = syn(mac_of("tap0"), 3_500);
+        frame[42..46].copy_from_slice(b"\0\0\0\x09");
+        frame[47] = 0x10;
+        let mut packet = headers.alloc().unwrap();
+        packet.append(frame.len()).unwrap().copy_from_slice(&frame);
+        for (piece, len) in [600, 1_400, 1_500].into_iter().enumerate() {
+            let bytes: Vec<u8> = (0..len).map(|at| (at * 31 + piece * 7) as u8).collect();
+            completions.attach(&mut packet, bytes).unwrap();
+        }
+        let request = TxChecksums {
+            version: IpVersion::V4,
+            link_len: 14,
+            ip_len: 20,
+            tcp_len: 20,
+            ipv4_header: false,
+            tcp: false,
+            segment_len: NonZeroU16::new(1_000),
+        };
+        packet.request_checksums(request).unwrap();
+        wire.send(packet);
+        // RFC 9293, section 3.10.7.1: the reset's number is what was acknowledged.
+        let is_reset = |packet: &Mbuf| {
+            let frame = packet.bytes();
+            frame.len() >= 54
+                && frame[23] == 6
+                && frame[34..42] == *b"\0\x51\x03\xe8\0\0\0\x09"
+                && frame[47] == 4
+        };
+        let mut resets = 0;
+        wait_for("a reset for each of four segments", || {
+            wire.rx.burst(&mut wire.batch);
+            resets += wire.batch.drain().filter(is_reset).count();
+            (resets == 4).then_some(())
+        });
+        wait_for("its payload back", || (completions.drain(drop) + completions.room() >= 8).then_some(()));
+    });
 }
 
 /// From port 1000 to port 81, with garbage where the checksums belong.

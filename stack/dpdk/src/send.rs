@@ -12,6 +12,9 @@ use super::exchange::Exchange;
 /// one with a piece that the device does not see as one.
 const MAX_SEGMENTS: usize = 8;
 
+/// Extents behind the header of a frame that the device cuts.
+pub(super) const MAX_SEGMENTS_TO_CUT: usize = 16;
+
 /// How a core's frames leave.
 pub(super) enum Exit {
     /// By a transmit queue of its own, which may be that of other cores too.
@@ -163,7 +166,15 @@ impl Sender {
 
 impl FrameSink for Sender {
     fn send(&mut self, frame: TxFrame<'_>) -> Result<(), SinkFull> {
-        if frame.len() > self.max_frame_bytes {
+        let (max_segments, is_sendable) = match frame.segment_bytes {
+            None => (MAX_SEGMENTS, frame.len() <= self.max_frame_bytes),
+            // Nothing to copy it into. What is lost of it is sent again segment by segment.
+            Some(_) => (
+                MAX_SEGMENTS_TO_CUT,
+                frame.payload.iter().all(|piece| self.area.is_contiguous(piece.bytes())),
+            ),
+        };
+        if !is_sendable {
             // It would be refused as often as it is offered.
             self.too_long += 1;
             return Ok(());
@@ -171,7 +182,7 @@ impl FrameSink for Sender {
         self.make_room(frame.payload.len())?;
         let Self { heads, completions, area, .. } = self;
         let (mut mbuf, copied) =
-            named_frame(heads, completions, area, frame.head, frame.payload).ok_or(SinkFull)?;
+            frame_of(heads, completions, area, frame.head, frame.payload, max_segments).ok_or(SinkFull)?;
         self.copied_bytes += copied as u64;
         if let TxChecksum::Tcp { ipv6, l2_bytes, l3_bytes, l4_bytes } = frame.checksum {
             let request = TxChecksums {
@@ -181,6 +192,7 @@ impl FrameSink for Sender {
                 tcp_len: l4_bytes as u8,
                 ipv4_header: false,
                 tcp: true,
+                segment_len: frame.segment_bytes,
             };
             mbuf.request_checksums(request).map_err(|_| SinkFull)?;
         }
@@ -197,11 +209,23 @@ pub fn named_frame<P: AsRef<[Extent]> + IntoIterator<Item: Into<Extent>>>(
     head: &[u8],
     payload: P,
 ) -> Option<(Mbuf, usize)> {
+    frame_of(heads, completions, area, head, payload, MAX_SEGMENTS)
+}
+
+/// As [`named_frame`], of at most so many pieces that are not copied.
+fn frame_of<P: AsRef<[Extent]> + IntoIterator<Item: Into<Extent>>>(
+    heads: &Pool,
+    completions: &mut Completions<Extent>,
+    area: &ExternalArea,
+    head: &[u8],
+    payload: P,
+    max_segments: usize,
+) -> Option<(Mbuf, usize)> {
     let mut mbuf = heads.alloc()?;
     mbuf.append(head.len())?.copy_from_slice(head);
     let pieces = payload.as_ref();
     let is_scattered = |piece: &Extent| !area.is_contiguous(piece.bytes());
-    if pieces.len() > MAX_SEGMENTS.min(completions.room()) || pieces.iter().any(is_scattered) {
+    if pieces.len() > max_segments.min(completions.room()) || pieces.iter().any(is_scattered) {
         for piece in pieces {
             mbuf.append(piece.len())?.copy_from_slice(piece.bytes());
         }

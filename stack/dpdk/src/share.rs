@@ -17,7 +17,7 @@ use stack_tcp::{Config, CoreShare, Endpoint, RxChecksum, Steering};
 use super::exchange::{Exchange, NEWS, STRAYS};
 use super::reach::Reach;
 use super::receive::NamedBuffers;
-use super::send::{Exit, Sender};
+use super::send::{Exit, MAX_SEGMENTS_TO_CUT, Sender};
 use super::{DpdkConfig, DpdkError, DpdkTransport};
 
 /// Mbufs that a pool's caches may hold back for each core.
@@ -152,6 +152,8 @@ impl PortShare {
         let (table, area) = (self.table.clone(), reach.area());
         config.core = CoreShare { index: self.core, count: table.cores };
         config.tx_checksum_offload = table.info.offloads.contains(Offloads::TX_TCP_CHECKSUM);
+        config.tx_segmentation =
+            cuts_frames(table.info.offloads, table.info.max_tx_segments, area.contiguous_pieces());
         let (mtu, secret) = (config.mtu, config.isn_secret);
         let endpoint = Endpoint::new(config, arena.clone(), now)?;
 
@@ -271,6 +273,18 @@ impl PortShare {
     }
 }
 
+/// Whether a port that takes so many segments in a frame can be given frames to cut, with payload where it lies in an area
+/// of so many pieces.
+fn cuts_frames(offloads: Offloads, max_segments: Option<u16>, pieces: usize) -> bool {
+    let needed = Offloads::TX_TCP_SEGMENTATION
+        | Offloads::TX_TCP_CHECKSUM
+        | Offloads::TX_IPV4_CHECKSUM
+        | Offloads::TX_SEGMENTS;
+    let takes_pieces = max_segments.is_none_or(|max| usize::from(max) > MAX_SEGMENTS_TO_CUT);
+    // What a device does not see in one piece is copied, and so long a frame has nothing to be copied into.
+    offloads.contains(needed) && takes_pieces && pieces == 1
+}
+
 impl Drop for PortShare {
     fn drop(&mut self) {
         if !self.is_taken {
@@ -343,5 +357,26 @@ impl Table {
             *assembly = Assembly::Abandoned;
             self.changed.notify_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_cuts_frames_only_if_it_does_all_that_goes_with_it() {
+        let all = Offloads::all();
+        assert!(cuts_frames(all, None, 1) && cuts_frames(all, Some(17), 1));
+        for needed in [
+            Offloads::TX_TCP_SEGMENTATION,
+            Offloads::TX_TCP_CHECKSUM,
+            Offloads::TX_IPV4_CHECKSUM,
+            Offloads::TX_SEGMENTS,
+        ] {
+            assert!(!cuts_frames(all - needed, None, 1), "{needed:?}");
+        }
+        assert!(!cuts_frames(all, Some(16), 1), "a header and sixteen pieces");
+        assert!(!cuts_frames(all, None, 2), "pieces that a device does not see as one");
     }
 }

@@ -1,12 +1,14 @@
 //! The transport over a ring that gives it what it sends: frames are put there as devices would deliver them.
 
+use std::num::NonZeroU16;
+
 use dpdk::{Checksum, Eal, Mbuf, MbufBatch, Pool, PoolConfig};
-use pmem::{Arena, BufferId, Options, Region};
+use pmem::{Arena, BufferId, Extent, Options, Region};
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, Ipv4Packet, TcpPacket};
 use stack_net::net::{ConnId, Event, Net as _, OverEndpoint as _, Slot, Transport as _};
 use stack_net::time::Instant;
-use stack_tcp::testing::{Arrived, arena};
-use stack_tcp::{Config, Endpoint, FrameSink, SinkFull, TxFrame};
+use stack_tcp::testing::{Arrived, arena, extent_of};
+use stack_tcp::{Config, Endpoint, FrameSink, SinkFull, TxChecksum, TxFrame};
 
 use super::{DpdkConfig, DpdkCounters, DpdkTransport, Reach};
 
@@ -171,6 +173,29 @@ impl Rig {
     }
 }
 
+/// A frame for the device to cut goes to it as it is, however long. Of what does not lie where the device can read it,
+/// nothing goes.
+fn frames_to_cut_are_sent_from_where_they_lie(rig: &mut Rig) {
+    let checksum = TxChecksum::Tcp { ipv6: false, l2_bytes: 14, l3_bytes: 20, l4_bytes: 32 };
+    let pieces = |arena: &Arena| -> Vec<Extent> { (0..16).map(|_| extent_of(arena, &[7; 1001])).collect() };
+    let mut offer = |payload: &[Extent], segment_bytes| {
+        let frame = TxFrame { head: &[0x45; 66], payload, checksum, segment_bytes };
+        rig.server.sender.send(frame).unwrap();
+        rig.server.sender.flush();
+        let mut batch = MbufBatch::new();
+        rig.server.rx.as_mut().unwrap().burst(&mut batch);
+        let places = |packet: Mbuf| packet.segments().map(<[u8]>::as_ptr_range).skip(1).collect::<Vec<_>>();
+        let sent: Vec<_> = batch.drain().map(places).collect();
+        rig.server.sender.settle();
+        (sent, rig.server.sender.too_long, rig.server.sender.copied_bytes)
+    };
+    let named = pieces(&rig.server.buffers.arena);
+    let places: Vec<_> = named.iter().map(|piece| piece.bytes().as_ptr_range()).collect();
+    assert_eq!(offer(&named, NonZeroU16::new(1448)), (vec![places], 0, 0));
+    assert_eq!(offer(&named, None), (vec![], 1, 0));
+    assert_eq!(offer(&pieces(&rig.client_arena), NonZeroU16::new(1448)), (vec![], 2, 0));
+}
+
 /// Where TCP's header ends; zero for other frames.
 fn headers_end(frame: &[u8]) -> usize {
     let ethernet = EthernetFrame::new_checked(frame).unwrap();
@@ -225,6 +250,8 @@ fn frames_in_any_number_of_pieces_reach_the_stack_and_payload_that_lies_apart_st
 
     rig.deliver(&vec![0; 2500], Delivery::InThree(1000), Checksum::Good);
     assert_eq!(rig.server.counters().misplaced, 1);
+
+    frames_to_cut_are_sent_from_where_they_lie(&mut rig);
 
     assert_eq!(rig.headers.available(), headers_free);
     assert_eq!(

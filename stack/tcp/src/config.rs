@@ -84,6 +84,10 @@ pub struct Config {
     pub core: CoreShare,
     /// Whether the device fills in TCP checksums of sent frames.
     pub tx_checksum_offload: bool,
+    /// Whether the device cuts frames of up to 64 KiB that hold several segments, each no longer than the MTU allows, and
+    /// of up to 16 pieces behind their headers ([`TxFrame::segment_bytes`](crate::TxFrame::segment_bytes)). It then fills
+    /// in checksums too.
+    pub tx_segmentation: bool,
 }
 
 /// When a connection that has long been silent is probed.
@@ -122,6 +126,11 @@ pub enum ConfigError {
         /// The most that is possible.
         max: usize,
     },
+    /// A device that leaves the checksums of what it cuts to the core, which never sees it.
+    #[error(
+        "a device that cuts frames fills in their checksums: set tx_checksum_offload with tx_segmentation"
+    )]
+    SegmentationAlone,
     /// A limit that is zero or too large.
     #[error("{name} is {value}, outside {min}..={max}")]
     Limit {
@@ -174,6 +183,7 @@ impl Config {
             isn_secret,
             core: CoreShare::ALONE,
             tx_checksum_offload: false,
+            tx_segmentation: false,
         }
     }
 
@@ -212,6 +222,9 @@ impl Config {
         };
         if !(min_mtu..=max_mtu).contains(&self.mtu) {
             return Err(ConfigError::Mtu { mtu: self.mtu, min: min_mtu, max: max_mtu });
+        }
+        if self.tx_segmentation && !self.tx_checksum_offload {
+            return Err(ConfigError::SegmentationAlone);
         }
         for (name, value, min, max) in [
             ("max_connections", self.max_connections, 1, 1 << 24),
@@ -278,6 +291,7 @@ mod tests {
         assert_eq!(narrow.check(2176), Ok(()));
         assert!(matches!(refused(|c| c.mac[0] = 1), ConfigError::NotUnicastMac(_)));
         assert!(matches!(refused(|c| c.tx_extents = 0), ConfigError::Limit { name: "tx_extents", .. }));
+        assert_eq!(refused(|c| c.tx_segmentation = true), ConfigError::SegmentationAlone);
         let beyond = CoreShare { index: 2, count: 2 };
         let mut no_core = config();
         no_core.core = beyond;

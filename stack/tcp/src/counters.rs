@@ -5,11 +5,11 @@
 pub struct Counters {
     /// Frames taken in, of any protocol.
     pub frames_in: u64,
-    /// Frames sent, of any protocol.
+    /// Frames sent, of any protocol; one that the device cuts is one.
     pub frames_out: u64,
     /// TCP segments for this host that were well-formed.
     pub segments_in: u64,
-    /// TCP segments sent.
+    /// TCP segments sent, each of those that the device cuts a frame into.
     pub segments_out: u64,
     /// Segments whose checksum the sender's kernel had left to a device that this link does not have.
     pub partial_checksums: u64,

@@ -1,6 +1,7 @@
 //! Frames as they come in and go out, and the parsing of those that carry TCP.
 
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 
 use pmem::{Buffer, Extent};
 use smoltcp::wire::{
@@ -118,6 +119,11 @@ pub struct TxFrame<'a> {
     pub payload: &'a [Extent],
     /// What is left to do about checksums.
     pub checksum: TxChecksum,
+    /// The device is to cut the frame into such with so many bytes of payload, the last with what is left, each with the
+    /// frame's headers: numbered on, FIN and PSH only in the last, checksums filled in (TCP segmentation offload). Then
+    /// [`checksum`](Self::checksum) says where the headers are. None but where
+    /// [`tx_segmentation`](crate::Config::tx_segmentation) is on.
+    pub segment_bytes: Option<NonZeroU16>,
 }
 
 impl TxFrame<'_> {

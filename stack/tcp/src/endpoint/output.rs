@@ -13,7 +13,7 @@ use crate::tcp::connection::{Context, Happened, Outcome, State};
 use crate::timer::NEVER;
 
 /// Segments that a connection sends before others have their turn.
-const QUANTUM: usize = 16;
+const QUANTUM: u32 = 16;
 
 /// Starved connections that one call looks at.
 const STARVED_QUANTUM: usize = 32;
@@ -48,7 +48,12 @@ impl Endpoint {
 
     fn send_all<S: FrameSink>(&mut self, sink: &mut S) -> Result<(), SinkFull> {
         while let Some(frame) = self.iface.front() {
-            sink.send(TxFrame { head: frame, payload: &[], checksum: TxChecksum::Done })?;
+            sink.send(TxFrame {
+                head: frame,
+                payload: &[],
+                checksum: TxChecksum::Done,
+                segment_bytes: None,
+            })?;
             self.iface.pop();
             self.counters.frames_out += 1;
         }
@@ -65,7 +70,7 @@ impl Endpoint {
             };
             let layout = header.begin(0, &mut self.head);
             let checksum = layout.complete(&mut self.head, &[], self.config.tx_checksum_offload);
-            sink.send(TxFrame { head: &self.head, payload: &[], checksum })?;
+            sink.send(TxFrame { head: &self.head, payload: &[], checksum, segment_bytes: None })?;
             self.replies.pop_front();
             self.counters.frames_out += 1;
             self.counters.segments_out += 1;
@@ -102,8 +107,11 @@ impl Endpoint {
         if has_taken {
             connection.window_opened(edge);
         }
-        for _ in 0..QUANTUM {
-            let Some(plan) = connection.plan(now, cx.sending) else { return Ok(false) };
+        let mut left = QUANTUM;
+        while left > 0 {
+            let Some(plan) = connection.plan(now, cx.config.tx_segmentation, cx.sending) else {
+                return Ok(false);
+            };
             let Some(mac) = connection.mac else { return Ok(false) };
             let report = connection.report(&plan, edge, now, &cx);
             let header = Header {
@@ -120,13 +128,16 @@ impl Endpoint {
             self.pieces.clear();
             connection.send.gather(plan.from, plan.len, &mut self.head, &mut self.pieces, cx.sending);
             let checksum = layout.complete(&mut self.head, &self.pieces, cx.config.tx_checksum_offload);
-            let frame = TxFrame { head: &self.head, payload: &self.pieces, checksum };
+            let segment_bytes = plan.segment_bytes;
+            let frame = TxFrame { head: &self.head, payload: &self.pieces, checksum, segment_bytes };
             let sent = sink.send(frame);
             self.pieces.clear();
             sent?;
             connection.sent(&plan, &report, now, &mut cx);
             cx.counters.frames_out += 1;
-            cx.counters.segments_out += 1;
+            let segments = plan.segments();
+            cx.counters.segments_out += u64::from(segments);
+            left = left.saturating_sub(segments);
         }
         Ok(true)
     }

@@ -371,17 +371,69 @@ impl FrameSink for Sender<'_> {
             return Err(SinkFull);
         }
         self.left -= 1;
-        self.counters.sent += 1;
         let mut bytes = frame.head.to_vec();
         for extent in frame.payload {
             bytes.extend_from_slice(extent.bytes());
         }
-        if let TxChecksum::Tcp { l2_bytes, l3_bytes, .. } = frame.checksum {
-            fill_in_checksum(&mut bytes[l2_bytes + l3_bytes..]);
+        let TxChecksum::Tcp { ipv6, l2_bytes, l3_bytes, l4_bytes } = frame.checksum else {
+            assert_eq!(
+                frame.segment_bytes, None,
+                "a device needs to know where the headers of what it cuts are"
+            );
+            self.put(bytes);
+            return Ok(());
+        };
+        let l4_at = l2_bytes + l3_bytes;
+        let Some(segment_bytes) = frame.segment_bytes else {
+            fill_in_checksum(&mut bytes[l4_at..]);
+            self.put(bytes);
+            return Ok(());
+        };
+        let (headers, payload) = bytes.split_at(l4_at + l4_bytes);
+        let count = payload.chunks(segment_bytes.get().into()).len();
+        for (index, part) in payload.chunks(segment_bytes.get().into()).enumerate() {
+            let mut cut = [headers, part].concat();
+            number(
+                &mut cut,
+                ipv6,
+                l2_bytes,
+                l4_at,
+                index * usize::from(segment_bytes.get()),
+                index + 1 == count,
+            );
+            self.put(cut);
         }
-        self.port.send(self.now, bytes);
         Ok(())
     }
+}
+
+impl Sender<'_> {
+    fn put(&mut self, frame: Vec<u8>) {
+        self.counters.sent += 1;
+        self.port.send(self.now, frame);
+    }
+}
+
+/// What a device does to the headers of a frame that it has cut off another, so many bytes behind its first.
+fn number(frame: &mut [u8], ipv6: bool, l3_at: usize, l4_at: usize, behind: usize, is_last: bool) {
+    let (ip, tcp) = frame[l3_at..].split_at_mut(l4_at - l3_at);
+    let mut segment = TcpPacket::new_unchecked(&mut *tcp);
+    segment.set_seq_number(segment.seq_number() + behind);
+    if !is_last {
+        segment.set_fin(false);
+        segment.set_psh(false);
+    }
+    let (from, to) = if ipv6 {
+        let mut ip = Ipv6Packet::new_unchecked(ip);
+        ip.set_payload_len(tcp.len() as u16);
+        (ip.src_addr().into(), ip.dst_addr().into())
+    } else {
+        let mut packet = Ipv4Packet::new_unchecked(&mut *ip);
+        packet.set_total_len((packet.header_len() as usize + tcp.len()) as u16);
+        packet.fill_checksum();
+        (packet.src_addr().into(), packet.dst_addr().into())
+    };
+    TcpPacket::new_unchecked(tcp).fill_checksum(&from, &to);
 }
 
 /// What a device says of the checksums of IP and TCP: nothing about what it does not understand.

@@ -8,8 +8,11 @@ use super::send_pool::{BLOCK_BYTES, Chunk, NONE, SendPool};
 /// Most extents of one segment; devices gather a bounded number of pieces.
 pub(crate) const MAX_SEGMENT_EXTENTS: usize = 8;
 
-/// The extents of one segment.
-pub(crate) type Pieces = ArrayVec<Extent, MAX_SEGMENT_EXTENTS>;
+/// Most extents of a frame that the device cuts into segments.
+pub(crate) const MAX_FRAME_EXTENTS: usize = 16;
+
+/// The extents of one frame.
+pub(crate) type Pieces = ArrayVec<Extent, MAX_FRAME_EXTENTS>;
 
 /// A connection's send queue, in a [`SendPool`]. Its front is the first byte not acknowledged; a cursor stands at the
 /// first byte not sent, or to be sent again. It is cleared before it is dropped.
@@ -254,18 +257,34 @@ impl SendQueue {
     /// Bytes of the segment that begins at `at` and has at most `max`: copied bytes, then extents. It ends
     /// where copied bytes would follow an extent.
     pub(crate) fn measure(&self, at: Cursor, max: u32, pool: &SendPool) -> u32 {
-        let (mut len, mut extents, mut within, mut place) = (0, 0, at.within, at.node);
+        self.measure_frame(at, max, max, pool)
+    }
+
+    /// Bytes of the frame that begins at `at`, has at most `max`, and is cut into segments of `segment` bytes: they are
+    /// those that would be measured one by one, all copied bytes in the first. Behind the last whole one are some of the
+    /// next, which is not complete unless nothing follows.
+    pub(crate) fn measure_frame(&self, at: Cursor, segment: u32, max: u32, pool: &SendPool) -> u32 {
+        let (mut len, mut within, mut place) = (0, at.within, at.node);
+        let (mut extents, mut of_segment, mut boundary) = (0, 0, segment);
         while len < max
             && let Some(node) = pool.node(place)
         {
+            let left = node.chunk.len() - within;
             match &node.chunk {
-                chunk if chunk.len() == within => {}
+                _ if left == 0 => {}
                 Chunk::Copied { .. } if extents > 0 => break,
+                Chunk::Copied { .. } if left > segment - len => return segment,
                 Chunk::Copied { .. } => {}
-                Chunk::Extent(_) if extents == MAX_SEGMENT_EXTENTS => break,
-                Chunk::Extent(_) => extents += 1,
+                Chunk::Extent(_) if extents == MAX_FRAME_EXTENTS || of_segment == MAX_SEGMENT_EXTENTS => {
+                    break;
+                }
+                Chunk::Extent(_) => (extents, of_segment) = (extents + 1, of_segment + 1),
             }
-            len += (node.chunk.len() - within).min(max - len);
+            len += left.min(max - len);
+            if len >= boundary && len < max {
+                of_segment = usize::from(len % segment > 0);
+                boundary = len - len % segment + segment;
+            }
             (within, place) = (0, node.next);
         }
         len

@@ -1,5 +1,7 @@
 //! What a connection sends, and when (RFC 9293, section 3.8; RFC 5681; RFC 6298).
 
+use std::num::NonZeroU16;
+
 use stack_net::time::Instant;
 
 use super::connection::{Connection, Context, Due, Outcome, State, Timed, Timer, own_mss, own_window_scale};
@@ -20,7 +22,19 @@ pub(crate) struct Plan {
     /// Where the payload begins in the send queue, and how long it is.
     pub(crate) from: Cursor,
     pub(crate) len: u32,
+    /// The payload of each segment that the device makes of it; none if it is one.
+    pub(crate) segment_bytes: Option<NonZeroU16>,
 }
+
+impl Plan {
+    /// How many segments it is on the wire.
+    pub(crate) fn segments(&self) -> u32 {
+        self.segment_bytes.map_or(1, |bytes| self.len.div_ceil(bytes.get().into()))
+    }
+}
+
+/// Most payload of a frame that the device cuts: with the longest headers it fits an IP packet, whose length has 16 bits.
+const MAX_FRAME_BYTES: u32 = u16::MAX as u32 - 20 - 60;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -45,14 +59,14 @@ pub(crate) struct Report {
 }
 
 impl Connection {
-    /// The next segment to send, if any is due.
+    /// The next segment to send, if any is due; several in one where the device `cuts` them apart.
     #[inline]
-    pub(crate) fn plan(&mut self, now: Instant, pool: &SendPool) -> Option<Plan> {
+    pub(crate) fn plan(&mut self, now: Instant, cuts: bool, pool: &SendPool) -> Option<Plan> {
         if self.is_silent() {
             return None;
         }
-        let Some(usual) = self.plan_usual(now, pool) else { return self.plan_due(now, pool) };
-        debug_assert_eq!(Some(usual), self.plan_due(now, pool), "what is usual is what is due");
+        let Some(usual) = self.plan_usual(now, pool) else { return self.plan_due(now, cuts, pool) };
+        debug_assert_eq!(Some(usual), self.plan_due(now, cuts, pool), "what is usual is what is due");
         Some(usual)
     }
 
@@ -86,7 +100,8 @@ impl Connection {
         if !fits || self.was_idle(now) || self.send.measure(from, unsent, pool) < unsent {
             return None;
         }
-        Some(Plan { kind: Kind::Data, seq: self.snd_nxt, flags: Flags::ACK | Flags::PSH, from, len: unsent })
+        let flags = Flags::ACK | Flags::PSH;
+        Some(Plan { kind: Kind::Data, seq: self.snd_nxt, flags, from, len: unsent, segment_bytes: None })
     }
 
     /// Whether so much time has passed without anything in flight that the congestion window says nothing any more
@@ -98,7 +113,7 @@ impl Connection {
             && now.micros_since(self.last_sent) > self.rtt.timeout_us()
     }
 
-    fn plan_due(&mut self, now: Instant, pool: &SendPool) -> Option<Plan> {
+    fn plan_due(&mut self, now: Instant, cuts: bool, pool: &SendPool) -> Option<Plan> {
         match self.state {
             State::Closed | State::Drained => return None,
             State::SynSent | State::SynReceived => return self.plan_handshake(),
@@ -113,7 +128,7 @@ impl Connection {
             }
             self.due -= Due::FRONT;
         }
-        if let Some(plan) = self.plan_new(now, pool) {
+        if let Some(plan) = self.plan_new(now, cuts, pool) {
             return Some(plan);
         }
         if self.due.contains(Due::PROBE) {
@@ -140,7 +155,7 @@ impl Connection {
 
     #[inline]
     fn bare(&self, kind: Kind, seq: Seq) -> Plan {
-        Plan { kind, seq, flags: Flags::ACK, from: self.send.front(), len: 0 }
+        Plan { kind, seq, flags: Flags::ACK, from: self.send.front(), len: 0, segment_bytes: None }
     }
 
     /// The number of a segment without payload: the next one, as far as it lies in the peer's window. After a
@@ -165,7 +180,7 @@ impl Connection {
     }
 
     /// New data, or data that a timeout has made new, as far as the windows go.
-    fn plan_new(&mut self, now: Instant, pool: &SendPool) -> Option<Plan> {
+    fn plan_new(&mut self, now: Instant, cuts: bool, pool: &SendPool) -> Option<Plan> {
         let unsent = self.send.unsent();
         let fin_unsent = self.owes_fin() && self.snd_nxt.at_or_before(self.fin_seq());
         if unsent == 0 && !fin_unsent {
@@ -178,6 +193,12 @@ impl Connection {
         let congestion = self.congestion.window() + self.recovery.limited_transmit() * self.mss;
         let usable = self.snd_wnd.min(congestion).saturating_sub(flight);
         let from = self.send.cursor();
+        if cuts && unsent > self.mss && usable > self.mss && self.snd_nxt == self.snd_max {
+            let frame = self.plan_frame(usable, fin_unsent, pool);
+            if frame.is_some() {
+                return frame;
+            }
+        }
         let whole = self.send.measure(from, self.mss, pool);
         let len = whole.min(usable);
         let fin = fin_unsent && len == unsent;
@@ -197,6 +218,20 @@ impl Connection {
             self.timer = Timer::Persist(self.rtt.deadline(now));
         }
         None
+    }
+
+    /// Several segments of new data, of which `usable` bytes may be sent: whole ones, and with them the last, however
+    /// short. What goes out again goes segment by segment.
+    fn plan_frame(&self, usable: u32, fin_unsent: bool, pool: &SendPool) -> Option<Plan> {
+        let (from, unsent) = (self.send.cursor(), self.send.unsent());
+        let measured = self.send.measure_frame(from, self.mss, usable.min(MAX_FRAME_BYTES), pool);
+        let len = if measured == unsent { measured } else { measured - measured % self.mss };
+        if len <= self.mss {
+            return None;
+        }
+        let flags = self.data_flags(fin_unsent && len == unsent, len);
+        let segment_bytes = NonZeroU16::new(self.mss as u16);
+        Some(Plan { flags, from, len, segment_bytes, ..self.bare(Kind::Data, self.snd_nxt) })
     }
 
     /// Into a closed or silly window: what it takes, but at least one byte.
@@ -388,7 +423,9 @@ impl Connection {
         } else {
             cx.counters.payload_out_bytes += u64::from(plan.len);
             if self.timing.is_none() {
-                self.timing = Some(Timed::new(end, now));
+                // The first segment, not all that the device makes of the frame.
+                let first = plan.segment_bytes.map_or(end, |bytes| plan.seq + u32::from(bytes.get()));
+                self.timing = Some(Timed::new(first, now));
             }
         }
         self.snd_max = self.snd_max.max(end);

@@ -20,6 +20,7 @@ mod places;
 mod reassembly;
 mod scale;
 mod script;
+mod segmentation;
 mod send_room;
 mod talk;
 mod theirs;

@@ -27,6 +27,8 @@ struct Weather {
     ring_bytes: usize,
     piece_bytes: usize,
     rings: SimConfig,
+    /// Whether our devices cut frames into segments.
+    cuts: bool,
 }
 
 impl Weather {
@@ -64,11 +66,18 @@ impl Weather {
                 tx_burst: rng.random_range(1..64),
                 rx_checksum: rng.random_bool(0.5),
             },
+            cuts: rng.random_bool(0.5),
         }
     }
 
     fn ours(&self, link: &Link, path: Path, n: u8) -> Ours {
-        let config = Config { mtu: path.mtu, rx_window_bytes: self.window_bytes, ..config(n) };
+        let config = Config {
+            mtu: path.mtu,
+            rx_window_bytes: self.window_bytes,
+            tx_checksum_offload: self.cuts,
+            tx_segmentation: self.cuts,
+            ..config(n)
+        };
         let mut ours = Ours::with_rings(link, path, 600, config, self.rings, n.into());
         ours.piece_bytes = self.piece_bytes;
         ours
