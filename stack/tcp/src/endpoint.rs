@@ -329,6 +329,7 @@ impl Endpoint {
     }
 
     /// Notes in the lists what a connection may have to do.
+    #[inline]
     fn settle(&mut self, index: u32) {
         let place = &mut self.places[index as usize];
         if !place.in_output {

@@ -6,7 +6,6 @@
 
 use crate::checksum::{Verdict, judge_v4};
 use crate::config::ETHERNET_HEADER_BYTES;
-use crate::flow::FlowKey;
 use crate::frame::RxChecksum;
 use crate::tcp::options::{TIMESTAMP_BYTES, Timestamp};
 use crate::tcp::seq::Seq;
@@ -29,15 +28,29 @@ const WITH_TIMESTAMPS: u16 = 0x8010;
 /// NOP, NOP, and the kind and length of timestamps.
 const TIMESTAMPS: [u8; 4] = [1, 1, 8, 10];
 
+/// Where the parts of a segment of that form are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Form {
+    /// Where the payload begins in the frame, in bytes.
+    payload_at: u8,
+    /// Bytes of payload.
+    payload_len: u16,
+}
+
+/// Addresses and ports of a segment over IPv4 as they stand in the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ends {
+    pub local: u32,
+    pub remote: u32,
+    pub ports: u32,
+}
+
 /// A segment of that form. Its checksum is [yet to be looked at](Self::judge), as is whether there is such a connection,
 /// which then proves its addresses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usual {
+    pub ends: Ends,
     pub source_mac: [u8; 6],
-    /// Addresses and ports as they stand in the frame.
-    pub local: u32,
-    pub remote: u32,
-    pub ports: u32,
     pub seq: Seq,
     pub ack: Seq,
     /// As it stands in the header, unscaled.
@@ -46,13 +59,13 @@ pub(crate) struct Usual {
     /// Where the payload begins in the frame, in bytes.
     pub payload_at: usize,
     /// Bytes of payload.
-    pub payload_len: usize,
+    pub payload_len: u32,
 }
 
-impl Usual {
-    /// Recognises a segment by a frame's bytes, if it was sent to `mac`.
+impl Form {
+    /// Recognises a segment by a frame's bytes, if it was sent to `mac`, and tells its ends.
     #[inline]
-    pub(crate) fn recognise(frame: &[u8], mac: [u8; 6]) -> Option<Self> {
+    pub(crate) fn recognise(frame: &[u8], mac: [u8; 6]) -> Option<(Self, Ends)> {
         let head = frame.first_chunk::<HEADER_BYTES>()?;
         let source_mac: [u8; 6] = bytes_at(head, 6);
         let own = bytes_at(head, 0) == mac;
@@ -63,15 +76,10 @@ impl Usual {
         if !(own & from_other & begins & is_whole_tcp) || !is_header_right(head) {
             return None;
         }
-        let (payload_at, timestamp) = match form {
-            BARE => (HEADER_BYTES, None),
-            WITH_TIMESTAMPS => {
-                let options: &[u8; TIMESTAMP_BYTES] = frame.get(HEADER_BYTES..)?.first_chunk()?;
-                if options[..4] != TIMESTAMPS {
-                    return None;
-                }
-                let timestamp = Timestamp { value: u32_at(options, 4), echo: u32_at(options, 8) };
-                (HEADER_BYTES + TIMESTAMP_BYTES, Some(timestamp))
+        let payload_at = match form {
+            BARE => HEADER_BYTES,
+            WITH_TIMESTAMPS if timestamps(frame)?.first_chunk() == Some(&TIMESTAMPS) => {
+                HEADER_BYTES + TIMESTAMP_BYTES
             }
             _ => return None,
         };
@@ -80,20 +88,43 @@ impl Usual {
         if end > frame.len() {
             return None;
         }
-        Some(Self {
-            source_mac,
-            remote: u32::from_ne_bytes(bytes_at(head, 26)),
-            local: u32::from_ne_bytes(bytes_at(head, 30)),
-            ports: u32::from_ne_bytes(bytes_at(head, TCP_AT)),
+        let form = Self { payload_at: payload_at as u8, payload_len: end.checked_sub(payload_at)? as u16 };
+        Some((form, Ends::of(head)))
+    }
+
+    /// Reads a segment of this form.
+    #[inline]
+    pub(crate) fn read(self, frame: &[u8]) -> Option<Usual> {
+        let head = frame.first_chunk::<HEADER_BYTES>()?;
+        let payload_at = usize::from(self.payload_at);
+        let timestamp = if payload_at == HEADER_BYTES {
+            None
+        } else {
+            let option = timestamps(frame)?;
+            Some(Timestamp { value: u32_at(option, 4), echo: u32_at(option, 8) })
+        };
+        Some(Usual {
+            ends: Ends::of(head),
+            source_mac: bytes_at(head, 6),
             seq: Seq(u32_at(head, TCP_AT + 4)),
             ack: Seq(u32_at(head, TCP_AT + 8)),
             window: u16_at(head, TCP_AT + 14),
             timestamp,
             payload_at,
-            payload_len: end.checked_sub(payload_at)?,
+            payload_len: self.payload_len.into(),
         })
     }
+}
 
+impl Ends {
+    #[inline(always)]
+    fn of(head: &[u8; HEADER_BYTES]) -> Self {
+        let word = |at| u32::from_ne_bytes(bytes_at(head, at));
+        Self { remote: word(26), local: word(30), ports: word(TCP_AT) }
+    }
+}
+
+impl Usual {
     /// Judges the TCP checksum of the segment, which is that of `frame`, unless the device has.
     #[inline]
     pub(crate) fn judge(&self, frame: &[u8], checksum: RxChecksum) -> Verdict {
@@ -103,17 +134,17 @@ impl Usual {
             RxChecksum::Unknown => false,
             RxChecksum::UnknownOrPartial => true,
         };
-        match frame.get(TCP_AT..self.payload_at + self.payload_len) {
-            Some(segment) => judge_v4(self.remote, self.local, segment, may_be_partial),
+        match frame.get(TCP_AT..self.payload_at + self.payload_len as usize) {
+            Some(segment) => judge_v4(self.ends.remote, self.ends.local, segment, may_be_partial),
             None => Verdict::Wrong,
         }
     }
+}
 
-    /// Whether the segment is of that flow.
-    #[inline]
-    pub(crate) fn is_of(&self, key: &FlowKey) -> bool {
-        key.is_v4_in_words(self.local, self.remote, self.ports)
-    }
+/// TCP's options, if there is room for timestamps.
+#[inline(always)]
+fn timestamps(frame: &[u8]) -> Option<&[u8; TIMESTAMP_BYTES]> {
+    frame.get(HEADER_BYTES..)?.first_chunk()
 }
 
 /// Whether the checksum of an IPv4 header of 20 bytes is right (RFC 791, section 3.1; RFC 1071 for sums of wider words).
@@ -196,12 +227,14 @@ mod tests {
     /// Whether the frame is of the usual form; what the complete path finds in it is the same then.
     fn check(frame: &[u8], checksum: RxChecksum) -> bool {
         let local = Local { mac: MAC, addresses: vec!["10.0.0.2/24".parse().unwrap()] };
-        let Some(usual) = Usual::recognise(frame, MAC) else { return false };
+        let Some((form, ends)) = Form::recognise(frame, MAC) else { return false };
+        let usual = form.read(frame).unwrap();
+        assert_eq!(usual.ends, ends);
         let verdict = usual.judge(frame, checksum);
         match parse(frame, 0, &local, checksum) {
             Parsed::Tcp(segment) => {
                 assert_ne!(verdict, Verdict::Wrong);
-                assert!(usual.is_of(&segment.key));
+                assert!(segment.key.has_ends(&ends));
                 let timestamp = segment.options.timestamp;
                 assert_eq!(segment.options, Options { timestamp, ..Options::default() });
                 assert_eq!(segment.flags - Flags::PSH, Flags::ACK);
@@ -210,7 +243,7 @@ mod tests {
                     (segment.source_mac, segment.seq, segment.ack, segment.window, timestamp)
                 );
                 assert_eq!(
-                    (usual.payload_at, usual.payload_len, verdict == Verdict::Partial),
+                    (usual.payload_at, usual.payload_len as usize, verdict == Verdict::Partial),
                     (segment.payload_at, segment.payload_len, segment.is_partial)
                 );
             }

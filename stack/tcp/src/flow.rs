@@ -1,9 +1,11 @@
 //! Flows: which connection a segment belongs to, found in constant time whatever the peers choose.
 
 use std::hash::Hasher;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use siphasher::sip::SipHasher13;
+
+use crate::fast::Ends;
 
 /// The two ends of a connection. IPv4 addresses stand as IPv4-mapped IPv6 addresses (RFC 4291, section
 /// 2.5.5.2), which never come in as such: frames that carry them are dropped.
@@ -52,11 +54,15 @@ impl FlowKey {
         u128::from(self.local) >> 32 == 0xffff
     }
 
-    /// Whether the key is that of two IPv4 addresses and both ports, as they stand in a segment from the other side.
+    /// Whether a segment over IPv4 between these ends is of this flow.
     #[inline]
-    pub(crate) fn is_v4_in_words(&self, local: u32, remote: u32, ports: u32) -> bool {
-        let mapped = |address: u32| Ipv4Addr::from(address.to_ne_bytes()).to_ipv6_mapped();
-        self.local == mapped(local) && self.remote == mapped(remote) && self.port_word() == ports
+    pub(crate) fn has_ends(&self, ends: &Ends) -> bool {
+        let is = |own: Ipv6Addr, address: u32| {
+            let mut mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
+            mapped[12..].copy_from_slice(&address.to_ne_bytes());
+            own.octets() == mapped
+        };
+        is(self.local, ends.local) & is(self.remote, ends.remote) & (self.port_word() == ends.ports)
     }
 
     /// The four parts in a fixed order, for keyed hashes.
@@ -128,9 +134,9 @@ impl FlowHash {
         self.stir(terms.fold(self.start, u64::wrapping_add))
     }
 
-    /// That of two IPv4 addresses and a word of ports, as they stand in a frame.
+    /// That of a flow over IPv4, by what stands in a frame.
     #[inline]
-    fn of_v4(&self, local: u32, remote: u32, ports: u32) -> u32 {
+    fn of_v4(&self, &Ends { local, remote, ports }: &Ends) -> u32 {
         let term = |at: usize, word: u32| self.factors[at].wrapping_mul(word.into());
         let sum = self.start_v4.wrapping_add(term(3, local));
         self.stir(sum.wrapping_add(term(7, remote)).wrapping_add(term(8, ports)))
@@ -186,11 +192,10 @@ impl FlowTable {
         self.entries[self.position(key)?].state
     }
 
-    /// What is probably the connection of a flow over IPv4, by its hash alone: the caller compares the key. The words are
-    /// those of a frame.
+    /// What is probably the connection of a flow over IPv4, by its hash alone: the caller compares the key.
     #[inline]
-    pub(crate) fn guess_v4(&self, local: u32, remote: u32, ports: u32) -> Option<u32> {
-        let hash = self.hash.of_v4(local, remote, ports);
+    pub(crate) fn guess_v4(&self, ends: &Ends) -> Option<u32> {
+        let hash = self.hash.of_v4(ends);
         let mut at = hash as usize & (self.entries.len() - 1);
         loop {
             match self.entries[at] {
@@ -356,7 +361,8 @@ mod tests {
         let guess = |port: u16| {
             let [a, b] = port.to_be_bytes();
             let word = |bytes: [u8; 4]| u32::from_ne_bytes(bytes);
-            table.guess_v4(word([10, 0, 0, 2]), word([10, 0, 0, 1]), word([a, b, 0, 80]))
+            let (local, remote) = (word([10, 0, 0, 2]), word([10, 0, 0, 1]));
+            table.guess_v4(&Ends { local, remote, ports: word([a, b, 0, 80]) })
         };
         assert_eq!((guess(7), guess(8), guess(9)), (Some(3), None, None));
     }

@@ -7,16 +7,18 @@ use stack_net::time::Instant;
 
 use super::Endpoint;
 use crate::checksum::Verdict;
-use crate::fast::Usual;
+use crate::fast::Form;
 use crate::frame::{RxBurst, RxFrame as _, Share};
+use crate::tcp::connection::Context;
 
 /// Frames whose headers are looked at together: enough that the memory of their connections comes in at the same time,
 /// and so few that it is still in the nearest cache when the payloads of those before have passed through it.
 const LOOK_AHEAD: usize = 16;
 
-/// A segment of the usual form, and the connection that is probably its.
+/// The form of a usual segment, and the connection that is probably its.
+#[derive(Clone, Copy)]
 struct Foreseen {
-    segment: Usual,
+    form: Form,
     index: u32,
 }
 
@@ -36,7 +38,7 @@ impl Endpoint {
                 range.clone().map(|at| self.foresee(burst.head(at))).collect();
             laps.lap(Stage::Parse);
             for (at, foreseen) in range.zip(&foreseen) {
-                let is_taken = match foreseen {
+                let is_taken = match *foreseen {
                     Some(foreseen) => self.receive_foreseen(burst, at, foreseen, &mut run, laps),
                     None => false,
                 };
@@ -69,10 +71,10 @@ impl Endpoint {
     /// frames before may yet change everything.
     #[inline]
     fn foresee(&self, head: &[u8]) -> Option<Foreseen> {
-        let segment = Usual::recognise(head, self.config.mac)?;
-        let index = self.flows.guess_v4(segment.local, segment.remote, segment.ports)?;
+        let (form, ends) = Form::recognise(head, self.config.mac)?;
+        let index = self.flows.guess_v4(&ends)?;
         self.places[index as usize].connection.touch();
-        Some(Foreseen { segment, index })
+        Some(Foreseen { form, index })
     }
 
     /// Takes in a segment of the usual form if its connection is there and expects it; false, and nothing is changed, if
@@ -82,14 +84,19 @@ impl Endpoint {
         &mut self,
         burst: &mut B,
         at: usize,
-        &Foreseen { ref segment, index }: &Foreseen,
+        Foreseen { form, index }: Foreseen,
         run: &mut Run,
         laps: &mut L,
     ) -> bool {
+        if run.0 != Some(index) {
+            self.finish_run(run);
+        }
         let now = self.now;
+        let Self { places, config, counters, pool, waiting, sending, .. } = self;
         // A place that is free by now has a connection that expects nothing.
-        let connection = &self.places[index as usize].connection;
-        if !segment.is_of(&connection.key) || !connection.expects(now, segment) {
+        let connection = &mut places[index as usize].connection;
+        let Some(segment) = form.read(burst.head(at)) else { return false };
+        if !connection.key.has_ends(&segment.ends) || !connection.expects(now, &segment) {
             return false;
         }
         let Some(mut frame) = burst.frame(at) else { return true };
@@ -101,14 +108,12 @@ impl Endpoint {
             return false;
         }
         laps.lap(Stage::Parse);
-        if run.0 != Some(index) {
-            self.finish_run(run);
-            run.0 = Some(index);
-        }
-        self.counters.frames_in += 1;
-        self.counters.segments_in += 1;
-        self.counters.partial_checksums += u64::from(verdict == Verdict::Partial);
-        self.with(index, |connection, cx| connection.take_expected(now, segment, &mut frame, cx));
+        counters.frames_in += 1;
+        counters.segments_in += 1;
+        counters.partial_checksums += u64::from(verdict == Verdict::Partial);
+        let mut cx = Context { config, counters, pool, pieces: waiting, sending };
+        connection.take_expected(now, &segment, &mut frame, &mut cx);
+        run.0 = Some(index);
         true
     }
 

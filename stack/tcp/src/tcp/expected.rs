@@ -26,7 +26,7 @@ impl Connection {
         let acked = segment.ack.since(self.snd_una);
         let is_news = acked > 0 || segment.payload_len > 0;
         let is_in_windows = acked <= self.snd_max.since(self.snd_una)
-            && segment.payload_len as u32 <= self.rcv_adv.since(self.rcv_nxt);
+            && segment.payload_len <= self.rcv_adv.since(self.rcv_nxt);
         is_next && has_agreed_options && is_news && is_in_windows
     }
 
@@ -60,9 +60,9 @@ impl Connection {
             debug_assert_eq!(outcome, Outcome::Goes, "this side has not finished");
         }
         if segment.payload_len > 0 {
-            let len = segment.payload_len as u32;
-            self.rcv_mss = self.rcv_mss.max(len);
-            let piece = Piece { from: segment.seq, to: segment.seq + len, at: segment.payload_at };
+            self.rcv_mss = self.rcv_mss.max(segment.payload_len);
+            let (from, to) = (segment.seq, segment.seq + segment.payload_len);
+            let piece = Piece { from, to, at: segment.payload_at };
             self.in_order(now, &piece, frame, cx);
         }
     }

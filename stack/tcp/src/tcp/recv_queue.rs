@@ -63,12 +63,14 @@ impl RecvQueue {
     }
 
     /// Buffers that may still be added.
+    #[inline]
     pub(crate) fn free_pieces(&self) -> usize {
         (self.quota as usize).saturating_sub(self.ready.len() + self.early.buffers())
     }
 
     /// Makes room for a piece that is in order, at the cost of those furthest ahead: nothing was promised about
     /// them, and without the former they are useless.
+    #[inline]
     pub(crate) fn make_room(&mut self) -> bool {
         while self.free_pieces() == 0 {
             if !self.early.drop_last() {
@@ -84,16 +86,15 @@ impl RecvQueue {
         while self.early.buffers() == before && self.early.drop_last() {}
     }
 
-    /// Tries to copy small in-order payload behind the last piece, so that a peer which sends a few bytes a
-    /// segment cannot hold a buffer with each.
-    pub(crate) fn pack(&mut self, bytes: &[u8], pool: &mut PiecePool) -> Packed {
-        if bytes.len() >= SMALL_BYTES || !is_thin(self.ready.len(), self.ready_bytes) {
-            return Packed::No;
-        }
-        self.grow_last(bytes, pool)
+    /// Whether in-order payload of this length is copied behind the last piece if it can be, so that a peer which sends a
+    /// few bytes a segment cannot hold a buffer with each.
+    #[inline]
+    pub(crate) fn packs(&self, bytes: u32) -> bool {
+        (bytes as usize) < SMALL_BYTES && is_thin(self.ready.len(), self.ready_bytes)
     }
 
-    fn grow_last(&mut self, bytes: &[u8], pool: &mut PiecePool) -> Packed {
+    /// Tries to copy `bytes` behind the last piece.
+    pub(crate) fn grow_last(&mut self, bytes: &[u8], pool: &mut PiecePool) -> Packed {
         if !self.ready.last_mut(pool).is_some_and(|last| last.extend_by_copy(bytes)) {
             return Packed::No;
         }
@@ -102,6 +103,7 @@ impl RecvQueue {
     }
 
     /// Adds a piece that is in order, for which the caller made room; false if the pool has none.
+    #[inline]
     pub(crate) fn push(&mut self, extent: Extent, pool: &mut PiecePool) -> bool {
         let len = extent.len() as u32;
         let pushed = self.ready.push(extent, pool);
@@ -189,8 +191,10 @@ mod tests {
         }
         if from == *next {
             assert!(queue.make_room());
-            if queue.pack(bytes(from, to), pool) == Packed::No {
-                assert!(queue.push(extent_of(arena, bytes(from, to)), pool));
+            let bytes = bytes(from, to);
+            let is_packed = queue.packs(bytes.len() as u32) && queue.grow_last(bytes, pool) == Packed::Yes;
+            if !is_packed {
+                assert!(queue.push(extent_of(arena, bytes), pool));
             }
             (*next, _) = queue.fill_from_early(to, pool, arena);
         } else if let Some((from, to)) = queue.early.part(from, to) {
@@ -274,7 +278,7 @@ mod tests {
         for _ in 0..UNPACKED_PIECES {
             assert!(side.queue.push(extent_of(&arena, &[7; 1448]), &mut side.pool));
         }
-        assert_eq!(side.queue.pack(&[7; 100], &mut side.pool), Packed::No);
+        assert!(!side.queue.packs(100));
     }
 
     #[test]

@@ -332,6 +332,7 @@ impl Connection {
     }
 
     /// SND.WND from the newest segment (RFC 9293, section 3.10.7.4).
+    #[inline]
     pub(super) fn take_window(&mut self, heard: &Heard) {
         let newer = self.snd_wl1.before(heard.seq)
             || (self.snd_wl1 == heard.seq && self.snd_wl2.at_or_before(heard.ack));
@@ -377,6 +378,7 @@ impl Connection {
         }
     }
 
+    #[inline]
     pub(super) fn in_order<F: RxFrame>(
         &mut self,
         now: Instant,
@@ -385,8 +387,9 @@ impl Connection {
         cx: &mut Context<'_>,
     ) {
         let fills_hole = !self.recv.early.is_empty();
-        let bytes = piece.bytes(frame);
-        let kept = if self.recv.pack(bytes, cx.pieces) == Packed::Yes {
+        let is_packed =
+            self.recv.packs(piece.len()) && self.recv.grow_last(piece.bytes(frame), cx.pieces) == Packed::Yes;
+        let kept = if is_packed {
             cx.counters.copied_bytes += u64::from(piece.len());
             true
         } else {

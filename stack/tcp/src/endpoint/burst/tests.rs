@@ -196,8 +196,10 @@ impl Run {
             && let Some(foreseen) = bursts.endpoint.foresee(first.parts().0)
         {
             let connection = &bursts.endpoint.places[foreseen.index as usize].connection;
-            let is_its = foreseen.segment.is_of(&connection.key);
-            self.expected += u64::from(is_its && connection.expects(self.now, &foreseen.segment));
+            let segment = foreseen.form.read(first.parts().0).unwrap();
+            let is_expected =
+                connection.key.has_ends(&segment.ends) && connection.expects(self.now, &segment);
+            self.expected += u64::from(is_expected);
         }
         self.bursts += 1;
         self.frames += burst.len() as u64;
