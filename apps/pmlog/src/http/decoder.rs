@@ -75,6 +75,21 @@ impl Decoder {
         }
     }
 
+    /// Whether a body is whole, and [`Item::End`] comes next.
+    #[inline]
+    pub fn is_at_end(&self) -> bool {
+        matches!(self.state, State::Body { remaining: 0 })
+    }
+
+    /// Takes note that the next so many bytes are of the current body, if all of them are, and lie apart.
+    #[inline]
+    pub fn is_of_body(&mut self, bytes: usize) -> bool {
+        let State::Body { remaining } = &mut self.state else { return false };
+        let rest = remaining.checked_sub(bytes as u64);
+        *remaining = rest.unwrap_or(*remaining);
+        rest.is_some()
+    }
+
     /// The whole body of the request whose head came last, if all of it lies in `input`. The request is whole then,
     /// and no [`Item::End`] follows.
     #[inline]
@@ -135,9 +150,12 @@ impl Decoder {
         if !self.gathered.is_empty() {
             return self.gather(input);
         }
-        self.skip_blank_lines(input)?;
         let Some(extent) = input.as_ref() else { return Ok(None) };
-        match cache.parse(extent.bytes(), &mut self.cached)? {
+        let bytes = extent.bytes();
+        if let [b'\r' | b'\n', ..] = bytes {
+            return self.head_behind_blank_lines(input, cache);
+        }
+        match cache.parse(bytes, &mut self.cached)? {
             Some((_, length)) if length > MAX_HEAD_BYTES => Err(too_large()),
             Some((head, length)) => {
                 skip(input, length);
@@ -181,7 +199,16 @@ impl Decoder {
         }
     }
 
-    #[inline]
+    #[cold]
+    fn head_behind_blank_lines(
+        &mut self,
+        input: &mut Option<Extent>,
+        cache: &mut HeadCache,
+    ) -> Result<Option<Item>, Refusal> {
+        self.skip_blank_lines(input)?;
+        self.head(input, cache)
+    }
+
     fn skip_blank_lines(&mut self, input: &mut Option<Extent>) -> Result<(), Refusal> {
         while let Some(extent) = input.as_ref() {
             let is_blank = |byte: &&u8| matches!(byte, b'\r' | b'\n');
@@ -230,6 +257,7 @@ fn split(input: &mut Option<Extent>, length: usize) -> Option<Extent> {
 }
 
 /// Drops the first `length` bytes of the input.
+#[inline]
 fn skip(input: &mut Option<Extent>, length: usize) {
     if let Some(extent) = input.take()
         && let Some(rest) = extent.len().checked_sub(length)

@@ -260,32 +260,48 @@ impl Connection {
     }
 
     /// Decodes what has arrived and acts on it, as far as replies that are owed allow.
+    #[inline]
     fn read<N: Net>(&mut self, conn: ConnId, common: &mut Common, net: &mut N, shard: &mut Shard) {
         while !self.is_drained && self.may_read(common) {
+            if self.input.is_none() && !self.decoder.is_at_end() && !self.receive(conn, common, net, shard) {
+                return;
+            }
             match self.decoder.next(&mut self.input, &mut common.heads) {
                 Ok(Some(item)) => self.act(item, common, shard),
-                Ok(None) => match net.recv(conn) {
-                    Some(slot) => {
-                        let extent = slot.keep();
-                        self.pace.bytes = self.pace.bytes.saturating_add(extent.len() as u32);
-                        self.input = Some(extent);
-                    }
-                    None => {
-                        self.is_drained = true;
-                        if self.peer_finished {
-                            self.end_of_input(common);
-                        }
-                    }
-                },
+                Ok(None) => {}
                 Err(refusal) => self.refuse(refusal, ReplyFormat::CLOSING, common),
             }
         }
     }
 
+    /// Takes slots: those that are all of a body's at once, and then one to be decoded. False if there are no more.
+    #[inline]
+    fn receive<N: Net>(&mut self, conn: ConnId, common: &mut Common, net: &mut N, shard: &mut Shard) -> bool {
+        while let Some(slot) = net.recv(conn) {
+            let extent = slot.keep();
+            self.pace.bytes = self.pace.bytes.saturating_add(extent.len() as u32);
+            if !self.decoder.is_of_body(extent.len()) {
+                self.input = Some(extent);
+                return true;
+            }
+            if !self.store(extent, common, shard) || self.decoder.is_at_end() {
+                return true;
+            }
+        }
+        self.is_drained = true;
+        if self.peer_finished {
+            self.end_of_input(common);
+        }
+        false
+    }
+
+    #[inline]
     fn may_read(&self, common: &Common) -> bool {
+        let replies = &self.replies;
         self.ending == Ending::Open
-            && self.replies.have_room(&common.replies)
-            && self.replies.back(&common.replies).is_none_or(Reply::lets_pass)
+            && (replies.is_empty()
+                || replies.have_room(&common.replies)
+                    && replies.back(&common.replies).is_none_or(Reply::lets_pass))
     }
 
     // In line with the decoder, so that items need not be carried from one to the other.
@@ -296,7 +312,7 @@ impl Connection {
                 common.counters.requests += 1;
                 self.begin(&head, common, shard);
             }
-            Item::Data(extent) => self.store(extent, common, shard),
+            Item::Data(extent) => _ = self.store(extent, common, shard),
             Item::End => self.end_of_request(common, shard),
         }
     }
@@ -304,6 +320,42 @@ impl Connection {
     #[inline]
     fn begin(&mut self, head: &Head, common: &mut Common, shard: &mut Shard) {
         self.pace = Pace { phase: Phase::Receiving, since: common.now, bytes: 0 };
+        let fits = match head.framing {
+            Framing::Length(length) => length <= common.max_record_bytes,
+            Framing::Chunked => true,
+            Framing::Absent => false,
+        };
+        // Nearly every request.
+        if matches!(head.route, Ok(Route::Append)) && fits && common.failed.is_none() && !self.is_spare() {
+            self.begin_append(head, common, shard);
+        } else {
+            self.begin_another(head, common, shard);
+        }
+    }
+
+    /// The current request's body is to become a record.
+    #[inline]
+    fn begin_append(&mut self, head: &Head, common: &mut Common, shard: &mut Shard) {
+        let format = ReplyFormat::of_append(head);
+        // Nearly every body is short and lies whole behind its head: its record is made here and now.
+        if let Some(extent) = self.decoder.whole_body(&mut self.input) {
+            if common.keeps_records {
+                self.answer_append(shard.append_extent(extent), format, common);
+            } else {
+                self.answer_unkept(extent.len() as u64, format, common);
+            }
+            return;
+        }
+        let draft = common.keeps_records.then(|| shard.draft());
+        self.body = Body::Stored { draft, bytes: 0, format };
+        let has_body = head.framing != Framing::Length(0);
+        if head.expects_continue && has_body && self.input.is_none() {
+            self.replies.push(Reply::new(Content::Continue, format), &mut common.replies);
+        }
+    }
+
+    #[inline(never)]
+    fn begin_another(&mut self, head: &Head, common: &mut Common, shard: &mut Shard) {
         let max = common.max_record_bytes;
         let accepted = match (head.route, head.framing) {
             (Ok(Route::Append), _) if common.failed.is_some() => Err(Refusal::StoreFailed),
@@ -318,23 +370,7 @@ impl Connection {
             _ => accepted,
         };
         if accepted == Ok(Route::Append) {
-            let format = ReplyFormat::of(head, !head.keep_alive);
-            // Nearly every body is short and lies whole behind its head: its record is made here and now.
-            if let Some(extent) = self.decoder.whole_body(&mut self.input) {
-                if common.keeps_records {
-                    self.answer_append(shard.append_extent(extent), format, common);
-                } else {
-                    self.answer_unkept(extent.len() as u64, format, common);
-                }
-                return;
-            }
-            let draft = common.keeps_records.then(|| shard.draft());
-            self.body = Body::Stored { draft, bytes: 0, format };
-            let has_body = head.framing != Framing::Length(0);
-            if head.expects_continue && has_body && self.input.is_none() {
-                self.replies.push(Reply::new(Content::Continue, format), &mut common.replies);
-            }
-            return;
+            return self.begin_append(head, common, shard);
         }
         // The body is of no use. A client that expects something first may or may not send it now, so only a new
         // connection tells body and next request apart.
@@ -349,16 +385,17 @@ impl Connection {
         }
     }
 
+    /// Adds to the current body; false if that is given up.
     #[inline]
-    fn store(&mut self, extent: Extent, common: &mut Common, shard: &mut Shard) {
-        let Body::Stored { draft, bytes, format } = &mut self.body else { return };
-        let format = *format;
+    fn store(&mut self, extent: Extent, common: &mut Common, shard: &mut Shard) -> bool {
+        let Body::Stored { draft, bytes, format } = &mut self.body else { return false };
         *bytes += extent.len() as u64;
-        let pushed = draft.as_mut().map_or(Ok(()), |draft| shard.push(draft, extent));
-        if let Err(error) = pushed {
-            let format = if self.can_skip_body() { format } else { format.closing() };
-            self.refuse(error.into(), format, common);
-        }
+        let Some(draft) = draft else { return true };
+        let Err(error) = shard.push(draft, extent) else { return true };
+        let format = *format;
+        let format = if self.can_skip_body() { format } else { format.closing() };
+        self.refuse(error.into(), format, common);
+        false
     }
 
     #[inline]

@@ -162,7 +162,9 @@ impl Peers {
     }
 
     pub(super) fn publish_commits(&self, times: &CommitTimes) {
-        self.exchange.publish_commits(self.core, times);
+        if self.has_others {
+            self.exchange.publish_commits(self.core, times);
+        }
     }
 
     /// How all cores are, by what this one has and the others last said.

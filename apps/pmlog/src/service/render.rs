@@ -40,6 +40,12 @@ impl ReplyFormat {
         Self { is_http11: head.is_http11, is_head: head.is_head, closes: closes || endless }
     }
 
+    /// How to answer the append of `head`.
+    #[inline]
+    pub(super) fn of_append(head: &Head) -> Self {
+        Self { is_http11: head.is_http11, is_head: false, closes: !head.keep_alive }
+    }
+
     /// The same, as the last reply of the connection.
     pub(super) fn closing(self) -> Self {
         Self { closes: true, ..self }

@@ -78,6 +78,11 @@ impl Replies {
         Self { first: NONE, last: NONE, len: 0 }
     }
 
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Whether there is room for all that one more request may bring about.
     #[inline]
     pub(super) fn have_room(&self, pool: &ReplyPool) -> bool {

@@ -67,6 +67,7 @@ impl Reply {
 
     /// Whether later requests may be read and acted on before this reply is out. They may not when this one
     /// has yet to look at the store.
+    #[inline]
     pub(super) fn lets_pass(&self) -> bool {
         match self.content {
             Content::Continue
@@ -89,6 +90,7 @@ impl Reply {
     }
 
     /// Whether nothing of this reply may go out before the next commit.
+    #[inline]
     pub(super) fn awaits_commit(&self) -> bool {
         matches!(self.content, Content::Waiting(_))
     }
@@ -120,18 +122,20 @@ impl Reply {
     /// Turns an append that `durable` covers into its receipt.
     #[inline]
     pub(super) fn confirm(&mut self, durable: &Durable, counters: &mut Counters) {
-        // The placeholder is replaced on the next line.
-        self.content = match std::mem::replace(&mut self.content, Content::Continue) {
-            Content::Waiting(pending) => match durable.confirm(pending) {
+        if !self.awaits_commit() {
+            return;
+        }
+        // The placeholder is replaced on the next lines.
+        if let Content::Waiting(pending) = std::mem::replace(&mut self.content, Content::Continue) {
+            self.content = match durable.confirm(pending) {
                 Ok(receipt) => {
                     counters.appended_records += 1;
                     counters.appended_bytes += receipt.len;
                     Content::Appended(receipt)
                 }
                 Err(pending) => Content::Waiting(pending),
-            },
-            content => content,
-        };
+            };
+        }
     }
 
     /// Gives the network what it takes of this reply; also says how many bytes that was.
