@@ -8,6 +8,7 @@ mod image;
 mod qemu;
 mod scenarios;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use self::fixture::Fixture;
 use self::image::{Image, PACKAGES};
 use self::qemu::{Machine, Medium, Nic};
-use self::scenarios::{KCM, SCENARIOS, Scenario};
+use self::scenarios::{MORE_PROGRAMS, SCENARIOS, Scenario};
 use crate::setup::{self, Verbosity};
 use crate::steps::{self, Step, workspace};
 
@@ -87,7 +88,9 @@ pub fn run(options: &Options) -> Result<bool> {
         names => names.iter().any(|name| name == scenario.name),
     };
     let chosen: Vec<_> = SCENARIOS.iter().filter(is_chosen).collect();
-    let image = prepare(options.shell || chosen.iter().any(|scenario| scenario.name == KCM))?;
+    let takes = |name: &str| options.shell || chosen.iter().any(|scenario| scenario.name == name);
+    let more = MORE_PROGRAMS.iter().filter(|(name, _)| takes(name)).flat_map(|(_, programs)| *programs);
+    let image = prepare(&more.copied().collect())?;
     let folder = lab::target_directory().join("vm/runs");
     let mut inside = lab::inside(&std::env::current_exe()?)?;
     inside.arg("vm-inside").arg("--vmlinux").arg(&image.vmlinux).arg("--initrd").arg(&image.initrd);
@@ -125,12 +128,11 @@ pub fn run(options: &Options) -> Result<bool> {
     }
 }
 
-/// Builds pmlog, pmtool and the guest with both in it; `with_bench`, with pmbench too, whose building takes as long
-/// again.
-fn prepare(with_bench: bool) -> Result<Image> {
+/// Builds pmlog, pmtool and `more` programs, and the guest with all of them in it.
+fn prepare(more: &BTreeSet<&str>) -> Result<Image> {
     let mut programs = steps::programs(["pmlog", "pmtool"])?.to_vec();
-    if with_bench {
-        programs.extend(steps::programs(["pmbench"])?);
+    for program in more {
+        programs.extend(steps::programs([*program])?);
     }
 
     let step = Step::start("guest");

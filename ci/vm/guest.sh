@@ -20,6 +20,11 @@ fsdax() {
     ndctl create-namespace -f -e namespace0.0 --mode=fsdax --map=mem && mount_ext4 -o dax=always
 }
 
+# The same, but files have their pages in the page cache.
+cached_fs() {
+    ndctl create-namespace -f -e namespace0.0 --mode=fsdax --map=mem && mount_ext4 -o dax=never
+}
+
 # A file system on a virtio-pmem device, as a cloud's guest has it.
 virtio_fs() {
     mount_ext4 -o dax=always

@@ -29,8 +29,11 @@ pub struct Scenario {
     pub run: fn(&Fixture<'_>) -> Result<String>,
 }
 
-/// The one scenario that takes pmbench.
-pub const KCM: &str = "kcm";
+const KCM: &str = "kcm";
+const PAGE_CACHE: &str = "page-cache";
+
+/// What scenarios take beside pmlog and pmtool; building it takes as long again.
+pub const MORE_PROGRAMS: &[(&str, &[&str])] = &[(KCM, &["pmbench"]), (PAGE_CACHE, &["pmbench", "pmfwd"])];
 
 /// All of them, in the order in which they run.
 pub const SCENARIOS: &[Scenario] = &[
@@ -119,6 +122,12 @@ pub const SCENARIOS: &[Scenario] = &[
         run: fsdax_by_physical_address,
     },
     Scenario {
+        name: PAGE_CACHE,
+        what: "a file in the page cache is refused to pmbench and pmfwd, behind the IOMMU and by physical addresses",
+        in_ci: false,
+        run: page_cache_refused,
+    },
+    Scenario {
         name: "virtio-pmem",
         what: "found to need msync; works, and survives a restart of the guest",
         in_ci: false,
@@ -168,9 +177,8 @@ fn dma_into_dax(fixture: &Fixture<'_>, nic: Nic) -> Result<String> {
     ))
 }
 
-/// A store on an ext4 file system of persistent memory, written once over a device that is no NIC.
-fn file_on_fsdax(guest: &mut Guest) -> Result<String> {
-    guest.must("fsdax")?;
+/// A store at /mnt, written once over a device that is no NIC, and its sum.
+fn new_store(guest: &mut Guest) -> Result<String> {
     guest.must("hugepages")?;
     guest.must("NIC=net_null0 serve /mnt/store --pm-size 128MiB --mac 02:00:00:00:00:02")?;
     wait_for_line(guest, "serving ")?;
@@ -181,7 +189,8 @@ fn file_on_fsdax(guest: &mut Guest) -> Result<String> {
 fn fsdax_refused(fixture: &Fixture<'_>) -> Result<String> {
     let machine = fixture.machine(Nic::E1000e)?;
     let mut guest = fixture.boot(&machine)?;
-    let before = file_on_fsdax(&mut guest)?;
+    guest.must("fsdax")?;
+    let before = new_store(&mut guest)?;
     guest.must("pmtool bind $NIC")?;
     let refusal =
         guest.run(&format!("pmlog serve --pm /mnt/store --dev {} --ip 10.0.0.2/24", super::qemu::NIC))?;
@@ -219,6 +228,46 @@ fn fsdax_by_physical_address(fixture: &Fixture<'_>) -> Result<String> {
         "{} appends by physical address into a file on ext4, {bytes} payload bytes found, with a warning",
         records.len()
     ))
+}
+
+/// Each other program that gives a store to a device refuses one whose pages the kernel writes back or moves by itself.
+fn page_cache_refused(fixture: &Fixture<'_>) -> Result<String> {
+    let machine = fixture.machine(Nic::E1000e)?;
+    let mut guest = fixture.boot(&machine)?;
+    guest.must("cached_fs")?;
+    new_store(&mut guest)?;
+    // Frames are no records: pmfwd takes no store of pmlog's.
+    let log = "--forward-mode log --pool pm --pm /mnt/frames --pm-size 128MiB";
+    guest.must(&format!("pmfwd --dev net_null0,no-rx=1 {log} --duration 1"))?;
+    let sums = "sha256sum /mnt/store /mnt/frames";
+    let before = guest.must(sums)?;
+    guest.must("pmtool bind $NIC")?;
+    let records = "--mode paste --pm /mnt/store --pm-size 128MiB --ip 10.0.0.2/24";
+    let mut refusals = 0;
+    for program in [format!("pmbench serve {records}"), format!("pmfwd {log}")] {
+        for (more, words) in [
+            ("", "the kernel does not see that a page"),
+            ("-- --iova-mode=pa", "the kernel may move at any time"),
+        ] {
+            // One that goes to work is ended, so that it does not look like a refusal.
+            let command = format!("timeout -s INT 20 {program} --dev $NIC {more}");
+            let refusal = guest.run(&command)?;
+            ensure!(refusal.status == 1, "'{command}' ended with {}:\n{}", refusal.status, refusal.text);
+            for words in [words, "is a regular file", "device-DAX"] {
+                ensure!(
+                    refusal.text.contains(words),
+                    "'{command}' does not say '{words}':\n{}",
+                    refusal.text
+                );
+            }
+            refusals += 1;
+        }
+    }
+    let after = guest.must(sums)?;
+    ensure!(before == after, "a refused file was changed");
+    guest.must("pmlog verify --pm /mnt/store")?;
+    guest.power_off()?;
+    Ok(format!("{refusals} times refused with exit code 1 and the way to device-DAX, the files unchanged"))
 }
 
 fn virtio_pmem(fixture: &Fixture<'_>) -> Result<String> {
