@@ -41,7 +41,6 @@ use crate::timer::{NEVER, TimerWheel};
 use crate::window::WindowPool;
 
 pub use error::{AddressConflict, ConnectError, ListenError};
-pub use input::Headers;
 
 /// Segments without a connection that may wait for the device.
 const MAX_REPLIES: usize = 512;

@@ -87,8 +87,8 @@ pub trait RxBurst {
         true
     }
 
-    /// Has other cores take part in a frame as told. The bytes are those of a packet that was put together from
-    /// fragments, and go instead of the frame's.
+    /// Has other cores take part in a frame as told. What was put together from fragments comes along, to go instead of
+    /// the frame.
     fn share(&mut self, at: usize, share: Share, whole: Option<&[u8]>) {
         let _ = (at, share, whole);
     }
@@ -101,12 +101,13 @@ pub trait RxBurst {
 pub enum Share {
     /// Nothing.
     Nothing,
-    /// It may tell them something: give each a copy by [`Endpoint::learn`](crate::Endpoint::learn). What there was to answer is answered.
+    /// It may tell them something: give each a copy by [`Endpoint::learn`](crate::Endpoint::learn). What there was to
+    /// answer is answered.
     News,
     /// A segment for which there is no connection here, and which was not answered: it may belong to another core.
     Stray,
     /// As [`Stray`](Self::Stray), but put together from fragments: the frame for the other core is not the one that
-    /// was received, but the one that [`Endpoint::take_whole`](crate::Endpoint::take_whole) gives.
+    /// was received.
     StrayWhole,
 }
 

@@ -35,7 +35,7 @@ mod window;
 pub use address::{AddressError, check_gateway, check_own};
 pub use config::{Config, ConfigError, CoreShare, Keepalive};
 pub use counters::{Counters, Drops};
-pub use endpoint::{AddressConflict, ConnectError, Endpoint, Headers, ListenError};
+pub use endpoint::{AddressConflict, ConnectError, Endpoint, ListenError};
 pub use frame::{FrameSink, RxBurst, RxChecksum, RxFrame, Share, SinkFull, TxChecksum, TxFrame};
 pub use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr};
 pub use steer::Steering;

@@ -56,9 +56,9 @@ impl Endpoint {
     fn receive_any<B: RxBurst, L: Laps>(&mut self, burst: &mut B, at: usize, laps: &mut L) {
         let is_last = burst.is_last(at);
         let Some(mut frame) = burst.frame(at) else { return };
-        let headers = self.parse(&frame);
+        let parsed = self.parse(&frame);
         laps.lap(Stage::Parse);
-        let share = self.accept(self.now, &headers, &mut frame, is_last);
+        let share = self.accept(self.now, &parsed, &mut frame, is_last);
         drop(frame);
         match share {
             Share::Nothing => {}

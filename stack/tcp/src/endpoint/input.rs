@@ -23,38 +23,27 @@ const RESETS: Rate = Rate::per_second(1000, 100);
 /// Answers of one connection in TIME-WAIT.
 const TIME_WAIT_ANSWERS: Rate = Rate::per_second(10, 10);
 
-/// What the headers of a frame say, for [`Endpoint::accept`].
-#[derive(Debug)]
-pub struct Headers(Parsed);
-
 impl Endpoint {
-    /// Takes a frame in, for a host of one core.
+    /// Takes a frame in on the complete path, for a host of one core.
     pub fn receive<F: RxFrame>(&mut self, now: Instant, frame: &mut F) {
-        let _ = self.receive_among(now, frame, true);
-    }
-
-    /// Takes a frame in, for one core of several. With `is_last` no other core has a connection that a segment could
-    /// belong to, so that one without a connection is refused, as always with [`receive`](Self::receive).
-    pub fn receive_among<F: RxFrame>(&mut self, now: Instant, frame: &mut F, is_last: bool) -> Share {
         let parsed = self.parse(frame);
-        self.accept(now, &parsed, frame, is_last)
+        let _ = self.accept(now, &parsed, frame, true);
     }
 
-    /// What a frame is, without taking it in: the first half of [`receive_among`](Self::receive_among).
-    #[inline]
-    pub fn parse<F: RxFrame>(&self, frame: &F) -> Headers {
-        Headers(match frame.vlan() {
+    /// What a frame is.
+    pub(super) fn parse<F: RxFrame>(&self, frame: &F) -> Parsed {
+        match frame.vlan() {
             None | Some(0) => frame::parse(frame.bytes(), frame.apart().len(), &self.local, frame.checksum()),
             Some(_) => Parsed::Vlan,
-        })
+        }
     }
 
-    /// Takes in a frame that was [parsed](Self::parse): the other half.
-    #[inline]
-    pub fn accept<F: RxFrame>(
+    /// Takes in a frame that was [parsed](Self::parse). With `is_last` no other core has a connection that a segment could
+    /// belong to, so that one without a connection is refused.
+    pub(super) fn accept<F: RxFrame>(
         &mut self,
         now: Instant,
-        Headers(parsed): &Headers,
+        parsed: &Parsed,
         frame: &mut F,
         is_last: bool,
     ) -> Share {
@@ -112,7 +101,7 @@ impl Endpoint {
         self.counters.reassembled += 1;
         let arena = self.arena.clone();
         let mut frame = Rebuilt { bytes: whole.frame(), arena: &arena };
-        let Headers(parsed) = self.parse(&frame);
+        let parsed = self.parse(&frame);
         let mut share = Share::Nothing;
         match &parsed {
             Parsed::Tcp(segment) if segment.payload_len > arena.buffer_bytes() => {
@@ -135,7 +124,7 @@ impl Endpoint {
     }
 
     /// The frame that was put together from fragments when the last one came in, for [`Share::StrayWhole`].
-    pub fn take_whole(&mut self, take: impl FnOnce(&[u8])) {
+    pub(super) fn take_whole(&mut self, take: impl FnOnce(&[u8])) {
         if let Some(whole) = self.whole.take() {
             take(whole.frame());
             self.reassembly.give_back(whole);
