@@ -214,18 +214,8 @@ impl Layout {
     }
 }
 
-impl Frame<'_> {
-    /// The frame from its byte `at` on, in the piece where that lies.
-    fn from(&self, at: usize) -> &[u8] {
-        let (bytes, at) = match self.layout {
-            Layout::Apart => (self.apart(), at - self.mbuf.bytes().len()),
-            _ => (self.bytes(), at),
-        };
-        bytes.get(at..).unwrap_or_default()
-    }
-}
-
 impl RxFrame for Frame<'_> {
+    #[inline]
     fn bytes(&self) -> &[u8] {
         match self.layout {
             Layout::Whole | Layout::Apart => self.mbuf.bytes(),
@@ -233,6 +223,7 @@ impl RxFrame for Frame<'_> {
         }
     }
 
+    #[inline]
     fn apart(&self) -> &[u8] {
         match self.layout {
             Layout::Apart => self.mbuf.segments().nth(1).unwrap_or_default(),
@@ -240,6 +231,7 @@ impl RxFrame for Frame<'_> {
         }
     }
 
+    #[inline]
     fn checksum(&self) -> RxChecksum {
         match checksum_of(self.mbuf) {
             RxChecksum::Unknown => self.buffers.unverified,
@@ -247,30 +239,39 @@ impl RxFrame for Frame<'_> {
         }
     }
 
+    #[inline]
     fn vlan(&self) -> Option<u16> {
         self.mbuf.vlan()
     }
 
+    #[inline]
     fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
+        let claimed = self.claim_at(at);
+        self.buffers.warm_spares();
+        claimed
+    }
+}
+
+impl Frame<'_> {
+    #[inline]
+    fn claim_at(&mut self, at: usize) -> Option<(Buffer, usize)> {
         let NamedBuffers { pool, arena, area, cold_spares, scattered, counters, .. } = &mut *self.buffers;
         let Some(spare) = arena.lend_one(|buffer| area.is_contiguous(buffer), scattered) else {
             counters.no_spare += 1;
             return None;
         };
+        let begins = self.mbuf.data_offset();
         if let Some(cold) = cold_spares.as_mut().filter(|cold| cold.len() < cold.capacity()) {
             // The next frame is likely as long as this one.
-            let from = self.mbuf.data_offset().min(spare.len());
+            let from = begins.min(spare.len());
             let to = (from + self.mbuf.len()).min(spare.len());
             cold.push(WrittenSoon::new(&spare[from..to]));
         }
-        let head = self.mbuf.bytes().len();
         let pool = pool.as_ref().filter(|_| self.origin == Origin::Device);
         let swapped = match (self.layout, pool) {
-            (Layout::Whole, Some(pool)) => {
-                let begins = self.mbuf.data_offset();
-                pool.swap(self.mbuf, spare).map(|bytes| (bytes, begins + at))
-            }
+            (Layout::Whole, Some(pool)) => pool.swap(self.mbuf, spare).map(|bytes| (bytes, begins + at)),
             (Layout::Apart, Some(pool)) => {
+                let head = self.mbuf.bytes().len();
                 pool.swap_second(self.mbuf, spare).map(|(bytes, begins)| (bytes, begins + at - head))
             }
             (Layout::Gathered(_), _) | (_, None) => return self.copy(spare, at),
@@ -283,9 +284,16 @@ impl RxFrame for Frame<'_> {
             Err(NotSwapped { spare, .. }) => self.copy(spare, at),
         }
     }
-}
 
-impl Frame<'_> {
+    /// The frame from its byte `at` on, in the piece where that lies.
+    fn from(&self, at: usize) -> &[u8] {
+        let (bytes, at) = match self.layout {
+            Layout::Apart => (self.apart(), at - self.mbuf.bytes().len()),
+            _ => (self.bytes(), at),
+        };
+        bytes.get(at..).unwrap_or_default()
+    }
+
     /// Copies the frame's payload to where the device should have put it.
     fn copy(&mut self, spare: &'static mut [u8], at: usize) -> Option<(Buffer, usize)> {
         let mut buffer = self.buffers.arena.take_back(spare).ok()?;
@@ -299,6 +307,7 @@ impl Frame<'_> {
     }
 }
 
+#[inline]
 fn checksum_of(mbuf: &Mbuf) -> RxChecksum {
     match (mbuf.ip_checksum(), mbuf.transport_checksum()) {
         (Checksum::Bad, _) | (_, Checksum::Bad) => RxChecksum::Bad,
