@@ -17,7 +17,7 @@ pub struct Record {
     pub(super) info: RecordInfo,
     pub(super) inline: [u8; INLINE_BYTES],
     pub(super) extents: Vec<Extent>,
-    /// For each of its log entries.
+    /// For each of its log entries but the last.
     pub(super) checks: Vec<Check>,
 }
 
@@ -135,6 +135,7 @@ impl Record {
             inline: self.inline,
             rest: self.extents.into(),
             checks: self.checks.into(),
+            has_last: true,
             entry: self.info.seq,
             crc: 0,
             checked: 0,
@@ -154,8 +155,10 @@ pub struct CheckedPieces {
     info: RecordInfo,
     inline: [u8; INLINE_BYTES],
     rest: VecDeque<Extent>,
-    /// Of the entries that are not checked yet.
+    /// Of the entries that are not checked yet, but the last.
     checks: VecDeque<Check>,
+    /// Whether that is still to be checked.
+    has_last: bool,
     /// The entry that is checked next.
     entry: u64,
     /// The checksum of all bytes before it.
@@ -169,13 +172,20 @@ impl Iterator for CheckedPieces {
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.checked == 0 {
-            let check = self.checks.pop_front()?;
+            let check = match self.checks.pop_front() {
+                Some(check) => check,
+                None if std::mem::take(&mut self.has_last) => {
+                    Check { extents: self.rest.len(), crc32c: self.info.crc32c }
+                }
+                None => return None,
+            };
             let inline = (check.extents == 0 && !self.info.is_empty())
                 .then_some(Piece::Inline(self.inline, self.info.len as u8));
             let crc = self.rest.iter().take(check.extents).map(Extent::bytes);
             let crc = inline.iter().map(Piece::bytes).chain(crc).fold(self.crc, crc::crc32c_append);
             if crc != check.crc32c {
                 self.checks.clear();
+                self.has_last = false;
                 let RecordInfo { seq, entries, .. } = self.info;
                 return Some(Err(Quarantine::new(seq, entries, self.entry, EntryFault::Payload)));
             }

@@ -10,7 +10,9 @@ use crate::{
 /// A shard's ring of log entries in the medium.
 pub(crate) struct Ring {
     medium: Arc<dyn Medium>,
+    /// Where the first slot lies in the medium, and where that is mapped for as long as the medium lives.
     offset: usize,
+    base: *const u8,
     slots: u32,
     seed: u32,
 }
@@ -19,7 +21,8 @@ impl Ring {
     /// A ring of `slots` entries, a power of two, at `offset`.
     pub(crate) fn new(medium: Arc<dyn Medium>, offset: usize, slots: u32, seed: u32) -> Self {
         assert!(slots.is_power_of_two() && offset + slots as usize * ENTRY_BYTES <= medium.len());
-        Self { medium, offset, slots, seed }
+        let base = medium.base().as_ptr().wrapping_add(offset);
+        Self { medium, offset, base, slots, seed }
     }
 
     #[inline]
@@ -38,7 +41,7 @@ impl Ring {
     #[inline]
     pub(crate) fn slot(&self, seq: u64) -> [u8; ENTRY_BYTES] {
         let mut bytes = [0; ENTRY_BYTES];
-        let from = self.medium.base().as_ptr().wrapping_add(self.slot_offset(seq));
+        let from = self.base.wrapping_add(self.within(seq));
         // SAFETY: the ring lies inside the medium (checked in `new`), and only its one owner writes it.
         unsafe { ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), ENTRY_BYTES) };
         bytes
@@ -67,6 +70,12 @@ impl Ring {
 
     #[inline]
     fn slot_offset(&self, seq: u64) -> usize {
-        self.offset + (seq & (self.slots() - 1)) as usize * ENTRY_BYTES
+        self.offset + self.within(seq)
+    }
+
+    /// Where an entry's slot lies behind the first.
+    #[inline]
+    fn within(&self, seq: u64) -> usize {
+        (seq & (self.slots() - 1)) as usize * ENTRY_BYTES
     }
 }

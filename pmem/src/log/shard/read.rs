@@ -75,11 +75,17 @@ impl Shard {
             if let Body::Inline { bytes, .. } = entry.body {
                 record.inline = bytes;
             }
+            if at == seq {
+                // Most records end here.
+                record.extents.reserve_exact(entry.extents().len());
+            }
             for name in entry.extents() {
                 let extent = self.arena().logged_extent(name.buffer, name.offset, name.len);
                 record.extents.push(extent.ok_or(fail(name.out_of_bounds()))?);
             }
-            record.checks.push(Check { extents: entry.extents().len(), crc32c: entry.payload_crc });
+            if !entry.is_last {
+                record.checks.push(Check { extents: entry.extents().len(), crc32c: entry.payload_crc });
+            }
             info.epoch = entry.epoch;
             info.len += entry.payload_len();
             info.extents += entry.extents().len() as u32;

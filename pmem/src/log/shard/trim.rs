@@ -49,15 +49,20 @@ impl Shard {
         // A record whose first entry was lost since the store was opened still counts.
         let mut is_first = true;
         for seq in self.head..trimmed.head {
-            let entry = self.entry(seq).ok();
-            is_first = entry.map_or(is_first, |entry| entry.is_first);
-            if !self.quarantined.holds(seq) {
-                trimmed.records += u64::from(is_first && !entry.is_some_and(|entry| entry.is_dropped));
-                trimmed.payload_bytes += entry.map_or(0, |entry| entry.payload_len());
-            }
-            is_first = entry.is_none_or(|entry| entry.is_last);
-            if let Some(entry) = entry {
-                self.release(&entry);
+            let counts = !self.quarantined.holds(seq);
+            match &self.entry(seq) {
+                Ok(entry) => {
+                    if counts {
+                        trimmed.records += u64::from(entry.is_first && !entry.is_dropped);
+                        trimmed.payload_bytes += entry.payload_len();
+                    }
+                    self.release(entry);
+                    is_first = entry.is_last;
+                }
+                Err(_) => {
+                    trimmed.records += u64::from(counts && is_first);
+                    is_first = true;
+                }
             }
         }
         self.quarantined.forget(self.head, trimmed.head);
@@ -76,7 +81,7 @@ impl Shard {
     /// The first live entry after a trim: it begins a record, or cannot be read, or is not durable yet.
     fn end_of_trim(&self, before: u64) -> u64 {
         let from = before.clamp(self.head, self.committed);
-        let begins = |seq: &u64| self.entry(*seq).ok().is_none_or(|entry| entry.is_first);
+        let begins = |seq: &u64| self.entry(*seq).map_or(true, |entry| entry.is_first);
         (from..self.committed).find(begins).unwrap_or(self.committed)
     }
 
