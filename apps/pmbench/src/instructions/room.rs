@@ -3,7 +3,7 @@
 use super::callgrind::Spot;
 
 /// Folders and crates of sources, and the room that they belong to; the first that a path has in it counts.
-const SOURCES: [(&str, &str); 28] = [
+const SOURCES: [(&str, &str); 29] = [
     ("stack/tcp/src/frame", "frame parse"),
     ("stack/tcp/src/fast", "frame parse"),
     ("stack/tcp/src/flow", "flow lookup"),
@@ -20,6 +20,7 @@ const SOURCES: [(&str, &str); 28] = [
     ("stack/kernel/src/", "transport"),
     ("stack/net/src/", "loop"),
     ("stack/src/", "loop"),
+    ("pmem/src/sum", "TCP checksum"),
     ("pmem/src/format/crc", "CRC-32C"),
     ("crc-fast-", "CRC-32C"),
     ("crc32c-", "CRC-32C"),
@@ -36,7 +37,7 @@ const SOURCES: [(&str, &str); 28] = [
 
 /// Functions by the start of their names, for lines of the standard library that are inlined in them, and for programs
 /// that were built without lines of source.
-const FUNCTIONS: [(&str, &str); 22] = [
+const FUNCTIONS: [(&str, &str); 23] = [
     ("stack_tcp::frame", "frame parse"),
     ("stack_tcp::fast", "frame parse"),
     ("stack_tcp::flow", "flow lookup"),
@@ -52,6 +53,7 @@ const FUNCTIONS: [(&str, &str); 22] = [
     ("stack_dpdk", "transport"),
     ("stack_net", "loop"),
     ("crc_fast", "CRC-32C"),
+    ("pmem::sum", "TCP checksum"),
     ("pmem::format::crc", "CRC-32C"),
     ("pmem", "pmem"),
     ("dpdk", "mbufs"),
@@ -100,6 +102,8 @@ mod tests {
                 "pmem",
             ),
             (spot("pmbench", "pmem::log::shard::Shard::commit", "/x/crc-fast-1.10.0/src/lib.rs"), "CRC-32C"),
+            (spot("pmbench", "pmem::sum::avx2", "/rustc/library/core_arch/src/x86/avx2.rs"), "TCP checksum"),
+            (spot("pmbench", "stack_tcp::emit::x", "/x/pmem/src/sum.rs"), "TCP checksum"),
             (spot("ld.so", "strlen", ""), "other"),
         ] {
             assert_eq!(room_of(spot), room, "{spot:?}");
