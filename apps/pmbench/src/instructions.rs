@@ -3,9 +3,9 @@
 //! Times differ from machine to machine and from minute to minute; instructions do not. valgrind's callgrind counts
 //! them in a server on memif, or on ring, whose client is as fast as the machine lets it, so that the server is behind
 //! and its bursts are as long as there are connections. What is counted is all that the server's thread runs of its own
-//! code and its libraries', from the driver's burst to the driver's burst, without the turns of its loop that find
-//! nothing to do: those are counted apart. Kernel code is not counted, which is why the modes on kernel sockets are
-//! left out.
+//! code and its libraries', from the driver's burst to the driver's burst, without the polls that find nothing to do
+//! and their turns of the loop: those are counted apart. Kernel code is not counted, which is why the modes on kernel
+//! sockets are left out.
 
 mod callgrind;
 mod room;
@@ -172,11 +172,11 @@ struct Bench<'a> {
     folder: &'a Path,
 }
 
-/// What turns of a loop take that find nothing to do.
+/// What a loop takes that finds nothing to do.
 struct Idle {
-    /// The driver's function that each turn calls once.
+    /// The driver's function that looks for frames.
     poll: String,
-    turns: u64,
+    polls: u64,
     rooms: Rooms,
 }
 
@@ -198,9 +198,9 @@ impl Bench<'_> {
         drop(client);
         let Tally { rooms, calls } = Tally::of(&profile)?;
         let of_driver = calls.into_iter().filter(|(callee, _)| is_of_driver(callee));
-        let (poll, turns) =
+        let (poll, polls) =
             of_driver.max_by_key(|&(_, calls)| calls).context("the driver was never polled")?;
-        Ok(Idle { poll: poll.function.to_owned(), turns, rooms })
+        Ok(Idle { poll: poll.function.to_owned(), polls, rooms })
     }
 
     /// Counts what requests of `size` bytes take in a mode: the sum first.
@@ -211,7 +211,6 @@ impl Bench<'_> {
         let done = self.watch(&mut server)?;
         let profile = self.end(server)?;
         drop(client);
-        let idle_share = done.idle_turns as f64 / done.turns.max(1) as f64;
         let burst = done.requests as f64 / (done.turns - done.idle_turns).max(1) as f64;
         ensure!(
             burst >= self.least_burst(size),
@@ -224,10 +223,11 @@ impl Bench<'_> {
         };
         let requests = calls_of(&|callee| callee.function == ONCE_A_REQUEST);
         ensure!(requests > 0, "{ONCE_A_REQUEST} was never called: there is nothing to divide by");
-        let turns = calls_of(&|callee| is_of_driver(callee) && callee.function == idle.poll);
-        let in_vain = turns as f64 * idle_share;
+        let polls = calls_of(&|callee| is_of_driver(callee) && callee.function == idle.poll);
+        // Of the polls of a turn one at most finds something.
+        let in_vain = (polls as f64 - requests as f64 / burst).max(0.0);
         for (room, instructions) in &mut rooms {
-            let each = idle.rooms.get(room).map_or(0.0, |&all| all as f64 / idle.turns as f64);
+            let each = idle.rooms.get(room).map_or(0.0, |&all| all as f64 / idle.polls as f64);
             *instructions = instructions.saturating_sub((in_vain * each) as u64);
         }
         let count = |room: &str, instructions: u64| Count {
@@ -346,7 +346,7 @@ impl Idle {
             size: 0,
             connections: 0,
             room: EMPTY_POLL.to_owned(),
-            instructions_per_request: self.rooms.values().sum::<u64>() as f64 / self.turns as f64,
+            instructions_per_request: self.rooms.values().sum::<u64>() as f64 / self.polls as f64,
         }
     }
 }

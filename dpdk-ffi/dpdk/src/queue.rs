@@ -54,13 +54,28 @@ impl RxQueue {
     /// As [`burst`](Self::burst), at most `limit`.
     #[inline(always)]
     pub fn burst_up_to<const N: usize>(&mut self, batch: &mut Batch<N>, limit: usize) -> usize {
+        self.burst_within(batch, limit, 1)
+    }
+
+    /// As [`burst_up_to`](Self::burst_up_to), but looks `looks` times at most, until there is something.
+    #[inline(always)]
+    pub fn burst_within<const N: usize>(
+        &mut self,
+        batch: &mut Batch<N>,
+        limit: usize,
+        looks: usize,
+    ) -> usize {
         const { assert!(N <= u16::MAX as usize, "DPDK counts the packets of a burst in 16 bits") };
         let before = batch.len();
         let room = (N - before).min(limit) as u16;
         // SAFETY: the port runs for as long as this queue lives, this is the queue's only handle, and there is
         // room for as many pointers.
-        let count =
-            usize::from(unsafe { fast_path::receive(self.id, self.index, batch.spare_pointers(), room) });
+        let count = usize::from(unsafe {
+            fast_path::receive(self.id, self.index, batch.spare_pointers(), room, looks)
+        });
+        if count == 0 {
+            return 0;
+        }
         // SAFETY: DPDK wrote `count` packets behind those that there were, which are ours now.
         unsafe { batch.set_len(before + count) }
         if self.pool.loses_flags() {
@@ -155,15 +170,25 @@ mod fast_path {
     /// # Safety
     /// The port runs, has this receive queue, which nobody else uses, and `packets` has room for `count`.
     #[inline]
-    pub(super) unsafe fn receive(port: u16, queue: u16, packets: *mut *mut sys::rte_mbuf, count: u16) -> u16 {
+    pub(super) unsafe fn receive(
+        port: u16,
+        queue: u16,
+        packets: *mut *mut sys::rte_mbuf,
+        count: u16,
+        looks: usize,
+    ) -> u16 {
         // SAFETY: DPDK fills the port's entry in before the port runs, with arrays of an element for each queue.
         unsafe {
             let operations = (&raw const sys::rte_eth_fp_ops[usize::from(port)]).as_ref_unchecked();
             let data = *operations.rxq.data.add(usize::from(queue));
-            let received = match operations.rx_pkt_burst {
-                Some(burst) => burst(data, packets, count),
-                None => 0,
-            };
+            let Some(burst) = operations.rx_pkt_burst else { return 0 };
+            let mut received = 0;
+            for _ in 0..looks {
+                received = burst(data, packets, count);
+                if received > 0 {
+                    break;
+                }
+            }
             let callbacks = callbacks(operations.rxq.clbk, queue);
             if callbacks.is_null() {
                 received
