@@ -156,11 +156,19 @@ impl Sender {
 
     #[inline]
     fn make_room(&mut self, pieces: usize) -> Result<(), SinkFull> {
-        if self.waiting.room() == 0 || self.completions.room() < pieces {
+        if !self.has_room(pieces) {
             self.flush();
             self.settle();
+            if !self.has_room(pieces) {
+                return Err(SinkFull);
+            }
         }
-        if self.waiting.room() == 0 || self.completions.room() < pieces { Err(SinkFull) } else { Ok(()) }
+        Ok(())
+    }
+
+    #[inline]
+    fn has_room(&self, pieces: usize) -> bool {
+        self.waiting.room() > 0 && self.completions.room() >= pieces
     }
 }
 
@@ -202,6 +210,7 @@ impl FrameSink for Sender {
 
 /// A frame of a header in DRAM, and behind it payload where it lies in `area`; and how many bytes of payload had to be
 /// copied instead. None if there is no mbuf for it, or what is copied does not fit one.
+#[inline]
 pub fn named_frame<P: AsRef<[Extent]> + IntoIterator<Item: Into<Extent>>>(
     heads: &Pool,
     completions: &mut Completions<Extent>,
@@ -224,6 +233,9 @@ fn frame_of<P: AsRef<[Extent]> + IntoIterator<Item: Into<Extent>>>(
     let mut mbuf = heads.alloc()?;
     mbuf.append(head.len())?.copy_from_slice(head);
     let pieces = payload.as_ref();
+    if pieces.is_empty() {
+        return Some((mbuf, 0));
+    }
     let is_scattered = |piece: &Extent| !area.is_contiguous(piece.bytes());
     if pieces.len() > max_segments.min(completions.room()) || pieces.iter().any(is_scattered) {
         for piece in pieces {

@@ -54,7 +54,7 @@ pub(crate) struct Layout {
 impl Header<'_> {
     /// Writes the headers into `head`, which `payload` bytes then follow, there or elsewhere; [`Layout::complete`]
     /// fills in what depends on those.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn begin(&self, payload: usize, head: &mut Vec<u8>) -> Layout {
         match self.options {
             Options { mss: None, window_scale: None, timestamp: Some(timestamp) } => {
@@ -120,7 +120,7 @@ fn begin_v6(bytes: &mut [u8], local: Ipv6Addr, remote: Ipv6Addr) {
 impl Layout {
     /// Fills in lengths and checksums once the payload is known: what `head` has behind the headers, and
     /// `pieces`. With `offload` the TCP checksum is left to the device.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn complete(&self, head: &mut [u8], pieces: &[Extent], offload: bool) -> TxChecksum {
         let Some(sums) = self.sums else { return self.complete_any(head, pieces, offload) };
         let (headers, text) = head.split_at_mut(self.payload_at);

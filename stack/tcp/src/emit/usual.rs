@@ -4,6 +4,8 @@
 //! read again. That takes fewer instructions than to copy a template and mend it, and no memory for one in each
 //! connection. What comes out is what [`Header::begin_any`] and [`Layout::complete_any`] give.
 
+use std::net::Ipv6Addr;
+
 use super::{HOP_LIMIT, Header, IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, Layout, TCP_HEADER_BYTES};
 use crate::config::ETHERNET_HEADER_BYTES;
 use crate::tcp::options::{TIMESTAMP_BYTES, Timestamp};
@@ -38,58 +40,54 @@ impl Sums {
 
 impl Header<'_> {
     /// Writes the headers into `head`: all of them but TCP's checksum.
-    #[inline]
+    #[inline(always)]
     pub(super) fn begin_usual(&self, timestamp: Timestamp, payload: usize, head: &mut Vec<u8>) -> Layout {
         head.clear();
-        let (local, remote) = (words(&self.key.local.octets()), words(&self.key.remote.octets()));
         let tcp = self.tcp_words(timestamp);
-        let header = tcp.iter().copied().map(u64::from).sum();
         let tcp_len = (TCP_BYTES + payload) as u32;
         let v6 = !self.key.is_v4();
-        let addresses = if v6 {
-            let ip = [
-                0x6000_0000,
-                tcp_len << 16 | TCP << 8 | u32::from(HOP_LIMIT),
-                local[0],
-                local[1],
-                local[2],
-                local[3],
-                remote[0],
-                remote[1],
-                remote[2],
-                remote[3],
-            ];
-            let mut bytes = [0; V6_BYTES];
-            self.write_ethernet([0x86, 0xdd], &mut bytes);
-            write(&ip, &mut bytes[ETHERNET_HEADER_BYTES..V6_BYTES - TCP_BYTES]);
-            write(&tcp, &mut bytes[V6_BYTES - TCP_BYTES..]);
-            head.extend_from_slice(&bytes);
-            ip[2..].iter().copied().map(u64::from).sum()
-        } else {
-            // As in `begin_v4`: not to be fragmented, and without an identification.
-            let mut ip = [
-                0x4500_0000 | (IPV4_HEADER_BYTES as u32 + tcp_len) & 0xffff,
-                0x0000_4000,
-                u32::from(HOP_LIMIT) << 24 | TCP << 16,
-                local[3],
-                remote[3],
-            ];
-            let addresses = u64::from(local[3]) + u64::from(remote[3]);
-            let sum = addresses + u64::from(ip[0]) + u64::from(ip[1]) + u64::from(ip[2]);
-            ip[2] |= u32::from(!folded(sum));
-            let mut bytes = [0; V4_BYTES];
-            self.write_ethernet([0x08, 0x00], &mut bytes);
-            write(&ip, &mut bytes[ETHERNET_HEADER_BYTES..V4_BYTES - TCP_BYTES]);
-            write(&tcp, &mut bytes[V4_BYTES - TCP_BYTES..]);
-            head.extend_from_slice(&bytes);
-            addresses
-        };
-        Layout {
-            v6,
-            l4_at: head.len() - TCP_BYTES,
-            payload_at: head.len(),
-            sums: Some(Sums { pseudo: addresses + u64::from(TCP + tcp_len), header }),
-        }
+        let addresses =
+            if v6 { self.write_v6(&tcp, tcp_len, head) } else { self.write_v4(&tcp, tcp_len, head) };
+        let header = tcp.iter().copied().map(u64::from).sum();
+        let sums = Sums { pseudo: addresses + u64::from(TCP + tcp_len), header };
+        Layout { v6, l4_at: head.len() - TCP_BYTES, payload_at: head.len(), sums: Some(sums) }
+    }
+
+    /// Writes the headers, and returns the sum of the addresses.
+    #[inline(always)]
+    fn write_v4(&self, tcp: &[u32; TCP_BYTES / 4], tcp_len: u32, head: &mut Vec<u8>) -> u64 {
+        let ([.., local], [.., remote]) = (words(&self.key.local), words(&self.key.remote));
+        // As in `begin_v4`: not to be fragmented, and without an identification.
+        let mut ip = [
+            0x4500_0000 | (IPV4_HEADER_BYTES as u32 + tcp_len) & 0xffff,
+            0x0000_4000,
+            u32::from(HOP_LIMIT) << 24 | TCP << 16,
+            local,
+            remote,
+        ];
+        let sum = ip.iter().copied().map(u64::from).sum();
+        ip[2] |= u32::from(!folded(sum));
+        let mut bytes = [0; V4_BYTES];
+        self.write_ethernet([0x08, 0x00], &mut bytes);
+        write(&ip, &mut bytes[ETHERNET_HEADER_BYTES..V4_BYTES - TCP_BYTES]);
+        write(tcp, &mut bytes[V4_BYTES - TCP_BYTES..]);
+        head.extend_from_slice(&bytes);
+        u64::from(local) + u64::from(remote)
+    }
+
+    /// As [`write_v4`](Self::write_v4).
+    fn write_v6(&self, tcp: &[u32; TCP_BYTES / 4], tcp_len: u32, head: &mut Vec<u8>) -> u64 {
+        let (local, remote) = (words(&self.key.local), words(&self.key.remote));
+        let fixed = [0x6000_0000, tcp_len << 16 | TCP << 8 | u32::from(HOP_LIMIT)];
+        let mut bytes = [0; V6_BYTES];
+        self.write_ethernet([0x86, 0xdd], &mut bytes);
+        let (ip, segment) = bytes[ETHERNET_HEADER_BYTES..].split_at_mut(IPV6_HEADER_BYTES);
+        write(&fixed, &mut ip[..8]);
+        write(&local, &mut ip[8..24]);
+        write(&remote, &mut ip[24..]);
+        write(tcp, segment);
+        head.extend_from_slice(&bytes);
+        local.iter().chain(&remote).copied().map(u64::from).sum()
     }
 
     #[inline]
@@ -118,9 +116,9 @@ impl Header<'_> {
 
 /// An address as words.
 #[inline]
-fn words(octets: &[u8; 16]) -> [u32; 4] {
-    let (words, _) = octets.as_chunks::<4>();
-    [words[0], words[1], words[2], words[3]].map(u32::from_be_bytes)
+fn words(address: &Ipv6Addr) -> [u32; 4] {
+    let bits = address.to_bits();
+    [(bits >> 96) as u32, (bits >> 64) as u32, (bits >> 32) as u32, bits as u32]
 }
 
 #[inline]
@@ -141,7 +139,7 @@ fn folded(sum: u64) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::net::Ipv4Addr;
 
     use proptest::prelude::*;
 

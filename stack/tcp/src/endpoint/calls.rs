@@ -104,17 +104,20 @@ impl Endpoint {
         loop {
             let index = *self.telling.front()?;
             let place = &mut self.places[index as usize];
+            let conn = ConnId { index, generation: place.generation };
             let happened = place.connection.events.first();
             place.connection.events -= happened;
             if place.connection.events.is_empty() {
                 place.in_telling = false;
                 self.telling.pop_front();
             }
+            if happened == Happened::READABLE {
+                return Some(Event::Readable { conn });
+            }
             if happened.is_empty() {
                 // Nothing is left of what was noted.
                 continue;
             }
-            let conn = ConnId { index, generation: place.generation };
             return Some(match happened {
                 Happened::OPENED => {
                     if let Some(listener) = place.listener.take() {
@@ -122,7 +125,6 @@ impl Endpoint {
                     }
                     Event::Opened { conn, peer: place.connection.key.peer() }
                 }
-                Happened::READABLE => Event::Readable { conn },
                 Happened::WRITABLE => Event::Writable { conn },
                 Happened::PEER_FINISHED => Event::PeerFinished { conn },
                 _ => {
@@ -197,17 +199,16 @@ impl Endpoint {
 
 impl Net for Endpoint {
     fn recv(&mut self, conn: ConnId) -> Option<Slot> {
-        let connection = self.live_mut(conn)?;
+        let place = self.places.get_mut(conn.index as usize)?;
+        if !place.used || place.generation != conn.generation {
+            return None;
+        }
+        let connection = &mut place.connection;
+        let extent = connection.recv.pop(&mut self.waiting)?;
         // How far that has opened the window is looked at once, when the connection has its turn to send.
         connection.has_taken = true;
-        let is_drained = connection.state == State::Drained;
-        let extent = self.places[conn.index as usize].connection.recv.pop(&mut self.waiting)?;
-        if is_drained {
-            self.with(conn.index, |connection, cx| {
-                if connection.recv.ready_bytes() == 0 {
-                    connection.release(CloseReason::Finished, cx);
-                }
-            });
+        if connection.state == State::Drained && connection.recv.ready_bytes() == 0 {
+            self.with(conn.index, |connection, cx| connection.release(CloseReason::Finished, cx));
         }
         self.settle(conn.index);
         Some(Slot::new(extent))

@@ -57,6 +57,22 @@ impl Endpoint {
             self.iface.pop();
             self.counters.frames_out += 1;
         }
+        if !self.replies.is_empty() {
+            self.send_replies(sink)?;
+        }
+        while let Some(&index) = self.output.front() {
+            let more = self.send_from(index, sink)?;
+            self.output.pop_front();
+            if more {
+                self.output.push_back(index);
+            } else {
+                self.rest(index);
+            }
+        }
+        Ok(())
+    }
+
+    fn send_replies<S: FrameSink>(&mut self, sink: &mut S) -> Result<(), SinkFull> {
         while let Some(reply) = self.replies.front() {
             let header = Header {
                 key: &reply.key,
@@ -74,15 +90,6 @@ impl Endpoint {
             self.replies.pop_front();
             self.counters.frames_out += 1;
             self.counters.segments_out += 1;
-        }
-        while let Some(&index) = self.output.front() {
-            let more = self.send_from(index, sink)?;
-            self.output.pop_front();
-            if more {
-                self.output.push_back(index);
-            } else {
-                self.rest(index);
-            }
         }
         Ok(())
     }
@@ -143,6 +150,7 @@ impl Endpoint {
     }
 
     /// A connection has nothing more to send just now: what will wake it is noted.
+    #[inline]
     fn rest(&mut self, index: u32) {
         let cx = Context {
             config: &self.config,

@@ -95,6 +95,8 @@ pub(crate) struct Connection {
     /// Whether the application waits for room in the send queue.
     pub(crate) wants_room: std::cell::Cell<bool>,
     pub(crate) reason: CloseReason,
+    /// The MSS that this side names: most payload of a segment that comes in.
+    pub(super) own_mss: u16,
 
     // Line 3.
     pub(super) ack: AckState,
@@ -282,6 +284,7 @@ impl Connection {
             key: FlowKey { local: nowhere, remote: nowhere, local_port: 0, remote_port: 0 },
             mac: None,
             has_taken: false,
+            own_mss: own_mss(config, false),
             snd_una: Seq(0),
             snd_nxt: Seq(0),
             snd_max: Seq(0),
@@ -333,6 +336,7 @@ impl Connection {
         self.recv.clear(cx.pieces);
         self.key = key;
         (self.mac, self.has_taken) = (None, false);
+        self.own_mss = own_mss(config, key.is_v4());
         (self.snd_una, self.snd_nxt, self.snd_max) = (iss, iss, iss);
         (self.snd_wnd, self.max_snd_wnd) = (0, 0);
         (self.snd_scale, self.rcv_scale) = (0, 0);
@@ -490,7 +494,7 @@ impl Connection {
     /// Notes how many buffers the open window takes.
     pub(crate) fn note_offer(&mut self, cx: &mut Context<'_>) {
         let open = self.rcv_adv.since(self.rcv_nxt);
-        let buffers = open.div_ceil(own_mss(cx.config, self.key.is_v4()).into());
+        let buffers = open.div_ceil(self.own_mss.into());
         cx.pool.set(&mut self.offer, buffers as usize);
     }
 

@@ -256,6 +256,7 @@ impl SendQueue {
 
     /// Bytes of the segment that begins at `at` and has at most `max`: copied bytes, then extents. It ends
     /// where copied bytes would follow an extent.
+    #[inline]
     pub(crate) fn measure(&self, at: Cursor, max: u32, pool: &SendPool) -> u32 {
         self.measure_frame(at, max, max, pool)
     }
@@ -291,6 +292,7 @@ impl SendQueue {
     }
 
     /// Copies the `len` bytes at `at`, as measured, into `head`, and puts extents behind them into `pieces`.
+    #[inline]
     pub(crate) fn gather(
         &self,
         at: Cursor,

@@ -4,7 +4,7 @@ use std::num::NonZeroU16;
 
 use stack_net::time::Instant;
 
-use super::connection::{Connection, Context, Due, Outcome, State, Timed, Timer, own_mss, own_window_scale};
+use super::connection::{Connection, Context, Due, Outcome, State, Timed, Timer, own_window_scale};
 use super::options::{Options, Timestamp};
 use super::send_pool::SendPool;
 use super::send_queue::Cursor;
@@ -263,7 +263,7 @@ impl Connection {
     fn report_in_syn(&self, plan: &Plan, edge: Seq, now: Instant, cx: &Context<'_>) -> Report {
         let scales = self.state == State::SynSent || self.rcv_scale > 0 || self.snd_scale > 0;
         let options = Options {
-            mss: Some(own_mss(cx.config, self.key.is_v4())),
+            mss: Some(self.own_mss),
             window_scale: scales.then(|| own_window_scale(cx.config)),
             timestamp: self.timestamp(now, plan.flags),
         };
@@ -308,8 +308,7 @@ impl Connection {
     /// Bytes that the buffers hold which the connection may have, if each takes a whole segment.
     #[inline]
     fn buffered(&self, cx: &Context<'_>) -> usize {
-        let segment = usize::from(own_mss(cx.config, self.key.is_v4()));
-        self.recv.free_pieces().min(cx.pool.grant(&self.offer)) * segment
+        self.recv.free_pieces().min(cx.pool.grant(&self.offer)) * usize::from(self.own_mss)
     }
 
     /// The right edge of the window to offer: never left of what was offered before, and only moved by steps
@@ -320,7 +319,7 @@ impl Connection {
         let buffered = self.buffered(cx);
         let edge = self.rcv_nxt + self.affordable_of(buffered, cx);
         let whole = buffered.min(cx.config.rx_window_bytes);
-        let step = u32::from(own_mss(cx.config, self.key.is_v4())).min(whole as u32 / 2);
+        let step = u32::from(self.own_mss).min(whole as u32 / 2);
         if edge.after(self.rcv_adv) && edge.since(self.rcv_adv) >= step { edge } else { self.rcv_adv }
     }
 
@@ -339,7 +338,7 @@ impl Connection {
     /// Whether the window is nearly closed for want of buffers, not of the application's attention.
     #[inline]
     pub(crate) fn is_starved(&self, cx: &Context<'_>) -> bool {
-        let segment = u32::from(own_mss(cx.config, self.key.is_v4()));
+        let segment = u32::from(self.own_mss);
         self.rcv_adv.since(self.rcv_nxt) < segment && self.receives() && self.affordable(cx) < segment
     }
 
