@@ -20,7 +20,7 @@ pub(super) fn decimal(text: impl AsRef<[u8]>) -> Option<u64> {
 
 /// The number that text begins with, and what is behind its digits. None without a digit, or with as many as a number
 /// that may not fit has.
-#[inline]
+#[inline(always)]
 pub(super) fn leading_decimal(text: &[u8]) -> Option<(u64, &[u8])> {
     let mut number = 0_u64;
     for (at, byte) in text.iter().enumerate().take(SAFE_DIGITS + 1) {

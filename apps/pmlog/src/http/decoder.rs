@@ -104,6 +104,7 @@ impl Decoder {
     }
 
     /// Whether a request has begun that is not whole.
+    #[inline]
     pub fn is_mid_request(&self) -> bool {
         self.state != State::Head || !self.gathered.is_empty()
     }

@@ -97,7 +97,7 @@ impl Known {
     }
 
     /// The head at the start of `bytes` and its length, if it is this one.
-    #[inline]
+    #[inline(always)]
     fn find(&self, bytes: &[u8]) -> Option<(Head, usize)> {
         let (before, behind) = self.text.split_at(self.before);
         let rest = bytes.strip_prefix(before)?;

@@ -386,7 +386,7 @@ impl Connection {
     }
 
     /// Adds to the current body; false if that is given up.
-    #[inline]
+    #[inline(always)]
     fn store(&mut self, extent: Extent, common: &mut Common, shard: &mut Shard) -> bool {
         let Body::Stored { draft, bytes, format } = &mut self.body else { return false };
         *bytes += extent.len() as u64;
@@ -417,7 +417,7 @@ impl Connection {
     }
 
     /// Owes the reply to an append. It waits for the commit, unless it says why there was none.
-    #[inline]
+    #[inline(always)]
     fn answer_append(
         &mut self,
         appended: Result<Pending, AppendError>,
@@ -427,8 +427,10 @@ impl Connection {
         match appended {
             Ok(pending) => {
                 self.push(Content::Waiting(pending), format, common);
-                if !std::mem::replace(&mut self.awaits_commit, true) {
-                    common.awaiting.extend(self.id);
+                if !std::mem::replace(&mut self.awaits_commit, true)
+                    && let Some(conn) = self.id
+                {
+                    common.awaiting.push(conn);
                 }
             }
             Err(error) => self.refuse(error.into(), format, common),

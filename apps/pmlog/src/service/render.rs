@@ -183,6 +183,7 @@ struct AcknowledgedHead {
 }
 
 impl Rendered {
+    #[inline]
     pub(super) fn appended(&mut self, receipt: &Receipt, shard: Option<u32>, format: ReplyFormat) -> &[u8] {
         self.acknowledged(receipt.seq, receipt.len, Some(receipt.crc32c), shard, format)
     }

@@ -20,20 +20,16 @@ pub(super) trait Text {
     fn first(&mut self, count: usize, bytes: [u8; 8]) -> &mut Self;
 
     /// Appends a number in decimal digits.
-    #[inline]
+    // In line but for long numbers, which are made elsewhere: text whose address is given away is slower to append to.
+    #[inline(always)]
     fn decimal(&mut self, number: u64) -> &mut Self {
         if number >= EIGHT_DIGITS {
-            return self.long_decimal(number);
+            return self.bytes(&long_decimal(number));
         }
         let digits = u64::from_le_bytes(decimal_digits(number));
         // Of a zero, one digit stays.
         let blank = ((digits ^ ZEROS) | 1 << 56).trailing_zeros() / 8;
         self.first(8 - blank as usize, (digits >> (8 * blank)).to_le_bytes())
-    }
-
-    #[inline(never)]
-    fn long_decimal(&mut self, number: u64) -> &mut Self {
-        self.decimal(number / EIGHT_DIGITS).bytes(&decimal_digits(number % EIGHT_DIGITS))
     }
 
     /// Appends a number in eight hexadecimal digits.
@@ -63,6 +59,20 @@ fn base64(number: u32) -> [u8; 8] {
 const EIGHT_DIGITS: u64 = 100_000_000;
 /// Eight digits `0`.
 const ZEROS: u64 = 0x3030_3030_3030_3030;
+
+/// The digits of a number that has more than eight.
+#[inline(never)]
+fn long_decimal(number: u64) -> ArrayVec<u8, 24> {
+    let mut text = ArrayVec::new();
+    let high = number / EIGHT_DIGITS;
+    if high >= EIGHT_DIGITS {
+        text.decimal(high / EIGHT_DIGITS).bytes(&decimal_digits(high % EIGHT_DIGITS));
+    } else {
+        text.decimal(high);
+    }
+    text.bytes(&decimal_digits(number % EIGHT_DIGITS));
+    text
+}
 
 /// The eight digits of a number that has no more: halves, then pairs, then digits, each in a part of one word.
 #[inline]
