@@ -58,6 +58,21 @@ Counts are the same on every machine that is left alone meanwhile; it needs two 
         #[arg(long)]
         quick: bool,
     },
+    /// A request's time and instructions with 1 to 100,000 connections, and the memory of an idle one.
+    #[command(after_help = "\
+Examples:
+  cargo xtask bench connections            four numbers of connections, 9 rounds: 5 minutes after the build
+  cargo xtask bench connections --quick    up to 10,000, 3 rounds, no instructions
+  cargo xtask bench connections --json     what target/bench/connections/results.json holds, in place of the table
+Needs a CPU that nothing else uses for its times; instructions and memory are the same on every machine.")]
+    Connections {
+        /// Fewer connections and rounds, and no instructions, in a program that is sooner built.
+        #[arg(long)]
+        quick: bool,
+        /// Print the results as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// pmlog with one core and with two: requests by second, and CPU time by request.
     #[command(after_help = "\
 Examples:
@@ -106,6 +121,16 @@ pub fn run(options: &Options) -> Result<()> {
             let mut command = Command::new(pmbench);
             command.args(["instructions", "--modes", "paste", "--sizes", "1024", "--ceiling"]);
             measure(command.arg(workspace().join("apps/pmbench/ceiling.json")), "instructions")
+        }
+        Suite::Connections { quick, json } => {
+            let profile = if *quick { Profile::Quick } else { Profile::Release };
+            let [pmbench] = programs_in(profile, ["pmbench"])?;
+            let mut command = Command::new(pmbench);
+            command.arg("connections").args(json.then_some("--json"));
+            if *quick {
+                command.args(["--counts", "1,100,10000", "--rounds", "3", "--skip-instructions"]);
+            }
+            measure(&mut command, "connections")
         }
         Suite::Cores { quick } => {
             let (rounds, profile) = if *quick { ("2", Profile::Quick) } else { ("9", Profile::Release) };

@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
+use crate::connections::ConnectionsArgs;
 use crate::cores::CoresArgs;
 use crate::fwd::FwdArgs;
 use crate::instructions::InstructionsArgs;
@@ -36,6 +37,8 @@ pub enum Command {
     Fwd(FwdArgs),
     /// Count the instructions of a request, by whose code they are.
     Instructions(InstructionsArgs),
+    /// Measure requests over few and many connections, and the memory of idle ones.
+    Connections(ConnectionsArgs),
     /// Serve appends in one of the modes that are compared, and count what it costs.
     Serve(ServeArgs),
     /// Load a server with appends over many connections, and measure rate and latency.
@@ -54,7 +57,7 @@ mod tests {
     fn help_shows_each_option_and_an_example() {
         let mut command = Cli::command().term_width(100);
         command.build();
-        for name in ["run", "load", "ring", "report", "cores", "fwd", "instructions"] {
+        for name in ["run", "load", "ring", "report", "cores", "fwd", "instructions", "connections"] {
             let help = command.find_subcommand_mut(name).expect("the subcommand").render_long_help();
             insta::assert_snapshot!(name, help.to_string());
         }
@@ -67,7 +70,7 @@ mod tests {
         assert!(Cli::try_parse_from(load).is_ok());
         for more in [
             ["--connections", "0"],
-            ["--connections", "10001"],
+            ["--connections", "120001"],
             ["--size", "0"],
             ["--rate", "0"],
             ["--chunk", "0"],

@@ -29,8 +29,9 @@ use crate::load::pace::Pace;
 use crate::load::request::{read, request};
 pub use crate::load::summary::{LoadEvent, Summary};
 
-/// How long connections have to open.
+/// How long connections have to open: all of them, and each.
 const HANDSHAKES: Duration = Duration::from_secs(15);
+const HANDSHAKE: Duration = Duration::from_millis(1);
 
 /// How long a server may take for the last replies: for a slow disk, one fdatasync for each connection.
 const OWED: Duration = Duration::from_secs(10);
@@ -74,7 +75,8 @@ fn send_requests(
     let request = device.in_buffers(&request)?;
     let mut client =
         Client::new(transport, request, args.connections.get() as usize, device.clock(), args.nap());
-    client.open(args.target, HANDSHAKES, stop)?;
+    let own = device::own_addresses(args)?;
+    client.open(args.target, &own, HANDSHAKES + HANDSHAKE * args.connections.get(), stop)?;
     if let Some(records) = args.read {
         let numbers = client.append_some(records, OWED, stop)?;
         let reads = numbers.into_iter().map(|seq| device.in_buffers(&read(args, seq)));

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use pmbench::cli::{Cli, Command};
-use pmbench::{cores, fwd, instructions, load, report, ring, run, serve};
+use pmbench::{connections, cores, fwd, instructions, load, report, ring, run, serve};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -26,6 +26,7 @@ fn work(cli: &Cli) -> Result<()> {
         Command::Cores(args) => cores::run(args, &mut io::stdout().lock()),
         Command::Fwd(args) => fwd::run(args, &mut io::stdout().lock()),
         Command::Instructions(args) => instructions::run(args, &mut io::stdout().lock()),
+        Command::Connections(args) => connections::run(args, &mut io::stdout().lock()),
         Command::Serve(args) => serve::serve(args),
         Command::Ring(args) => ring::run(args),
         Command::Load(args) => load::load(args, &mut io::stdout().lock()),

@@ -190,6 +190,7 @@ fn serve_args(args: &RingArgs) -> ServeArgs {
 
 fn load_args(args: &RingArgs) -> LoadArgs {
     LoadArgs {
+        addresses: 1,
         dev: String::new(),
         ip: Ipv4Cidr::new(CLIENT.0, PREFIX),
         mac: Some(EthernetAddress(CLIENT.1)),

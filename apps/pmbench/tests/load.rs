@@ -1,7 +1,8 @@
 //! The load generator against servers on the kernel's sockets that behave, and that do not.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -116,6 +117,33 @@ fn requests_of_any_size_are_answered() {
             ensure!(number(&found, "requests")? > 8.0, "{found}");
             ensure!(number(&found, "p50_us")? > 0.0 && number(&found, "busy")? > 0.0, "{found}");
         }
+        Ok(())
+    });
+}
+
+/// More connections than one address has ports for come from several, each of which has its share.
+#[test]
+fn connections_come_from_as_many_addresses_as_asked() {
+    isolated(|_| {
+        wire::veth()?;
+        let listener = TcpListener::bind((wire::KERNEL_V4, 8080))?;
+        let (sender, peers) = channel();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let _ = sender.send(stream.peer_addr().map(|peer| peer.ip()));
+                thread::spawn(move || answer(stream, |_| Some(GOOD)));
+            }
+        });
+        summary(&["--addresses", "3", "--connections", "9", "--seconds", "0.2"])?;
+        let mut seen = BTreeMap::new();
+        for peer in peers.try_iter() {
+            *seen.entry(peer?).or_insert(0) += 1;
+        }
+        let first = wire::SERVER_V4.to_bits();
+        let wanted = (first..first + 3).map(|own| (IpAddr::from(Ipv4Addr::from_bits(own)), 3)).collect();
+        ensure!(seen == wanted, "{seen:?}");
+        let complaint = complaint(&["--addresses", "3", "--connections", "45001", "--seconds", "0.2"])?;
+        ensure!(complaint.contains("raise --addresses"), "{complaint}");
         Ok(())
     });
 }

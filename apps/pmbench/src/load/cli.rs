@@ -16,6 +16,8 @@ Examples:
         --connections 50 --size 1024 --seconds 5
   100,000 requests a second, whatever the server does; latency counts from when each was due:
     pmbench load ... --rate 100000
+  100,000 connections, nearly all of which are idle:
+    pmbench load ... --addresses 7 --connections 100000 --rate 200
   Shared memory with a server on the same machine:
     pmbench load --dev net_memif0,role=client,socket=/run/m.sock,socket-abstract=no ...";
 
@@ -35,7 +37,10 @@ pub struct LoadArgs {
     /// The server.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub target: SocketAddrV4,
-    /// Connections; each has one request on its way at a time.
+    /// Addresses that the connections come from: that of --ip, and those that follow it.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub addresses: u8,
+    /// Connections, at most 15000 from each address; each has one request on its way at a time.
     #[arg(long, value_name = "N", default_value = "50", value_parser = parse_connections)]
     pub connections: NonZeroU32,
     /// Length of each request's body in bytes.
@@ -104,8 +109,10 @@ impl LoadArgs {
     }
 }
 
+/// Connections from one address to a server: fewer than there are ports for them, so that a free one is soon found.
+pub(crate) const OF_AN_ADDRESS: u32 = 15_000;
 /// More connections than one core is asked to keep.
-const MAX_CONNECTIONS: u32 = 10_000;
+const MAX_CONNECTIONS: u32 = 8 * OF_AN_ADDRESS;
 
 pub(crate) fn parse_connections(text: &str) -> Result<NonZeroU32, String> {
     text.parse()

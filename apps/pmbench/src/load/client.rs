@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use hdrhistogram::Histogram;
 use pmem::Extent;
+use smoltcp::wire::Ipv4Cidr;
 use stack::Endpoint;
 use stack::net::{CloseReason, ConnId, Event, Transport};
 use stack::transport::OverEndpoint;
@@ -107,11 +108,17 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
         }
     }
 
-    /// Opens all connections.
+    /// Opens all connections, from each of `own` in turn.
     ///
     /// # Errors
     /// Not all are open after `limit`, or one of them was refused.
-    pub fn open(&mut self, server: SocketAddrV4, limit: Duration, stop: &AtomicBool) -> Result<()> {
+    pub fn open(
+        &mut self,
+        server: SocketAddrV4,
+        own: &[Ipv4Cidr],
+        limit: Duration,
+        stop: &AtomicBool,
+    ) -> Result<()> {
         let limit_ns = self.clock.now_ns() + limit.as_nanos() as u64;
         let mut begun = 0;
         while self.opened < self.connections.len() {
@@ -127,9 +134,10 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
                 self.connections.len()
             );
             while begun < self.connections.len() && begun - self.opened < MAX_OPENING {
+                let local = own.get(begun % own.len()).map(|own| SocketAddr::from((own.address(), 0)));
                 let endpoint = self.transport.endpoint_mut();
                 endpoint
-                    .connect(instant(now_ns), SocketAddr::V4(server), None)
+                    .connect(instant(now_ns), SocketAddr::V4(server), local)
                     .with_context(|| format!("no connection {} to {server}", begun + 1))?;
                 begun += 1;
             }

@@ -5,12 +5,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use dpdk::{Eal, Pool, Port, PortId};
 use pmem::{Arena, Extent, MEMORY, Options, Region, Shard};
-use smoltcp::wire::IpCidr;
+use smoltcp::wire::{IpCidr, Ipv4Cidr};
 use stack::Config;
 use stack::time::Instant;
 use stack::transport::dpdk::{DpdkConfig, DpdkTransport, Reach};
 
-use super::cli::LoadArgs;
+use super::cli::{LoadArgs, OF_AN_ADDRESS};
 use super::wired::Wired;
 use crate::nic::Nic;
 use crate::wire::{Ends, Wire};
@@ -108,7 +108,7 @@ impl Device {
             max_connections: connections,
             tx_bytes: COPIED_BYTES,
             tx_extents: 2 * pieces + 2,
-            ..Config::new(self.mac, vec![IpCidr::Ipv4(args.ip)])
+            ..Config::new(self.mac, own_addresses(args)?.into_iter().map(IpCidr::Ipv4).collect())
                 .context("no random numbers for the stack's secrets")?
         };
         let rings =
@@ -144,6 +144,19 @@ impl Device {
         let arena = self.shard.as_ref().context("the stack is started first")?.arena();
         bytes.chunks(arena.buffer_bytes()).map(|piece| in_buffer(arena, piece)).collect()
     }
+}
+
+/// The addresses that the generator's connections come from.
+pub(super) fn own_addresses(args: &LoadArgs) -> Result<Vec<Ipv4Cidr>> {
+    let (count, connections) = (u32::from(args.addresses), args.connections.get());
+    ensure!(
+        connections <= count * OF_AN_ADDRESS,
+        "{connections} connections are more than {count} times {OF_AN_ADDRESS}, for which one address each has ports; \
+         raise --addresses"
+    );
+    let first = args.ip.address().to_bits();
+    let own = |number| Ipv4Cidr::new(first.wrapping_add(number).into(), args.ip.prefix_len());
+    Ok((0..count).map(own).collect())
 }
 
 /// Puts bytes into a named buffer.

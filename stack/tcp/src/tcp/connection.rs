@@ -326,7 +326,15 @@ impl Connection {
     /// Reads a word of each line that a segment needs, so that they all come into the cache at once.
     #[inline]
     pub(crate) fn touch(&self) {
-        black_box((self.snd_una, self.rcv_nxt, self.last_heard, self.recv.ready_bytes(), self.send.len()));
+        let lines = (
+            self.snd_una,
+            self.rcv_nxt,
+            self.last_heard,
+            self.ack.duplicates,
+            self.send.len(),
+            self.rtt.backoff,
+        );
+        black_box(lines);
     }
 
     /// Puts everything but the queues' memory back to the start.
