@@ -284,6 +284,13 @@ impl FlowTable {
         }
     }
 
+    /// Gives all flows the same hash, before there are any.
+    #[cfg(test)]
+    pub(crate) fn have_all_collide(&mut self) {
+        self.hash.factors = [0; WORDS];
+        self.hash.start_v4 = self.hash.start;
+    }
+
     #[cfg(test)]
     fn capacity(&self) -> usize {
         self.entries.len()

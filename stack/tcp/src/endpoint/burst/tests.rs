@@ -141,10 +141,14 @@ impl Run {
             ..Config::with_secret(HOST_MAC, addresses, [seed as u8; 16])
         };
         let buffers = [24, 60, 400][rng.random_range(0..3)];
+        let all_collide = rng.random_bool(0.1);
         let sides = [(), ()].map(|()| {
             let arena = arena(buffers);
             let mut endpoint = Endpoint::new(config.clone(), arena.clone(), now).unwrap();
             endpoint.listen("[::]:80".parse().unwrap(), 4).unwrap();
+            if all_collide {
+                endpoint.flows.have_all_collide();
+            }
             Side { endpoint, arena, kept: Vec::new() }
         });
         let oddness = [0.005, 0.02, 0.1][rng.random_range(0..3)];
@@ -162,8 +166,9 @@ impl Run {
     fn step(&mut self) {
         self.now += match self.rng.random_range(0..10_000) {
             0..7_000 => Duration::from_micros(self.rng.random_range(0..500)),
-            7_000..9_950 => Duration::from_millis(self.rng.random_range(1..60)),
-            9_950..9_995 => Duration::from_millis(self.rng.random_range(100..3_000)),
+            7_000..9_870 => Duration::from_millis(self.rng.random_range(1..60)),
+            // Long enough for probes of who is silent.
+            9_870..9_995 => Duration::from_millis(self.rng.random_range(100..6_000)),
             9_995..9_999 => Duration::from_secs(70),
             _ => Duration::from_secs(25 * 24 * 3600),
         };

@@ -168,6 +168,10 @@ impl Peer {
 
     /// The next frame, if there is one.
     pub fn next(&mut self, rng: &mut ChaCha8Rng, now: Instant) -> Option<Sent> {
+        if rng.random_bool(self.oddness / 10.0) {
+            // It has moved, and stays there.
+            self.mac[4] ^= 1;
+        }
         let mut draft = self.draft(rng, now);
         if self.state == State::Open {
             self.next = self.next.wrapping_add(draft.payload.len() as u32);
