@@ -28,7 +28,7 @@ const FUNCTIONS: [&str; 14] = [
     "rte_(ipv4|ipv6)_phdr_cksum",
     "rte_(log_cur_msg_loglevel|openlog_stream|strerror|version)",
     "rte_mbuf_(best_mempool_ops|ext_refcnt_set|iova_set|sanity_check)",
-    "rte_ring_(count|create|dequeue_burst|enqueue_burst|free)|rte_mempool_(avail_count|create_empty|free|obj_iter|op_calc_mem_size_default|populate_iova|set_ops_byname)|rte_memzone_reserve_aligned",
+    "rte_ring_(count|create|dequeue_burst|enqueue_burst|free)|rte_mempool_(avail_count|create_empty|free|obj_iter|op_calc_mem_size_default|populate_iova|put_bulk|set_ops_byname)|rte_memzone_reserve_aligned",
     "rte_pktmbuf_(alloc|alloc_bulk|attach_extbuf|free|free_bulk|init|linearize|pool_create|pool_create_extbuf|pool_init)|rte_(get_next_lcore|lcore_id|lcore_to_cpu_id|socket_id|thread_register|thread_unregister)",
 ];
 

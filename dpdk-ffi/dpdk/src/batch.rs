@@ -84,10 +84,19 @@ impl<const N: usize> Batch<N> {
         if len == 0 {
             return;
         }
-        // SAFETY: the first `len` elements are owned mbufs in DPDK's pointer form; none is used after the call.
+        let all_plain = self.0.split_first().is_some_and(|(first, rest)| {
+            first.is_plain() && rest.iter().all(|mbuf| mbuf.is_plain() && mbuf.pool() == first.pool())
+        });
+        let pool = self.0[0].pool();
+        // SAFETY: the first `len` elements are owned mbufs in DPDK's pointer form; none is used after the call. Plain
+        // ones are as their pool, which is that of all, expects them back.
         unsafe {
             self.0.set_len(0);
-            sys::rte_pktmbuf_free_bulk(self.pointers(), len as u32);
+            if all_plain {
+                sys::rte_mempool_put_bulk(pool, self.pointers().cast(), len as u32);
+            } else {
+                sys::rte_pktmbuf_free_bulk(self.pointers(), len as u32);
+            }
         }
     }
 

@@ -173,11 +173,13 @@ impl<T: AsRef<[u8]> + 'static> Completions<T> {
     }
 
     /// How many attachments there is room for.
+    #[inline]
     pub fn room(&self) -> usize {
         self.free.len()
     }
 
     /// How many attachments have not been drained.
+    #[inline]
     pub fn outstanding(&self) -> usize {
         self.places.len() - self.free.len()
     }

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU16;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use dpdk_sys as sys;
 
@@ -71,6 +72,9 @@ pub struct ChecksumError {
     pub segment_len: usize,
 }
 
+/// The flags of a segment whose buffer is another mbuf's, or external memory.
+const NOT_OWN_BUFFER: u64 = sys::RTE_MBUF_F_INDIRECT | sys::RTE_MBUF_F_EXTERNAL;
+
 /// Where the checksum lies in an IPv4 header (RFC 791, section 3.1).
 const IPV4_CHECKSUM_OFFSET: usize = 10;
 /// Where the checksum lies in a TCP header (RFC 9293, section 3.1).
@@ -109,6 +113,19 @@ impl Mbuf {
     pub(crate) fn header_mut(&mut self) -> &mut sys::rte_mbuf {
         // SAFETY: as for `header`, and the handle is the only owner.
         unsafe { self.0.as_mut() }
+    }
+
+    pub(crate) fn pool(&self) -> *mut sys::rte_mempool {
+        self.header().pool
+    }
+
+    /// Whether it can go back to its pool as it is: one segment with a buffer of its own, which nobody else holds. So are
+    /// nearly all that were received, and freeing them takes no more than that; `rte_pktmbuf_prefree_seg` does all else.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        let header = self.header();
+        let is_alone = header.nb_segs == 1 && header.next.is_null();
+        is_alone && header.ol_flags & NOT_OWN_BUFFER == 0 && references(self.0) == 1
     }
 
     /// Length of the packet in bytes, over all segments.
@@ -350,6 +367,13 @@ impl Drop for Mbuf {
         // SAFETY: the handle owns the packet; pools live until the process ends.
         unsafe { sys::rte_pktmbuf_free(self.as_ptr()) }
     }
+}
+
+/// How many hold a segment. The count may change in other threads, so it is read atomically.
+#[inline]
+pub(crate) fn references(segment: NonNull<sys::rte_mbuf>) -> u16 {
+    // SAFETY: callers have the segment in hand, so it is valid, and its count is written by atomic operations only.
+    unsafe { AtomicU16::from_ptr(&raw mut (*segment.as_ptr()).refcnt) }.load(Ordering::Acquire)
 }
 
 #[inline]

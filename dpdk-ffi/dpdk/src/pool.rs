@@ -13,7 +13,7 @@ use crate::area::ExternalArea;
 use crate::batch::Batch;
 use crate::device::{PortError, PortId};
 use crate::eal::Eal;
-use crate::mbuf::Mbuf;
+use crate::mbuf::{Mbuf, references};
 use crate::{errno_text, last_errno};
 
 /// Longest name of a pool, in bytes.
@@ -362,7 +362,7 @@ impl ExternalPool {
         spare: &'static mut [u8],
     ) -> Result<(&'static mut [u8], usize), NotSwapped> {
         let header = packet.header_mut();
-        let first_is_shared = references(header) != 1;
+        let first_is_shared = references(NonNull::from_mut(header)) != 1;
         // SAFETY: segments behind the first are owned by it, and nobody else has a handle on them.
         let (2, Some(second)) = (header.nb_segs, unsafe { header.next.as_mut() }) else {
             return Err(NotSwapped { reason: NotSwappedReason::Segments(header.nb_segs), spare });
@@ -465,20 +465,13 @@ fn set_buffer(header: &mut sys::rte_mbuf, buffer: &'static mut [u8], iova: u64) 
     unsafe { sys::rte_mbuf_iova_set(header, iova) }
 }
 
-/// How many hold the segment. The count may change in other threads, so it is read atomically.
-#[inline]
-fn references(segment: &mut sys::rte_mbuf) -> u16 {
-    // SAFETY: the segment is valid, and its count is written by atomic operations only.
-    unsafe { AtomicU16::from_ptr(&raw mut segment.refcnt) }.load(Ordering::Acquire)
-}
-
 /// Whether neither the segment nor its buffer has another holder.
 #[inline]
 fn is_unique(segment: &mut sys::rte_mbuf) -> bool {
     // SAFETY: the segment is from a pool over external memory, whose mbufs have their shared information behind
     // them; that count too is written by atomic operations only.
     let clones = unsafe { AtomicU16::from_ptr(&raw mut (*segment.shinfo).refcnt) };
-    references(segment) == 1 && clones.load(Ordering::Acquire) == 1
+    references(NonNull::from_mut(segment)) == 1 && clones.load(Ordering::Acquire) == 1
 }
 
 fn common_length(buffers: &[&'static mut [u8]], area: ExternalArea) -> Result<u16, PoolError> {
