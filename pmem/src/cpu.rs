@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub(crate) enum Level {
     /// What x86-64 CPUs have in common.
     Portable = 1,
-    /// AVX2, and CRC-32C as an instruction (SSE4.2).
+    /// AVX2, CRC-32C as an instruction (SSE4.2), and carry-less products (PCLMULQDQ).
     Avx2 = 2,
-    /// AVX-512 (F, BW, DQ, VL), with carry-less products of whole registers (VPCLMULQDQ). CPUs that slow down for
+    /// AVX-512 (F, BW, DQ, VL), and such products of whole registers (VPCLMULQDQ). CPUs that slow down for
     /// AVX-512 lack these.
     Avx512 = 3,
 }
@@ -31,13 +31,15 @@ pub(crate) fn level() -> Level {
 
 #[cold]
 fn detect() -> Level {
-    let level = if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("sse4.2") {
+    let has_avx2 = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("sse4.2")
+        && is_x86_feature_detected!("pclmulqdq");
+    let level = if !has_avx2 {
         Level::Portable
     } else if is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("pclmulqdq")
         && is_x86_feature_detected!("vpclmulqdq")
     {
         Level::Avx512
