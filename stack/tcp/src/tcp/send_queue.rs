@@ -255,7 +255,8 @@ impl SendQueue {
     }
 
     /// Bytes of the segment that begins at `at` and has at most `max`: copied bytes, then extents. It ends
-    /// where copied bytes would follow an extent.
+    /// where copied bytes would follow an extent, and before an extent that fills a segment by itself: what came in full
+    /// segments leaves in such, instead of each in two.
     #[inline]
     pub(crate) fn measure(&self, at: Cursor, max: u32, pool: &SendPool) -> u32 {
         self.measure_frame(at, max, max, pool)
@@ -276,6 +277,7 @@ impl SendQueue {
                 Chunk::Copied { .. } if extents > 0 => break,
                 Chunk::Copied { .. } if left > segment - len => return segment,
                 Chunk::Copied { .. } => {}
+                Chunk::Extent(_) if left == segment && len % segment > 0 => break,
                 Chunk::Extent(_) if extents == MAX_FRAME_EXTENTS || of_segment == MAX_SEGMENT_EXTENTS => {
                     break;
                 }

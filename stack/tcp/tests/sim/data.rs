@@ -355,6 +355,36 @@ fn a_sent_buffer_comes_back_with_its_acknowledgement() {
     }
 }
 
+/// Whoever keeps segments as they came sends them as they came: a reply's head before them does not cut each in two.
+#[test]
+fn a_piece_that_fills_a_segment_is_sent_as_one() {
+    let (mut s, conn) = Script::open(Version::V4);
+    let longest = s.named(&[1; 2_000]);
+    s.stack.send_extent(conn, longest).expect("there is room");
+    s.settle();
+    let first = sent(&mut s);
+    let mss = first[0].payload.len();
+    assert!(mss < 2_000, "{first:?}");
+    s.send(seg_ack(2_001));
+    for (len, expected) in [(mss, vec![4, mss, mss]), (mss - 1, vec![mss, mss, 2])] {
+        let begin = sent(&mut s).len();
+        assert_eq!(begin, 0, "nothing is left to send");
+        s.stack.send(conn, b"head").expect("there is room");
+        for byte in [2, 3] {
+            let piece = s.named(&vec![byte; len]);
+            s.stack.send_extent(conn, piece).expect("there is room");
+        }
+        s.settle();
+        let segments = sent(&mut s);
+        let lengths: Vec<usize> = segments.iter().map(|seg| seg.payload.len()).collect();
+        assert_eq!(lengths, expected);
+        let payload: Vec<u8> = segments.iter().flat_map(|seg| seg.payload.clone()).collect();
+        assert_eq!(payload, [&b"head"[..], &vec![2; len], &vec![3; len]].concat());
+        let last = segments.last().expect("three were sent");
+        s.send(seg_ack(last.seq + last.payload.len() as u32));
+    }
+}
+
 /// What is sent again is the same, wherever the segments are cut the second time.
 #[test]
 fn a_mix_of_copied_and_named_bytes_is_sent_again_as_it_was() {
