@@ -124,3 +124,34 @@ fn who_was_refused_for_the_others_sake_is_told_of_room() {
     assert_eq!(s.event(), None);
     assert_eq!(s.write(waiting, &[7; 3_000]), Ok(()));
 }
+
+/// However many were refused: all are told, though nothing else happens any more.
+#[test]
+fn all_who_were_refused_are_told_though_nothing_else_happens() {
+    let mut s = tight();
+    let (mut hoards, mut waiting) = (Vec::new(), Vec::new());
+    for port in 1_000..1_000 + PLACES as u16 {
+        let (conn, iss) = open(&mut s, port);
+        match s.write(conn, &[7; 3_000]) {
+            Ok(()) => hoards.push((iss, port)),
+            Err(_) => waiting.push(conn),
+        }
+    }
+    assert!(waiting.len() > 32, "{} were refused, which one turn may tell", waiting.len());
+    let mut told = Vec::new();
+    for (iss, port) in hoards {
+        s.remote.at.set_port(port);
+        s.stack_iss = iss;
+        s.send(seg(ACK, 1, 3_001));
+        told.extend(s.event());
+        if !told.is_empty() {
+            break;
+        }
+    }
+    for _ in 0..3 {
+        told.extend(std::iter::from_fn(|| s.event()));
+        s.settle();
+    }
+    let expected: Vec<_> = waiting.into_iter().map(|conn| Event::Writable { conn }).collect();
+    assert_eq!(told, expected);
+}
