@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{Lab, body, request};
+use common::{Lab, body, post, request};
+use pmlog::service::ServiceConfig;
 use proptest::prelude::*;
 use stack::net::ConnId;
 
@@ -10,6 +11,52 @@ use stack::net::ConnId;
 fn answer(lab: &mut Lab, conn: ConnId, request: &[u8]) -> String {
     lab.send(conn, request);
     String::from_utf8(std::mem::take(&mut lab.client(conn).sent)).expect("the reply is text")
+}
+
+/// As much as a connection may always send, whatever the others hold: a block of 256 bytes, and an extent.
+#[test]
+fn every_reply_goes_out_a_block_at_a_time() {
+    let mut lab = Lab::new(16 << 20, ServiceConfig { max_record_bytes: 100_000, ..ServiceConfig::default() });
+    let conn = lab.connect();
+    for len in [20, 300, 5_000, 60_000, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12] {
+        lab.append(conn, &body(len as u64, len));
+    }
+    let requests = [
+        request("GET", "/health"),
+        request("HEAD", "/health"),
+        request("GET", "/records"),
+        request("GET", "/records?limit=3"),
+        request("HEAD", "/records"),
+        request("GET", "/records/1"),
+        request("GET", "/records/2"),
+        request("GET", "/records/3"),
+        request("GET", "/records/4"),
+        request("GET", "/records/777"),
+        request("PUT", "/append"),
+        request("POST", "/append"),
+        request("GET", "/records?from=x&limit=-1"),
+        request("DELETE", "/records"),
+        post(&body(7, 100_001)),
+        b"GET /health HTTP/1.1\r\nHost: a b/c\r\n\r\n".to_vec(),
+        b"GET /health HTTP/2.0\r\n\r\n".to_vec(),
+        b"GET /records HTTP/1.0\r\n\r\n".to_vec(),
+        post(b"one more"),
+        request("DELETE", "/records?before=3"),
+    ];
+    for request in requests {
+        let shown = String::from_utf8_lossy(&request[..request.len().min(60)]).into_owned();
+        let conn = lab.connect();
+        (lab.client(conn).room_bytes, lab.client(conn).room_extents) = (256, 1);
+        lab.send(conn, &request);
+        let mut sent = 0;
+        while lab.make_room(conn, 256, 1) {
+            let now_sent = lab.client(conn).sent.len();
+            assert!(now_sent > sent, "nothing more than {sent} bytes of the reply to {shown:?} goes out");
+            sent = now_sent;
+        }
+        let method = shown.split(' ').next().expect("a method");
+        assert_ne!(lab.replies_to(conn, method).status, 0, "{shown:?}");
+    }
 }
 
 proptest! {

@@ -102,6 +102,10 @@ impl Slot {
     }
 }
 
+/// Bytes that a connection takes which has none waiting to be acknowledged, whatever other connections hold of the memory
+/// for sending: a longer text may have to be sent in such pieces.
+pub const LEAST_SEND_BYTES: usize = 256;
+
 /// How much more a connection takes for sending just now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct SendSpace {

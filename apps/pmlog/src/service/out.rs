@@ -1,7 +1,9 @@
 //! How the parts of a reply get to the network.
 
 use pmem::{Extent, Quarantine};
-use stack::net::{ConnId, Net, SendError};
+use stack::net::{ConnId, LEAST_SEND_BYTES, Net, SendError};
+
+use super::stream::Prepared;
 
 /// How far sending a reply came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +39,13 @@ pub(super) struct Sent {
     pub(super) copied_bytes: u64,
     /// What has ended it, and in which shard.
     pub(super) damage: Option<(u32, Quarantine)>,
+    /// The end of a text that the network did not take as a whole. It has to go out before anything else.
+    pub(super) rest: Option<Prepared>,
 }
 
 impl<'a, N> Out<'a, N> {
     pub(super) fn new(net: &'a mut N, conn: ConnId) -> Self {
-        Self { net, conn, sent: Sent { bytes: 0, copied_bytes: 0, damage: None } }
+        Self { net, conn, sent: Sent { bytes: 0, copied_bytes: 0, damage: None, rest: None } }
     }
 
     pub(super) fn sent(self) -> Sent {
@@ -60,9 +64,27 @@ impl<N: Net> Out<'_, N> {
         Progress::Broken
     }
 
+    /// Sends all of a text, now or, what the network has no room for, [later](Sent::rest).
     pub(super) fn text(&mut self, bytes: &[u8]) -> Result<(), Progress> {
-        self.net.send(self.conn, bytes)?;
-        self.sent.bytes += bytes.len() as u64;
+        if self.sent.rest.is_some() {
+            return Err(Progress::Blocked);
+        }
+        match self.net.send(self.conn, bytes) {
+            Ok(()) => self.sent.bytes += bytes.len() as u64,
+            Err(SendError::Full) if bytes.len() > LEAST_SEND_BYTES => return self.piecemeal(bytes),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// While others hold most of the memory for sending, there may never be room for a long text as a whole.
+    #[cold]
+    fn piecemeal(&mut self, bytes: &[u8]) -> Result<(), Progress> {
+        let mut text = Prepared::new(bytes.to_vec());
+        match text.send(self) {
+            Err(Progress::Blocked) => self.sent.rest = Some(text),
+            other => return other,
+        }
         Ok(())
     }
 
@@ -74,6 +96,9 @@ impl<N: Net> Out<'_, N> {
     }
 
     pub(super) fn extent(&mut self, extent: &Extent) -> Result<(), Progress> {
+        if self.sent.rest.is_some() {
+            return Err(Progress::Blocked);
+        }
         self.net.send_extent(self.conn, extent.clone())?;
         self.sent.bytes += extent.len() as u64;
         Ok(())

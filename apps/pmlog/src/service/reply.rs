@@ -58,6 +58,8 @@ pub(super) enum Underway {
     RemoteTrim(RemoteTrim),
     /// A text that may be longer than a send queue.
     Text(Prepared),
+    /// The end of a text, and what is to be said behind it.
+    Behind(Prepared, Content),
 }
 
 impl Reply {
@@ -97,26 +99,7 @@ impl Reply {
 
     /// Takes the answer of another core to what this reply has asked. If it has not asked, what came goes back.
     pub(super) fn take(&mut self, reading: Reading, common: &mut Common) {
-        let Content::Underway(underway) = &mut self.content else { return };
-        let refusal = match (reading, &mut **underway) {
-            (Reading::Part { begins, bytes, lease }, Underway::Fetch(fetch)) => {
-                common.counters.read_records += u64::from(begins.is_some());
-                return fetch.take(begins, bytes, lease);
-            }
-            (Reading::Listed(page), Underway::Listing(listing)) => return listing.take(page),
-            (Reading::Trimmed(trimmed), Underway::RemoteTrim(trim)) => {
-                self.content = Content::Trimmed(trimmed, Some(trim.shard()));
-                return;
-            }
-            (Reading::Unreadable(refusal), Underway::Fetch(fetch)) => match fetch.fail() {
-                true => refusal,
-                false => return,
-            },
-            (Reading::TrimFailed, Underway::RemoteTrim(_)) => Refusal::TrimFailed,
-            _ => return,
-        };
-        common.counters.refused += 1;
-        self.content = Content::Refused(refusal);
+        self.content.take(reading, common);
     }
 
     /// Turns an append that `durable` covers into its receipt.
@@ -147,8 +130,17 @@ impl Reply {
         shard: &mut Shard,
     ) -> (Progress, u64) {
         let mut out = Out::new(net, conn);
-        let progress = self.send_to(&mut out, common, shard).err().unwrap_or(Progress::Whole);
-        let Sent { bytes, copied_bytes, damage } = out.sent();
+        let mut progress = self.send_to(&mut out, common, shard).err().unwrap_or(Progress::Whole);
+        let Sent { bytes, copied_bytes, damage, rest } = out.sent();
+        if let Some(rest) = rest.filter(|_| progress != Progress::Broken) {
+            let said = std::mem::replace(&mut self.content, Content::Continue);
+            self.content = match progress {
+                Progress::Whole => Underway::Text(rest),
+                _ => Underway::Behind(rest, said),
+            }
+            .into();
+            progress = Progress::Blocked;
+        }
         if let Some((index, damage)) = damage {
             common.alarm.raise(index, &damage, common.now);
             common.peers.shard(index, shard).quarantine(damage);
@@ -164,6 +156,12 @@ impl Reply {
         common: &mut Common,
         shard: &mut Shard,
     ) -> Result<(), Progress> {
+        if let Content::Underway(underway) = &mut self.content
+            && let Underway::Behind(text, content) = &mut **underway
+        {
+            text.send(out)?;
+            self.content = std::mem::replace(content, Content::Continue);
+        }
         if let Content::Asked(ask) = self.content {
             self.content = answer(ask, common, shard);
         }
@@ -188,6 +186,34 @@ impl Reply {
     }
 }
 
+impl Content {
+    fn take(&mut self, reading: Reading, common: &mut Common) {
+        let Self::Underway(underway) = self else { return };
+        if let Underway::Behind(_, content) = &mut **underway {
+            return content.take(reading, common);
+        }
+        let refusal = match (reading, &mut **underway) {
+            (Reading::Part { begins, bytes, lease }, Underway::Fetch(fetch)) => {
+                common.counters.read_records += u64::from(begins.is_some());
+                return fetch.take(begins, bytes, lease);
+            }
+            (Reading::Listed(page), Underway::Listing(listing)) => return listing.take(page),
+            (Reading::Trimmed(trimmed), Underway::RemoteTrim(trim)) => {
+                *self = Self::Trimmed(trimmed, Some(trim.shard()));
+                return;
+            }
+            (Reading::Unreadable(refusal), Underway::Fetch(fetch)) => match fetch.fail() {
+                true => refusal,
+                false => return,
+            },
+            (Reading::TrimFailed, Underway::RemoteTrim(_)) => Refusal::TrimFailed,
+            _ => return,
+        };
+        common.counters.refused += 1;
+        *self = Self::Refused(refusal);
+    }
+}
+
 impl From<Underway> for Content {
     fn from(underway: Underway) -> Self {
         Self::Underway(Box::new(underway))
@@ -209,6 +235,8 @@ impl Underway {
             Self::Listing(listing) => listing.send(out, rendered, peers, shard, format),
             Self::Fetch(fetch) => fetch.send(out, rendered, peers, format),
             Self::RemoteTrim(trim) => Err(trim.ask(out, peers)),
+            // It has become what is behind it.
+            Self::Behind(..) => Ok(()),
         }
     }
 }

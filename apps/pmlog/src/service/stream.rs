@@ -3,16 +3,13 @@
 use std::fmt;
 
 use pmem::Piece;
-use stack::net::Net;
+use stack::net::{LEAST_SEND_BYTES, Net};
 
 use super::{
     checked::Checked,
     out::{Out, Progress},
     render::{Rendered, ReplyFormat},
 };
-
-/// Bytes of a text given to the network at a time: well below a send queue.
-const PIECE_BYTES: usize = 1024;
 
 /// A record, piece by piece from where it lies. Each piece is let go once the network has it.
 pub(super) struct Sending {
@@ -58,7 +55,7 @@ impl fmt::Debug for Sending {
     }
 }
 
-/// A text that is known as a whole, and goes out in pieces.
+/// A text that is known as a whole, and goes out in pieces that each connection takes sooner or later.
 #[derive(Debug)]
 pub(super) struct Prepared {
     text: Vec<u8>,
@@ -71,7 +68,7 @@ impl Prepared {
     }
 
     pub(super) fn send<N: Net>(&mut self, out: &mut Out<'_, N>) -> Result<(), Progress> {
-        while let Some(piece) = self.text[self.sent..].chunks(PIECE_BYTES).next() {
+        while let Some(piece) = self.text[self.sent..].chunks(LEAST_SEND_BYTES).next() {
             out.text(piece)?;
             self.sent += piece.len();
         }

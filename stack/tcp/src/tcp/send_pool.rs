@@ -10,11 +10,15 @@
 
 use pmem::Extent;
 
+use crate::net::LEAST_SEND_BYTES;
+
 /// A link that leads nowhere.
 pub(super) const NONE: u32 = u32::MAX;
 
 /// Length of a block: a short reply.
 pub(super) const BLOCK_BYTES: usize = 256;
+
+const _: () = assert!(BLOCK_BYTES >= LEAST_SEND_BYTES);
 
 /// What a pool has to hold.
 #[derive(Clone, Copy, Debug)]
