@@ -2,7 +2,7 @@
 //!
 //! On memif the server's driver copies each frame into its buffer, which a NIC would do by DMA: the server's CPU is
 //! charged for that, and more where it receives into memory that no cache holds. Here the server's port is a pair of
-//! rings, and the client's thread is the hardware behind it ([`wire`](crate::wire)): all copying is done by its core.
+//! rings, and the client's thread is the hardware behind it (`wire.rs`): all copying is done by its core.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
