@@ -36,8 +36,8 @@ enum Suite {
     /// Every way of serving durable appends, side by side: a table, and a report in target/bench/compare.
     #[command(after_help = "\
 Examples:
-  sudo -E cargo xtask bench compare --quick     what the targets speak of, and all modes with 1 KiB, once: 2 minutes
-  sudo -E cargo xtask bench compare             all loads, five times: 25 minutes
+  sudo -E cargo xtask bench compare --quick     what the targets speak of, and all modes with 1 KiB, once: 3 minutes
+  sudo -E cargo xtask bench compare             all loads, five times: over half an hour
 Leave the machine alone meanwhile; it needs two CPUs that nothing else uses.")]
     Compare {
         /// Few cells, one round.
