@@ -17,7 +17,7 @@ use smoltcp::wire::{
 use stack::net::{Event, Net};
 use stack::profile::NoLaps;
 use stack::time::Instant;
-use stack::{Config, Endpoint, FrameSink, RxBurst, RxChecksum, RxFrame, SinkFull, TxFrame};
+use stack::{Config, Endpoint, FrameSink, RxChecksum, RxFrame, SinkFull, TxFrame};
 
 const PAYLOAD_BYTES: usize = 1024;
 const BURST: usize = 32;
@@ -28,14 +28,14 @@ const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const HEADER_BYTES: usize = 54;
 
 /// A frame as a network card hands it over: in a named buffer, its checksum verified.
-struct Frame<'a> {
-    bytes: &'a [u8],
-    arena: &'a Arena,
+struct Frame {
+    bytes: Vec<u8>,
+    arena: Arena,
 }
 
-impl RxFrame for Frame<'_> {
+impl RxFrame for Frame {
     fn bytes(&self) -> &[u8] {
-        self.bytes
+        &self.bytes
     }
 
     fn checksum(&self) -> RxChecksum {
@@ -44,30 +44,6 @@ impl RxFrame for Frame<'_> {
 
     fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
         self.arena.take().map(|buffer| (buffer, at))
-    }
-}
-
-struct Burst<'a> {
-    frames: &'a [Vec<u8>],
-    arena: &'a Arena,
-}
-
-impl RxBurst for Burst<'_> {
-    type Frame<'a>
-        = Frame<'a>
-    where
-        Self: 'a;
-
-    fn len(&self) -> usize {
-        self.frames.len()
-    }
-
-    fn head(&self, at: usize) -> &[u8] {
-        &self.frames[at]
-    }
-
-    fn frame(&mut self, at: usize) -> Option<Frame<'_>> {
-        Some(Frame { bytes: &self.frames[at], arena: self.arena })
     }
 }
 
@@ -89,12 +65,11 @@ impl FrameSink for Sink {
 
 struct Bench {
     endpoint: Endpoint,
-    arena: Arena,
     sink: Sink,
     now: Instant,
     peers: Vec<Peer>,
     next: usize,
-    frames: Vec<Vec<u8>>,
+    frames: Vec<Frame>,
 }
 
 /// A connection's other side.
@@ -117,8 +92,9 @@ impl Bench {
         (config.max_connections, config.syn_queue, config.tx_checksum_offload) = (16_384, 16, true);
         let mut endpoint = Endpoint::new(config, arena.clone(), now).expect("valid settings");
         endpoint.listen(SocketAddr::from((SERVER, 80)), 16).expect("a free port");
-        let (peers, frames) = (Vec::with_capacity(connections), vec![Vec::new(); BURST]);
-        let mut bench = Self { endpoint, arena, sink: Sink::default(), now, peers, next: 0, frames };
+        let frames = (0..BURST).map(|_| Frame { bytes: Vec::new(), arena: arena.clone() }).collect();
+        let peers = Vec::with_capacity(connections);
+        let mut bench = Self { endpoint, sink: Sink::default(), now, peers, next: 0, frames };
         for port in 1..=connections as u16 {
             bench.open(port);
         }
@@ -137,8 +113,8 @@ impl Bench {
 
     fn arrive(&mut self, peer: Peer, control: TcpControl, payload: usize) {
         let frame = &mut self.frames[0];
-        write_frame(frame, peer, control, payload);
-        self.endpoint.receive(self.now, &mut Frame { bytes: frame, arena: &self.arena });
+        write_frame(&mut frame.bytes, peer, control, payload);
+        self.endpoint.receive(self.now, frame);
     }
 
     /// One burst: a segment for each of the next connections, and the application takes them all.
@@ -146,12 +122,11 @@ impl Bench {
         self.now += Duration::from_micros(10);
         for frame in &mut self.frames {
             let peer = self.peers[self.next];
-            write_frame(frame, peer, TcpControl::None, PAYLOAD_BYTES);
+            write_frame(&mut frame.bytes, peer, TcpControl::None, PAYLOAD_BYTES);
             self.peers[self.next].seq = peer.seq.wrapping_add(PAYLOAD_BYTES as u32);
             self.next = (self.next + 1) % self.peers.len();
         }
-        let mut burst = Burst { frames: &self.frames, arena: &self.arena };
-        self.endpoint.receive_burst(self.now, &mut burst, &mut NoLaps);
+        self.endpoint.receive_burst(self.now, &mut self.frames[..], &mut NoLaps);
         let mut taken = 0;
         while let Some(event) = self.endpoint.next_event() {
             let Event::Readable { conn } = event else { panic!("{event:?}") };

@@ -94,6 +94,48 @@ pub trait RxBurst {
     }
 }
 
+impl<F: RxFrame> RxFrame for &mut F {
+    fn bytes(&self) -> &[u8] {
+        (**self).bytes()
+    }
+
+    fn apart(&self) -> &[u8] {
+        (**self).apart()
+    }
+
+    fn checksum(&self) -> RxChecksum {
+        (**self).checksum()
+    }
+
+    fn vlan(&self) -> Option<u16> {
+        (**self).vlan()
+    }
+
+    fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
+        (**self).claim(at)
+    }
+}
+
+/// Frames that are at hand, of a host of one core.
+impl<F: RxFrame> RxBurst for [F] {
+    type Frame<'a>
+        = &'a mut F
+    where
+        F: 'a;
+
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn head(&self, at: usize) -> &[u8] {
+        self[at].bytes()
+    }
+
+    fn frame(&mut self, at: usize) -> Option<&mut F> {
+        Some(&mut self[at])
+    }
+}
+
 /// What the other cores of a host have to do with a frame that one of them has received, where each core runs an
 /// [`Endpoint`](crate::Endpoint) for the same addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

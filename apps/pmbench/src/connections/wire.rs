@@ -15,7 +15,7 @@ use stack::net::{Event, Transport};
 use stack::profile::NoLaps;
 use stack::time::Instant;
 use stack::transport::OverEndpoint;
-use stack::{Endpoint, FrameSink, RxBurst, RxChecksum, RxFrame, SinkFull, TxFrame};
+use stack::{Endpoint, FrameSink, RxChecksum, RxFrame, SinkFull, TxFrame};
 
 pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 pub(super) const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -44,7 +44,7 @@ pub(super) struct Wire {
     arena: Arena,
     /// Whether payload is put into the buffers where it arrives. It is a device's work, and nobody's who is measured.
     stores_payload: bool,
-    arriving: Vec<Vec<u8>>,
+    arriving: Vec<Arrived>,
     sent: Sent,
 }
 
@@ -64,15 +64,20 @@ impl Wire {
     /// A client's SYN arrives with the next burst.
     pub(super) fn knock(&mut self, number: u32, client: &mut Client, now: Instant) {
         *client = Client { seq: 100, ..Client::default() };
-        self.arriving.push(frame(number, client, SYN, now, &[]));
+        self.arrive(frame(number, client, SYN, now, &[]));
         client.seq = client.seq.wrapping_add(1);
     }
 
     /// A client's segment arrives with the next burst, and acknowledges all that was sent to it.
     pub(super) fn send(&mut self, number: u32, client: &mut Client, now: Instant, payload: &[u8]) {
         let flags = if payload.is_empty() { ACK } else { ACK | PSH };
-        self.arriving.push(frame(number, client, flags, now, payload));
+        self.arrive(frame(number, client, flags, now, payload));
         client.seq = client.seq.wrapping_add(payload.len() as u32);
+    }
+
+    fn arrive(&mut self, bytes: Vec<u8>) {
+        let Self { arena, stores_payload, .. } = self;
+        self.arriving.push(Arrived { bytes, arena: arena.clone(), stores_payload: *stores_payload });
     }
 
     /// Tells clients what the server has sent; returns the number of frames.
@@ -149,15 +154,15 @@ fn frame(number: u32, client: &Client, flags: u8, now: Instant, payload: &[u8]) 
 }
 
 /// A frame that has arrived.
-struct Arrived<'a> {
-    bytes: &'a [u8],
-    arena: &'a Arena,
+struct Arrived {
+    bytes: Vec<u8>,
+    arena: Arena,
     stores_payload: bool,
 }
 
-impl RxFrame for Arrived<'_> {
+impl RxFrame for Arrived {
     fn bytes(&self) -> &[u8] {
-        self.bytes
+        &self.bytes
     }
 
     fn checksum(&self) -> RxChecksum {
@@ -170,33 +175,6 @@ impl RxFrame for Arrived<'_> {
             return None;
         }
         Some((buffer, at))
-    }
-}
-
-/// What has arrived since the last burst.
-struct Burst<'a> {
-    frames: &'a [Vec<u8>],
-    arena: &'a Arena,
-    stores_payload: bool,
-}
-
-impl RxBurst for Burst<'_> {
-    type Frame<'a>
-        = Arrived<'a>
-    where
-        Self: 'a;
-
-    fn len(&self) -> usize {
-        self.frames.len()
-    }
-
-    fn head(&self, at: usize) -> &[u8] {
-        &self.frames[at]
-    }
-
-    fn frame(&mut self, at: usize) -> Option<Arrived<'_>> {
-        let Self { frames, arena, stores_payload } = *self;
-        Some(Arrived { bytes: &frames[at], arena, stores_payload })
     }
 }
 
@@ -215,7 +193,7 @@ impl FrameSink for Sent {
         let (head, len) = &mut self.heads[self.frames];
         let begin = frame.head.len().min(head.len());
         head[..begin].copy_from_slice(&frame.head[..begin]);
-        *len = frame.head.len() + frame.payload.iter().map(pmem::Extent::len).sum::<usize>();
+        *len = frame.len();
         self.frames += 1;
         Ok(())
     }
@@ -237,10 +215,8 @@ impl Transport for Wire {
     type Error = Infallible;
 
     fn receive(&mut self, now: Instant) -> Result<usize, Infallible> {
-        let Self { endpoint, arena, stores_payload, arriving, .. } = self;
-        let mut burst = Burst { frames: arriving, arena, stores_payload: *stores_payload };
-        endpoint.receive_burst(now, &mut burst, &mut NoLaps);
-        Ok(arriving.len())
+        self.endpoint.receive_burst(now, &mut self.arriving[..], &mut NoLaps);
+        Ok(self.arriving.len())
     }
 
     fn next_event(&mut self) -> Option<Event> {

@@ -28,7 +28,7 @@ struct Run(Option<u32>);
 impl Endpoint {
     /// Takes in the frames of a burst in their order, and says of each what other cores have to do with it. Says to
     /// `laps` where the time goes.
-    pub fn receive_burst<B: RxBurst, L: Laps>(&mut self, now: Instant, burst: &mut B, laps: &mut L) {
+    pub fn receive_burst<B: RxBurst + ?Sized, L: Laps>(&mut self, now: Instant, burst: &mut B, laps: &mut L) {
         self.now = self.now.max(now);
         let mut run = Run(None);
         let count = burst.len();
@@ -53,7 +53,7 @@ impl Endpoint {
     }
 
     /// Takes in a frame on the complete path.
-    fn receive_any<B: RxBurst, L: Laps>(&mut self, burst: &mut B, at: usize, laps: &mut L) {
+    fn receive_any<B: RxBurst + ?Sized, L: Laps>(&mut self, burst: &mut B, at: usize, laps: &mut L) {
         let is_last = burst.is_last(at);
         let Some(mut frame) = burst.frame(at) else { return };
         let parsed = self.parse(&frame);
@@ -80,7 +80,7 @@ impl Endpoint {
     /// Takes in a segment of the usual form if its connection is there and expects it; false, and nothing is changed, if
     /// not, or if it is damaged.
     #[inline]
-    fn receive_foreseen<B: RxBurst, L: Laps>(
+    fn receive_foreseen<B: RxBurst + ?Sized, L: Laps>(
         &mut self,
         burst: &mut B,
         at: usize,

@@ -12,7 +12,7 @@ use stack_net::time::Instant;
 
 use super::Endpoint;
 use crate::config::{Config, Keepalive};
-use crate::frame::{FrameSink, RxBurst, RxChecksum, RxFrame, SinkFull, TxFrame};
+use crate::frame::{FrameSink, RxChecksum, RxFrame, SinkFull, TxFrame};
 use crate::net::{ConnId, Event, Net, Slot};
 use crate::testing::{arena, extent_of};
 use peer::{HOST, HOST_MAC, HOST_V6, Peer};
@@ -59,30 +59,6 @@ impl RxFrame for Received<'_> {
         let mut buffer = self.arena.take()?;
         assert!(buffer.arrive(128, &self.sent.bytes));
         Some((buffer, 128 + at))
-    }
-}
-
-struct Burst<'a> {
-    frames: &'a [Sent],
-    arena: &'a Arena,
-}
-
-impl RxBurst for Burst<'_> {
-    type Frame<'a>
-        = Received<'a>
-    where
-        Self: 'a;
-
-    fn len(&self) -> usize {
-        self.frames.len()
-    }
-
-    fn head(&self, at: usize) -> &[u8] {
-        self.frames[at].parts().0
-    }
-
-    fn frame(&mut self, at: usize) -> Option<Received<'_>> {
-        Some(Received { sent: &self.frames[at], arena: self.arena })
     }
 }
 
@@ -212,8 +188,9 @@ impl Run {
             let arena = &complete.arena;
             complete.endpoint.receive(self.now, &mut Received { sent, arena });
         }
-        let mut burst = Burst { frames: &burst, arena: &bursts.arena };
-        bursts.endpoint.receive_burst(self.now, &mut burst, &mut NoLaps);
+        let arena = &bursts.arena;
+        let mut burst: Vec<_> = burst.iter().map(|sent| Received { sent, arena }).collect();
+        bursts.endpoint.receive_burst(self.now, &mut burst[..], &mut NoLaps);
         self.both(|side| (*side.endpoint.counters(), side.arena.free_buffers()));
     }
 
