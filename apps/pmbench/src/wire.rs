@@ -125,12 +125,7 @@ impl Side {
         if let Some(next) = self.posted.front() {
             WrittenSoon::behind(next, frame.len()).prefetch(LINES);
         }
-        let mut into = mbuf.append(frame.len())?;
-        for segment in frame.segments() {
-            let (part, rest) = into.split_at_mut_checked(segment.len())?;
-            part.copy_from_slice(segment);
-            into = rest;
-        }
+        mbuf.append_packet(frame)?;
         Some(mbuf)
     }
 }

@@ -223,6 +223,19 @@ impl Mbuf {
         Some(&mut self.bytes_mut()[old..])
     }
 
+    /// Copies all of another packet, whatever its segments, behind the end of this one, which has one segment. None, and
+    /// nothing is copied, where [`append`](Self::append) gives none.
+    #[inline]
+    pub fn append_packet(&mut self, packet: &Mbuf) -> Option<()> {
+        let mut into = self.append(packet.len())?;
+        for segment in packet.segments() {
+            let (part, rest) = into.split_at_mut_checked(segment.len())?;
+            part.copy_from_slice(segment);
+            into = rest;
+        }
+        Some(())
+    }
+
     /// Grows the packet by `count` bytes at its front and returns them, with whatever they held.
     /// None if the buffer has no room.
     pub fn prepend(&mut self, count: usize) -> Option<&mut [u8]> {

@@ -137,12 +137,7 @@ impl Sender {
     /// A copy of a received frame in DRAM, for another core; none if it does not fit an mbuf, or none is free.
     pub(super) fn copy_of(&self, frame: &Mbuf) -> Option<Mbuf> {
         let mut copy = self.heads.alloc()?;
-        let mut into = copy.append(frame.len())?;
-        for segment in frame.segments() {
-            let (part, rest) = into.split_at_mut_checked(segment.len())?;
-            part.copy_from_slice(segment);
-            into = rest;
-        }
+        copy.append_packet(frame)?;
         copy.set_checksums(frame.ip_checksum(), frame.transport_checksum());
         Some(copy)
     }
