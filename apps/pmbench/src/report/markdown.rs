@@ -8,7 +8,7 @@ use clap::ValueEnum as _;
 use super::breakdown::{Breakdown, Kind};
 use super::numbers::{number, whole};
 use super::plots::Plot;
-use super::stats::{Figure, Server, of_details, paired, reference, servers, spread};
+use super::stats::{Figure, Server, of_details, paired, reference, servers, spread, stream_loads};
 use super::targets::{TARGETS, Target};
 use super::text::COLUMNS;
 use crate::protocol::Mode;
@@ -304,11 +304,7 @@ fn reference_table(page: &mut String, results: &Results, load: Load) {
 
 /// Large records over one connection, each way.
 fn streams(page: &mut String, results: &Results) {
-    let mut loads: Vec<Load> =
-        results.cells.iter().map(|cell| cell.load).filter(|load| load.is_stream()).collect();
-    loads.sort();
-    loads.dedup();
-    for load in loads {
+    for load in stream_loads(results) {
         text(page, format_args!("\n## Large records: {load}\n\n{STREAM}\n"));
         table_head(page, &["link", "mode", "Gbit per CPU second", "Gbit/s", "copied B/B", "client busy"]);
         for server in servers(results) {

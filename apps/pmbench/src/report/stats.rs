@@ -60,6 +60,15 @@ pub fn spread(cells: &[Cell], server: Server, load: Load, figure: Figure) -> Opt
     Spread::of(cells.filter_map(figure).collect())
 }
 
+/// The streams that were measured, in order.
+pub fn stream_loads(results: &Results) -> Vec<Load> {
+    let mut loads: Vec<_> =
+        results.cells.iter().map(|cell| cell.load).filter(|load| load.is_stream()).collect();
+    loads.sort();
+    loads.dedup();
+    loads
+}
+
 /// The same of what is known beside a cell's results.
 pub fn of_details(
     results: &Results,

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::numbers::number;
-use super::stats::{Figure, reference, servers, spread};
+use super::stats::{Figure, reference, servers, spread, stream_loads};
 use super::targets::{TARGETS, Verdict};
 use crate::results::Results;
 
@@ -82,11 +82,7 @@ pub fn table(results: &Results) -> String {
 
 /// What servers make of large records over one connection.
 fn streams(table: &mut String, results: &Results) {
-    let mut loads: Vec<_> =
-        results.cells.iter().map(|cell| cell.load).filter(|load| load.is_stream()).collect();
-    loads.sort();
-    loads.dedup();
-    for load in loads {
+    for load in stream_loads(results) {
         line(table, format_args!("\n{load}: Gbit per CPU second, Gbit/s"));
         for server in servers(results) {
             let median =
