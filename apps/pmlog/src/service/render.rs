@@ -5,6 +5,7 @@ use std::io::Write as _;
 use arrayvec::ArrayVec;
 use pmem::{Receipt, RecordInfo, Trimmed};
 use serde::Serialize;
+use stack::net::LEAST_SEND_BYTES;
 
 use super::{commits::CommitSummary, exchange::ShardState, network::NetworkState, text::Text};
 use crate::http::{Ask, Head, Refusal, Route, Status};
@@ -14,6 +15,10 @@ const OK: &str = "HTTP/1.1 200 OK\r\n";
 
 /// Bytes of the longest acknowledgement: a head with three digits and `Connection`, and a body with all its digits.
 const ACKNOWLEDGEMENT_BYTES: usize = 256;
+
+// It goes out as a whole, however little room there is.
+const _: () = assert!(ACKNOWLEDGEMENT_BYTES <= LEAST_SEND_BYTES);
+
 /// Bytes of its body: numbers of 10, 20, 20 and 8 digits, their keys, and room behind.
 const ACKNOWLEDGEMENT_BODY_BYTES: usize = 128;
 
