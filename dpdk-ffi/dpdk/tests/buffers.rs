@@ -7,16 +7,14 @@ use std::num::NonZeroU16;
 
 use dpdk::{
     Eal, ExternalPool, ExternalPoolConfig, IpVersion, MbufBatch, NotSwappedReason, Pool, PoolConfig,
-    PoolError, Port, PortConfig, RxQueue, TxChecksums, TxQueue,
+    PoolError, Port, RxQueue, TxChecksums, TxQueue,
 };
 use support::{BUFFER_BYTES, isolated, numbered_frame, receive, send_all};
 
 /// A port whose frames come back to it, with its receive queue over `pool`.
 fn loopback(eal: Eal, pool: &Pool) -> (Port, RxQueue, TxQueue) {
     let id = eal.attach("net_ring0").expect("a ring");
-    let mut port =
-        Port::start(id, &PortConfig::default(), std::slice::from_ref(pool)).expect("a started port");
-    let (rx, tx) = (port.rx_queue(0).expect("its queue"), port.tx_queue(0).expect("its queue"));
+    let (port, rx, tx) = support::start(id, pool);
     (port, rx, tx)
 }
 
@@ -256,8 +254,7 @@ fn null_makes_frames_in_the_file_forever() {
         let (pool, spares) = support::file_pool(eal, &folder.path().join("pm"), 127, 1);
         let mut spare = spares.into_iter().next();
         let id = eal.attach("net_null0,size=1000").unwrap();
-        let mut port = Port::start(id, &PortConfig::default(), std::slice::from_ref(&pool)).unwrap();
-        let (mut rx, mut tx) = (port.rx_queue(0).unwrap(), port.tx_queue(0).unwrap());
+        let (port, mut rx, mut tx) = support::start(id, &pool);
         let mut batch = MbufBatch::new();
         for _ in 0..1000 {
             receive(&mut rx, &mut batch);

@@ -8,34 +8,7 @@ use std::rc::Rc;
 use dpdk::{
     Completions, Eal, Mbuf, MbufBatch, NotAttachedReason, Offloads, Pool, PoolConfig, Port, PortConfig,
 };
-use support::{contents, isolated, receive, send_all};
-
-/// Payload that says whose it is, and counts how many of its kind are alive.
-struct Payload {
-    number: u64,
-    bytes: Vec<u8>,
-    alive: Rc<Cell<usize>>,
-}
-
-impl Payload {
-    fn new(number: u64, len: usize, alive: &Rc<Cell<usize>>) -> Self {
-        alive.set(alive.get() + 1);
-        let bytes = (0..len as u64).map(|place| (number.wrapping_mul(7) ^ place) as u8).collect();
-        Self { number, bytes, alive: alive.clone() }
-    }
-}
-
-impl AsRef<[u8]> for Payload {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for Payload {
-    fn drop(&mut self) {
-        self.alive.set(self.alive.get() - 1);
-    }
-}
+use support::{Payload, contents, isolated, receive, send_all};
 
 fn headers(eal: Eal) -> Pool {
     Pool::dram(eal, "headers", &PoolConfig { mbufs: 1023, cache: 0, ..PoolConfig::default() }).unwrap()
@@ -56,8 +29,7 @@ fn payload_comes_back_once_and_only_when_the_receiver_is_done() {
         let pool = headers(eal);
         let mut completions = Completions::new(eal, "tails", CAPACITY, None).unwrap();
         let id = eal.attach("net_ring0").unwrap();
-        let mut port = Port::start(id, &PortConfig::default(), std::slice::from_ref(&pool)).unwrap();
-        let (mut rx, mut tx) = (port.rx_queue(0).unwrap(), port.tx_queue(0).unwrap());
+        let (_port, mut rx, mut tx) = support::start(id, &pool);
         let alive = Rc::new(Cell::new(0));
         let mut batch = MbufBatch::new();
         let mut returned = vec![0_u32; 20_000];

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command};
 
-use dpdk::{Completions, Eal, MbufBatch, Pool, PoolConfig, Port, PortConfig, RxQueue, TxQueue};
+use dpdk::{Completions, Eal, MbufBatch, Pool, PoolConfig, Port, RxQueue, TxQueue};
 use support::{contents, isolated, numbered_frame, receive, send_all, wait_for};
 
 const FRAMES: u64 = 20_000;
@@ -22,9 +22,7 @@ fn started(eal: Eal, folder: &Path, role: &str, pool: &Pool) -> (Port, RxQueue, 
     let socket = folder.join("memif.sock");
     let device = format!("net_memif0,role={role},id=1,socket={},socket-abstract=no", socket.display());
     let id = eal.attach(&device).expect("a memif port");
-    let mut port =
-        Port::start(id, &PortConfig::default(), std::slice::from_ref(pool)).expect("a started port");
-    let (rx, tx) = (port.rx_queue(0).expect("its queue"), port.tx_queue(0).expect("its queue"));
+    let (port, rx, tx) = support::start(id, pool);
     wait_for("the other side", || port.link().expect("a link state").up.then_some(()));
     (port, rx, tx)
 }

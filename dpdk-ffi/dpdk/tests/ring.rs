@@ -7,10 +7,8 @@ use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dpdk::{
-    Completions, Eal, MbufBatch, Pool, PoolConfig, Port, PortConfig, RingEnd, RingError, RxQueue, TxQueue,
-};
-use support::{contents, isolated, numbered_frame, receive, send_all, wait_for};
+use dpdk::{Completions, Eal, MbufBatch, Pool, PoolConfig, Port, RingEnd, RingError, RxQueue, TxQueue};
+use support::{Payload, contents, isolated, numbered_frame, payload_bytes, receive, send_all, wait_for};
 
 const FRAMES: u64 = 20_000;
 
@@ -21,9 +19,7 @@ fn frame_len(number: u64) -> usize {
 /// A port over `pool` whose other side comes with it.
 fn ring_port(eal: Eal, pool: &Pool) -> (RingEnd, Port, RxQueue, TxQueue) {
     let (id, end) = RingEnd::new(eal, "wire", 256).expect("a port of rings");
-    let mut port =
-        Port::start(id, &PortConfig::default(), std::slice::from_ref(pool)).expect("a started port");
-    let (rx, tx) = (port.rx_queue(0).expect("its queue"), port.tx_queue(0).expect("its queue"));
+    let (port, rx, tx) = support::start(id, pool);
     (end, port, rx, tx)
 }
 
@@ -99,34 +95,8 @@ fn fill_from_thread(has_lcore: bool) {
     assert!(all.len() >= MBUFS - 2 * 64, "{} of {MBUFS}", all.len());
 }
 
-/// Payload that only its own thread may own.
-struct Payload {
-    number: u64,
-    bytes: Vec<u8>,
-    alive: Rc<Cell<usize>>,
-}
-
-impl Payload {
-    fn new(number: u64, alive: &Rc<Cell<usize>>) -> Self {
-        alive.set(alive.get() + 1);
-        Self { number, bytes: payload_bytes(number), alive: alive.clone() }
-    }
-}
-
-fn payload_bytes(number: u64) -> Vec<u8> {
-    (0..1 + number % 3000).map(|place| (number.wrapping_mul(7) ^ place) as u8).collect()
-}
-
-impl AsRef<[u8]> for Payload {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for Payload {
-    fn drop(&mut self) {
-        self.alive.set(self.alive.get() - 1);
-    }
+fn payload_len(number: u64) -> usize {
+    1 + (number % 3000) as usize
 }
 
 #[test]
@@ -159,7 +129,8 @@ fn read_in_thread(has_lcore: bool) {
                     std::thread::yield_now();
                 }
                 for packet in &batch {
-                    let expected = [numbered_frame(next, 54), payload_bytes(next)].concat();
+                    let expected =
+                        [numbered_frame(next, 54), payload_bytes(next, payload_len(next))].concat();
                     assert!(contents(packet) == expected, "frame {next}");
                     next += 1;
                 }
@@ -175,7 +146,7 @@ fn read_in_thread(has_lcore: bool) {
                 heads.alloc().filter(|_| completions.room() > 0)
             });
             packet.append(54).unwrap().copy_from_slice(&numbered_frame(number, 54));
-            completions.attach(&mut packet, Payload::new(number, &alive)).unwrap();
+            completions.attach(&mut packet, Payload::new(number, payload_len(number), &alive)).unwrap();
             batch.push(packet).unwrap();
             if batch.len() == 32 || number + 1 == FRAMES {
                 send_all(&mut tx, &mut batch);
@@ -210,8 +181,7 @@ fn a_full_ring_takes_no_more_than_it_holds() {
         let config = PoolConfig { mbufs: 511, cache: 0, ..PoolConfig::default() };
         let pool = Pool::dram(eal, "dram", &config).unwrap();
         let (id, mut end) = RingEnd::new(eal, "small", 32).unwrap();
-        let mut port = Port::start(id, &PortConfig::default(), std::slice::from_ref(&pool)).unwrap();
-        let (mut rx, mut tx) = (port.rx_queue(0).unwrap(), port.tx_queue(0).unwrap());
+        let (port, mut rx, mut tx) = support::start(id, &pool);
         assert!(port.link().unwrap().up && port.info().driver == "net_ring");
         let mut batch = MbufBatch::new();
         assert!(pool.alloc_bulk(&mut batch, 64));

@@ -2,13 +2,18 @@
 
 #![allow(dead_code, unsafe_code, reason = "each test binary uses its own part; mapping a file needs unsafe")]
 
+use std::cell::Cell;
 use std::fs::OpenOptions;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use dpdk::{Eal, ExternalArea, ExternalPool, ExternalPoolConfig, Mbuf, MbufBatch, RxQueue, TxQueue};
+use dpdk::{
+    Eal, ExternalArea, ExternalPool, ExternalPoolConfig, Mbuf, MbufBatch, Pool, Port, PortConfig, PortId,
+    RxQueue, TxQueue,
+};
 
 /// DPDK's default: 128 bytes of headroom and 2048 of data.
 pub const BUFFER_BYTES: usize = 2176;
@@ -115,6 +120,45 @@ pub fn file_pool_with(
     let spares = buffers.split_off(mbufs);
     let config = ExternalPoolConfig { cache, socket: None };
     (ExternalPool::new(eal, "pm", area, buffers, &config).expect("a pool over the file"), spares)
+}
+
+/// A started port whose only receive queue is over `pool`.
+pub fn start(id: PortId, pool: &Pool) -> (Port, RxQueue, TxQueue) {
+    let mut port =
+        Port::start(id, &PortConfig::default(), std::slice::from_ref(pool)).expect("a started port");
+    let (rx, tx) = (port.rx_queue(0).expect("its queue"), port.tx_queue(0).expect("its queue"));
+    (port, rx, tx)
+}
+
+/// Payload that says whose it is, counts how many of its kind are alive, and may only be owned by its own thread.
+pub struct Payload {
+    pub number: u64,
+    pub bytes: Vec<u8>,
+    alive: Rc<Cell<usize>>,
+}
+
+impl Payload {
+    pub fn new(number: u64, len: usize, alive: &Rc<Cell<usize>>) -> Self {
+        alive.set(alive.get() + 1);
+        Self { number, bytes: payload_bytes(number, len), alive: alive.clone() }
+    }
+}
+
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Payload {
+    fn drop(&mut self) {
+        self.alive.set(self.alive.get() - 1);
+    }
+}
+
+/// What payload of that number and length consists of.
+pub fn payload_bytes(number: u64, len: usize) -> Vec<u8> {
+    (0..len as u64).map(|place| (number.wrapping_mul(7) ^ place) as u8).collect()
 }
 
 /// Sends the whole batch.
