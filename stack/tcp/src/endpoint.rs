@@ -25,7 +25,7 @@ use crate::iface::Iface;
 use crate::limit::{Rate, RateLimit};
 use crate::listen::Listeners;
 use crate::neighbor::{Hearsay, MAX_NEIGHBORS, Neighbors, VALID, VALID_IN_DOUBT};
-use crate::net::CloseReason;
+use crate::net::{CloseReason, ConnId};
 use crate::reassembly::{Reassembly, Whole};
 use crate::steer::Steering;
 use crate::tcp::connection::{Connection, Context, Outcome, State, lies_in_its_lines};
@@ -146,6 +146,14 @@ struct ConnectionEntry {
 
 const _: () = assert!(lies_in_its_lines(std::mem::offset_of!(ConnectionEntry, connection)));
 const _: () = assert!(size_of::<ConnectionEntry>() == 6 * 64);
+
+impl ConnectionEntry {
+    /// Whether the connection of that name lives here.
+    #[inline]
+    fn is_of(&self, conn: ConnId) -> bool {
+        self.used && self.generation == conn.generation
+    }
+}
 
 /// A segment that belongs to no connection in the table.
 #[derive(Clone, Copy, Debug)]
@@ -278,12 +286,17 @@ impl Endpoint {
 
     /// When [`transmit`](Self::transmit) next has something to do though nothing arrives.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let waiting = !self.output.is_empty() || !self.replies.is_empty() || self.iface.front().is_some();
         let may_send = !self.refused.is_empty() && self.sending.has_room();
-        if waiting || may_send || self.starved_unseen > 0 {
+        if self.has_waiting() || may_send || self.starved_unseen > 0 {
             return Some(self.now);
         }
         self.timers.next_deadline()
+    }
+
+    /// Whether frames, answers or connections wait for their turn to be sent.
+    #[inline]
+    fn has_waiting(&self) -> bool {
+        self.output.len() | self.replies.len() | self.iface.waiting() != 0
     }
 
     /// Totals since the start.

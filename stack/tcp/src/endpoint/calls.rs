@@ -164,13 +164,13 @@ impl Endpoint {
 
     /// The connection of that name, if it lives.
     fn live(&self, conn: ConnId) -> Option<&Connection> {
-        let place = self.places.get(conn.index as usize)?;
-        (place.used && place.generation == conn.generation).then_some(&place.connection)
+        let place = self.places.get(conn.index as usize).filter(|place| place.is_of(conn))?;
+        Some(&place.connection)
     }
 
     fn live_mut(&mut self, conn: ConnId) -> Option<&mut Connection> {
-        let place = self.places.get_mut(conn.index as usize)?;
-        (place.used && place.generation == conn.generation).then_some(&mut place.connection)
+        let place = self.places.get_mut(conn.index as usize).filter(|place| place.is_of(conn))?;
+        Some(&mut place.connection)
     }
 
     /// Queues something for sending with `push`, which says whether there was room.
@@ -180,10 +180,10 @@ impl Endpoint {
         push: impl FnOnce(&mut SendQueue, &mut SendPool) -> bool,
     ) -> Result<(), SendError> {
         let place = self.places.get_mut(conn.index as usize).ok_or(SendError::Closed)?;
-        let connection = &mut place.connection;
-        if !place.used || place.generation != conn.generation || !connection.sends() {
+        if !place.is_of(conn) || !place.connection.sends() {
             return Err(SendError::Closed);
         }
+        let connection = &mut place.connection;
         if !push(&mut connection.send, &mut self.sending) {
             connection.wants_room.set(true);
             // No acknowledgement will make room where nothing was sent: others have to.
@@ -199,10 +199,7 @@ impl Endpoint {
 
 impl Net for Endpoint {
     fn recv(&mut self, conn: ConnId) -> Option<Slot> {
-        let place = self.places.get_mut(conn.index as usize)?;
-        if !place.used || place.generation != conn.generation {
-            return None;
-        }
+        let place = self.places.get_mut(conn.index as usize).filter(|place| place.is_of(conn))?;
         let connection = &mut place.connection;
         let extent = connection.recv.pop(&mut self.waiting)?;
         // How far that has opened the window is looked at once, when the connection has its turn to send.

@@ -41,9 +41,8 @@ impl Endpoint {
     #[inline]
     pub fn is_quiet_at(&mut self, now: Instant) -> bool {
         self.now = self.now.max(now);
-        let waiting = self.output.len() | self.replies.len() | self.iface.waiting();
         let told_later = self.starved.len() | self.refused.len();
-        waiting | told_later == 0 && !self.timers.is_due(self.now)
+        !self.has_waiting() && told_later == 0 && !self.timers.is_due(self.now)
     }
 
     fn send_all<S: FrameSink>(&mut self, sink: &mut S) -> Result<(), SinkFull> {
