@@ -21,7 +21,8 @@ const BURST_TIME: Duration = Duration::from_micros(10);
 /// A record, and a reply as pmlog's.
 const REQUEST_BYTES: usize = 1024;
 const REPLY_BYTES: usize = 120;
-const STORE_BYTES: u64 = 256 << 20;
+/// Several buffers for each of a hundred thousand connections, so that no window is smaller than a request.
+const STORE_BYTES: u64 = 1 << 30;
 
 /// An application that takes each request and answers it, and does no more.
 #[derive(Default)]
@@ -206,8 +207,8 @@ impl<S: Service> Rig<S> {
 
     fn check(&self, requests: u64) -> Result<()> {
         let answered = self.server.service().requests();
-        ensure!(answered == requests, "{answered} requests were answered of {requests}");
         let counters = self.server.transport().endpoint().counters();
+        ensure!(answered == requests, "{answered} requests were answered of {requests}: {counters:?}");
         let lost = counters.retransmits + counters.drops.no_buffer + counters.drops.window;
         ensure!(lost == 0, "segments were lost on a link that loses none: {counters:?}");
         Ok(())
