@@ -37,7 +37,7 @@ enum Suite {
     #[command(after_help = "\
 Examples:
   sudo -E cargo xtask bench compare --quick     what the targets speak of, and all modes with 1 KiB, once: 3 minutes
-  sudo -E cargo xtask bench compare             all loads, five times: over half an hour
+  sudo -E cargo xtask bench compare             all loads, five times: 25 minutes
 Leave the machine alone meanwhile; it needs two CPUs that nothing else uses.")]
     Compare {
         /// Few cells, one round.
