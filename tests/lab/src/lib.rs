@@ -8,6 +8,7 @@
 mod command;
 mod frames;
 mod http;
+mod link;
 mod namespace;
 mod pmlog;
 mod scratch;
@@ -16,6 +17,7 @@ pub mod wire;
 pub use command::{Curl, output_within, run, run_for};
 pub use frames::Frames;
 pub use http::{Connection, Reply};
+pub use link::{Link, Path, PathCounters};
 pub use namespace::{Lab, inside, inside_as_root, isolated};
 pub use pmlog::{Pmlog, PmlogOptions, built, pmlog_binary};
 pub use scratch::{scratch_directory, target_directory};

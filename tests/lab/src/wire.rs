@@ -3,11 +3,13 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{run, run_for};
 
@@ -60,22 +62,75 @@ pub fn stock_veth() -> Result<()> {
 /// # Errors
 /// What `ip` or `mount` say.
 pub fn kernel_veth(namespace: &Path) -> Result<()> {
+    make_namespace(namespace)?;
+    run("ip", ["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"])?;
+    address("veth0")?;
+    move_into(namespace, "veth1", SERVER_V4, SERVER_V6)
+}
+
+/// Gives the interface `client` of a [`Link`](crate::Link) to this network, and leaves that of a server to a DPDK port.
+///
+/// # Errors
+/// What `ip` or `sysctl` say.
+pub fn link_to_device(client: &str, server: &str) -> Result<()> {
+    silence(server)?;
+    run("ip", ["link", "set", server, "up"])?;
+    address(client)
+}
+
+/// Gives the interface `client` of a [`Link`](crate::Link) to this network, and that of a server, with the server's
+/// addresses, to another network namespace, which is made for it. `namespace` is a file to be made, which then names it.
+///
+/// # Errors
+/// What `ip` or `mount` say.
+pub fn link_to_kernel(client: &str, server: &str, namespace: &Path) -> Result<()> {
+    make_namespace(namespace)?;
+    address(client)?;
+    move_into(namespace, server, SERVER_V4, SERVER_V6)
+}
+
+fn make_namespace(namespace: &Path) -> Result<()> {
     let name = namespace.to_str().context("a path in UTF-8")?;
     File::create(namespace)?;
     // From inside, since the numbers in /proc may be those of an outer namespace of processes.
-    run("unshare", ["--net", "mount", "--bind", "/proc/self/ns/net", name])?;
-    run("ip", ["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"])?;
-    run("ip", ["link", "set", "veth1", "netns", name])?;
-    address("veth0")?;
-    let there = |arguments: &[&str]| {
-        let [program, network] = enter(namespace);
-        let mut command = Command::new(program);
-        run_for(command.arg(network).arg("ip").args(arguments), Duration::from_secs(20)).map(drop)
-    };
-    there(&["link", "set", "lo", "up"])?;
-    there(&["address", "add", &format!("{SERVER_V4}/24"), "dev", "veth1"])?;
-    there(&["address", "add", &format!("{SERVER_V6}/64"), "dev", "veth1", "nodad"])?;
-    there(&["link", "set", "veth1", "up"])
+    run("unshare", ["--net", "mount", "--bind", "/proc/self/ns/net", name]).map(drop)
+}
+
+/// Gives an interface to another network namespace, with these addresses.
+///
+/// # Errors
+/// What `ip` says.
+pub fn move_into(namespace: &Path, interface: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
+    run("ip", ["link", "set", interface, "netns", namespace.to_str().context("a path in UTF-8")?])?;
+    run_in(namespace, "ip", &["link", "set", "lo", "up"])?;
+    run_in(namespace, "ip", &["address", "add", &format!("{v4}/24"), "dev", interface])?;
+    run_in(namespace, "ip", &["address", "add", &format!("{v6}/64"), "dev", interface, "nodad"])?;
+    run_in(namespace, "ip", &["link", "set", interface, "up"])
+}
+
+/// Runs a program in another network namespace.
+///
+/// # Errors
+/// As [`run`](crate::run).
+pub fn run_in(namespace: &Path, program: &str, arguments: &[&str]) -> Result<()> {
+    let [enter, network] = enter(namespace);
+    let mut command = Command::new(enter);
+    run_for(command.arg(network).arg(program).args(arguments), Duration::from_secs(20)).map(drop)
+}
+
+/// Calls a function in another network namespace, in a thread of its own: the sockets that it makes belong there.
+///
+/// # Errors
+/// There is no such namespace, or it may not be entered.
+pub fn call_in<T: Send>(namespace: &Path, call: impl FnOnce() -> T + Send) -> Result<T> {
+    let network = File::open(namespace)?;
+    std::thread::scope(|scope| {
+        let called = scope.spawn(|| {
+            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+            Ok(call())
+        });
+        called.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// What goes in front of a command line to run it in another network namespace.
