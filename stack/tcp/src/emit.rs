@@ -57,9 +57,13 @@ impl Header<'_> {
     #[inline(always)]
     pub(crate) fn begin(&self, payload: usize, head: &mut Vec<u8>) -> Layout {
         match self.options {
-            Options { mss: None, window_scale: None, timestamp: Some(timestamp) } => {
-                self.begin_usual(timestamp, payload, head)
-            }
+            Options {
+                mss: None,
+                window_scale: None,
+                sack_permitted: false,
+                timestamp: Some(timestamp),
+                sack: None,
+            } => self.begin_usual(timestamp, payload, head),
             _ => self.begin_any(head),
         }
     }

@@ -422,6 +422,7 @@ struct Ip<'a> {
     len: usize,
 }
 
+#[expect(clippy::result_large_err, reason = "what is large is never the error: segments come later")]
 fn parse_v4(bytes: &[u8], apart: usize) -> Result<Ip<'_>, Parsed> {
     // smoltcp's check takes a header length below the minimum, and none of the packet to be elsewhere.
     if bytes.len() < IPV4_HEADER_LEN || bytes[0] >> 4 != 4 || bytes[0] & 0x0f < 5 {
@@ -454,6 +455,7 @@ fn parse_v4(bytes: &[u8], apart: usize) -> Result<Ip<'_>, Parsed> {
     })
 }
 
+#[expect(clippy::result_large_err, reason = "what is large is never the error: segments come later")]
 fn parse_v6(bytes: &[u8], apart: usize) -> Result<Ip<'_>, Parsed> {
     if bytes.len() < IPV6_HEADER_LEN {
         return Err(Parsed::Malformed);

@@ -211,6 +211,7 @@ mod tests {
             irs: crate::tcp::seq::Seq(2),
             mss: 1460,
             window_scale: None,
+            sacks: false,
             clock: None,
             offered: 0,
             sent_at: None,

@@ -65,6 +65,7 @@ impl Endpoint {
             irs: segment.seq,
             mss: options.mss.unwrap_or(default_mss(&key)),
             window_scale: options.window_scale,
+            sacks: options.sack_permitted,
             clock,
             offered: self.first_window(key.is_v4()),
             sent_at: Some(self.now),
@@ -82,7 +83,7 @@ impl Endpoint {
                 self.send_syn_ack(&handshake, clock.map(|clock| clock.now(self.now)));
             }
             None => {
-                let cookie = self.secret.cookie(&key, segment.seq, handshake.mss, self.now);
+                let cookie = self.secret.cookie(&key, segment.seq, handshake.mss, handshake.sacks, self.now);
                 self.last_cookie = Some(self.now);
                 self.counters.syn_cookies_sent += 1;
                 let value = Secret::cookie_clock(clock_now(offset, self.now), &options);
@@ -106,7 +107,9 @@ impl Endpoint {
         let options = Options {
             mss: Some(own_mss(&self.config, handshake.key.is_v4())),
             window_scale: handshake.window_scale.map(|_| own_window_scale(&self.config)),
+            sack_permitted: handshake.sacks,
             timestamp: clock.map(|value| Timestamp { value, echo: recent }),
+            sack: None,
         };
         self.reply(Reply {
             key: handshake.key,
@@ -230,6 +233,7 @@ impl Endpoint {
             irs,
             mss: cookie.mss,
             window_scale: cookie.window_scale,
+            sacks: cookie.sacks,
             clock,
             offered: self.first_window(key.is_v4()),
             sent_at: None,

@@ -85,6 +85,8 @@ pub(crate) struct Connection {
     /// Whether the application has taken payload since the connection's last turn to send, so that its window may have
     /// opened.
     pub(crate) has_taken: bool,
+    /// Whether both sides understand selective acknowledgements (RFC 2018).
+    pub(super) sacks: bool,
     pub(crate) recv: RecvQueue,
 
     // Line 2, behind the rest of the receive queue.
@@ -263,6 +265,8 @@ pub(crate) struct Handshake {
     pub mss: u16,
     /// The peer's shift, if both sides scale their windows.
     pub window_scale: Option<u8>,
+    /// Whether the peer understands selective acknowledgements.
+    pub sacks: bool,
     pub clock: Option<Clock>,
     /// The window that was offered with SYN and ACK.
     pub offered: u32,
@@ -284,6 +288,7 @@ impl Connection {
             key: FlowKey { local: nowhere, remote: nowhere, local_port: 0, remote_port: 0 },
             mac: None,
             has_taken: false,
+            sacks: false,
             own_mss: own_mss(config, false),
             snd_una: Seq(0),
             snd_nxt: Seq(0),
@@ -343,7 +348,7 @@ impl Connection {
         self.send.clear(cx.sending);
         self.recv.clear(cx.pieces);
         self.key = key;
-        (self.mac, self.has_taken) = (None, false);
+        (self.mac, self.has_taken, self.sacks) = (None, false, false);
         self.own_mss = own_mss(config, key.is_v4());
         (self.snd_una, self.snd_nxt, self.snd_max) = (iss, iss, iss);
         (self.snd_wnd, self.max_snd_wnd) = (0, 0);
@@ -380,6 +385,7 @@ impl Connection {
         self.timing = handshake.sent_at.map(|sent_at| Timed::new(self.snd_nxt, sent_at));
         self.retries = handshake.retries;
         self.clock = handshake.clock;
+        self.sacks = handshake.sacks;
         self.agree(handshake.irs, handshake.mss, handshake.window_scale, cx.config);
         self.rcv_adv = self.rcv_nxt + handshake.offered;
         cx.pool.connection_opened();

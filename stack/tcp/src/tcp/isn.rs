@@ -40,6 +40,8 @@ pub(crate) struct Cookie {
     pub mss: u16,
     /// The peer's window shift; `None` if it scales none, or sent no timestamps that could say so.
     pub window_scale: Option<u8>,
+    /// Whether the peer understands selective acknowledgements.
+    pub sacks: bool,
 }
 
 impl Secret {
@@ -63,12 +65,13 @@ impl Secret {
         self.hash(Purpose::Port, &key.to_bytes(), 0) as u32
     }
 
-    /// An initial sequence number that holds what must be remembered of a SYN: 5 bits of the period, 3 of
-    /// the segment size, 24 of a keyed hash over both and the flow.
-    pub(crate) fn cookie(&self, key: &FlowKey, irs: Seq, mss: u16, now: Instant) -> Seq {
+    /// An initial sequence number that holds what must be remembered of a SYN: 4 bits of the period, one of whether
+    /// selective acknowledgements are understood, 3 of the segment size, 24 of a keyed hash over all that and the flow.
+    pub(crate) fn cookie(&self, key: &FlowKey, irs: Seq, mss: u16, sacks: bool, now: Instant) -> Seq {
         let period = now.as_micros() / COOKIE_PERIOD_US;
         let size = COOKIE_MSS.iter().rposition(|&size| size <= mss).unwrap_or(0) as u32;
-        Seq((period as u32 & 31) << 27 | size << 24 | self.cookie_hash(key, irs, period, size))
+        let said = u32::from(sacks) << 3 | size;
+        Seq((period as u32 & 15) << 28 | said << 24 | self.cookie_hash(key, irs, period, said))
     }
 
     /// The low bits of the timestamp that goes out with a cookie hold the peer's window shift. It is at most 15 ms
@@ -90,18 +93,18 @@ impl Secret {
         now: Instant,
     ) -> Option<Cookie> {
         let this_period = now.as_micros() / COOKIE_PERIOD_US;
-        let period = [this_period, this_period - 1].into_iter().find(|p| *p as u32 & 31 == cookie.0 >> 27)?;
-        let size = cookie.0 >> 24 & 7;
-        if cookie.0 & 0xff_ffff != self.cookie_hash(key, irs, period, size) {
+        let period = [this_period, this_period - 1].into_iter().find(|p| *p as u32 & 15 == cookie.0 >> 28)?;
+        let said = cookie.0 >> 24 & 15;
+        if cookie.0 & 0xff_ffff != self.cookie_hash(key, irs, period, said) {
             return None;
         }
         let scale = echo.map_or(NO_SCALE, |echo| echo & 15);
         let window_scale = u8::try_from(scale).ok().filter(|&shift| u32::from(shift) != NO_SCALE);
-        Some(Cookie { mss: COOKIE_MSS[size as usize], window_scale })
+        Some(Cookie { mss: COOKIE_MSS[said as usize & 7], window_scale, sacks: said & 8 != 0 })
     }
 
-    fn cookie_hash(&self, key: &FlowKey, irs: Seq, period: i64, size: u32) -> u32 {
-        let extra = u64::from(irs.0) | u64::from(size) << 32 | (period as u64) << 35;
+    fn cookie_hash(&self, key: &FlowKey, irs: Seq, period: i64, said: u32) -> u32 {
+        let extra = u64::from(irs.0) | u64::from(said) << 32 | (period as u64) << 36;
         self.hash(Purpose::Cookie, &key.to_bytes(), extra) as u32 & 0xff_ffff
     }
 
@@ -148,17 +151,20 @@ mod tests {
     fn a_cookie_opens_for_its_flow_and_time_only() {
         let secret = Secret::new(&[3; 16]);
         let (now, irs) = (Instant::from_secs(1000), Seq(99));
-        let cookie = secret.cookie(&key(1), irs, 1459, now);
+        let cookie = secret.cookie(&key(1), irs, 1459, true, now);
         let scaled = Options { window_scale: Some(9), ..Options::default() };
         let echo = Some(Secret::cookie_clock(123_456, &scaled));
         let soon = Instant::from_secs(1050);
         let open = |key, irs, cookie, at| secret.open_cookie(&key, irs, cookie, echo, at);
-        let expected = Cookie { mss: 1452, window_scale: Some(9) };
+        let expected = Cookie { mss: 1452, window_scale: Some(9), sacks: true };
         assert_eq!(open(key(1), irs, cookie, soon), Some(expected));
         assert_eq!(open(key(2), irs, cookie, soon), None);
         assert_eq!(open(key(1), irs + 1, cookie, soon), None);
         assert_eq!(open(key(1), irs, cookie + 1, soon), None);
         assert_eq!(open(key(1), irs, cookie, Instant::from_secs(1200)), None);
+        let plain = secret.cookie(&key(1), irs, 1459, false, now);
+        assert_eq!(open(key(1), irs, plain, soon), Some(Cookie { sacks: false, ..expected }));
+        assert_eq!(open(key(1), irs, Seq(plain.0 ^ 1 << 27), soon), None, "what it says is part of the hash");
         let unscaled = secret.open_cookie(&key(1), irs, cookie, None, soon).unwrap();
         assert_eq!(unscaled.window_scale, None);
     }

@@ -172,6 +172,7 @@ impl Connection {
             }
             _ => None,
         };
+        self.sacks = segment.options.sack_permitted;
         let mss = segment.options.mss.unwrap_or(default_mss(&self.key));
         self.agree(segment.seq, mss, segment.options.window_scale, cx.config);
         self.mac = Some(segment.source_mac);

@@ -265,7 +265,10 @@ impl Connection {
         let options = Options {
             mss: Some(self.own_mss),
             window_scale: scales.then(|| own_window_scale(cx.config)),
+            // RFC 2018, section 2: offered, and answered where the peer has offered it.
+            sack_permitted: self.state == State::SynSent || self.sacks,
             timestamp: self.timestamp(now, plan.flags),
+            sack: None,
         };
         if !plan.flags.contains(Flags::ACK) {
             let window = self.affordable(cx).min(0xffff);

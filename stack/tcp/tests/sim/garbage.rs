@@ -99,8 +99,9 @@ fn segment() -> impl Strategy<Value = Seg> {
         any::<Option<u16>>(),
         any::<Option<u8>>(),
         any::<Option<(u32, u32)>>(),
+        (any::<Option<bool>>(), prop::collection::vec((near(), near()), 0..=2)),
     )
-        .prop_map(|(flags, seq, ack, window, len, mss, scale, timestamps)| Seg {
+        .prop_map(|(flags, seq, ack, window, len, mss, scale, timestamps, (sack_permitted, sack))| Seg {
             flags,
             seq,
             ack,
@@ -108,6 +109,8 @@ fn segment() -> impl Strategy<Value = Seg> {
             mss,
             scale,
             timestamps,
+            sack_permitted,
+            sack: Some(sack),
             payload: vec![b'g'; len],
         })
 }

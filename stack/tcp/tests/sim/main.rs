@@ -18,6 +18,7 @@ mod neighbours;
 mod ours;
 mod places;
 mod reassembly;
+mod sack;
 mod scale;
 mod script;
 mod segmentation;

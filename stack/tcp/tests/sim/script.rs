@@ -128,7 +128,11 @@ impl Script {
     pub fn frame_from(&self, from: Side, segment: Seg) -> Vec<u8> {
         let seq = segment.seq.wrapping_add(self.remote_iss);
         let ack = if segment.has(ACK) { segment.ack.wrapping_add(self.stack_iss) } else { segment.ack };
-        Seg { seq, ack, ..segment }.frame(from, self.local)
+        let sack = segment.sack.as_ref().map(|blocks| {
+            let moved = |edge: u32| edge.wrapping_add(self.stack_iss);
+            blocks.iter().map(|&(from, to)| (moved(from), moved(to))).collect()
+        });
+        Seg { seq, ack, sack, ..segment }.frame(from, self.local)
     }
 
     /// The remote sends a frame, and the stack sees it.
@@ -185,6 +189,9 @@ impl Script {
                 self.stack_timestamp = segment.timestamps.map(|(value, _)| value);
                 segment.seq = segment.seq.wrapping_sub(self.stack_iss);
                 segment.ack = segment.ack.wrapping_sub(self.remote_iss);
+                for (from, to) in segment.sack.iter_mut().flatten() {
+                    (*from, *to) = (from.wrapping_sub(self.remote_iss), to.wrapping_sub(self.remote_iss));
+                }
                 self.segments.push_back(segment);
             } else {
                 self.others.push_back(frame);

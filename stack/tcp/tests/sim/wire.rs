@@ -15,6 +15,9 @@ pub const RST: u8 = 4;
 pub const PSH: u8 = 8;
 pub const ACK: u8 = 16;
 
+/// The kind of a selective acknowledgement. smoltcp's parser knows no more than three of its four blocks.
+const SACK: u8 = 5;
+
 const CHECKSUMS: fn() -> ChecksumCapabilities = ChecksumCapabilities::default;
 
 /// A host as its neighbours see it.
@@ -34,6 +37,10 @@ pub struct Seg {
     pub mss: Option<u16>,
     pub scale: Option<u8>,
     pub timestamps: Option<(u32, u32)>,
+    /// Whether SACK-permitted is among the options.
+    pub sack_permitted: Option<bool>,
+    /// The blocks of a selective acknowledgement, each from its first number up to one beyond its last.
+    pub sack: Option<Vec<(u32, u32)>>,
     pub payload: Vec<u8>,
 }
 
@@ -62,6 +69,14 @@ impl Seg {
         Self { timestamps: Some((value, echo)), ..self }
     }
 
+    pub fn sack_permitted(self, sack_permitted: bool) -> Self {
+        Self { sack_permitted: Some(sack_permitted), ..self }
+    }
+
+    pub fn sack(self, blocks: &[(u32, u32)]) -> Self {
+        Self { sack: Some(blocks.to_vec()), ..self }
+    }
+
     pub fn payload(self, payload: &[u8]) -> Self {
         Self { payload: payload.to_vec(), ..self }
     }
@@ -83,6 +98,8 @@ impl Seg {
             && fits(&self.mss, &seen.mss)
             && fits(&self.scale, &seen.scale)
             && fits(&self.timestamps, &seen.timestamps)
+            && fits(&self.sack_permitted, &seen.sack_permitted)
+            && fits(&self.sack, &seen.sack)
     }
 
     /// The frame that carries this segment, with all checksums right. The window defaults to 65,535.
@@ -115,6 +132,7 @@ impl Seg {
         let options = [
             self.mss.map(TcpOption::MaxSegmentSize),
             self.scale.map(TcpOption::WindowScale),
+            (self.sack_permitted == Some(true)).then_some(TcpOption::SackPermitted),
             self.timestamps.map(|(tsval, tsecr)| TcpOption::TimeStamp { tsval, tsecr }),
         ];
         let mut bytes = vec![];
@@ -122,6 +140,12 @@ impl Seg {
             let start = bytes.len();
             bytes.resize(start + option.buffer_len(), 0);
             option.emit(&mut bytes[start..]);
+        }
+        if let Some(blocks) = self.sack.as_ref().filter(|blocks| !blocks.is_empty()) {
+            bytes.extend([SACK, 2 + 8 * blocks.len() as u8]);
+            bytes.extend(
+                blocks.iter().flat_map(|&(from, to)| [from.to_be_bytes(), to.to_be_bytes()]).flatten(),
+            );
         }
         bytes.resize(bytes.len().next_multiple_of(4), 1);
         bytes
@@ -163,16 +187,31 @@ impl Seg {
             ack: tcp.ack_number().0 as u32,
             window: Some(tcp.window_len()),
             payload: tcp.payload().to_vec(),
+            sack_permitted: Some(false),
+            sack: Some(vec![]),
             ..Self::default()
         };
         let mut options = tcp.options();
         while !options.is_empty() {
+            if let [SACK, len, ..] = *options {
+                let (option, rest) = options.split_at(len.into());
+                let edges = option[2..].as_chunks::<4>().0.iter().map(|edge| u32::from_be_bytes(*edge));
+                let edges: Vec<u32> = edges.collect();
+                assert!(
+                    (2..=8).contains(&edges.len()) && len % 8 == 2,
+                    "the blocks are not whole: {option:?}"
+                );
+                seg.sack = Some(edges.as_chunks::<2>().0.iter().map(|&[from, to]| (from, to)).collect());
+                options = rest;
+                continue;
+            }
             let (rest, option) = TcpOption::parse(options).expect("the options are well-formed");
             match option {
                 TcpOption::EndOfList => break,
                 TcpOption::MaxSegmentSize(mss) => seg.mss = Some(mss),
                 TcpOption::WindowScale(scale) => seg.scale = Some(scale),
                 TcpOption::TimeStamp { tsval, tsecr } => seg.timestamps = Some((tsval, tsecr)),
+                TcpOption::SackPermitted => seg.sack_permitted = Some(true),
                 _ => {}
             }
             options = rest;
