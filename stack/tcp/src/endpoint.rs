@@ -28,6 +28,7 @@ use crate::neighbor::{Hearsay, MAX_NEIGHBORS, Neighbors, VALID, VALID_IN_DOUBT};
 use crate::net::{CloseReason, ConnId};
 use crate::reassembly::{Reassembly, Whole};
 use crate::steer::Steering;
+use crate::tcp::congestion::Controls;
 use crate::tcp::connection::{Connection, Context, Outcome, State, lies_in_its_lines};
 use crate::tcp::early::EarlyPool;
 use crate::tcp::isn::Secret;
@@ -81,6 +82,8 @@ pub struct Endpoint {
     waiting: PiecePool,
     /// What waits to be sent or acknowledged.
     sending: SendPool,
+    /// What the congestion control remembers.
+    controls: Controls,
     counters: Counters,
     config: Config,
     local: Local,
@@ -228,6 +231,7 @@ impl Endpoint {
             pool,
             waiting,
             sending,
+            controls: Controls::new(config.max_connections),
             counters: Counters::default(),
             iface: Iface::new(&config, &local),
             reassembly: Reassembly::new(),
@@ -336,6 +340,7 @@ impl Endpoint {
             pool: &mut self.pool,
             pieces: &mut self.waiting,
             sending: &mut self.sending,
+            controls: &mut self.controls,
         };
         work(&mut self.places[index as usize].connection, &mut cx)
     }

@@ -103,6 +103,7 @@ impl Endpoint {
             pool: &mut self.pool,
             pieces: &mut self.waiting,
             sending: &mut self.sending,
+            controls: &mut self.controls,
         };
         let has_taken = std::mem::take(&mut connection.has_taken);
         if !has_taken && connection.is_silent() {
@@ -157,6 +158,7 @@ impl Endpoint {
             pool: &mut self.pool,
             pieces: &mut self.waiting,
             sending: &mut self.sending,
+            controls: &mut self.controls,
         };
         let place = &mut self.places[index as usize];
         place.in_output = false;

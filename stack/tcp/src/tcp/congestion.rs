@@ -1,114 +1,152 @@
-//! How much may be in flight: the one place where a congestion control is chosen.
+//! How much may be in flight. An algorithm behind one trait owns two numbers of a connection, its congestion window and
+//! its slow start threshold, and nothing else: what is lost, and what is to be sent again, is found elsewhere.
+//!
+//! All connections of an endpoint have the same algorithm. What it remembers of one lies in a pool, and a connection
+//! takes a part of that only when it has filled its window or lost something: one whose requests and replies fit the
+//! initial window says nothing about the network, and needs no more than the numbers.
 
-/// The congestion control of a connection.
+mod newreno;
+
+use self::newreno::NewReno;
+use super::seq::Seq;
+
+/// The congestion control of a connection, but for what its algorithm remembers.
 #[derive(Clone, Debug)]
-pub(crate) enum Congestion {
-    NewReno(NewReno),
+pub(crate) struct Congestion {
+    window: Window,
+    /// The congestion window was full when the last number before this one was sent.
+    full_to: Seq,
+    /// Where in [`Controls`] its memory lies, or [`NONE`].
+    place: u32,
 }
 
+/// What an algorithm owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Window {
+    /// Bytes that may be in flight.
+    pub cwnd: u32,
+    /// Above this the window grows slowly, in bytes.
+    pub ssthresh: u32,
+}
+
+/// An acknowledgement of data that was sent while the window was full.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Acked {
+    /// Most payload bytes of a segment.
+    pub mss: u32,
+    /// Bytes that it says have arrived and no acknowledgement before it did.
+    pub bytes: u32,
+}
+
+/// A loss, or what stands for one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Loss {
+    pub mss: u32,
+    /// Bytes in flight when it was noticed.
+    pub flight: u32,
+}
+
+/// A congestion control, for one connection.
+pub(crate) trait Control: Clone + std::fmt::Debug {
+    /// One that knows nothing yet.
+    fn new() -> Self;
+
+    /// New data was acknowledged outside of loss recovery.
+    fn on_ack(&mut self, window: &mut Window, acked: &Acked);
+
+    /// A loss was detected: recovery begins.
+    fn on_recovery(&mut self, window: &mut Window, loss: &Loss);
+
+    /// The retransmission timer fired; `first` unless it had before, for the same data.
+    fn on_timeout(&mut self, window: &mut Window, loss: &Loss, first: bool);
+}
+
+/// No place in the pool.
+const NONE: u32 = u32::MAX;
+
+/// The least segment that a window is reckoned for before a connection knows its own.
+const LEAST_MSS: u32 = 64;
+
 impl Congestion {
-    /// NewReno for segments of at most `mss` bytes.
-    pub(crate) fn new(mss: u32) -> Self {
-        Self::NewReno(NewReno::new(mss))
+    pub(crate) fn new() -> Self {
+        Self { window: Window::initial(LEAST_MSS), full_to: Seq(0), place: NONE }
+    }
+
+    /// The network, or segments of which it has nothing been told yet, are new: `next` is the next number to be sent.
+    pub(crate) fn begin(&mut self, mss: u32, next: Seq) {
+        (self.window, self.full_to) = (Window::initial(mss), next);
     }
 
     /// Bytes that may be in flight.
+    #[inline]
     pub(crate) fn window(&self) -> u32 {
-        let Self::NewReno(control) = self;
-        control.cwnd
+        self.window.cwnd
     }
 
-    /// New data was acknowledged outside of loss recovery. `flight` is what was in flight before, in bytes.
-    pub(crate) fn acked(&mut self, bytes: u32, flight: u32) {
-        let Self::NewReno(control) = self;
-        control.acked(bytes, flight);
+    /// Notes that the window keeps data from being sent; `sent_to` is the number behind all that was sent.
+    pub(crate) fn filled(&mut self, sent_to: Seq) {
+        self.full_to = sent_to;
     }
 
-    /// A loss was detected with `flight` bytes in flight: recovery begins.
-    pub(crate) fn recovery_began(&mut self, flight: u32) {
-        let Self::NewReno(control) = self;
-        control.recovery_began(flight);
+    /// Whether an acknowledgement that goes on from `before` to `ack` is of data that was sent while the window was
+    /// full. A window that the application does not fill says nothing about the network, and does not grow (RFC 7661,
+    /// section 1).
+    #[inline]
+    pub(crate) fn was_full(&mut self, before: Seq, ack: Seq) -> bool {
+        let was_full = before.before(self.full_to);
+        if !was_full {
+            // It stays close, so that the comparison never meets a wrapped number.
+            self.full_to = ack;
+        }
+        was_full
     }
 
-    /// Another duplicate in recovery says that a segment has left the network.
-    pub(crate) fn duplicate_in_recovery(&mut self) {
-        let Self::NewReno(control) = self;
-        control.cwnd = control.cwnd.saturating_add(control.mss);
+    /// New data was acknowledged outside of loss recovery, of what was sent while the window [was
+    /// full](Self::was_full).
+    pub(crate) fn on_ack(&mut self, acked: &Acked, controls: &mut Controls) {
+        controls.on_ack(self, acked);
+    }
+
+    /// A loss was detected: recovery begins.
+    pub(crate) fn on_recovery(&mut self, loss: &Loss, controls: &mut Controls) {
+        controls.on_recovery(self, loss);
+    }
+
+    /// The retransmission timer fired; `first` unless it had before, for the same data.
+    pub(crate) fn on_timeout(&mut self, loss: &Loss, first: bool, controls: &mut Controls) {
+        controls.on_timeout(self, loss, first);
+    }
+
+    /// Recovery is over, and `flight` bytes are in flight: what is missing is not sent in one burst (RFC 6582, section
+    /// 3.2, step 3).
+    pub(crate) fn recovered(&mut self, flight: u32, mss: u32) {
+        self.window.cwnd = self.window.ssthresh.min(flight.max(mss).saturating_add(mss));
+    }
+
+    /// A duplicate in recovery says that a segment has left the network: another may be sent, as long as there are no
+    /// more of them than `outstanding` bytes were sent (RFC 5681, section 3.2).
+    pub(crate) fn inflate(&mut self, mss: u32, outstanding: u32) {
+        let most = self.window.ssthresh.saturating_add(outstanding);
+        self.window.cwnd = self.window.cwnd.max(most.min(self.window.cwnd.saturating_add(mss)));
     }
 
     /// A part of what was in flight at the loss was acknowledged: RFC 6582, section 3.2, step 3.
-    pub(crate) fn partial_ack(&mut self, bytes: u32) {
-        let Self::NewReno(control) = self;
-        control.cwnd = control.cwnd.saturating_sub(bytes).max(control.mss);
-        if bytes >= control.mss {
-            control.cwnd = control.cwnd.saturating_add(control.mss);
+    pub(crate) fn deflate(&mut self, bytes: u32, mss: u32) {
+        self.window.cwnd = self.window.cwnd.saturating_sub(bytes).max(mss);
+        if bytes >= mss {
+            self.window.cwnd = self.window.cwnd.saturating_add(mss);
         }
-    }
-
-    /// All that was in flight at the loss is acknowledged; `flight` bytes still are in flight.
-    pub(crate) fn recovery_ended(&mut self, flight: u32) {
-        let Self::NewReno(control) = self;
-        control.cwnd = control.ssthresh.min(flight.max(control.mss).saturating_add(control.mss));
-    }
-
-    /// The retransmission timer fired with `flight` bytes in flight; `first` unless it had before, for the
-    /// same data.
-    pub(crate) fn timed_out(&mut self, flight: u32, first: bool) {
-        let Self::NewReno(control) = self;
-        if first {
-            control.ssthresh = (flight / 2).max(2 * control.mss);
-        }
-        control.cwnd = control.mss;
     }
 
     /// Nothing was sent for longer than a timeout (RFC 5681, section 4.1).
-    pub(crate) fn restarted_after_idle(&mut self) {
-        let Self::NewReno(control) = self;
-        control.cwnd = control.cwnd.min(initial_window(control.mss));
-    }
-
-    /// Segments have become smaller.
-    pub(crate) fn set_mss(&mut self, mss: u32) {
-        let Self::NewReno(control) = self;
-        control.mss = mss;
+    pub(crate) fn restarted_after_idle(&mut self, mss: u32) {
+        self.window.cwnd = self.window.cwnd.min(initial_window(mss));
     }
 }
 
-/// RFC 5681 with the initial window of RFC 6928 and the byte counting of RFC 3465 (L = 2).
-#[derive(Clone, Debug)]
-pub(crate) struct NewReno {
-    cwnd: u32,
-    ssthresh: u32,
-    mss: u32,
-    /// Bytes acknowledged in congestion avoidance since the window last grew.
-    counted: u32,
-}
-
-impl NewReno {
-    fn new(mss: u32) -> Self {
-        Self { cwnd: initial_window(mss), ssthresh: u32::MAX, mss, counted: 0 }
-    }
-
-    fn acked(&mut self, bytes: u32, flight: u32) {
-        // A window that the application does not fill says nothing about the network.
-        if flight.saturating_add(2 * self.mss) < self.cwnd {
-            return;
-        }
-        if self.cwnd < self.ssthresh {
-            self.cwnd = self.cwnd.saturating_add(bytes.min(2 * self.mss));
-            return;
-        }
-        self.counted = self.counted.saturating_add(bytes);
-        if self.counted >= self.cwnd {
-            self.counted -= self.cwnd;
-            self.cwnd = self.cwnd.saturating_add(self.mss);
-        }
-    }
-
-    fn recovery_began(&mut self, flight: u32) {
-        self.ssthresh = (flight / 2).max(2 * self.mss);
-        self.cwnd = self.ssthresh.saturating_add(3 * self.mss);
-        self.counted = 0;
+impl Window {
+    fn initial(mss: u32) -> Self {
+        Self { cwnd: initial_window(mss), ssthresh: u32::MAX }
     }
 }
 
@@ -117,73 +155,78 @@ fn initial_window(mss: u32) -> u32 {
     (10 * mss).min((2 * mss).max(14_600))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What the algorithm of an endpoint remembers of its connections.
+#[derive(Debug)]
+pub(crate) enum Controls {
+    NewReno(Pool<NewReno>),
+}
 
-    const MSS: u32 = 1000;
+/// Memory for all connections that an endpoint may have. What none has needed yet takes addresses, but no memory.
+#[derive(Debug)]
+pub(crate) struct Pool<T> {
+    entries: Vec<T>,
+    free: Vec<u32>,
+}
 
-    #[test]
-    fn slow_start_doubles_and_avoidance_adds_one_segment_a_round() {
-        let mut control = Congestion::new(MSS);
-        assert_eq!(control.window(), 10 * MSS);
-        for _ in 0..10 {
-            control.acked(MSS, control.window());
+/// Calls one method of the algorithm of a connection, with its window.
+macro_rules! dispatch {
+    ($controls:expr, $congestion:expr, $method:ident($($argument:expr),*)) => {
+        match $controls {
+            Self::NewReno(pool) => pool.of($congestion).$method(&mut $congestion.window, $($argument),*),
         }
-        assert_eq!(control.window(), 20 * MSS);
-        control.timed_out(20 * MSS, true);
-        assert_eq!(control.window(), MSS);
-        while control.window() < 10 * MSS {
-            control.acked(MSS, control.window());
-        }
-        for _ in 0..10 {
-            control.acked(MSS, control.window());
-        }
-        assert_eq!(control.window(), 11 * MSS);
+    };
+}
+
+impl Controls {
+    pub(crate) fn new(connections: usize) -> Self {
+        Self::NewReno(Pool::new(connections))
     }
 
-    #[test]
-    fn an_unused_window_does_not_grow() {
-        let mut control = Congestion::new(MSS);
-        for _ in 0..100 {
-            control.acked(MSS, MSS);
-        }
-        assert_eq!(control.window(), 10 * MSS);
+    fn on_ack(&mut self, congestion: &mut Congestion, acked: &Acked) {
+        dispatch!(self, congestion, on_ack(acked));
     }
 
-    #[test]
-    fn recovery_halves_the_flight() {
-        let mut control = Congestion::new(MSS);
-        control.recovery_began(10 * MSS);
-        assert_eq!(control.window(), 8 * MSS);
-        control.duplicate_in_recovery();
-        assert_eq!(control.window(), 9 * MSS);
-        control.partial_ack(2 * MSS);
-        assert_eq!(control.window(), 8 * MSS);
-        control.recovery_ended(6 * MSS);
-        assert_eq!(control.window(), 5 * MSS);
+    fn on_recovery(&mut self, congestion: &mut Congestion, loss: &Loss) {
+        dispatch!(self, congestion, on_recovery(loss));
     }
 
-    #[test]
-    fn repeated_timeouts_keep_the_threshold() {
-        let mut control = Congestion::new(MSS);
-        control.timed_out(10 * MSS, true);
-        control.timed_out(MSS, false);
-        while control.window() < 5 * MSS {
-            control.acked(MSS, control.window());
-        }
-        control.acked(MSS, control.window());
-        assert_eq!(control.window(), 5 * MSS);
+    fn on_timeout(&mut self, congestion: &mut Congestion, loss: &Loss, first: bool) {
+        dispatch!(self, congestion, on_timeout(loss, first));
     }
 
-    #[test]
-    fn idleness_returns_to_the_initial_window() {
-        let mut control = Congestion::new(MSS);
-        for _ in 0..90 {
-            control.acked(MSS, control.window());
+    /// Forgets a connection that is over.
+    pub(crate) fn forget(&mut self, congestion: &mut Congestion) {
+        match self {
+            Self::NewReno(pool) => pool.forget(congestion),
         }
-        assert_eq!(control.window(), 100 * MSS);
-        control.restarted_after_idle();
-        assert_eq!(control.window(), 10 * MSS);
     }
 }
+
+impl<T: Control> Pool<T> {
+    fn new(connections: usize) -> Self {
+        Self { entries: Vec::with_capacity(connections), free: Vec::with_capacity(connections) }
+    }
+
+    /// What is remembered of a connection, from now on if it was nothing.
+    fn of(&mut self, congestion: &mut Congestion) -> &mut T {
+        if congestion.place == NONE {
+            congestion.place = self.free.pop().unwrap_or(self.entries.len() as u32);
+            if congestion.place as usize == self.entries.len() {
+                self.entries.push(T::new());
+            } else {
+                self.entries[congestion.place as usize] = T::new();
+            }
+        }
+        &mut self.entries[congestion.place as usize]
+    }
+
+    fn forget(&mut self, congestion: &mut Congestion) {
+        if congestion.place != NONE {
+            self.free.push(congestion.place);
+            congestion.place = NONE;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use stack_net::time::Instant;
 
-use super::congestion::Congestion;
+use super::congestion::{Congestion, Controls};
 use super::early::EarlyPool;
 use super::pieces::PiecePool;
 use super::recovery::Recovery;
@@ -252,6 +252,7 @@ pub(crate) struct Context<'a> {
     pub pool: &'a mut WindowPool,
     pub pieces: &'a mut PiecePool,
     pub sending: &'a mut SendPool,
+    pub controls: &'a mut Controls,
 }
 
 /// What a handshake has agreed on.
@@ -314,7 +315,7 @@ impl Connection {
             retries: 0,
             rtt: Rtt::new(config.min_rto, config.max_rto),
             timing: None,
-            congestion: Congestion::new(LEAST_MSS),
+            congestion: Congestion::new(),
             recovery: Recovery::new(Seq(0)),
             last_sent: now,
             last_heard: now,
@@ -347,6 +348,7 @@ impl Connection {
         let config = cx.config;
         self.send.clear(cx.sending);
         self.recv.clear(cx.pieces);
+        cx.controls.forget(&mut self.congestion);
         self.key = key;
         (self.mac, self.has_taken, self.sacks) = (None, false, false);
         self.own_mss = own_mss(config, key.is_v4());
@@ -403,7 +405,7 @@ impl Connection {
             self.rcv_scale = own_window_scale(config);
         }
         self.set_mss(mss, config);
-        self.congestion = Congestion::new(self.mss);
+        self.congestion.begin(self.mss, self.snd_nxt);
     }
 
     /// Sets the most payload of a segment from the peer's MSS option (RFC 9293, section 3.7.1).
@@ -411,7 +413,6 @@ impl Connection {
         let options = self.option_bytes();
         let mss = u32::from(peer).min(own_mss(config, self.key.is_v4()).into());
         self.mss = mss.saturating_sub(options).max(LEAST_MSS);
-        self.congestion.set_mss(self.mss);
     }
 
     /// Lowers the size of segments to what a path takes; true if that changed anything.
@@ -423,7 +424,6 @@ impl Connection {
             return false;
         }
         self.mss = mss;
-        self.congestion.set_mss(mss);
         self.go_back();
         true
     }
@@ -543,6 +543,7 @@ impl Connection {
             cx.counters.closed += 1;
         }
         self.send.clear(cx.sending);
+        cx.controls.forget(&mut self.congestion);
         self.ack = AckState::default();
         self.due = Due::empty();
     }

@@ -42,6 +42,11 @@ impl Recovery {
         if self.active { 0 } else { u32::from(self.duplicates.min(DUPLICATES - 1)) }
     }
 
+    /// The highest number sent when the last loss was detected.
+    pub(crate) fn point(&self) -> Seq {
+        self.point
+    }
+
     /// An acknowledgement of nothing new while data is in flight; `acked` is the cumulative number.
     pub(crate) fn duplicate(&mut self, acked: Seq, sent_to: Seq) -> Verdict {
         if self.active {

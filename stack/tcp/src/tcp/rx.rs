@@ -2,6 +2,7 @@
 
 use stack_net::time::Instant;
 
+use super::congestion::{Acked, Loss};
 use super::connection::{Clock, Connection, Context, Due, Happened, Outcome, State, Timer};
 use super::early::COPIED_BYTES;
 use super::options::Timestamp;
@@ -240,11 +241,16 @@ impl Connection {
         if ack == self.snd_una && in_flight && bare {
             match self.recovery.duplicate(ack, self.snd_max) {
                 Verdict::Lost => {
-                    self.congestion.recovery_began(self.snd_max.since(self.snd_una));
+                    let flight = self.snd_max.since(self.snd_una);
+                    self.congestion.on_recovery(&Loss { mss: self.mss, flight }, cx.controls);
+                    self.congestion.inflate(3 * self.mss, flight);
                     self.due |= Due::FRONT;
                     self.timing = None;
                 }
-                Verdict::Duplicate => self.congestion.duplicate_in_recovery(),
+                Verdict::Duplicate => {
+                    let outstanding = self.recovery.point().since(self.snd_una);
+                    self.congestion.inflate(self.mss, 3 * self.mss + outstanding);
+                }
                 _ => {}
             }
         }
@@ -258,8 +264,8 @@ impl Connection {
         cx: &mut Context<'_>,
     ) -> Outcome {
         let ack = heard.ack;
-        let flight = self.snd_max.since(self.snd_una);
         let acked = ack.since(self.snd_una);
+        let was_full = self.congestion.was_full(self.snd_una, ack);
         let fin_acked = acked > self.send.len();
         let data = acked.min(self.send.len());
         self.send.acknowledge(data, cx.sending);
@@ -271,7 +277,7 @@ impl Connection {
         self.measure(now, heard, ack);
         match self.recovery.progress(ack) {
             Verdict::Partial => {
-                self.congestion.partial_ack(data);
+                self.congestion.deflate(data, self.mss);
                 self.due |= Due::FRONT;
                 // RFC 6582, section 4, the "impatient" variant: only the first partial ACK restarts the timer.
                 if !self.recovery.partial_seen {
@@ -280,12 +286,14 @@ impl Connection {
                 }
             }
             Verdict::Recovered => {
-                self.congestion.recovery_ended(self.snd_max.since(ack));
+                self.congestion.recovered(self.snd_max.since(ack), self.mss);
                 self.due -= Due::FRONT;
                 self.restart_timer(now);
             }
             _ => {
-                self.congestion.acked(data, flight);
+                if was_full {
+                    self.congestion.on_ack(&Acked { mss: self.mss, bytes: data }, cx.controls);
+                }
                 self.restart_timer(now);
             }
         }

@@ -4,6 +4,7 @@ use std::num::NonZeroU16;
 
 use stack_net::time::Instant;
 
+use super::congestion::Loss;
 use super::connection::{Connection, Context, Due, Outcome, State, Timed, Timer, own_window_scale};
 use super::options::{Options, Timestamp};
 use super::send_pool::SendPool;
@@ -188,7 +189,7 @@ impl Connection {
         }
         let flight = self.flight();
         if self.was_idle(now) {
-            self.congestion.restarted_after_idle();
+            self.congestion.restarted_after_idle(self.mss);
         }
         let congestion = self.congestion.window() + self.recovery.limited_transmit() * self.mss;
         let usable = self.snd_wnd.min(congestion).saturating_sub(flight);
@@ -201,6 +202,9 @@ impl Connection {
         }
         let whole = self.send.measure(from, self.mss, pool);
         let len = whole.min(usable);
+        if len < whole && congestion < self.snd_wnd {
+            self.congestion.filled(self.snd_max);
+        }
         let fin = fin_unsent && len == unsent;
         let closed = self.snd_wnd <= flight;
         // Silly windows are not filled (RFC 9293, section 3.8.6.2.1): a whole segment, or a good part of what
@@ -467,7 +471,8 @@ impl Connection {
             self.due |= Due::SYN;
             return Outcome::Goes;
         }
-        self.congestion.timed_out(self.snd_max.since(self.snd_una), first);
+        let loss = Loss { mss: self.mss, flight: self.snd_max.since(self.snd_una) };
+        self.congestion.on_timeout(&loss, first, cx.controls);
         self.recovery.timed_out(self.snd_max);
         self.due -= Due::FRONT;
         self.due |= Due::AGAIN;
