@@ -149,10 +149,10 @@ impl Endpoint {
             }
             Some(FlowState::HalfOpen(place)) => self.at_half_open(place, segment, frame, is_last),
             Some(FlowState::TimeWait(place)) => {
-                self.at_time_wait(place, segment, frame);
+                self.at_time_wait(place, segment);
                 true
             }
-            None => self.at_listener(segment, frame, None),
+            None => self.at_listener(segment, frame),
         };
         if is_taken {
             return Share::Nothing;
@@ -173,7 +173,7 @@ impl Endpoint {
         self.conclude(index, outcome);
     }
 
-    fn at_time_wait<F: RxFrame>(&mut self, place: u32, segment: &Segment, frame: &mut F) {
+    fn at_time_wait(&mut self, place: u32, segment: &Segment) {
         let Some(entry) = self.time_waits.get(place) else { return };
         let meaning = entry.judge(segment, self.now);
         match meaning {
@@ -193,19 +193,7 @@ impl Endpoint {
                 }
                 self.acknowledge_time_wait(place);
             }
-            Meaning::Reuse => {
-                let least_iss = entry.snd_nxt + 1;
-                if self.listeners.find(&segment.key).is_some() && self.turns_away() {
-                    // It stays until there is a place for its successor.
-                    self.counters.drops.backlog += 1;
-                    return;
-                }
-                self.time_waits.remove(place);
-                self.flows.remove(&segment.key);
-                if !self.at_listener(segment, frame, Some(least_iss)) {
-                    self.refuse(segment);
-                }
-            }
+            Meaning::Reuse => self.reopen(place, segment),
         }
     }
 

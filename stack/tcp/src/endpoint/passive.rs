@@ -20,18 +20,12 @@ const COOKIE_LIFETIME: Duration = Duration::from_secs(120);
 const CHALLENGES: Rate = Rate::per_second(1000, 100);
 
 impl Endpoint {
-    /// A segment that begins a connection, or that belongs to none. `least_iss` is the least number that a
-    /// connection may begin with whose predecessor was in TIME-WAIT. False for one that is to be refused.
-    pub(super) fn at_listener<F: RxFrame>(
-        &mut self,
-        segment: &Segment,
-        frame: &mut F,
-        least_iss: Option<Seq>,
-    ) -> bool {
+    /// A segment that begins a connection, or that belongs to none. False for one that is to be refused.
+    pub(super) fn at_listener<F: RxFrame>(&mut self, segment: &Segment, frame: &mut F) -> bool {
         let Some(listener) = self.listeners.find(&segment.key) else { return false };
         let kind = segment.flags & (Flags::SYN | Flags::ACK | Flags::RST);
         if kind == Flags::SYN {
-            self.syn(segment, listener, least_iss);
+            self.syn(segment, listener, None);
             true
         } else if kind.is_empty() {
             self.counters.drops.unexpected += 1;
@@ -42,11 +36,12 @@ impl Endpoint {
     }
 
     /// A SYN that is answered promises a place in the table: its sender takes the connection for open when it has
-    /// the answer. Without a place there is none, and it tries again (RFC 9293, section 3.8.1).
-    fn syn(&mut self, segment: &Segment, listener: u16, least_iss: Option<Seq>) {
+    /// the answer. Without a place there is none, and it tries again (RFC 9293, section 3.8.1). `least_iss` is the
+    /// least number that a connection may begin with whose predecessor is in TIME-WAIT. Says whether it is answered.
+    fn syn(&mut self, segment: &Segment, listener: u16, least_iss: Option<Seq>) -> bool {
         if self.turns_away() {
             self.counters.drops.backlog += 1;
-            return;
+            return false;
         }
         let key = segment.key;
         let offset = self.secret.clock_offset(&key);
@@ -84,6 +79,11 @@ impl Endpoint {
             }
             None => {
                 let cookie = self.secret.cookie(&key, segment.seq, handshake.mss, handshake.sacks, self.now);
+                if least_iss.is_some_and(|least| cookie.before(least)) {
+                    // A cookie's number cannot be chosen. The next attempt finds a place, or another cookie.
+                    self.counters.drops.backlog += 1;
+                    return false;
+                }
                 self.last_cookie = Some(self.now);
                 self.counters.syn_cookies_sent += 1;
                 let value = Secret::cookie_clock(clock_now(offset, self.now), &options);
@@ -92,6 +92,25 @@ impl Endpoint {
                 let handshake = Handshake { iss: cookie, window_scale, ..handshake };
                 self.send_syn_ack(&handshake, clock.map(|_| value));
             }
+        }
+        true
+    }
+
+    /// A SYN that may take the place of a connection in TIME-WAIT. That stays until there is a successor: what is
+    /// refused or not answered has shown nothing but its number, and old duplicates may still be under way.
+    pub(super) fn reopen(&mut self, place: u32, segment: &Segment) {
+        let Some(listener) = self.listeners.find(&segment.key) else {
+            self.refuse(segment);
+            return;
+        };
+        let Some(least_iss) = self.time_waits.get(place).map(|entry| entry.snd_nxt + 1) else { return };
+        if !self.syn(segment, listener, Some(least_iss)) {
+            return;
+        }
+        self.time_waits.remove(place);
+        if let Some(FlowState::TimeWait(_)) = self.flows.find(&segment.key) {
+            // The answer was a cookie, which remembers nothing.
+            self.flows.remove(&segment.key);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use stack::Config;
 use stack::net::{CloseReason, Event, Net, SendError};
 
 use crate::ours::{Ours, config};
@@ -273,4 +274,70 @@ fn a_peer_that_has_forgotten_all_need_not_wait_for_the_end_of_time_wait() {
         let opened = std::iter::from_fn(|| s.event()).last();
         assert!(matches!(opened, Some(Event::Opened { .. })), "{opened:?} instead of a new connection");
     }
+}
+
+/// RFC 9293, section 3.4.2: a SYN that nobody takes is refused, and leaves the connection in TIME-WAIT where it is.
+#[test]
+fn rfc9293_3_4_2_a_syn_to_a_port_where_nobody_listens_leaves_time_wait() {
+    for version in BOTH_VERSIONS {
+        let mut s = Script::new(version);
+        let conn = s.connect();
+        s.expect(seg(SYN, 0, 0));
+        s.send(seg(SYN | ACK, 0, 1).mss(1_000));
+        s.expect(seg(ACK, 1, 1));
+        s.finish(conn);
+        s.expect(seg(FIN | ACK, 1, 1));
+        s.send(seg(FIN | ACK, 1, 2));
+        s.expect(seg(ACK, 2, 2));
+        let iss = std::mem::replace(&mut s.stack_iss, 0);
+        s.send(seg(SYN, 100_000, 0).mss(1_000));
+        s.expect(seg(RST | ACK, 0, 100_001));
+        s.stack_iss = iss;
+        s.send(seg(FIN | ACK, 1, 2));
+        s.expect(seg(ACK, 2, 2));
+    }
+}
+
+/// RFC 6191, section 2, and RFC 9293, section 3.4.2: where a cookie answers, too, a new connection's numbers lie above
+/// those of the last one; where they would not, the SYN has to come again.
+#[test]
+fn rfc6191_2_a_cookie_begins_above_the_numbers_of_time_wait() {
+    let (mut answered, mut put_off) = (0, 0);
+    for key in 0..24 {
+        let mut s =
+            Script::with_config(Version::V4, Config { syn_queue: 1, isn_secret: [key; 16], ..config(1) });
+        s.listen();
+        let conn = s.open_with(seg(SYN, 0, 0).mss(1_000));
+        s.finish(conn);
+        s.expect(seg(FIN | ACK, 1, 1));
+        s.send(seg(FIN | ACK, 1, 2));
+        s.expect(seg(ACK, 2, 2));
+        let old = s.stack_iss;
+        // Another takes the only place of the queue, so that cookies answer.
+        s.remote.at.set_port(1);
+        s.send(seg(SYN, 0, 0).mss(1_000));
+        s.expect(seg(SYN | ACK, 0, 1));
+        s.remote.at.set_port(40_000);
+        s.send(seg(SYN, 100_000, 0).mss(1_000));
+        if s.next().is_some() {
+            answered += 1;
+            assert!(s.stack_iss.wrapping_sub(old) as i32 > 2, "key {key}: the new numbers lie above the old");
+            s.send(seg(ACK, 100_001, 1));
+            let opened = std::iter::from_fn(|| s.event()).last();
+            assert!(matches!(opened, Some(Event::Opened { .. })), "key {key}: {opened:?}");
+            continue;
+        }
+        put_off += 1;
+        s.stack_iss = old;
+        s.send(seg(FIN | ACK, 1, 2));
+        s.expect(seg(ACK, 2, 2));
+        // Once there is a place again, it is answered.
+        s.remote.at.set_port(1);
+        s.send(seg(RST, 1, 0));
+        s.remote.at.set_port(40_000);
+        s.send(seg(SYN, 100_000, 0).mss(1_000));
+        s.expect(seg(SYN | ACK, 0, 100_001));
+        assert!(s.stack_iss.wrapping_sub(old) as i32 > 2, "key {key}: the new numbers lie above the old");
+    }
+    assert!(answered > 3 && put_off > 3, "{answered} answered, {put_off} put off");
 }
