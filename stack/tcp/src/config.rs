@@ -65,16 +65,15 @@ pub struct Config {
     /// How long a connection stays in TIME-WAIT (2 MSL, RFC 9293 section 3.4.2), unless a new one begins there (RFC
     /// 6191). A RST does not end it (RFC 1337); a peer that insists on a SYN need not wait all the same.
     pub time_wait: Duration,
-    /// Probes on idle connections (RFC 9293, section 3.8.4); none by default.
-    pub keepalive: Option<Keepalive>,
+    /// What connections do whose listener, or whoever opens them, does not say otherwise.
+    pub connection: ConnectionOptions,
     /// Lower bound of the retransmission timeout.
     pub min_rto: Duration,
     /// Upper bound of the retransmission timeout (RFC 6298, rule 2.5: at least 60 s).
     pub max_rto: Duration,
-    /// Retransmissions of a SYN before the connection is given up.
-    pub syn_retries: u8,
-    /// Retransmissions or unanswered window probes before the connection is given up.
-    pub retries: u8,
+    /// How long a SYN is sent again before the connection that it opens is given up (RFC 9293, section 3.8.3: R2, at
+    /// least three minutes).
+    pub syn_timeout: Duration,
     /// How long the acknowledgement of a single segment waits for company (RFC 9293, section 3.8.6.3).
     pub delayed_ack: Duration,
     /// Key of sequence numbers, timestamps, cookies and hashes; random, and different at every start.
@@ -88,6 +87,69 @@ pub struct Config {
     /// of up to 16 pieces behind their headers ([`TxFrame::segment_bytes`](crate::TxFrame::segment_bytes)). It then fills
     /// in checksums too.
     pub tx_segmentation: bool,
+}
+
+/// What connections of one listener may do otherwise than those of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionOptions {
+    /// Probes on connections that have long been silent (RFC 9293, section 3.8.4); none by default.
+    pub keepalive: Option<Keepalive>,
+    /// How long what was sent may stay without an acknowledgement before the connection is given up: the user timeout of
+    /// RFC 9293, section 3.9.1, which RFC 5482 would tell the peer, and R2 of section 3.8.3. A peer that answers and
+    /// keeps its window closed may do so for ever (section 3.8.6.1), but only for this long once this side has finished.
+    pub user_timeout: Duration,
+    /// Whether less than a whole segment waits while something is in flight (Nagle; RFC 9293, section 3.7.4): for
+    /// applications that send in small pieces, and not for those whose replies are whole.
+    pub nagle: bool,
+}
+
+impl Default for ConnectionOptions {
+    fn default() -> Self {
+        Self { keepalive: None, user_timeout: Duration::from_secs(300), nagle: false }
+    }
+}
+
+impl ConnectionOptions {
+    /// Whether connections can be so.
+    ///
+    /// # Errors
+    /// [`OptionError`].
+    pub fn check(&self) -> Result<(), OptionError> {
+        let keepalive = self.keepalive.map(|Keepalive { idle, interval, .. }| {
+            [("keepalive.idle", idle), ("keepalive.interval", interval)]
+        });
+        let times = [("user_timeout", self.user_timeout)].into_iter().chain(keepalive.into_iter().flatten());
+        for (name, time) in times {
+            if !(OptionError::MIN..=OptionError::MAX).contains(&time) {
+                return Err(OptionError::Time { name, time });
+            }
+        }
+        if self.keepalive.is_some_and(|keepalive| keepalive.count == 0) {
+            return Err(OptionError::NoProbe);
+        }
+        Ok(())
+    }
+}
+
+/// Why connections cannot be so.
+#[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
+pub enum OptionError {
+    /// A time that is too short or too long.
+    #[error("{name} is {time:?}, outside {:?}..={:?}", Self::MIN, Self::MAX)]
+    Time {
+        /// The setting.
+        name: &'static str,
+        /// What was asked for.
+        time: Duration,
+    },
+    /// Connections that would be given up without having been probed.
+    #[error("keepalive.count is 0: a silent peer has to be probed at least once before it is given up")]
+    NoProbe,
+}
+
+impl OptionError {
+    const MIN: Duration = Duration::from_secs(1);
+    const MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 }
 
 /// When a connection that has long been silent is probed.
@@ -113,6 +175,9 @@ pub enum ConfigError {
     /// An address that no host can have, or a gateway that cannot be reached.
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// Connections that cannot be so.
+    #[error(transparent)]
+    Connection(#[from] OptionError),
     /// An Ethernet address that no port can have.
     #[error("{0:02x?} is not a unicast Ethernet address")]
     NotUnicastMac([u8; 6]),
@@ -174,11 +239,10 @@ impl Config {
             tx_shared_bytes: 4 << 20,
             tx_shared_extents: 1 << 16,
             time_wait: Duration::from_secs(60),
-            keepalive: None,
+            connection: ConnectionOptions::default(),
             min_rto: Duration::from_millis(200),
             max_rto: Duration::from_secs(60),
-            syn_retries: 6,
-            retries: 10,
+            syn_timeout: Duration::from_secs(180),
             delayed_ack: Duration::from_millis(40),
             isn_secret,
             core: CoreShare::ALONE,
@@ -223,6 +287,7 @@ impl Config {
         if !(min_mtu..=max_mtu).contains(&self.mtu) {
             return Err(ConfigError::Mtu { mtu: self.mtu, min: min_mtu, max: max_mtu });
         }
+        self.connection.check()?;
         if self.tx_segmentation && !self.tx_checksum_offload {
             return Err(ConfigError::SegmentationAlone);
         }
@@ -291,6 +356,11 @@ mod tests {
         assert_eq!(narrow.check(2176), Ok(()));
         assert!(matches!(refused(|c| c.mac[0] = 1), ConfigError::NotUnicastMac(_)));
         assert!(matches!(refused(|c| c.tx_extents = 0), ConfigError::Limit { name: "tx_extents", .. }));
+        let time = Duration::ZERO;
+        assert_eq!(
+            refused(|c| c.connection.user_timeout = Duration::ZERO),
+            ConfigError::Connection(OptionError::Time { name: "user_timeout", time })
+        );
         assert_eq!(refused(|c| c.tx_segmentation = true), ConfigError::SegmentationAlone);
         let beyond = CoreShare { index: 2, count: 2 };
         let mut no_core = config();

@@ -16,7 +16,7 @@ use std::time::Duration;
 use pmem::Arena;
 use stack_net::time::Instant;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, ConnectionOptions};
 use crate::counters::Counters;
 use crate::emit::MAX_HEADER_BYTES;
 use crate::flow::{FlowKey, FlowState, FlowTable};
@@ -29,7 +29,7 @@ use crate::net::{CloseReason, ConnId};
 use crate::reassembly::{Reassembly, Whole};
 use crate::steer::Steering;
 use crate::tcp::congestion::Controls;
-use crate::tcp::connection::{Connection, Context, Outcome, State, lies_in_its_lines};
+use crate::tcp::connection::{Connection, Context, Outcome, Profile, State, lies_in_its_lines};
 use crate::tcp::early::EarlyPool;
 use crate::tcp::isn::Secret;
 use crate::tcp::options::Options;
@@ -42,6 +42,9 @@ use crate::timer::{NEVER, TimerWheel};
 use crate::window::WindowPool;
 
 pub use error::{AddressConflict, ConnectError, ListenError};
+
+/// Different options that connections may have.
+const MAX_PROFILES: usize = 1 << u8::BITS;
 
 /// Segments without a connection that may wait for the device.
 const MAX_REPLIES: usize = 512;
@@ -86,6 +89,8 @@ pub struct Endpoint {
     controls: Controls,
     counters: Counters,
     config: Config,
+    /// What connections may do otherwise than others, by their profiles.
+    options: Vec<ConnectionOptions>,
     local: Local,
     secret: Secret,
     steering: Steering,
@@ -261,6 +266,7 @@ impl Endpoint {
             half_open_challenges: RateLimit::new(),
             head: Vec::with_capacity(MAX_HEADER_BYTES + config.mtu),
             pieces: Pieces::new(),
+            options: vec![config.connection],
             config,
         })
     }
@@ -314,12 +320,29 @@ impl Endpoint {
     }
 
     /// Takes a free place for a flow.
-    fn occupy(&mut self, index: u32, key: FlowKey, listener: Option<u16>) -> &mut ConnectionEntry {
+    fn occupy(
+        &mut self,
+        index: u32,
+        key: FlowKey,
+        listener: Option<u16>,
+        profile: Profile,
+    ) -> &mut ConnectionEntry {
         self.flows.insert(key, FlowState::Connection(index));
         let place = &mut self.places[index as usize];
         place.used = true;
         place.listener = listener;
+        place.connection.go_by(profile, &self.options[usize::from(profile.0)]);
         place
+    }
+
+    /// Where these options stand among those of all connections; none if too many differ.
+    fn profile(&mut self, options: &ConnectionOptions) -> Option<Profile> {
+        let place = self.options.iter().position(|known| known == options);
+        let profile = u8::try_from(place.unwrap_or(self.options.len())).ok().map(Profile)?;
+        if place.is_none() {
+            self.options.push(*options);
+        }
+        Some(profile)
     }
 
     /// Frees a place whose last event is told.
@@ -336,6 +359,7 @@ impl Endpoint {
     fn with<R>(&mut self, index: u32, work: impl FnOnce(&mut Connection, &mut Context<'_>) -> R) -> R {
         let mut cx = Context {
             config: &self.config,
+            options: &self.options,
             counters: &mut self.counters,
             pool: &mut self.pool,
             pieces: &mut self.waiting,

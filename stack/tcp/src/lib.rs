@@ -33,7 +33,7 @@ mod timer;
 mod window;
 
 pub use address::{AddressError, check_gateway, check_own};
-pub use config::{Config, ConfigError, CoreShare, Keepalive};
+pub use config::{Config, ConfigError, ConnectionOptions, CoreShare, Keepalive, OptionError};
 pub use counters::{Counters, Drops};
 pub use endpoint::{AddressConflict, ConnectError, Endpoint, ListenError};
 pub use frame::{FrameSink, RxBurst, RxChecksum, RxFrame, Share, SinkFull, TxChecksum, TxFrame};

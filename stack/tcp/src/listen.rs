@@ -6,7 +6,7 @@ use std::time::Duration;
 use stack_net::time::Instant;
 
 use crate::flow::FlowKey;
-use crate::tcp::connection::Handshake;
+use crate::tcp::connection::{Handshake, Profile};
 
 /// Most listeners of an endpoint.
 pub(crate) const MAX_LISTENERS: usize = 64;
@@ -20,6 +20,8 @@ const SYN_ACK_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct Listener {
     pub address: SocketAddr,
     pub backlog: usize,
+    /// What its connections go by.
+    pub profile: Profile,
     /// Half-open connections.
     pub half_open: usize,
     /// Connections whose opening the application has not been told.
@@ -77,11 +79,11 @@ impl Listeners {
     }
 
     /// Adds a listener; false if its address is taken.
-    pub(crate) fn add(&mut self, address: SocketAddr, backlog: usize) -> bool {
+    pub(crate) fn add(&mut self, address: SocketAddr, backlog: usize, profile: Profile) -> bool {
         if self.list.iter().any(|listener| listener.overlaps(address)) {
             return false;
         }
-        self.list.push(Listener { address, backlog, half_open: 0, untold: 0 });
+        self.list.push(Listener { address, backlog, profile, half_open: 0, untold: 0 });
         true
     }
 
@@ -189,10 +191,10 @@ mod tests {
     #[test]
     fn addresses_do_not_overlap() {
         let mut listeners = Listeners::new(4);
-        assert!(listeners.add("10.0.0.2:80".parse().unwrap(), 8));
-        assert!(!listeners.add("0.0.0.0:80".parse().unwrap(), 8));
-        assert!(listeners.add("0.0.0.0:81".parse().unwrap(), 8));
-        assert!(!listeners.add("10.0.0.2:81".parse().unwrap(), 8));
+        assert!(listeners.add("10.0.0.2:80".parse().unwrap(), 8, Profile::DEFAULT));
+        assert!(!listeners.add("0.0.0.0:80".parse().unwrap(), 8, Profile::DEFAULT));
+        assert!(listeners.add("0.0.0.0:81".parse().unwrap(), 8, Profile::DEFAULT));
+        assert!(!listeners.add("10.0.0.2:81".parse().unwrap(), 8, Profile::DEFAULT));
         assert_eq!(listeners.find(&key("10.0.0.2:80")), Some(0));
         assert_eq!(listeners.find(&key("10.0.0.3:80")), None);
         assert_eq!(listeners.find(&key("10.0.0.3:81")), Some(1));
@@ -202,8 +204,8 @@ mod tests {
     #[test]
     fn the_backlog_and_the_queue_are_limits() {
         let mut listeners = Listeners::new(3);
-        listeners.add("10.0.0.2:80".parse().unwrap(), 2);
-        listeners.add("10.0.0.2:81".parse().unwrap(), 9);
+        listeners.add("10.0.0.2:80".parse().unwrap(), 2, Profile::DEFAULT);
+        listeners.add("10.0.0.2:81".parse().unwrap(), 9, Profile::DEFAULT);
         let handshake = Handshake {
             key: key("10.0.0.2:80"),
             mac: [2; 6],

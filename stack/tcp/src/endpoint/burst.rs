@@ -92,7 +92,7 @@ impl Endpoint {
             self.finish_run(run);
         }
         let now = self.now;
-        let Self { places, config, counters, pool, waiting, sending, controls, .. } = self;
+        let Self { places, config, options, counters, pool, waiting, sending, controls, .. } = self;
         // A place that is free by now has a connection that expects nothing.
         let connection = &mut places[index as usize].connection;
         let Some(segment) = form.read(burst.head(at)) else { return false };
@@ -111,7 +111,7 @@ impl Endpoint {
         counters.frames_in += 1;
         counters.segments_in += 1;
         counters.partial_checksums += u64::from(verdict == Verdict::Partial);
-        let mut cx = Context { config, counters, pool, pieces: waiting, sending, controls };
+        let mut cx = Context { config, options, counters, pool, pieces: waiting, sending, controls };
         connection.take_expected(now, &segment, &mut frame, &mut cx);
         run.0 = Some(index);
         true

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use pmem::Extent;
 use stack_net::time::Instant;
 
-use super::{ConnectError, Endpoint, FIRST_DYNAMIC_PORT, ListenError, Reply, TimerOf};
+use super::{ConnectError, Endpoint, FIRST_DYNAMIC_PORT, ListenError, MAX_PROFILES, Reply, TimerOf};
+use crate::config::ConnectionOptions;
 use crate::flow::FlowKey;
 use crate::frame::Flags;
 use crate::listen::MAX_LISTENERS;
@@ -23,6 +24,21 @@ impl Endpoint {
     /// # Errors
     /// [`ListenError`]: nothing changed.
     pub fn listen(&mut self, address: SocketAddr, backlog: usize) -> Result<(), ListenError> {
+        let options = self.config.connection;
+        self.listen_with(address, backlog, &options)
+    }
+
+    /// As [`listen`](Self::listen), for connections that go by `options`.
+    ///
+    /// # Errors
+    /// [`ListenError`]: nothing changed.
+    pub fn listen_with(
+        &mut self,
+        address: SocketAddr,
+        backlog: usize,
+        options: &ConnectionOptions,
+    ) -> Result<(), ListenError> {
+        options.check()?;
         if address.port() == 0 || backlog == 0 {
             return Err(ListenError::Zero { port: address.port(), backlog });
         }
@@ -32,7 +48,8 @@ impl Endpoint {
         if self.listeners.len() == MAX_LISTENERS {
             return Err(ListenError::TooMany(MAX_LISTENERS));
         }
-        if !self.listeners.add(address, backlog) {
+        let profile = self.profile(options).ok_or(ListenError::TooManyOptions(MAX_PROFILES))?;
+        if !self.listeners.add(address, backlog, profile) {
             return Err(ListenError::InUse(address));
         }
         Ok(())
@@ -49,6 +66,22 @@ impl Endpoint {
         remote: SocketAddr,
         local: Option<SocketAddr>,
     ) -> Result<ConnId, ConnectError> {
+        let options = self.config.connection;
+        self.connect_with(now, remote, local, &options)
+    }
+
+    /// As [`connect`](Self::connect), for a connection that goes by `options`.
+    ///
+    /// # Errors
+    /// [`ConnectError`]: nothing was sent.
+    pub fn connect_with(
+        &mut self,
+        now: Instant,
+        remote: SocketAddr,
+        local: Option<SocketAddr>,
+        options: &ConnectionOptions,
+    ) -> Result<ConnId, ConnectError> {
+        options.check()?;
         self.now = self.now.max(now);
         if remote.port() == 0 || !self.local.is_peer(remote.ip()) {
             return Err(ConnectError::BadRemote(remote));
@@ -73,12 +106,13 @@ impl Endpoint {
         if neighbor == Lookup::Full {
             return Err(ConnectError::TableFull(MAX_NEIGHBORS));
         }
+        let profile = self.profile(options).ok_or(ConnectError::TooManyOptions(MAX_PROFILES))?;
         let index = self.free.pop().ok_or(ConnectError::TableFull(self.config.max_connections))?;
         let iss = self.secret.isn(&key, self.now);
         let offset = self.secret.clock_offset(&key);
         let clock = Clock { offset, recent: 0, recent_at: self.now };
         let now = self.now;
-        let place = self.occupy(index, key, None);
+        let place = self.occupy(index, key, None, profile);
         let id = ConnId { index, generation: place.generation };
         self.with(index, |connection, cx| connection.open(key, iss, clock, cx, now));
         match neighbor {

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::config::OptionError;
+
 /// Another host has one of this host's addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressConflict {
@@ -23,6 +25,12 @@ pub enum ListenError {
     /// The list of listeners is full.
     #[error("{0} listeners exist, and no more are possible")]
     TooMany(usize),
+    /// Connections that cannot be so.
+    #[error(transparent)]
+    Options(#[from] OptionError),
+    /// Too many listeners and connections with options of their own.
+    #[error("connections go by {0} different options, and no more are possible; give more of them the same")]
+    TooManyOptions(usize),
     /// A port or a backlog of zero.
     #[error("port {port} with a backlog of {backlog}: neither can be zero")]
     Zero {
@@ -48,6 +56,12 @@ pub enum ConnectError {
     /// The same two ends are connected already, or all ports towards this peer are taken.
     #[error("all ports towards {0} are in use; close connections or choose another local address")]
     InUse(SocketAddr),
+    /// A connection that cannot be so.
+    #[error(transparent)]
+    Options(#[from] OptionError),
+    /// Too many listeners and connections with options of their own.
+    #[error("connections go by {0} different options, and no more are possible; give more of them the same")]
+    TooManyOptions(usize),
     /// The connection table, or the table of neighbors that are asked for, is full.
     #[error("all {0} places are in use; close connections or raise the limit")]
     TableFull(usize),

@@ -99,6 +99,7 @@ impl Endpoint {
         let connection = &mut self.places[index as usize].connection;
         let mut cx = Context {
             config: &self.config,
+            options: &self.options,
             counters: &mut self.counters,
             pool: &mut self.pool,
             pieces: &mut self.waiting,
@@ -154,6 +155,7 @@ impl Endpoint {
     fn rest(&mut self, index: u32) {
         let cx = Context {
             config: &self.config,
+            options: &self.options,
             counters: &mut self.counters,
             pool: &mut self.pool,
             pieces: &mut self.waiting,
@@ -162,7 +164,7 @@ impl Endpoint {
         };
         let place = &mut self.places[index as usize];
         place.in_output = false;
-        if let Some(deadline) = place.connection.next_deadline(&self.config)
+        if let Some(deadline) = place.connection.next_deadline(&cx)
             && deadline < place.wakes_at
         {
             place.wakes_at = deadline;

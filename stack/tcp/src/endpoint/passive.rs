@@ -302,8 +302,9 @@ impl Endpoint {
             return false;
         };
         owner.untold += 1;
+        let profile = owner.profile;
         let now = self.now;
-        self.occupy(index, handshake.key, Some(listener));
+        self.occupy(index, handshake.key, Some(listener), profile);
         self.with(index, |connection, cx| connection.accept(handshake, cx, now));
         self.at_connection(index, segment, frame);
         true

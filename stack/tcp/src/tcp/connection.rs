@@ -14,7 +14,7 @@ use super::rtt::Rtt;
 use super::send_pool::SendPool;
 use super::send_queue::SendQueue;
 use super::seq::Seq;
-use crate::config::{Config, Keepalive};
+use crate::config::{Config, ConnectionOptions, Keepalive};
 use crate::counters::Counters;
 use crate::flow::FlowKey;
 use crate::limit::RateLimit;
@@ -61,7 +61,7 @@ pub(crate) struct Connection {
     /// Whether this side has finished: FIN follows the queue.
     pub(super) finished: bool,
     pub(super) keepalive_probes: u8,
-    /// Retransmissions, or window probes without an answer.
+    /// Retransmissions, or window probes without an answer; once this side has finished, those with one, too.
     pub(super) retries: u8,
     pub(crate) key: FlowKey,
     // The variables of RFC 9293, section 3.3.1. Before the peer has answered the SYN, `snd_una` is its number.
@@ -87,6 +87,9 @@ pub(crate) struct Connection {
     pub(crate) has_taken: bool,
     /// Whether both sides understand selective acknowledgements (RFC 2018).
     pub(super) sacks: bool,
+    pub(super) traits: Traits,
+    /// Where its options stand.
+    pub(super) profile: Profile,
     pub(crate) recv: RecvQueue,
 
     // Line 2, behind the rest of the receive queue.
@@ -119,6 +122,8 @@ pub(crate) struct Connection {
     pub(super) challenges: RateLimit,
     /// The end of a segment that is being timed, where there are no timestamps.
     pub(super) timing: Option<Timed>,
+    /// Since when the peer has acknowledged nothing, once something was sent again: the low bits of the millisecond.
+    pub(super) stalled_ms: u32,
 }
 
 /// Where the lines of a connection begin, behind `before` bytes of its entry.
@@ -156,6 +161,23 @@ bitflags::bitflags! {
         /// What a timeout has made new, as much of it as the window takes.
         const AGAIN = 16;
     }
+}
+
+bitflags::bitflags! {
+    /// Those of a connection's options that are asked for each segment.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Traits: u8 {
+        const NAGLE = 1;
+    }
+}
+
+/// Where the options of a connection stand in [the list](Context::options) that they share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Profile(pub(crate) u8);
+
+impl Profile {
+    /// That of whoever names no options.
+    pub(crate) const DEFAULT: Self = Self(0);
 }
 
 impl Happened {
@@ -248,6 +270,8 @@ pub(crate) enum Outcome {
 /// What connections share.
 pub(crate) struct Context<'a> {
     pub config: &'a Config,
+    /// What connections may do otherwise than others, by their profiles.
+    pub options: &'a [ConnectionOptions],
     pub counters: &'a mut Counters,
     pub pool: &'a mut WindowPool,
     pub pieces: &'a mut PiecePool,
@@ -290,6 +314,8 @@ impl Connection {
             mac: None,
             has_taken: false,
             sacks: false,
+            traits: Traits::empty(),
+            profile: Profile::DEFAULT,
             own_mss: own_mss(config, false),
             snd_una: Seq(0),
             snd_nxt: Seq(0),
@@ -316,6 +342,7 @@ impl Connection {
             rtt: Rtt::new(config.min_rto, config.max_rto),
             timing: None,
             congestion: Congestion::new(),
+            stalled_ms: 0,
             recovery: Recovery::new(Seq(0)),
             last_sent: now,
             last_heard: now,
@@ -367,6 +394,12 @@ impl Connection {
         self.challenges = RateLimit::new();
         self.events = Happened::empty();
         self.wants_room.set(false);
+    }
+
+    /// Has a connection that begins go by the options of `profile`.
+    pub(crate) fn go_by(&mut self, profile: Profile, options: &ConnectionOptions) {
+        self.profile = profile;
+        self.traits.set(Traits::NAGLE, options.nagle);
     }
 
     /// Begins an active open.
@@ -479,9 +512,12 @@ impl Connection {
     }
 
     /// When the earliest of the connection's timers is due.
-    pub(crate) fn next_deadline(&self, config: &Config) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self, cx: &Context<'_>) -> Option<Instant> {
         let timer = match self.timer {
-            Timer::Off => self.keepalive_deadline(config),
+            Timer::Off => self.keepalive_deadline(cx),
+            Timer::Retransmit(at) | Timer::Persist(at) if self.retries > 0 => {
+                Some(self.before_patience_ends(at, cx))
+            }
             Timer::Retransmit(at) | Timer::Persist(at) | Timer::Linger(at) => Some(at),
         };
         match (timer, self.ack.deadline) {
@@ -490,19 +526,58 @@ impl Connection {
         }
     }
 
-    /// How the peer is probed when it has been silent for long.
-    pub(super) fn keepalive(&self, config: &Config) -> Option<Keepalive> {
-        config.keepalive.or(self.finished.then_some(HALF_CLOSED_KEEPALIVE))
+    fn options<'a>(&self, cx: &Context<'a>) -> &'a ConnectionOptions {
+        &cx.options[usize::from(self.profile.0)]
     }
 
-    pub(super) fn keepalive_deadline(&self, config: &Config) -> Option<Instant> {
-        let Keepalive { idle, interval, .. } = self.keepalive(config)?;
+    /// How the peer is probed when it has been silent for long.
+    pub(super) fn keepalive(&self, cx: &Context<'_>) -> Option<Keepalive> {
+        self.options(cx).keepalive.or(self.finished.then_some(HALF_CLOSED_KEEPALIVE))
+    }
+
+    pub(super) fn keepalive_deadline(&self, cx: &Context<'_>) -> Option<Instant> {
+        let Keepalive { idle, interval, .. } = self.keepalive(cx)?;
         match self.state {
             State::Established | State::CloseWait | State::FinWait2 => {
                 Some(self.last_heard + idle + interval * u32::from(self.keepalive_probes))
             }
             _ => None,
         }
+    }
+
+    /// How long the peer may acknowledge nothing.
+    fn patience_ms(&self, cx: &Context<'_>) -> u32 {
+        let patience = match self.state {
+            State::SynSent | State::SynReceived => cx.config.syn_timeout,
+            _ => self.options(cx).user_timeout,
+        };
+        u32::try_from(patience.as_millis()).unwrap_or(u32::MAX)
+    }
+
+    /// For how long the peer has acknowledged nothing at a time after something was sent again.
+    fn stalled_for_ms(&self, at: Instant) -> u32 {
+        (at.as_millis() as u32).wrapping_sub(self.stalled_ms)
+    }
+
+    /// A time, or when patience with the peer ends, if that is earlier.
+    fn before_patience_ends(&self, at: Instant, cx: &Context<'_>) -> Instant {
+        let beyond_ms = self.stalled_for_ms(at).saturating_sub(self.patience_ms(cx));
+        Instant::from_micros(at.as_micros() - i64::from(beyond_ms) * 1000)
+    }
+
+    /// Whether the peer has acknowledged nothing for so long that the connection is given up.
+    pub(super) fn is_given_up(&self, now: Instant, cx: &Context<'_>) -> bool {
+        let waits = matches!(self.timer, Timer::Retransmit(_) | Timer::Persist(_));
+        waits && self.retries > 0 && self.stalled_for_ms(now) >= self.patience_ms(cx)
+    }
+
+    /// What was sent is without an answer for one timeout more.
+    pub(super) fn count_retry(&mut self, now: Instant) {
+        if self.retries == 0 {
+            self.stalled_ms = (now.as_millis() as u32).wrapping_sub((self.rtt.timeout_us() / 1000) as u32);
+        }
+        self.retries = self.retries.saturating_add(1);
+        self.rtt.backoff = self.rtt.backoff.saturating_add(1);
     }
 
     /// Notes how many buffers the open window takes.

@@ -352,7 +352,8 @@ impl Connection {
         self.max_snd_wnd = self.max_snd_wnd.max(self.snd_wnd);
         (self.snd_wl1, self.snd_wl2) = (heard.seq, heard.ack);
         let persists = matches!(self.timer, Timer::Persist(_));
-        if persists {
+        // Whoever has finished does not wait for ever for a window to open.
+        if persists && !self.finished {
             self.retries = 0;
         }
         if self.snd_wnd > 0 {

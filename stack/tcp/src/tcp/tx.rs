@@ -5,12 +5,11 @@ use std::num::NonZeroU16;
 use stack_net::time::Instant;
 
 use super::congestion::Loss;
-use super::connection::{Connection, Context, Due, Outcome, State, Timed, Timer, own_window_scale};
+use super::connection::{Connection, Context, Due, Outcome, State, Timed, Timer, Traits, own_window_scale};
 use super::options::{Options, Timestamp};
 use super::send_pool::SendPool;
 use super::send_queue::Cursor;
 use super::seq::Seq;
-use crate::config::Config;
 use crate::frame::Flags;
 use crate::net::CloseReason;
 
@@ -87,6 +86,7 @@ impl Connection {
     fn plan_usual(&self, now: Instant, pool: &SendPool) -> Option<Plan> {
         let is_usual = matches!(self.state, State::Established | State::CloseWait)
             && self.due.is_empty()
+            && !self.traits.contains(Traits::NAGLE)
             && self.ack.duplicates == 0;
         let unsent = self.send.unsent();
         if !is_usual || unsent > self.mss {
@@ -187,6 +187,9 @@ impl Connection {
         if unsent == 0 && !fin_unsent {
             return None;
         }
+        if self.waits_for_company(unsent) {
+            return None;
+        }
         let flight = self.flight();
         if self.was_idle(now) {
             self.congestion.restarted_after_idle(self.mss);
@@ -224,12 +227,26 @@ impl Connection {
         None
     }
 
+    /// Whether so little is left to send that it waits for more, or for what is in flight to be acknowledged (Nagle; RFC
+    /// 9293, section 3.7.4). What is sent again does not wait.
+    fn waits_for_company(&self, unsent: u32) -> bool {
+        let in_flight = self.snd_una != self.snd_max && self.snd_nxt == self.snd_max;
+        self.holds_back() && unsent < self.mss && in_flight
+    }
+
+    /// Whether more may follow what is less than a segment, and that waits for it.
+    fn holds_back(&self) -> bool {
+        self.traits.contains(Traits::NAGLE) && !self.finished
+    }
+
     /// Several segments of new data, of which `usable` bytes may be sent: whole ones, and with them the last, however
     /// short. What goes out again goes segment by segment.
     fn plan_frame(&self, usable: u32, fin_unsent: bool, pool: &SendPool) -> Option<Plan> {
         let (from, unsent) = (self.send.cursor(), self.send.unsent());
         let measured = self.send.measure_frame(from, self.mss, usable.min(MAX_FRAME_BYTES), pool);
-        let len = if measured == unsent { measured } else { measured - measured % self.mss };
+        let whole = measured - measured % self.mss;
+        let takes_rest = measured == unsent && !self.holds_back();
+        let len = if takes_rest { measured } else { whole };
         if len <= self.mss {
             return None;
         }
@@ -445,31 +462,29 @@ impl Connection {
         if self.ack.deadline.is_some_and(|at| at <= now) {
             (self.ack.deadline, self.ack.now) = (None, true);
         }
-        match self.timer {
-            Timer::Retransmit(at) if at <= now => self.timed_out(cx),
-            Timer::Persist(at) if at <= now => self.probe_due(cx),
-            Timer::Linger(at) if at <= now => Outcome::Closed(CloseReason::Finished),
-            Timer::Off => self.keepalive_due(now, cx.config),
-            _ => Outcome::Goes,
+        if self.is_given_up(now, cx) {
+            return Outcome::Closed(CloseReason::TimedOut);
         }
+        match self.timer {
+            Timer::Retransmit(at) if at <= now => self.timed_out(now, cx),
+            Timer::Persist(at) if at <= now => self.probe_due(now),
+            Timer::Linger(at) if at <= now => return Outcome::Closed(CloseReason::Finished),
+            Timer::Off => return self.keepalive_due(now, cx),
+            _ => {}
+        }
+        Outcome::Goes
     }
 
     /// RFC 6298, rules 5.4 to 5.7, and RFC 5681, section 3.1.
-    fn timed_out(&mut self, cx: &mut Context<'_>) -> Outcome {
-        let handshake = matches!(self.state, State::SynSent | State::SynReceived);
-        let limit = if handshake { cx.config.syn_retries } else { cx.config.retries };
-        if self.retries >= limit {
-            return Outcome::Closed(CloseReason::TimedOut);
-        }
+    fn timed_out(&mut self, now: Instant, cx: &mut Context<'_>) {
         cx.counters.timeouts += 1;
         let first = self.retries == 0;
-        self.retries += 1;
-        self.rtt.backoff = self.rtt.backoff.saturating_add(1);
+        self.count_retry(now);
         self.timer = Timer::Off;
         self.timing = None;
-        if handshake {
+        if matches!(self.state, State::SynSent | State::SynReceived) {
             self.due |= Due::SYN;
-            return Outcome::Goes;
+            return;
         }
         let loss = Loss { mss: self.mss, flight: self.snd_max.since(self.snd_una) };
         self.congestion.on_timeout(&loss, first, cx.controls);
@@ -477,22 +492,16 @@ impl Connection {
         self.due -= Due::FRONT;
         self.due |= Due::AGAIN;
         self.go_back();
-        Outcome::Goes
     }
 
-    fn probe_due(&mut self, cx: &mut Context<'_>) -> Outcome {
-        if self.retries >= cx.config.retries {
-            return Outcome::Closed(CloseReason::TimedOut);
-        }
-        self.retries += 1;
-        self.rtt.backoff = self.rtt.backoff.saturating_add(1);
+    fn probe_due(&mut self, now: Instant) {
+        self.count_retry(now);
         self.timer = Timer::Off;
         self.due |= Due::PROBE;
-        Outcome::Goes
     }
 
-    fn keepalive_due(&mut self, now: Instant, config: &Config) -> Outcome {
-        let (Some(keepalive), Some(at)) = (self.keepalive(config), self.keepalive_deadline(config)) else {
+    fn keepalive_due(&mut self, now: Instant, cx: &Context<'_>) -> Outcome {
+        let (Some(keepalive), Some(at)) = (self.keepalive(cx), self.keepalive_deadline(cx)) else {
             return Outcome::Goes;
         };
         if at > now {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use stack::Config;
 use stack::net::{CloseReason, Event, Net};
 use stack::transport::OverEndpoint as _;
+use stack::{Config, ConnectionOptions};
 
 use crate::ours::config;
 use crate::script::Script;
@@ -252,15 +252,18 @@ fn rfc5681_2_what_brings_data_or_a_window_is_no_duplicate() {
     assert!(sent(&mut s).iter().all(|seg| seg.payload.is_empty()), "nothing is to be sent again");
 }
 
-/// RFC 6298, section 5: what is not acknowledged is sent again, after twice the time each time.
+/// RFC 6298, section 5: what is not acknowledged is sent again, after twice the time each time; RFC 9293, sections 3.8.3
+/// and 3.9.1: until the user timeout has passed, to the second, and not before.
 #[test]
-fn rfc6298_5_the_timeout_doubles_and_then_the_connection_is_given_up() {
-    let config = Config { retries: 5, min_rto: MS(200), max_rto: Duration::from_secs(60), ..config(1) };
-    let mut s = Script::with_config(Version::V4, config);
+fn rfc6298_5_the_timeout_doubles_and_rfc9293_3_8_3_the_user_timeout_ends_it() {
+    let user_timeout = Duration::from_secs(20);
+    let connection = ConnectionOptions { user_timeout, ..ConnectionOptions::default() };
+    let mut s = Script::with_config(Version::V4, Config { connection, min_rto: MS(200), ..config(1) });
     s.listen();
     let conn = s.open_with(seg(SYN, 0, 0).mss(1_000));
     assert_eq!(s.write(conn, b"hello?"), Ok(()));
     s.expect(data(1, 1, b"hello?"));
+    let begin = s.now();
     let mut waited = vec![];
     for _ in 0..5 {
         waited.push(s.wait_for_segment(Duration::from_secs(61)));
@@ -271,9 +274,94 @@ fn rfc6298_5_the_timeout_doubles_and_then_the_connection_is_given_up() {
         let doubled = pair[0] * 2;
         assert!(pair[1] + MS(20) >= doubled && pair[1] <= doubled + MS(20), "{waited:?}");
     }
-    s.advance(Duration::from_secs(61));
+    s.advance(user_timeout - (s.now() - begin) - MS(50));
+    assert_eq!(s.event(), None, "it is not over before its time");
+    s.advance(MS(100));
     s.expect_event(Event::Closed { conn, reason: CloseReason::TimedOut });
     s.assert_nothing_leaked();
+}
+
+/// RFC 9293, section 3.8.3: each listener has its own user timeout, and so has each connection that is opened; what the
+/// peer acknowledges begins it anew.
+#[test]
+fn rfc9293_3_8_3_each_listener_and_each_connection_has_its_user_timeout() {
+    let options = |seconds| ConnectionOptions {
+        user_timeout: Duration::from_secs(seconds),
+        ..ConnectionOptions::default()
+    };
+    let mut s = Script::new(Version::V4);
+    let ip = s.local.at.ip();
+    let at = |port| (ip, port).into();
+    let (long, short) = (at(80), at(81));
+    s.stack.endpoint_mut().listen_with(long, 4, &options(40)).expect("the address is free");
+    s.stack.endpoint_mut().listen_with(short, 4, &options(10)).expect("the address is free");
+    for (local, seconds) in [(long, 40), (short, 10)] {
+        s.local.at = local;
+        let conn = s.open_with(seg(SYN, 0, 0).mss(1_000));
+        assert_eq!(s.write(conn, &[7; 2_000]), Ok(()));
+        s.advance(Duration::from_secs(seconds - 2));
+        s.send(seg(ACK, 1, 1_001));
+        s.advance(Duration::from_secs(seconds - 1));
+        assert_eq!(s.event(), None, "the peer has acknowledged something");
+        s.advance(Duration::from_secs(2));
+        s.expect_event(Event::Closed { conn, reason: CloseReason::TimedOut });
+        sent(&mut s);
+    }
+    s.local.at = at(5_000);
+    let now = s.now();
+    let conn = s.stack.endpoint_mut().connect_with(now, s.remote.at, Some(s.local.at), &options(5));
+    let conn = conn.expect("the address is free");
+    s.settle();
+    s.expect(seg(SYN, 0, 0));
+    s.send(seg(SYN | ACK, 0, 1).mss(1_000));
+    s.expect(seg(ACK, 1, 1));
+    s.expect_event(Event::Opened { conn, peer: s.remote.at });
+    assert_eq!(s.write(conn, b"hello?"), Ok(()));
+    s.advance(Duration::from_secs(6));
+    s.expect_event(Event::Closed { conn, reason: CloseReason::TimedOut });
+}
+
+/// RFC 9293, section 3.7.4: with Nagle's algorithm less than a whole segment waits while something is in flight, until
+/// there is a whole segment, or all is acknowledged, or nothing follows. Without it nothing waits.
+#[test]
+fn rfc9293_3_7_4_small_segments_wait_for_what_is_in_flight_if_that_is_asked_for() {
+    let connection = ConnectionOptions { nagle: true, ..ConnectionOptions::default() };
+    for tx_segmentation in [false, true] {
+        let config =
+            Config { connection, tx_segmentation, tx_checksum_offload: tx_segmentation, ..config(1) };
+        let mut s = Script::with_config(Version::V4, config);
+        s.listen();
+        let conn = s.open_with(seg(SYN, 0, 0).mss(1_000));
+        assert_eq!(s.write(conn, b"first"), Ok(()));
+        s.expect(data(1, 1, b"first"));
+        for _ in 0..9 {
+            assert_eq!(s.write(conn, &[7; 100]), Ok(()));
+            s.expect_nothing();
+        }
+        // A whole segment goes, and what is left beyond it waits again.
+        assert_eq!(s.write(conn, &[7; 150]), Ok(()));
+        s.expect(data(6, 1, &[7; 1_000]));
+        s.expect_nothing();
+        s.send(seg(ACK, 1, 6));
+        s.expect_nothing();
+        s.send(seg(ACK, 1, 1_006));
+        s.expect(data(1_006, 1, &[7; 50]));
+        assert_eq!(s.write(conn, &[8; 2_500]), Ok(()));
+        s.expect(data(1_056, 1, &[8; 1_000]));
+        s.expect(data(2_056, 1, &[8; 1_000]));
+        s.expect_nothing();
+        s.finish(conn);
+        s.expect(seg(FIN | ACK, 3_056, 1).payload(&[8; 500]));
+        // What is lost is sent again without waiting for more.
+        s.send(seg(ACK, 1, 2_056));
+        s.wait_for_segment(Duration::from_secs(3));
+        s.expect(data(2_056, 1, &[8; 1_000]));
+    }
+    let (mut s, conn) = Script::open(Version::V4);
+    for n in 0..5 {
+        assert_eq!(s.write(conn, b"x"), Ok(()));
+        s.expect(data(1 + n, 1, b"x"));
+    }
 }
 
 /// RFC 6298, section 3 (Karn): the answer to a segment sent twice says nothing about the round trip.
@@ -298,18 +386,36 @@ fn rfc6298_3_an_ambiguous_answer_is_no_measurement() {
 /// RFC 6298, section 2.1: without a measurement the first timeout is a second.
 #[test]
 fn rfc6298_2_1_a_syn_is_sent_again_after_a_second_and_then_given_up() {
-    let config = Config { syn_retries: 3, ..config(1) };
+    let config = Config { syn_timeout: Duration::from_secs(16), ..config(1) };
     let mut s = Script::with_config(Version::V4, config);
     let conn = s.connect();
     s.expect(seg(SYN, 0, 0));
-    for expected in [1_000, 2_000, 4_000] {
-        let waited = s.wait_for_segment(Duration::from_secs(5));
+    for expected in [1_000, 2_000, 4_000, 8_000] {
+        let waited = s.wait_for_segment(Duration::from_secs(10));
         assert!((MS(expected - 20)..=MS(expected + 20)).contains(&waited), "{waited:?}");
         s.expect(seg(SYN, 0, 0));
     }
-    s.advance(Duration::from_secs(9));
+    assert_eq!(s.event(), None);
+    s.advance(Duration::from_secs(2));
     s.expect_event(Event::Closed { conn, reason: CloseReason::TimedOut });
     s.expect_nothing();
+}
+
+/// RFC 9293, section 3.8.3 (MUST-23): a SYN is sent again for three minutes at least.
+#[test]
+fn rfc9293_3_8_3_a_syn_is_sent_again_for_three_minutes() {
+    for version in BOTH_VERSIONS {
+        let mut s = Script::new(version);
+        let begin = s.now();
+        let conn = s.connect();
+        while s.now() - begin < Duration::from_secs(179) {
+            assert_eq!(s.event(), None, "given up after {:?}", s.now() - begin);
+            s.advance(Duration::from_secs(1));
+        }
+        assert!(sent(&mut s).len() >= 7);
+        s.advance(Duration::from_secs(3));
+        s.expect_event(Event::Closed { conn, reason: CloseReason::TimedOut });
+    }
 }
 
 /// RFC 9293, section 3.8.4: an idle connection is probed with an old number, and given up without an answer.
@@ -317,7 +423,8 @@ fn rfc6298_2_1_a_syn_is_sent_again_after_a_second_and_then_given_up() {
 fn rfc9293_3_8_4_keep_alive_probes_an_idle_connection() {
     let keepalive =
         stack::Keepalive { idle: Duration::from_secs(10), interval: Duration::from_secs(1), count: 3 };
-    let mut s = Script::with_config(Version::V4, Config { keepalive: Some(keepalive), ..config(1) });
+    let connection = ConnectionOptions { keepalive: Some(keepalive), ..ConnectionOptions::default() };
+    let mut s = Script::with_config(Version::V4, Config { connection, ..config(1) });
     s.listen();
     let conn = s.open_with(seg(SYN, 0, 0).mss(1_000));
     for _ in 0..3 {

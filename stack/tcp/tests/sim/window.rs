@@ -159,15 +159,46 @@ fn rfc9293_3_8_6_1_a_closed_window_is_probed_for_ever() {
 
 #[test]
 fn a_closed_window_and_no_answer_ends_the_connection() {
-    let config = Config { retries: 4, ..config(1) };
-    let mut s = Script::with_config(Version::V4, config);
-    s.listen();
-    let conn = s.open_with(seg(SYN, 0, 0).mss(1_000));
+    let (mut s, conn) = Script::open(Version::V4);
     s.send(seg(ACK, 1, 1).window(0));
     assert_eq!(s.write(conn, b"waiting"), Ok(()));
-    s.advance(Duration::from_secs(300));
+    s.advance(Duration::from_secs(299));
+    assert_eq!(s.event(), None);
+    s.advance(Duration::from_secs(2));
     s.expect_event(Event::Closed { conn, reason: CloseReason::TimedOut });
     s.assert_nothing_leaked();
+}
+
+/// RFC 9293, section 3.8.6.1: a peer may keep its window closed for ever as long as it answers; but once this side has
+/// finished, only for the user timeout, unless it takes something meanwhile.
+#[test]
+fn rfc9293_3_8_6_1_a_window_that_stays_closed_holds_nobody_who_has_finished() {
+    for version in BOTH_VERSIONS {
+        let (mut s, conn) = Script::open(version);
+        s.send(seg(ACK, 1, 1).window(0));
+        assert_eq!(s.write(conn, &[7; 600]), Ok(()));
+        let answer_for = |s: &mut Script, seconds, ack| {
+            let end = s.now() + Duration::from_secs(seconds);
+            while s.now() < end {
+                s.advance(Duration::from_secs(1));
+                while s.next().is_some() {
+                    s.send(seg(ACK, 1, ack).window(0));
+                }
+            }
+        };
+        answer_for(&mut s, 2_000, 1);
+        assert_eq!(s.event(), None, "it lives as long as the peer answers");
+        s.finish(conn);
+        answer_for(&mut s, 200, 1);
+        s.send(seg(ACK, 1, 1).window(300));
+        s.advance(Duration::from_secs(1));
+        assert_eq!(s.next().expect("the window is open").payload, [7; 300]);
+        answer_for(&mut s, 200, 301);
+        assert_eq!(s.event(), None, "the peer has taken something");
+        answer_for(&mut s, 200, 301);
+        s.expect_event(Event::Closed { conn, reason: CloseReason::TimedOut });
+        s.assert_nothing_leaked();
+    }
 }
 
 /// RFC 9293, section 3.8.6.2.1: a sender does not fill a window of a few bytes with tiny segments.

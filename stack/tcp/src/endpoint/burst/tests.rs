@@ -11,7 +11,7 @@ use stack_net::profile::NoLaps;
 use stack_net::time::Instant;
 
 use super::Endpoint;
-use crate::config::{Config, Keepalive};
+use crate::config::{Config, ConnectionOptions, Keepalive};
 use crate::frame::{FrameSink, RxChecksum, RxFrame, SinkFull, TxFrame};
 use crate::net::{ConnId, Event, Net, Slot};
 use crate::testing::{arena, extent_of};
@@ -112,7 +112,11 @@ impl Run {
             syn_queue: 4,
             rx_window_bytes: [3_000, 20_000, 65_535, 256 * 1024][rng.random_range(0..4)],
             rx_buffers: [4, 16, 64][rng.random_range(0..3)],
-            keepalive: rng.random::<bool>().then_some(keepalive),
+            connection: ConnectionOptions {
+                keepalive: rng.random::<bool>().then_some(keepalive),
+                nagle: seed % 3 == 1,
+                ..ConnectionOptions::default()
+            },
             time_wait: Duration::from_secs(5),
             ..Config::with_secret(HOST_MAC, addresses, [seed as u8; 16])
         };
