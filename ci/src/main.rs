@@ -1,10 +1,11 @@
-//! What a developer and CI run: `cargo xtask setup | demo | test | bench | vm | dpdk`.
+//! What a developer and CI run: `cargo xtask setup | demo | test | interop | bench | vm | dpdk`.
 //!
 //! Builds without DPDK or libclang, since it is what installs them.
 
 mod bench;
 mod demo;
 mod dpdk;
+mod interop;
 mod setup;
 mod steps;
 mod test;
@@ -32,6 +33,9 @@ enum Task {
     Demo(Packages),
     /// Formatting, lints, all tests and documentation, as CI runs them.
     Test(test::Options),
+    /// Linux as the other end: the tests of it, or with --loss our TCP beside Linux' own over bad and long paths.
+    #[command(after_help = interop::EXAMPLES)]
+    Interop(interop::Options),
     /// Measures, and writes the results below target/bench.
     Bench(bench::Options),
     /// A virtual machine with real drivers: a NIC behind an IOMMU, device-DAX memory, and power cuts.
@@ -46,6 +50,9 @@ enum Task {
     /// What `demo` runs inside its namespaces.
     #[command(hide = true)]
     DemoInside(demo::Inside),
+    /// What `interop --loss` runs inside its namespaces.
+    #[command(hide = true)]
+    InteropInside(interop::Inside),
 }
 
 fn main() -> ExitCode {
@@ -53,11 +60,13 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(setup::Verbosity::Always).map(|()| true),
         Task::Demo(packages) => packages.provide().and_then(|()| demo::run()),
         Task::Test(options) => test::run(&options),
+        Task::Interop(options) => interop::run(&options),
         Task::Bench(options) => bench::run(&options).map(|()| true),
         Task::Dpdk(options) => dpdk::run(&options).map(|()| true),
         Task::Vm(options) => vm::run(&options),
         Task::VmInside(inside) => vm::run_inside(&inside),
         Task::DemoInside(inside) => demo::run_inside(&inside).map(|()| true),
+        Task::InteropInside(inside) => interop::run_inside(&inside),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

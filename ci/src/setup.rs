@@ -12,7 +12,7 @@ const PACKAGES: [(&str, &str); 11] = [
     ("dpdk", "dpdk-devbind.py, for real network cards"),
     ("ethtool", "switches the offloads of virtual wires off"),
     ("fonts-dejavu-core", "font of the plots"),
-    ("iproute2", "makes virtual wires"),
+    ("iproute2", "makes virtual wires, and says what Linux knows of a connection"),
     ("iputils-ping", "client in the tests"),
     ("libclang-dev", "bindgen, for the bindings to DPDK"),
     ("libdpdk-dev", "the library itself"),
@@ -29,7 +29,7 @@ pub enum Verbosity {
 }
 
 /// Whether packages are looked after.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Packages {
     /// Leaves packages alone: what is needed is there, or this is no Debian.
     #[arg(long)]

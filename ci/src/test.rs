@@ -26,6 +26,13 @@ pub struct Options {
     filter: Option<String>,
 }
 
+impl Options {
+    /// Only the tests of one package.
+    pub fn of_package(packages: Packages, name: &str) -> Self {
+        Self { packages, fast: false, no_vm: true, package: vec![name.to_owned()], filter: None }
+    }
+}
+
 /// Runs all steps, and returns whether all of them passed. The last line is `N passed, M failed`.
 pub fn run(options: &Options) -> Result<bool> {
     options.packages.provide()?;

@@ -24,6 +24,7 @@ pub struct PmlogOptions {
     wrapper: Vec<String>,
     reached: Reached,
     has_ipv6: bool,
+    is_in_memory: bool,
 }
 
 /// What carries the server.
@@ -53,6 +54,7 @@ impl PmlogOptions {
             wrapper: Vec::new(),
             reached: Reached::Device(VETH_DEVICE.to_owned()),
             has_ipv6: true,
+            is_in_memory: false,
         }
     }
 
@@ -72,6 +74,12 @@ impl PmlogOptions {
     /// The IPv4 address only.
     pub fn without_ipv6(mut self) -> Self {
         self.has_ipv6 = false;
+        self
+    }
+
+    /// A store in memory, gone when the server ends. Its path then only says where the server's output goes.
+    pub fn in_memory(mut self) -> Self {
+        self.is_in_memory = true;
         self
     }
 
@@ -101,7 +109,8 @@ impl PmlogOptions {
         }
         words.push(self.binary.clone().into());
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).arg("serve").arg("--pm").arg(&self.pm);
+        command.args(&words[1..]).arg("serve").arg("--pm");
+        command.arg(if self.is_in_memory { Path::new("memory:") } else { &self.pm });
         match &self.reached {
             Reached::Device(device) => {
                 let (v4, v6) = (format!("{SERVER_V4}/24"), format!("{SERVER_V6}/64"));

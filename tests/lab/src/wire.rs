@@ -89,7 +89,11 @@ pub fn link_to_kernel(client: &str, server: &str, namespace: &Path) -> Result<()
     move_into(namespace, server, SERVER_V4, SERVER_V6)
 }
 
-fn make_namespace(namespace: &Path) -> Result<()> {
+/// Makes a network namespace, which the file `namespace`, made for it, then names.
+///
+/// # Errors
+/// What `mount` says.
+pub fn make_namespace(namespace: &Path) -> Result<()> {
     let name = namespace.to_str().context("a path in UTF-8")?;
     File::create(namespace)?;
     // From inside, since the numbers in /proc may be those of an outer namespace of processes.
@@ -111,7 +115,7 @@ pub fn move_into(namespace: &Path, interface: &str, v4: Ipv4Addr, v6: Ipv6Addr) 
 /// Runs a program in another network namespace.
 ///
 /// # Errors
-/// As [`run`](crate::run).
+/// As [`run`].
 pub fn run_in(namespace: &Path, program: &str, arguments: &[&str]) -> Result<()> {
     let [enter, network] = enter(namespace);
     let mut command = Command::new(enter);
