@@ -74,10 +74,10 @@ pub use stack_net::{doze, net, profile, server, time};
 pub use stack_tcp::sim;
 #[cfg(feature = "tcp")]
 pub use stack_tcp::{
-    AddressConflict, AddressError, Config, ConfigError, ConnectError, ConnectionOptions, CoreShare, Counters,
-    Drops, Endpoint, EthernetAddress, FrameSink, IpCidr, Ipv4Cidr, Ipv6Cidr, Keepalive, ListenError,
-    OptionError, RxBurst, RxChecksum, RxFrame, Share, SinkFull, TxChecksum, TxFrame, check_gateway,
-    check_own, config, counters, endpoint, frame,
+    AddressConflict, AddressError, Config, ConfigError, CongestionControl, ConnectError, ConnectionOptions,
+    CoreShare, Counters, Drops, Endpoint, EthernetAddress, FrameSink, IpCidr, Ipv4Cidr, Ipv6Cidr, Keepalive,
+    ListenError, OptionError, RxBurst, RxChecksum, RxFrame, Share, SinkFull, TxChecksum, TxFrame,
+    UnknownCongestionControl, check_gateway, check_own, config, counters, endpoint, frame,
 };
 
 /// What carries frames to and from the stack, or payload to and from the kernel's.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use smoltcp::wire::IpCidr;
 
 use crate::address::{AddressError, check_gateway, check_own};
+pub use crate::tcp::congestion::choice::{CongestionControl, UnknownCongestionControl};
 use crate::tcp::send_pool::SendLimits;
 
 /// Bytes of an Ethernet header; there are no VLAN tags.
@@ -62,6 +63,8 @@ pub struct Config {
     pub tx_shared_bytes: usize,
     /// Extents that the send queues share in the same way.
     pub tx_shared_extents: usize,
+    /// What decides how much a connection has in flight.
+    pub congestion: CongestionControl,
     /// How long a connection stays in TIME-WAIT (2 MSL, RFC 9293 section 3.4.2), unless a new one begins there (RFC
     /// 6191). A RST does not end it (RFC 1337); a peer that insists on a SYN need not wait all the same.
     pub time_wait: Duration,
@@ -238,6 +241,7 @@ impl Config {
             tx_extents: 128,
             tx_shared_bytes: 4 << 20,
             tx_shared_extents: 1 << 16,
+            congestion: CongestionControl::default(),
             time_wait: Duration::from_secs(60),
             connection: ConnectionOptions::default(),
             min_rto: Duration::from_millis(200),

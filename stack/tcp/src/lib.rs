@@ -33,7 +33,10 @@ mod timer;
 mod window;
 
 pub use address::{AddressError, check_gateway, check_own};
-pub use config::{Config, ConfigError, ConnectionOptions, CoreShare, Keepalive, OptionError};
+pub use config::{
+    Config, ConfigError, CongestionControl, ConnectionOptions, CoreShare, Keepalive, OptionError,
+    UnknownCongestionControl,
+};
 pub use counters::{Counters, Drops};
 pub use endpoint::{AddressConflict, ConnectError, Endpoint, ListenError};
 pub use frame::{FrameSink, RxBurst, RxChecksum, RxFrame, Share, SinkFull, TxChecksum, TxFrame};

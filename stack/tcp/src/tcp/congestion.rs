@@ -5,8 +5,15 @@
 //! takes a part of that only when it has filled its window or lost something: one whose requests and replies fit the
 //! initial window says nothing about the network, and needs no more than the numbers.
 
+pub(crate) mod choice;
+mod cubic;
 mod newreno;
+mod slow_start;
 
+use stack_net::time::Instant;
+
+use self::choice::CongestionControl;
+use self::cubic::Cubic;
 use self::newreno::NewReno;
 use super::seq::Seq;
 
@@ -32,10 +39,17 @@ pub(crate) struct Window {
 /// An acknowledgement of data that was sent while the window was full.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Acked {
+    pub now: Instant,
     /// Most payload bytes of a segment.
     pub mss: u32,
     /// Bytes that it says have arrived and no acknowledgement before it did.
     pub bytes: u32,
+    /// Everything before this is acknowledged, and everything before that was sent.
+    pub ack: Seq,
+    pub sent_to: Seq,
+    /// The round trip that it measures, and the smoothed one, in microseconds.
+    pub rtt_us: Option<u32>,
+    pub srtt_us: u32,
 }
 
 /// A loss, or what stands for one.
@@ -44,6 +58,28 @@ pub(crate) struct Loss {
     pub mss: u32,
     /// Bytes in flight when it was noticed.
     pub flight: u32,
+    /// Everything before this was sent.
+    pub sent_to: Seq,
+    /// Whether what was lost was sent while the window was full.
+    pub was_full: bool,
+}
+
+impl Loss {
+    /// Bytes of the window that were in use: RFC 9438, section 4.6.
+    fn used(&self, window: &Window) -> u32 {
+        if self.was_full { window.cwnd } else { window.cwnd.min(self.flight) }
+    }
+}
+
+/// What an algorithm undoes when a loss turns out to have been none.
+#[derive(Clone, Copy, Debug)]
+struct Undo(Window);
+
+impl Undo {
+    fn apply(self, window: &mut Window) {
+        window.cwnd = window.cwnd.max(self.0.cwnd);
+        window.ssthresh = window.ssthresh.max(self.0.ssthresh);
+    }
 }
 
 /// A congestion control, for one connection.
@@ -59,10 +95,16 @@ pub(crate) trait Control: Clone + std::fmt::Debug {
 
     /// The retransmission timer fired; `first` unless it had before, for the same data.
     fn on_timeout(&mut self, window: &mut Window, loss: &Loss, first: bool);
+
+    /// The last loss or timeout was none: what was sent has arrived.
+    fn on_undo(&mut self, window: &mut Window);
 }
 
 /// No place in the pool.
 const NONE: u32 = u32::MAX;
+
+/// The largest window that a peer can offer (RFC 7323, section 2.3): more is never in flight.
+const MAX_WINDOW_BYTES: u32 = 1 << 30;
 
 /// The least segment that a window is reckoned for before a connection knows its own.
 const LEAST_MSS: u32 = 64;
@@ -88,12 +130,17 @@ impl Congestion {
         self.full_to = sent_to;
     }
 
+    /// Whether what is acknowledged next, from `next` on, was sent while the window was full.
+    pub(crate) fn is_full(&self, next: Seq) -> bool {
+        next.before(self.full_to)
+    }
+
     /// Whether an acknowledgement that goes on from `before` to `ack` is of data that was sent while the window was
     /// full. A window that the application does not fill says nothing about the network, and does not grow (RFC 7661,
     /// section 1).
     #[inline]
     pub(crate) fn was_full(&mut self, before: Seq, ack: Seq) -> bool {
-        let was_full = before.before(self.full_to);
+        let was_full = self.is_full(before);
         if !was_full {
             // It stays close, so that the comparison never meets a wrapped number.
             self.full_to = ack;
@@ -117,10 +164,17 @@ impl Congestion {
         controls.on_timeout(self, loss, first);
     }
 
+    /// The last loss or timeout was none: what was sent has arrived.
+    #[cfg_attr(not(test), expect(dead_code, reason = "losses that were none are not told apart yet"))]
+    pub(crate) fn on_undo(&mut self, controls: &mut Controls) {
+        controls.on_undo(self);
+    }
+
     /// Recovery is over, and `flight` bytes are in flight: what is missing is not sent in one burst (RFC 6582, section
     /// 3.2, step 3).
     pub(crate) fn recovered(&mut self, flight: u32, mss: u32) {
-        self.window.cwnd = self.window.ssthresh.min(flight.max(mss).saturating_add(mss));
+        let most = flight.max(mss).saturating_add(mss).min(MAX_WINDOW_BYTES);
+        self.window.cwnd = self.window.ssthresh.min(most);
     }
 
     /// A duplicate in recovery says that a segment has left the network: another may be sent, as long as there are no
@@ -138,13 +192,27 @@ impl Congestion {
         }
     }
 
-    /// Nothing was sent for longer than a timeout (RFC 5681, section 4.1).
-    pub(crate) fn restarted_after_idle(&mut self, mss: u32) {
-        self.window.cwnd = self.window.cwnd.min(initial_window(mss));
+    /// Nothing was sent for `idle_us`, which is longer than a timeout: the window says less and less, and halves with each
+    /// timeout, down to the initial one. What it was is remembered in the threshold (RFC 2861, section 3).
+    pub(crate) fn restarted_after_idle(&mut self, idle_us: u64, timeout_us: u64, mss: u32) {
+        let Window { cwnd, ssthresh } = self.window;
+        let halvings = (idle_us / timeout_us.max(1)).min(31) as u32;
+        self.window.cwnd = (cwnd >> halvings).max(cwnd.min(initial_window(mss)));
+        self.window.ssthresh = ssthresh.max(cwnd / 4 * 3);
+    }
+
+    /// A segment of the handshake was lost (RFC 5681, section 3.1).
+    pub(crate) fn handshake_was_retransmitted(&mut self, mss: u32) {
+        self.window.cwnd = mss;
     }
 }
 
 impl Window {
+    /// Grows by so many bytes.
+    fn grow(&mut self, bytes: u32) {
+        self.cwnd = self.cwnd.saturating_add(bytes).min(MAX_WINDOW_BYTES);
+    }
+
     fn initial(mss: u32) -> Self {
         Self { cwnd: initial_window(mss), ssthresh: u32::MAX }
     }
@@ -159,6 +227,7 @@ fn initial_window(mss: u32) -> u32 {
 #[derive(Debug)]
 pub(crate) enum Controls {
     NewReno(Pool<NewReno>),
+    Cubic(Pool<Cubic>),
 }
 
 /// Memory for all connections that an endpoint may have. What none has needed yet takes addresses, but no memory.
@@ -173,13 +242,17 @@ macro_rules! dispatch {
     ($controls:expr, $congestion:expr, $method:ident($($argument:expr),*)) => {
         match $controls {
             Self::NewReno(pool) => pool.of($congestion).$method(&mut $congestion.window, $($argument),*),
+            Self::Cubic(pool) => pool.of($congestion).$method(&mut $congestion.window, $($argument),*),
         }
     };
 }
 
 impl Controls {
-    pub(crate) fn new(connections: usize) -> Self {
-        Self::NewReno(Pool::new(connections))
+    pub(crate) fn new(algorithm: CongestionControl, connections: usize) -> Self {
+        match algorithm {
+            CongestionControl::NewReno => Self::NewReno(Pool::new(connections)),
+            CongestionControl::Cubic => Self::Cubic(Pool::new(connections)),
+        }
     }
 
     fn on_ack(&mut self, congestion: &mut Congestion, acked: &Acked) {
@@ -194,10 +267,15 @@ impl Controls {
         dispatch!(self, congestion, on_timeout(loss, first));
     }
 
+    fn on_undo(&mut self, congestion: &mut Congestion) {
+        dispatch!(self, congestion, on_undo());
+    }
+
     /// Forgets a connection that is over.
     pub(crate) fn forget(&mut self, congestion: &mut Congestion) {
         match self {
             Self::NewReno(pool) => pool.forget(congestion),
+            Self::Cubic(pool) => pool.forget(congestion),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use stack_net::time::Instant;
 
-use super::congestion::{Congestion, Controls};
+use super::congestion::{Congestion, Controls, Loss};
 use super::early::EarlyPool;
 use super::pieces::PiecePool;
 use super::recovery::Recovery;
@@ -482,6 +482,16 @@ impl Connection {
     /// Bytes in flight as far as the present round of sending goes.
     pub(super) fn flight(&self) -> u32 {
         self.snd_nxt.since(self.snd_una)
+    }
+
+    /// What a loss that is noticed now says to congestion control.
+    pub(super) fn loss(&self) -> Loss {
+        Loss {
+            mss: self.mss,
+            flight: self.snd_max.since(self.snd_una),
+            sent_to: self.snd_max,
+            was_full: self.congestion.is_full(self.snd_una),
+        }
     }
 
     /// The number that FIN has or would have.

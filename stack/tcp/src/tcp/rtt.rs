@@ -67,6 +67,11 @@ impl Rtt {
         }
     }
 
+    /// The smoothed round trip; 0 before the first measurement.
+    pub(crate) fn srtt_us(&self) -> u32 {
+        self.srtt_us.unwrap_or(0)
+    }
+
     /// The timeout, doubled for each backoff.
     #[inline]
     pub(crate) fn timeout_us(&self) -> u64 {

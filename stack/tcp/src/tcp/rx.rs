@@ -2,7 +2,7 @@
 
 use stack_net::time::Instant;
 
-use super::congestion::{Acked, Loss};
+use super::congestion::Acked;
 use super::connection::{Clock, Connection, Context, Due, Happened, Outcome, State, Timer};
 use super::early::COPIED_BYTES;
 use super::options::Timestamp;
@@ -203,6 +203,7 @@ impl Connection {
         self.rtt.backoff = 0;
         if sent_again {
             self.rtt.handshake_was_retransmitted();
+            self.congestion.handshake_was_retransmitted(self.mss);
         }
         self.timing = None;
         self.events |= Happened::OPENED;
@@ -242,7 +243,7 @@ impl Connection {
             match self.recovery.duplicate(ack, self.snd_max) {
                 Verdict::Lost => {
                     let flight = self.snd_max.since(self.snd_una);
-                    self.congestion.on_recovery(&Loss { mss: self.mss, flight }, cx.controls);
+                    self.congestion.on_recovery(&self.loss(), cx.controls);
                     self.congestion.inflate(3 * self.mss, flight);
                     self.due |= Due::FRONT;
                     self.timing = None;
@@ -274,7 +275,7 @@ impl Connection {
         self.retries = 0;
         self.due -= Due::AGAIN;
         // Without timestamps a timeout stays doubled until data that was sent once is acknowledged (Karn).
-        self.measure(now, heard, ack);
+        let rtt_us = self.measure(now, heard, ack);
         match self.recovery.progress(ack) {
             Verdict::Partial => {
                 self.congestion.deflate(data, self.mss);
@@ -292,7 +293,16 @@ impl Connection {
             }
             _ => {
                 if was_full {
-                    self.congestion.on_ack(&Acked { mss: self.mss, bytes: data }, cx.controls);
+                    let acked = Acked {
+                        now,
+                        mss: self.mss,
+                        bytes: data,
+                        ack,
+                        sent_to: self.snd_max,
+                        rtt_us,
+                        srtt_us: self.rtt.srtt_us(),
+                    };
+                    self.congestion.on_ack(&acked, cx.controls);
                 }
                 self.restart_timer(now);
             }
@@ -323,7 +333,8 @@ impl Connection {
         };
     }
 
-    fn measure(&mut self, now: Instant, heard: &Heard, acked: Seq) {
+    /// Takes the round trip in that an acknowledgement measures, and returns it, in microseconds.
+    fn measure(&mut self, now: Instant, heard: &Heard, acked: Seq) -> Option<u32> {
         let timed =
             self.timing.take_if(|timed| acked.at_or_after(timed.end)).map(|timed| timed.micros_until(now));
         let rtt_us = match (&self.clock, heard.timestamp) {
@@ -334,10 +345,10 @@ impl Connection {
             (Some(_), _) => None,
             (None, _) => timed,
         };
-        if let Some(rtt_us) = rtt_us.filter(|rtt_us| *rtt_us < PLAUSIBLE_RTT_US) {
-            let per_window = if self.clock.is_some() { self.flight().div_ceil(2 * self.mss) } else { 1 };
-            self.rtt.measured(rtt_us as u32, per_window);
-        }
+        let rtt_us = rtt_us.filter(|rtt_us| *rtt_us < PLAUSIBLE_RTT_US)? as u32;
+        let per_window = if self.clock.is_some() { self.flight().div_ceil(2 * self.mss) } else { 1 };
+        self.rtt.measured(rtt_us, per_window);
+        Some(rtt_us)
     }
 
     /// SND.WND from the newest segment (RFC 9293, section 3.10.7.4).

@@ -4,7 +4,6 @@ use std::num::NonZeroU16;
 
 use stack_net::time::Instant;
 
-use super::congestion::Loss;
 use super::connection::{Connection, Context, Due, Outcome, State, Timed, Timer, Traits, own_window_scale};
 use super::options::{Options, Timestamp};
 use super::send_pool::SendPool;
@@ -192,7 +191,10 @@ impl Connection {
         }
         let flight = self.flight();
         if self.was_idle(now) {
-            self.congestion.restarted_after_idle(self.mss);
+            let idle_us = now.micros_since(self.last_sent);
+            self.congestion.restarted_after_idle(idle_us, self.rtt.timeout_us(), self.mss);
+            // It is not idle twice for the same time.
+            self.last_sent = now;
         }
         let congestion = self.congestion.window() + self.recovery.limited_transmit() * self.mss;
         let usable = self.snd_wnd.min(congestion).saturating_sub(flight);
@@ -486,8 +488,7 @@ impl Connection {
             self.due |= Due::SYN;
             return;
         }
-        let loss = Loss { mss: self.mss, flight: self.snd_max.since(self.snd_una) };
-        self.congestion.on_timeout(&loss, first, cx.controls);
+        self.congestion.on_timeout(&self.loss(), first, cx.controls);
         self.recovery.timed_out(self.snd_max);
         self.due -= Due::FRONT;
         self.due |= Due::AGAIN;

@@ -1,41 +1,61 @@
-//! RFC 5681 with the initial window of RFC 6928 and the byte counting of RFC 3465 (L = 2).
+//! NewReno (RFC 5681) with the byte counting of RFC 3465.
 
-use super::{Acked, Control, Loss, Window};
+use super::slow_start::SlowStart;
+use super::{Acked, Control, Loss, Undo, Window};
 
 #[derive(Clone, Debug)]
 pub(crate) struct NewReno {
+    slow_start: SlowStart,
     /// Bytes acknowledged in congestion avoidance since the window last grew.
     counted: u32,
+    undo: Option<Undo>,
 }
 
 impl Control for NewReno {
     fn new() -> Self {
-        Self { counted: 0 }
+        Self { slow_start: SlowStart::new(), counted: 0, undo: None }
     }
 
     fn on_ack(&mut self, window: &mut Window, acked: &Acked) {
+        let mut bytes = acked.bytes;
         if window.cwnd < window.ssthresh {
-            window.cwnd = window.cwnd.saturating_add(acked.bytes.min(2 * acked.mss));
+            bytes = self.slow_start.grow(window, acked);
+        }
+        if window.cwnd < window.ssthresh {
             return;
         }
-        self.counted = self.counted.saturating_add(acked.bytes);
+        self.counted = self.counted.saturating_add(bytes);
         if self.counted >= window.cwnd {
             self.counted -= window.cwnd;
-            window.cwnd = window.cwnd.saturating_add(acked.mss);
+            window.grow(acked.mss);
         }
     }
 
     fn on_recovery(&mut self, window: &mut Window, loss: &Loss) {
-        window.ssthresh = (loss.flight / 2).max(2 * loss.mss);
+        self.reduce(window, loss);
         window.cwnd = window.ssthresh;
-        self.counted = 0;
     }
 
     fn on_timeout(&mut self, window: &mut Window, loss: &Loss, first: bool) {
         if first {
-            window.ssthresh = (loss.flight / 2).max(2 * loss.mss);
+            self.reduce(window, loss);
         }
+        self.slow_start.timed_out(loss.sent_to);
         window.cwnd = loss.mss;
+    }
+
+    fn on_undo(&mut self, window: &mut Window) {
+        if let Some(undo) = self.undo.take() {
+            undo.apply(window);
+        }
+    }
+}
+
+impl NewReno {
+    /// RFC 5681, equation 4.
+    fn reduce(&mut self, window: &mut Window, loss: &Loss) {
+        self.undo = Some(Undo(*window));
         self.counted = 0;
+        window.ssthresh = (loss.flight / 2).max(2 * loss.mss);
     }
 }
