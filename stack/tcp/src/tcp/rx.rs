@@ -37,7 +37,8 @@ impl Connection {
             return self.in_syn_sent(now, segment, cx);
         }
         let mut segment = *segment;
-        // A simultaneous open: the SYN is known, the ACK is news.
+        // A simultaneous open: the SYN is known, the ACK is news, and the window is not scaled (RFC 7323, section 2.2).
+        let mut scale = self.snd_scale;
         if self.state == State::SynReceived
             && segment.flags.contains(Flags::SYN | Flags::ACK)
             && segment.seq + 1 == self.rcv_nxt
@@ -45,6 +46,7 @@ impl Connection {
         {
             segment.flags -= Flags::SYN;
             segment.seq += 1;
+            scale = 0;
         }
         if let Some(outcome) = self.refuse(now, &segment, cx) {
             return outcome;
@@ -56,11 +58,11 @@ impl Connection {
             if !(segment.ack.after(self.snd_una) && segment.ack.at_or_before(self.snd_max)) {
                 return Outcome::Reset(segment.ack);
             }
-            self.establish(now, &segment, cx);
+            self.establish(now, &segment, scale, cx);
         }
         self.mac = Some(segment.source_mac);
         self.remember_clock(now, &segment);
-        let outcome = self.acknowledged(now, &segment, cx);
+        let outcome = self.acknowledged(now, &segment, scale, cx);
         if outcome != Outcome::Goes {
             return outcome;
         }
@@ -180,7 +182,7 @@ impl Connection {
         // What the SYN has offered.
         self.rcv_adv = self.rcv_nxt + self.affordable(cx).min(0xffff);
         if acks_syn {
-            self.establish(now, segment, cx);
+            self.establish(now, segment, 0, cx);
             self.ack.now = true;
         } else {
             self.state = State::SynReceived;
@@ -191,13 +193,13 @@ impl Connection {
     }
 
     /// The peer has acknowledged the SYN.
-    fn establish(&mut self, now: Instant, segment: &Segment, cx: &mut Context<'_>) {
+    fn establish(&mut self, now: Instant, segment: &Segment, scale: u8, cx: &mut Context<'_>) {
         let sent_again = self.retries > 0;
         self.state = if self.finished { State::FinWait1 } else { State::Established };
         self.snd_una += 1;
         (self.snd_nxt, self.snd_max) = (self.snd_una, self.snd_max.max(self.snd_una));
         (self.timer, self.due, self.retries) = (Timer::Off, Due::empty(), 0);
-        let heard = self.hear(segment);
+        let heard = hear(segment, scale);
         self.take_window(&heard);
         self.measure(now, &heard, self.snd_una);
         self.rtt.backoff = 0;
@@ -220,16 +222,9 @@ impl Connection {
         }
     }
 
-    fn hear(&self, segment: &Segment) -> Heard {
-        // The window in a SYN is never scaled (RFC 7323, section 2.2).
-        let scale = if segment.flags.contains(Flags::SYN) { 0 } else { self.snd_scale };
-        let window = u32::from(segment.window) << scale;
-        Heard { seq: segment.seq, ack: segment.ack, window, timestamp: segment.options.timestamp }
-    }
-
     /// The ACK field and the window (RFC 9293, 3.10.7.4, fifth; RFC 5681; RFC 6582).
-    fn acknowledged(&mut self, now: Instant, segment: &Segment, cx: &mut Context<'_>) -> Outcome {
-        let heard = self.hear(segment);
+    fn acknowledged(&mut self, now: Instant, segment: &Segment, scale: u8, cx: &mut Context<'_>) -> Outcome {
+        let heard = hear(segment, scale);
         let ack = heard.ack;
         if ack.after(self.snd_una) {
             return self.new_data_acknowledged(now, &heard, cx);
@@ -490,6 +485,12 @@ impl Connection {
         }
         Outcome::Goes
     }
+}
+
+/// What a segment says of the send side, whose window is scaled by so much: that in a SYN is not (RFC 7323, section 2.2).
+fn hear(segment: &Segment, scale: u8) -> Heard {
+    let window = u32::from(segment.window) << scale;
+    Heard { seq: segment.seq, ack: segment.ack, window, timestamp: segment.options.timestamp }
 }
 
 /// What a segment says of the send side.

@@ -2,6 +2,7 @@
 
 mod attacks;
 mod closing;
+mod congestion;
 mod cores;
 mod data;
 mod durable;
