@@ -53,10 +53,13 @@ pub struct Config {
     pub rx_window_bytes: usize,
     /// Most buffers that a connection may hold with payload the application has not taken.
     pub rx_buffers: usize,
-    /// Copied bytes that a connection's send queue holds.
+    /// Copied bytes that a connection's send queue holds, whatever its path takes.
     pub tx_bytes: usize,
-    /// Extents that a connection's send queue holds.
+    /// Extents that a connection's send queue holds, whatever its path takes.
     pub tx_extents: usize,
+    /// Most bytes of a connection's send queue where its path takes more: twice as much as may be in flight, of the half
+    /// of what the queues share, in even parts.
+    pub tx_window_bytes: usize,
     /// Copied bytes, in blocks of 256, that the send queues of all connections share. Each queue may have one block
     /// beside, whatever the others hold. While more than half is free, each takes what its own limits allow; from there
     /// on none that has some takes more than its even share of the half.
@@ -239,7 +242,8 @@ impl Config {
             rx_buffers: 256,
             tx_bytes: 4096,
             tx_extents: 128,
-            tx_shared_bytes: 4 << 20,
+            tx_window_bytes: 16 << 20,
+            tx_shared_bytes: 64 << 20,
             tx_shared_extents: 1 << 16,
             congestion: CongestionControl::default(),
             time_wait: Duration::from_secs(60),
@@ -255,12 +259,14 @@ impl Config {
         }
     }
 
-    /// What the send queues of all connections may hold.
-    pub(crate) fn send_limits(&self) -> SendLimits {
+    /// What the send queues of all connections may hold, in extents of buffers of this length.
+    pub(crate) fn send_limits(&self, buffer_bytes: usize) -> SendLimits {
         SendLimits {
             queues: self.max_connections,
             queue_bytes: self.tx_bytes,
             queue_extents: self.tx_extents,
+            window_bytes: self.tx_window_bytes,
+            extent_bytes: buffer_bytes,
             shared_bytes: self.tx_shared_bytes,
             shared_extents: self.tx_shared_extents,
         }
@@ -304,6 +310,7 @@ impl Config {
             ("rx_buffers", self.rx_buffers, 2, 1 << 16),
             ("tx_bytes", self.tx_bytes, 64, 1 << 24),
             ("tx_extents", self.tx_extents, 1, 1 << 16),
+            ("tx_window_bytes", self.tx_window_bytes, 0, 1 << 28),
             ("tx_shared_bytes", self.tx_shared_bytes, 0, 1 << 32),
             ("tx_shared_extents", self.tx_shared_extents, 0, 1 << 24),
             ("core.count", self.core.count.into(), usize::from(self.core.index) + 1, u16::MAX.into()),

@@ -221,7 +221,7 @@ impl Endpoint {
         });
         let flows = config.max_connections + config.syn_queue + config.max_time_wait;
         let waiting = PiecePool::new(arena.buffers());
-        let sending = SendPool::new(&config.send_limits());
+        let sending = SendPool::new(&config.send_limits(arena.buffer_bytes()));
         let pool = WindowPool::new(arena.clone());
         let local = Local { mac: config.mac, addresses: config.addresses.clone() };
         Ok(Self {

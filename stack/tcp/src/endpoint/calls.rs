@@ -211,14 +211,15 @@ impl Endpoint {
     fn queue(
         &mut self,
         conn: ConnId,
-        push: impl FnOnce(&mut SendQueue, &mut SendPool) -> bool,
+        push: impl FnOnce(&mut SendQueue, u32, &mut SendPool) -> bool,
     ) -> Result<(), SendError> {
         let place = self.places.get_mut(conn.index as usize).ok_or(SendError::Closed)?;
         if !place.is_of(conn) || !place.connection.sends() {
             return Err(SendError::Closed);
         }
         let connection = &mut place.connection;
-        if !push(&mut connection.send, &mut self.sending) {
+        let flight = connection.most_in_flight();
+        if !push(&mut connection.send, flight, &mut self.sending) {
             connection.wants_room.set(true);
             // No acknowledgement will make room where nothing was sent: others have to.
             if connection.send.is_unused() && !std::mem::replace(&mut place.in_refused, true) {
@@ -252,18 +253,19 @@ impl Net for Endpoint {
         if !connection.send.is_unused() {
             connection.wants_room.set(true);
         }
+        let flight = connection.most_in_flight();
         SendSpace {
-            bytes: connection.send.free_bytes(&self.sending),
-            extents: connection.send.free_extents(&self.sending),
+            bytes: connection.send.free_bytes(flight, &self.sending),
+            extents: connection.send.free_extents(flight, &self.sending),
         }
     }
 
     fn send(&mut self, conn: ConnId, bytes: &[u8]) -> Result<(), SendError> {
-        self.queue(conn, |queue, pool| queue.push_bytes(bytes, pool))
+        self.queue(conn, |queue, flight, pool| queue.push_bytes(bytes, flight, pool))
     }
 
     fn send_extent(&mut self, conn: ConnId, extent: Extent) -> Result<(), SendError> {
-        self.queue(conn, |queue, pool| queue.push_extent(extent, pool))
+        self.queue(conn, |queue, flight, pool| queue.push_extent(extent, flight, pool))
     }
 
     fn finish(&mut self, conn: ConnId) {

@@ -494,6 +494,12 @@ impl Connection {
         }
     }
 
+    /// Bytes that both windows, the peer's and that of congestion, let be in flight.
+    #[inline]
+    pub(crate) fn most_in_flight(&self) -> u32 {
+        self.snd_wnd.min(self.congestion.window())
+    }
+
     /// The number that FIN has or would have.
     pub(super) fn fin_seq(&self) -> Seq {
         let syn = u32::from(matches!(self.state, State::SynSent | State::SynReceived));

@@ -303,7 +303,11 @@ impl Connection {
             }
         }
         self.take_window(heard);
-        if data > 0 && self.wants_room.get() && self.sends() && self.send.is_roomy(cx.sending) {
+        if data > 0
+            && self.wants_room.get()
+            && self.sends()
+            && self.send.is_roomy(self.most_in_flight(), cx.sending)
+        {
             self.wants_room.set(false);
             self.events |= Happened::WRITABLE;
         }

@@ -7,6 +7,12 @@
 //! are shared. While more than half of them are free, a queue takes what its own limits allow; from there on none that
 //! has some takes more than its even share of the half. All that peers which never acknowledge can do is to leave the
 //! others with one block and one extent at a time.
+//!
+//! A long or fast path takes more than those limits to be filled: twice what may be in flight, so that the next is there
+//! when an acknowledgement comes. That much a queue gets beyond them as long as more than half of the units are free, and
+//! while it holds fewer than are left of that half: one queue gets half of the half, two a third each, and so on (the
+//! dynamic thresholds of A. Choudhury and E. Hahne, "Dynamic queue length thresholds for shared-memory packet switches",
+//! 1998). How much may be in flight is what the peer has shown to take, so that one which does not read holds little.
 
 use pmem::Extent;
 
@@ -25,9 +31,13 @@ const _: () = assert!(BLOCK_BYTES >= LEAST_SEND_BYTES);
 pub(crate) struct SendLimits {
     /// Connections, each with one queue.
     pub queues: usize,
-    /// Copied bytes and extents of one queue, at most.
+    /// Copied bytes and extents that one queue may have whatever its path takes.
     pub queue_bytes: usize,
     pub queue_extents: usize,
+    /// Most bytes of one queue whose path takes more.
+    pub window_bytes: usize,
+    /// Most bytes of an extent.
+    pub extent_bytes: usize,
     /// What all queues share, beyond the first block and the first extent of each.
     pub shared_bytes: usize,
     pub shared_extents: usize,
@@ -47,7 +57,13 @@ pub(crate) struct SendPool {
     pub(super) extent_shares: Shares,
     pub(super) queue_bytes: u32,
     pub(super) queue_extents: u32,
+    window_bytes: u32,
+    pub(super) extent_bytes: u32,
 }
+
+/// Bytes for each of which a queue may have another extent where its path takes more than its limits: many short ones are
+/// no reason to hold all the nodes.
+pub(super) const BYTES_OF_EXTENT: u32 = 1024;
 
 /// A part of a queue.
 #[derive(Debug)]
@@ -78,11 +94,14 @@ impl Chunk {
 
 impl SendPool {
     pub(crate) fn new(limits: &SendLimits) -> Self {
-        let SendLimits { queues, queue_bytes, queue_extents, shared_bytes, shared_extents } = *limits;
+        let SendLimits { queues, queue_bytes, queue_extents, window_bytes, .. } = *limits;
         // Each run of copied bytes between two extents begins with a block of its own.
-        let blocks_of_one = queue_bytes.div_ceil(BLOCK_BYTES) + queue_extents + 1;
-        let block_shares = Shares::new(shared_bytes / BLOCK_BYTES, blocks_of_one, queues);
-        let extent_shares = Shares::new(shared_extents, queue_extents, queues);
+        let blocks_of = |bytes: usize, extents: usize| bytes.div_ceil(BLOCK_BYTES) + extents + 1;
+        let most_extents = queue_extents.max(window_bytes / BYTES_OF_EXTENT as usize);
+        let blocks = [(queue_bytes, queue_extents), (queue_bytes.max(window_bytes), most_extents)];
+        let block_shares =
+            Shares::new(limits.shared_bytes / BLOCK_BYTES, blocks.map(|(b, e)| blocks_of(b, e)), queues);
+        let extent_shares = Shares::new(limits.shared_extents, [queue_extents, most_extents], queues);
         let most_blocks = queues + block_shares.most as usize;
         let most_nodes = most_blocks + queues + extent_shares.most as usize;
         Self {
@@ -96,7 +115,15 @@ impl SendPool {
             extent_shares,
             queue_bytes: queue_bytes as u32,
             queue_extents: queue_extents as u32,
+            window_bytes: window_bytes as u32,
+            extent_bytes: limits.extent_bytes.max(1) as u32,
         }
+    }
+
+    /// Bytes that a queue may have beside its limits where so many may be in flight.
+    #[inline]
+    pub(super) fn window(&self, flight: u32) -> u32 {
+        flight.saturating_mul(2).min(self.window_bytes)
     }
 
     /// Whether an empty queue may take as much as its own limits allow, so that whoever was refused may try again.
@@ -187,14 +214,14 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    /// `shared` units for so many queues, each of which holds at most `of_one`: fewer if that is all they can hold, more
-    /// if one queue could hold half of them.
-    fn new(shared: usize, of_one: usize, queues: usize) -> Self {
-        let all = of_one.saturating_mul(queues);
+    /// `shared` units for so many queues, each of which holds so many of its own right, and at most so many: fewer if that
+    /// is all they can hold, more if one queue could hold half of them of its own right.
+    fn new(shared: usize, [own, most_of_one]: [usize; 2], queues: usize) -> Self {
+        let all = most_of_one.saturating_mul(queues);
         let (most, plenty) = match all <= shared {
             true => (all, all),
             false => {
-                let most = shared.max(2 * of_one);
+                let most = shared.max(2 * own);
                 (most, most / 2)
             }
         };
@@ -219,6 +246,12 @@ impl Shares {
             return left;
         }
         left.min((self.most / 2 / self.holders.max(1)).saturating_sub(held - 1))
+    }
+
+    /// Units that a queue may take which holds `held`, beyond its own limits.
+    #[inline]
+    pub(super) fn spare(&self, held: u32) -> u32 {
+        self.plenty.saturating_sub(self.taken).saturating_sub(held)
     }
 
     /// A queue that holds `held` units takes one more.

@@ -3,7 +3,7 @@
 use arrayvec::ArrayVec;
 use pmem::Extent;
 
-use super::send_pool::{BLOCK_BYTES, Chunk, NONE, SendPool};
+use super::send_pool::{BLOCK_BYTES, BYTES_OF_EXTENT, Chunk, NONE, SendPool};
 
 /// Most extents of one segment; devices gather a bounded number of pieces.
 pub(crate) const MAX_SEGMENT_EXTENTS: usize = 8;
@@ -60,8 +60,20 @@ impl SendQueue {
     }
 
     /// Bytes that [`push_bytes`](Self::push_bytes) would copy.
-    pub(crate) fn free_bytes(&self, pool: &SendPool) -> usize {
-        let own = (pool.queue_bytes - self.copied_bytes) as usize;
+    pub(crate) fn free_bytes(&self, flight: u32, pool: &SendPool) -> usize {
+        let own = self.own_bytes(pool);
+        let left = pool.window(flight).saturating_sub(self.len) as usize;
+        if left <= own {
+            return own;
+        }
+        let blocks = pool.block_shares.spare(self.blocks) as usize;
+        own.max(left.min(self.room_in_last(pool) + blocks * BLOCK_BYTES))
+    }
+
+    /// Those that it would copy whatever may be in flight.
+    #[inline]
+    fn own_bytes(&self, pool: &SendPool) -> usize {
+        let own = pool.queue_bytes.saturating_sub(self.copied_bytes) as usize;
         if pool.block_shares.is_plenty() {
             return own;
         }
@@ -70,14 +82,37 @@ impl SendQueue {
     }
 
     /// Extents that [`push_extent`](Self::push_extent) would queue.
-    pub(crate) fn free_extents(&self, pool: &SendPool) -> usize {
-        let own = pool.queue_extents - self.extents;
-        own.min(pool.extent_shares.grant(self.extents)) as usize
+    pub(crate) fn free_extents(&self, flight: u32, pool: &SendPool) -> usize {
+        let own = self.own_extents(pool);
+        let window = pool.window(flight);
+        let left_bytes = window.saturating_sub(self.len);
+        if left_bytes <= own.saturating_mul(pool.extent_bytes) {
+            return own as usize;
+        }
+        let left = left_bytes / pool.extent_bytes;
+        let left = left.min((window / BYTES_OF_EXTENT).saturating_sub(self.extents));
+        own.max(left.min(pool.extent_shares.spare(self.extents))) as usize
     }
 
-    /// Whether at least half of both kinds of what the queue may hold is free.
-    pub(crate) fn is_roomy(&self, pool: &SendPool) -> bool {
-        2 * self.copied_bytes <= pool.queue_bytes && 2 * self.extents <= pool.queue_extents
+    /// Those that it would queue whatever may be in flight.
+    #[inline]
+    fn own_extents(&self, pool: &SendPool) -> u32 {
+        let own = pool.queue_extents.saturating_sub(self.extents);
+        own.min(pool.extent_shares.grant(self.extents))
+    }
+
+    /// Whether so much of what the queue may hold is free that it is worth while to go on: half of its own limits, or a
+    /// quarter of what its path takes.
+    pub(crate) fn is_roomy(&self, flight: u32, pool: &SendPool) -> bool {
+        let is_own = 2 * self.copied_bytes <= pool.queue_bytes && 2 * self.extents <= pool.queue_extents;
+        is_own || self.is_path_roomy(flight, pool)
+    }
+
+    fn is_path_roomy(&self, flight: u32, pool: &SendPool) -> bool {
+        let window = pool.window(flight);
+        let most = window - window / 4;
+        let takes_bytes = self.len <= most && pool.block_shares.spare(self.blocks) > 0;
+        takes_bytes && self.extents <= most / BYTES_OF_EXTENT && pool.extent_shares.spare(self.extents) > 0
     }
 
     /// Whether nothing takes up room.
@@ -85,9 +120,9 @@ impl SendQueue {
         self.first == NONE
     }
 
-    /// Copies `bytes` in, all or (false) nothing.
-    pub(crate) fn push_bytes(&mut self, bytes: &[u8], pool: &mut SendPool) -> bool {
-        if bytes.len() > self.free_bytes(pool) {
+    /// Copies `bytes` in, all or (false) nothing. So many bytes may be in flight.
+    pub(crate) fn push_bytes(&mut self, bytes: &[u8], flight: u32, pool: &mut SendPool) -> bool {
+        if bytes.len() > self.own_bytes(pool) && bytes.len() > self.free_bytes(flight, pool) {
             return false;
         }
         let (here, mut rest) = bytes.split_at(bytes.len().min(self.room_in_last(pool)));
@@ -107,9 +142,9 @@ impl SendQueue {
         true
     }
 
-    /// Queues an extent, or says (false) that there is no room.
-    pub(crate) fn push_extent(&mut self, extent: Extent, pool: &mut SendPool) -> bool {
-        if self.free_extents(pool) == 0 {
+    /// Queues an extent, or says (false) that there is no room. So many bytes may be in flight.
+    pub(crate) fn push_extent(&mut self, extent: Extent, flight: u32, pool: &mut SendPool) -> bool {
+        if self.own_extents(pool) == 0 && self.free_extents(flight, pool) == 0 {
             return false;
         }
         if !extent.is_empty() {
@@ -330,11 +365,13 @@ mod tests {
     use super::*;
     use crate::testing::{arena, extent_of};
 
-    fn pool(queue_bytes: usize, queue_extents: usize) -> SendPool {
+    fn pool(queue_bytes: usize, queue_extents: usize, window_bytes: usize) -> SendPool {
         SendPool::new(&SendLimits {
             queues: 1,
             queue_bytes,
             queue_extents,
+            window_bytes,
+            extent_bytes: 2048,
             shared_bytes: 1 << 20,
             shared_extents: 1 << 10,
         })
@@ -356,10 +393,10 @@ mod tests {
     fn a_segment_is_copied_bytes_then_extents() {
         let arena = arena(4);
         let free = arena.free_buffers();
-        let (mut queue, mut pool) = (SendQueue::new(), pool(16, 4));
-        assert!(queue.push_bytes(b"head", &mut pool));
-        assert!(queue.push_extent(extent_of(&arena, b"body"), &mut pool));
-        assert!(queue.push_bytes(b"next", &mut pool));
+        let (mut queue, mut pool) = (SendQueue::new(), pool(16, 4, 0));
+        assert!(queue.push_bytes(b"head", 0, &mut pool));
+        assert!(queue.push_extent(extent_of(&arena, b"body"), 0, &mut pool));
+        assert!(queue.push_bytes(b"next", 0, &mut pool));
         assert_eq!(segment(&queue, queue.cursor(), 100, &pool), (b"headbody".to_vec(), 1));
         queue.advance(8, &pool);
         assert_eq!(segment(&queue, queue.cursor(), 100, &pool), (b"next".to_vec(), 0));
@@ -374,19 +411,83 @@ mod tests {
     #[test]
     fn refuses_what_does_not_fit() {
         let arena = arena(4);
-        let (mut queue, mut pool) = (SendQueue::new(), pool(4, 1));
-        assert!(!queue.push_bytes(b"12345", &mut pool));
-        assert!(queue.push_bytes(b"1234", &mut pool));
-        assert!(!queue.push_bytes(b"5", &mut pool));
-        assert!(queue.push_extent(extent_of(&arena, b"x"), &mut pool));
-        assert!(!queue.push_extent(extent_of(&arena, b"y"), &mut pool));
+        let (mut queue, mut pool) = (SendQueue::new(), pool(4, 1, 0));
+        assert!(!queue.push_bytes(b"12345", 0, &mut pool));
+        assert!(queue.push_bytes(b"1234", 0, &mut pool));
+        assert!(!queue.push_bytes(b"5", 0, &mut pool));
+        assert!(queue.push_extent(extent_of(&arena, b"x"), 0, &mut pool));
+        assert!(!queue.push_extent(extent_of(&arena, b"y"), 0, &mut pool));
         assert_eq!(queue.len(), 5);
+    }
+
+    /// Where more may be in flight, more is taken: twice as much, and of one queue half of what is shared by all, whatever
+    /// the kind. Once less may be, nothing more is taken before enough has gone.
+    #[test]
+    fn a_path_that_takes_more_is_given_more() {
+        let arena = arena(4);
+        let limits = SendLimits {
+            queues: 100,
+            queue_bytes: 1000,
+            queue_extents: 4,
+            window_bytes: 1 << 20,
+            extent_bytes: 100,
+            shared_bytes: 256 << 10,
+            shared_extents: 400,
+        };
+        let mut pool = SendPool::new(&limits);
+        let fill = |queue: &mut SendQueue, flight, pool: &mut SendPool| {
+            let before = queue.len();
+            while queue.push_bytes(&[7; 100], flight, pool) {}
+            queue.len() - before
+        };
+        let (mut first, mut second) = (SendQueue::new(), SendQueue::new());
+        assert_eq!(fill(&mut first, 0, &mut pool), 1000);
+        assert_eq!(fill(&mut first, 10_000, &mut pool), 19_000);
+        assert_eq!(first.free_bytes(10_000, &pool), 0);
+        first.acknowledge(1_000, &mut pool);
+        assert_eq!(first.free_bytes(9_000, &pool), 0);
+        assert_eq!(first.free_bytes(10_000, &pool), 1_000);
+        // Half of the blocks are for what exceeds the limits: a quarter of all for one, and a third of them for each of two.
+        let block = BLOCK_BYTES as u32;
+        fill(&mut first, u32::MAX, &mut pool);
+        assert!(first.len().abs_diff((256 << 10) / 4) < 2 * block, "{}", first.len());
+        fill(&mut second, u32::MAX, &mut pool);
+        for _ in 0..20 {
+            for queue in [&mut first, &mut second] {
+                queue.acknowledge(20_000, &mut pool);
+                fill(queue, u32::MAX, &mut pool);
+            }
+        }
+        for queue in [&first, &second] {
+            assert!(
+                queue.len().abs_diff((256 << 10) / 6) < 8 * block,
+                "{} and {}",
+                first.len(),
+                second.len()
+            );
+        }
+        // Others get what is their own all the same.
+        assert_eq!(fill(&mut SendQueue::new(), 0, &mut pool), 1000);
+
+        let extent = extent_of(&arena, &[7; 100]);
+        let mut queue = SendQueue::new();
+        let taken = (0..).take_while(|_| queue.push_extent(extent.clone(), 10_000, &mut pool)).count();
+        assert_eq!(taken, 19, "one for each 1,024 bytes that may wait");
+        let taken = (0..).take_while(|_| queue.push_extent(extent.clone(), u32::MAX, &mut pool)).count();
+        assert!((19 + taken).abs_diff(100) < 3, "{taken}");
+        assert!(!queue.is_roomy(u32::MAX, &pool));
+        queue.acknowledge(9_500, &mut pool);
+        assert!(queue.is_roomy(u32::MAX, &pool));
+        for queue in [&mut queue, &mut first, &mut second] {
+            queue.clear(&mut pool);
+        }
     }
 
     #[derive(Clone, Debug)]
     enum Step {
         Bytes(Vec<u8>),
         Extent(Vec<u8>),
+        Flight(u32),
         Send(u32),
         Acknowledge(u32),
         Rewind,
@@ -399,6 +500,7 @@ mod tests {
             prop::collection::vec(any::<u8>(), 0..20).prop_map(Step::Extent),
             prop_oneof![1..30u32, 200..700u32].prop_map(Step::Send),
             prop_oneof![0..40u32, 200..700u32].prop_map(Step::Acknowledge),
+            (0..5000u32).prop_map(Step::Flight),
             Just(Step::Rewind),
         ]
     }
@@ -407,15 +509,15 @@ mod tests {
         /// Against a plain vector of bytes, and no buffer is left behind.
         #[test]
         fn agrees_with_a_vector(steps in prop::collection::vec(step(), 1..200)) {
-            let arena = arena(8);
+            let arena = arena(32);
             let free = arena.free_buffers();
-            let (mut queue, mut pool) = (SendQueue::new(), pool(1000, 6));
-            let (mut bytes, mut sent) = (Vec::<u8>::new(), 0usize);
+            let (mut queue, mut pool) = (SendQueue::new(), pool(1000, 6, 8000));
+            let (mut bytes, mut sent, mut flight) = (Vec::<u8>::new(), 0usize, 0);
             for step in steps {
                 match step {
-                    Step::Bytes(new) => if queue.push_bytes(&new, &mut pool) { bytes.extend(new) },
+                    Step::Bytes(new) => if queue.push_bytes(&new, flight, &mut pool) { bytes.extend(new) },
                     Step::Extent(new) => {
-                        if queue.push_extent(extent_of(&arena, &new), &mut pool) { bytes.extend(new) }
+                        if queue.push_extent(extent_of(&arena, &new), flight, &mut pool) { bytes.extend(new) }
                     }
                     Step::Send(max) => {
                         let (got, _) = segment(&queue, queue.cursor(), max, &pool);
@@ -432,6 +534,7 @@ mod tests {
                         bytes.drain(..count);
                         sent = sent.saturating_sub(count);
                     }
+                    Step::Flight(bytes) => flight = bytes,
                     Step::Rewind => { queue.rewind(); sent = 0; }
                 }
                 prop_assert_eq!(queue.len() as usize, bytes.len());

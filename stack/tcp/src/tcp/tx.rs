@@ -35,6 +35,9 @@ impl Plan {
 /// Most payload of a frame that the device cuts: with the longest headers it fits an IP packet, whose length has 16 bits.
 const MAX_FRAME_BYTES: u32 = u16::MAX as u32 - 20 - 60;
 
+/// Segments that a frame which the device cuts should have where more is to be sent than the peer's window takes.
+const LEAST_FRAME_SEGMENTS: u32 = 8;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Syn,
@@ -199,6 +202,10 @@ impl Connection {
         let congestion = self.congestion.window() + self.recovery.limited_transmit() * self.mss;
         let usable = self.snd_wnd.min(congestion).saturating_sub(flight);
         let from = self.send.cursor();
+        if cuts && unsent > self.mss && self.snd_nxt == self.snd_max && self.waits_for_window(usable, unsent)
+        {
+            return None;
+        }
         if cuts && unsent > self.mss && usable > self.mss && self.snd_nxt == self.snd_max {
             let frame = self.plan_frame(usable, fin_unsent, pool);
             if frame.is_some() {
@@ -239,6 +246,15 @@ impl Connection {
     /// Whether more may follow what is less than a segment, and that waits for it.
     fn holds_back(&self) -> bool {
         self.traits.contains(Traits::NAGLE) && !self.finished
+    }
+
+    /// Whether it is worth while to wait for more acknowledgements where the peer's window is what limits: each opens it by
+    /// a segment or two, and frames of that length would be no longer than segments. That leaves a sixteenth of it unused
+    /// at most.
+    fn waits_for_window(&self, usable: u32, unsent: u32) -> bool {
+        let enough = (LEAST_FRAME_SEGMENTS * self.mss).min(self.snd_wnd / 16);
+        let is_limited = unsent > usable && self.snd_wnd <= self.congestion.window();
+        is_limited && usable < enough && self.flight() > 0
     }
 
     /// Several segments of new data, of which `usable` bytes may be sent: whole ones, and with them the last, however

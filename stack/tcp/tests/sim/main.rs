@@ -14,6 +14,7 @@ mod groups;
 mod handshake;
 mod link;
 mod listen;
+mod long_path;
 mod moving;
 mod neighbours;
 mod ours;

@@ -22,6 +22,7 @@ fn tight() -> Script {
         max_connections: PLACES,
         tx_bytes: QUEUE_BYTES,
         tx_extents: QUEUE_EXTENTS,
+        tx_window_bytes: 0,
         tx_shared_bytes: 0,
         tx_shared_extents: 0,
         ..config(1)
