@@ -137,6 +137,39 @@ impl fmt::Display for FlushInstruction {
     }
 }
 
+/// Flushes a range that was found in memory and may be on the medium or not.
+///
+/// Where a write-back has failed, Linux counts the pages as written that are not (fsync(2), "NOTES"), so that no flush
+/// writes them: there the range is stored anew, as it is.
+///
+/// # Safety
+/// As [`Medium::store`].
+pub(crate) unsafe fn flush_found(medium: &dyn Medium, offset: usize, len: usize) {
+    match medium.domain() {
+        Domain::Msync | Domain::Model => {
+            let end = offset.saturating_add(len).min(medium.len());
+            for from in (offset..end).step_by(FOUND_BYTES) {
+                let mut bytes = [0; FOUND_BYTES];
+                let bytes = &mut bytes[..FOUND_BYTES.min(end - from)];
+                // SAFETY: the range lies inside the medium, and the caller has it for itself.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(
+                        medium.base().as_ptr().add(from),
+                        bytes.as_mut_ptr(),
+                        bytes.len(),
+                    );
+                    medium.store(from, bytes);
+                }
+            }
+        }
+        Domain::CacheLines(_) | Domain::FenceOnly | Domain::Volatile(_) => {}
+    }
+    medium.flush(offset, len);
+}
+
+/// Bytes that [`flush_found`] stores at a time.
+const FOUND_BYTES: usize = 1024;
+
 /// The range `offset..offset + len`, cut at `end` and widened to whole lines; empty ranges stay empty.
 #[inline]
 fn line_range(offset: usize, len: usize, end: usize) -> std::ops::Range<usize> {

@@ -24,7 +24,7 @@ use crate::{
         ring::Ring,
         shard::{Limits, Parts, Shard},
     },
-    medium::{Medium, MediumLock},
+    medium::{Medium, MediumLock, flush_found},
     watch::{Watch, Work},
 };
 
@@ -65,7 +65,7 @@ impl UnopenedShard {
         let headers = Header::find(&headers, seed).ok_or(corrupt(Corruption::Header))?;
         let found = headers.header;
         let arena = Arena::new(medium.clone(), lock, &geometry, index);
-        let ring = Ring::new(medium.clone(), geometry.log_of(index), geometry.log_entries, seed);
+        let mut ring = Ring::new(medium.clone(), geometry.log_of(index), geometry.log_entries, seed);
         let plan = LogPlan {
             header: found,
             slots: ring.slots(),
@@ -101,8 +101,9 @@ impl UnopenedShard {
 
         let failed =
             |what| move |reason| OpenError::Io { what, path: format!("shard {index}").into(), reason };
-        medium.flush(geometry.header_of(index), HEADERS_BYTES);
-        rescue(&*medium, &arena, &ring, &found, &outcome)
+        // SAFETY: a shard's header is its one owner's, and that is being made here.
+        unsafe { flush_found(&*medium, geometry.header_of(index), HEADERS_BYTES) };
+        rescue(&*medium, &arena, &mut ring, &found, &outcome)
             .map_err(failed("making the recovered log durable"))?;
         let mut header = HeaderCell::new(medium, geometry.header_of(index), seed, &headers);
         let epoch = found.epoch.max(latest_epoch).checked_add(1).ok_or(corrupt(Corruption::Header))?;
@@ -127,18 +128,19 @@ impl UnopenedShard {
 fn rescue(
     medium: &dyn Medium,
     arena: &Arena,
-    ring: &Ring,
+    ring: &mut Ring,
     found: &Header,
     outcome: &Outcome,
 ) -> io::Result<()> {
     let from = (outcome.known_durable + 1).max(found.head);
     for entry in (from..outcome.next).filter_map(|seq| ring.read(seq).ok()) {
         for &name in entry.extents() {
-            medium.flush(arena.medium_offset(name), name.len.into());
+            // SAFETY: the scan has found the range inside of the arena, and nobody has its buffers yet.
+            unsafe { flush_found(medium, arena.medium_offset(name), name.len.into()) };
         }
     }
     if from < outcome.next {
-        ring.flush(from, outcome.next - from);
+        ring.flush_found(from, outcome.next - from);
     }
     medium.fence()
 }

@@ -189,7 +189,7 @@ impl Region {
             Found::Store { superblock, damaged_copy } if !options.force => {
                 check(&backing.path, backing.medium.len() as u64, &superblock.geometry, options)?;
                 check_contents(&backing.path, superblock.contents, options.contents)?;
-                (superblock, damaged_copy.map_or(Task::Nothing, |copy| Task::Repair { superblock, copy }))
+                (superblock, damaged_copy.map_or(Task::Keep, |copy| Task::Repair { superblock, copy }))
             }
             found => {
                 may_format(&backing, found, options)?;

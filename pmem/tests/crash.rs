@@ -148,6 +148,8 @@ struct History {
     trim_asked: u64,
     crashes: u32,
     kills: u32,
+    /// Fences that failed, and ended a life.
+    failures: u32,
     records: u64,
     payloads: u64,
     forgot: bool,
@@ -158,6 +160,7 @@ struct History {
 struct Seen {
     crashes: u32,
     kills: u32,
+    failures: u32,
     records: u64,
     forgot: bool,
 }
@@ -177,6 +180,7 @@ impl History {
             trim_asked: 1,
             crashes: 0,
             kills: 0,
+            failures: 0,
             records: 0,
             payloads: seed << 32,
             forgot: false,
@@ -192,7 +196,8 @@ impl History {
             self.forgot |= medium.forgot.load(Ordering::Relaxed);
             lived?;
         }
-        Ok(Seen { crashes: self.crashes, kills: self.kills, records: self.records, forgot: self.forgot })
+        let Self { crashes, kills, failures, records, forgot, .. } = self;
+        Ok(Seen { crashes, kills, failures, records, forgot })
     }
 
     fn medium(&self) -> Arc<Forgetful> {
@@ -207,10 +212,22 @@ impl History {
 
     /// Makes the store: on a power cut there is a complete one or none, and once it is said to be there it is.
     fn make(&mut self) -> Result<(), String> {
+        if self.random.random_bool(0.2) {
+            self.make_over_a_failing_disk();
+        }
         self.cut_power_soon(12);
         let medium = self.medium();
-        let made =
-            Region::over(medium.clone(), &tiny()).map_err(|error| format!("making the store: {error}"))?;
+        let made = Region::over(medium.clone(), &tiny()).or_else(|error| match error {
+            // What a failed attempt has left, when whoever makes it says so.
+            OpenError::NotAStore { .. } | OpenError::Damaged { .. } if self.failures > 0 => {
+                Region::over(medium.clone(), &Options { force: true, ..tiny() })
+            }
+            other => Err(other),
+        });
+        let made = made.map_err(|error| format!("making the store: {error}"))?;
+        if !made.info().is_new {
+            medium.phase(Phase::Open);
+        }
         made.begin().map_err(|error| format!("making the store: {error}"))?;
         self.forgot |= medium.forgot.load(Ordering::Relaxed);
         if let Some(image) = self.model.crashed() {
@@ -229,8 +246,35 @@ impl History {
         Ok(())
     }
 
-    /// Opens the store, works with it for a while, and dies: of a power cut or of a signal.
+    /// Makes a store whose disk refuses a write. Whoever comes next finds what is in the cache.
+    fn make_over_a_failing_disk(&mut self) {
+        self.model.fail_fence_once(self.random.random_range(0..3), "no space");
+        let medium: Arc<dyn Medium> = self.model.clone();
+        let made = Region::over(medium, &tiny()).expect("nothing is written yet").begin();
+        assert!(made.is_err(), "the disk has refused a write, and nobody says so");
+        self.failures += 1;
+    }
+
+    /// As [`work`](Self::work), sometimes with a disk that refuses a write: the error ends this life, and the next one
+    /// finds the cache as it is.
     fn live(&mut self, medium: &Arc<Forgetful>) -> Result<(), String> {
+        let fails = self.random.random_bool(0.2);
+        if fails {
+            self.model.fail_fence_once(self.random.random_range(0..8), "no space");
+        }
+        let model = self.model.clone();
+        let lived = self.work(medium);
+        if fails && !model.will_fail_once() && lived.is_err() && Arc::ptr_eq(&model, &self.model) {
+            self.failures += 1;
+            self.model.disarm();
+            return Ok(());
+        }
+        model.fail_fences(None);
+        lived
+    }
+
+    /// Opens the store, works with it for a while, and dies: of a power cut or of a signal.
+    fn work(&mut self, medium: &Arc<Forgetful>) -> Result<(), String> {
         if self.random.random_bool(0.6) {
             self.end_soon(9);
         }
@@ -253,7 +297,7 @@ impl History {
                 0..45 => self.append(medium, &mut shard, &mut pending),
                 45..65 => self.commit(medium, &mut shard, &mut pending)?,
                 65..75 => {
-                    if self.trim(medium, &mut shard) {
+                    if self.trim(medium, &mut shard)? {
                         return self.end();
                     }
                 }
@@ -320,18 +364,18 @@ impl History {
     }
 
     /// Trims; true if the power went away meanwhile.
-    fn trim(&mut self, medium: &Forgetful, shard: &mut Shard) -> bool {
+    fn trim(&mut self, medium: &Forgetful, shard: &mut Shard) -> Result<bool, String> {
         medium.phase(Phase::Trim);
         let before = self.random.random_range(shard.head_seq()..=shard.next_seq());
         let head = shard.records(before).next().map_or(shard.committed_seq(), |info| info.seq);
         self.trim_asked = self.trim_asked.max(head);
-        let trimmed = shard.trim(before).expect("the log is sound");
+        let trimmed = shard.trim(before).map_err(|error| error.to_string())?;
         assert_eq!(trimmed.head, self.trim_asked.max(trimmed.head));
         if self.model.has_crashed() {
-            return true;
+            return Ok(true);
         }
         self.trimmed = trimmed.head;
-        false
+        Ok(false)
     }
 
     /// A network card receives into free buffers what nobody keeps.
@@ -491,14 +535,18 @@ fn acknowledged_records_survive_and_no_others_appear() {
             Ok(seen) => {
                 total.crashes += seen.crashes;
                 total.kills += seen.kills;
+                total.failures += seen.failures;
                 total.records += seen.records;
             }
             Err(error) => panic!("PMEM_CRASH_SEED={seed}: {error}"),
         }
     }
-    let Seen { crashes, kills, records, .. } = total;
-    println!("{} histories, {crashes} power cuts, {kills} kills, {records} records", seeds.count());
-    assert!(crashes > 0 && kills > 0 && records > 0);
+    let Seen { crashes, kills, failures, records, .. } = total;
+    println!(
+        "{} histories, {crashes} power cuts, {kills} kills, {failures} failed fences, {records} records",
+        seeds.count()
+    );
+    assert!(crashes > 0 && kills > 0 && failures > 0 && records > 0);
 }
 
 /// Leaves out one kind of flush or fence; some history must notice.
@@ -547,14 +595,16 @@ needed! {
     without_the_fence_of_a_trims_second_copy: Kind::Fence(Phase::Trim, 1);
     without_the_flush_of_a_checkpoint: Kind::Flush(Phase::Checkpoint, Area::Header, 0);
     without_the_fence_of_a_checkpoint: Kind::Fence(Phase::Checkpoint, 0);
-    without_the_flush_of_the_header_found: Kind::Flush(Phase::Open, Area::Header, 0);
-    without_the_flush_of_recovered_payload: Kind::Flush(Phase::Open, Area::Arena, 0);
-    without_the_flush_of_recovered_entries: Kind::Flush(Phase::Open, Area::Log, 0);
-    without_the_fence_of_what_was_recovered: Kind::Fence(Phase::Open, 0);
-    without_the_flush_of_a_new_epoch: Kind::Flush(Phase::Open, Area::Header, 1);
-    without_the_fence_of_a_new_epoch: Kind::Fence(Phase::Open, 1);
-    without_the_flush_of_a_new_epochs_second_copy: Kind::Flush(Phase::Open, Area::Header, 2);
-    without_the_fence_of_a_new_epochs_second_copy: Kind::Fence(Phase::Open, 2);
+    without_the_flush_of_the_superblock_found: Kind::Flush(Phase::Open, Area::Superblock, 0);
+    without_the_fence_of_the_superblock_found: Kind::Fence(Phase::Open, 0);
+    without_the_flush_of_the_header_found: Kind::Flush(Phase::Open, Area::Header, 1);
+    without_the_flush_of_recovered_payload: Kind::Flush(Phase::Open, Area::Arena, 1);
+    without_the_flush_of_recovered_entries: Kind::Flush(Phase::Open, Area::Log, 1);
+    without_the_fence_of_what_was_recovered: Kind::Fence(Phase::Open, 1);
+    without_the_flush_of_a_new_epoch: Kind::Flush(Phase::Open, Area::Header, 2);
+    without_the_fence_of_a_new_epoch: Kind::Fence(Phase::Open, 2);
+    without_the_flush_of_a_new_epochs_second_copy: Kind::Flush(Phase::Open, Area::Header, 3);
+    without_the_fence_of_a_new_epochs_second_copy: Kind::Fence(Phase::Open, 3);
 }
 
 /// Formats over an old store and loses power meanwhile: the old store is whole, or there is none, or the new one.

@@ -4,7 +4,7 @@ use std::{ptr, sync::Arc};
 
 use crate::{
     format::entry::{ENTRY_BYTES, Entry, EntryFault},
-    medium::Medium,
+    medium::{Medium, flush_found},
 };
 
 /// A shard's ring of log entries in the medium.
@@ -59,13 +59,25 @@ impl Ring {
     /// Flushes the slots of `count` entries from `seq` on; returns the number of lines.
     #[inline]
     pub(crate) fn flush(&self, seq: u64, count: u64) -> u64 {
+        self.for_slots(seq, count, |offset, len| self.medium.flush(offset, len));
+        count
+    }
+
+    /// Flushes the slots of entries that were found there, and may be on the medium or not.
+    pub(crate) fn flush_found(&mut self, seq: u64, count: u64) {
+        // SAFETY: the ring lies inside the medium (checked in `new`), and this is its only owner.
+        self.for_slots(seq, count, |offset, len| unsafe { flush_found(&*self.medium, offset, len) });
+    }
+
+    /// The one or two ranges in which the slots of `count` entries lie.
+    #[inline]
+    fn for_slots(&self, seq: u64, count: u64, mut range: impl FnMut(usize, usize)) {
         let first = seq & (self.slots() - 1);
         let before_end = count.min(self.slots() - first);
-        self.medium.flush(self.slot_offset(seq), before_end as usize * ENTRY_BYTES);
+        range(self.slot_offset(seq), before_end as usize * ENTRY_BYTES);
         if before_end < count {
-            self.medium.flush(self.offset, (count - before_end) as usize * ENTRY_BYTES);
+            range(self.offset, (count - before_end) as usize * ENTRY_BYTES);
         }
-        count
     }
 
     #[inline]

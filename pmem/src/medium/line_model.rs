@@ -37,14 +37,27 @@ struct State {
     fuse: Option<Fuse>,
     image: Option<Vec<u8>>,
     killed: Option<Arc<LineModel>>,
-    /// What fences say instead of doing anything.
-    failure: Option<String>,
+    failure: Option<Failure>,
+}
+
+/// What fences do instead of making anything durable.
+enum Failure {
+    /// They all say this.
+    Each(String),
+    /// The one after so many says this, and what waits for it is lost to all that come after.
+    Once(u32, String),
 }
 
 #[derive(Clone, Copy)]
 struct Line {
     dirty: bool,
     pending: Option<[u8; LINE_BYTES]>,
+    /// Whether it counts as durable and is not: no flush does anything for it, until it is stored to again.
+    is_lost: bool,
+}
+
+impl Line {
+    const CLEAN: Self = Self { dirty: false, pending: None, is_lost: false };
 }
 
 struct Fuse {
@@ -128,7 +141,19 @@ impl LineModel {
 
     /// Makes all fences from now on fail with this message, or work again.
     pub fn fail_fences(&self, message: Option<&str>) {
-        self.state().failure = message.map(str::to_owned);
+        self.state().failure = message.map(|message| Failure::Each(message.to_owned()));
+    }
+
+    /// Makes the fence after `others` more fail as `msync` does where the disk refuses a write: Linux keeps the pages in its
+    /// cache, counts them as written though they are not, and tells the error once (fsync(2), "NOTES"). Later fences work,
+    /// but for what is not stored anew.
+    pub fn fail_fence_once(&self, others: u32, message: &str) {
+        self.state().failure = Some(Failure::Once(others, message.to_owned()));
+    }
+
+    /// Whether [`fail_fence_once`](Self::fail_fence_once) still waits for its fence.
+    pub fn will_fail_once(&self) -> bool {
+        matches!(self.state().failure, Some(Failure::Once(..)))
     }
 
     /// Stores, DMA arrivals, flushes and fences so far.
@@ -150,6 +175,7 @@ impl LineModel {
                 let bytes = match (whole.unwrap_or_else(|| random() % 3), line.pending) {
                     (0, _) => continue,
                     (1, Some(pending)) => pending,
+                    _ if line.is_lost => continue,
                     _ => seen,
                 };
                 image[at + atom..at + atom + ATOM_BYTES].copy_from_slice(&bytes[atom..atom + ATOM_BYTES]);
@@ -186,7 +212,8 @@ impl LineModel {
         // SAFETY: the range was checked; `Medium::store` has the caller promise that nobody else uses it.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.as_ptr().add(offset), bytes.len()) };
         for number in lines(offset, bytes.len(), self.len) {
-            state.lines.entry(number).or_insert(Line { dirty: true, pending: None }).dirty = true;
+            let line = state.lines.entry(number).or_insert(Line::CLEAN);
+            (line.dirty, line.is_lost) = (true, false);
         }
     }
 
@@ -248,22 +275,32 @@ unsafe impl Medium for LineModel {
         let mut state = self.operate();
         for number in lines(offset, len, self.len) {
             if let Some(line) = state.lines.get_mut(&number).filter(|line| line.dirty) {
-                *line = Line { dirty: false, pending: Some(self.line(number)) };
+                *line = Line { pending: Some(self.line(number)), ..Line::CLEAN };
             }
         }
     }
 
     fn fence(&self) -> io::Result<()> {
         let mut state = self.operate();
-        if let Some(failure) = &state.failure {
-            return Err(io::Error::other(failure.clone()));
+        match &mut state.failure {
+            None => {}
+            Some(Failure::Each(message)) => return Err(io::Error::other(message.clone())),
+            Some(Failure::Once(others, _)) if *others > 0 => *others -= 1,
+            Some(Failure::Once(_, message)) => {
+                let error = io::Error::other(message.clone());
+                state.failure = None;
+                for line in state.lines.values_mut().filter(|line| line.pending.is_some()) {
+                    (line.pending, line.is_lost) = (None, !line.dirty);
+                }
+                return Err(error);
+            }
         }
         let State { durable, lines, .. } = &mut *state;
         lines.retain(|number, line| {
             if let Some(pending) = line.pending.take() {
                 durable[number * LINE_BYTES..][..LINE_BYTES].copy_from_slice(&pending);
             }
-            line.dirty
+            line.dirty || line.is_lost
         });
         Ok(())
     }
@@ -320,6 +357,24 @@ mod tests {
         model.fence().unwrap();
         assert_eq!(&crash(&model, 0)[..5], b"first");
         assert_eq!(&crash(&model, 2)[..5], b"later");
+    }
+
+    #[test]
+    fn what_a_failed_fence_has_lost_is_saved_by_nothing_but_a_new_store() {
+        let model = LineModel::new(4096);
+        store(&model, 0, b"refused");
+        model.flush(0, 7);
+        model.fail_fence_once(0, "no space");
+        assert_eq!(model.fence().unwrap_err().to_string(), "no space");
+        model.flush(0, 7);
+        model.fence().unwrap();
+        for choice in 0..3 {
+            assert_eq!(&crash(&model, choice)[..7], &[0; 7]);
+        }
+        store(&model, 0, b"refused");
+        model.flush(0, 7);
+        model.fence().unwrap();
+        assert_eq!(&crash(&model, 0)[..7], b"refused");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{
         header::{HEADERS_BYTES, Header},
         superblock::{SUPERBLOCK_BYTES, SUPERBLOCKS_BYTES, Superblock},
     },
-    medium::Medium,
+    medium::{Medium, flush_found},
     recovery::error::OpenError,
 };
 
@@ -39,12 +39,10 @@ struct Job {
 
 /// What is to be written.
 pub(super) enum Task {
-    Nothing,
+    /// The store is there.
+    Keep,
     /// A copy of the superblock is damaged.
-    Repair {
-        superblock: Superblock,
-        copy: usize,
-    },
+    Repair { superblock: Superblock, copy: usize },
     /// There is no store yet, or one that is to go.
     Format(Superblock),
 }
@@ -81,9 +79,16 @@ impl Deferred {
 impl Task {
     fn write(&self, medium: &dyn Medium, path: &Path) -> io::Result<()> {
         match self {
-            Self::Nothing => Ok(()),
+            Self::Keep => {
+                // Whoever made the store may have been told that it is not on the medium, and has left it in memory.
+                // SAFETY: a region is longer than its superblocks, and its shards are not open yet.
+                unsafe { flush_found(medium, 0, SUPERBLOCKS_BYTES) };
+                medium.fence()
+            }
             Self::Repair { superblock, copy } => {
                 tracing::warn!(path = %path.display(), copy, "repairing a copy of the superblock");
+                // SAFETY: as above.
+                unsafe { flush_found(medium, 0, SUPERBLOCKS_BYTES) };
                 write_superblock(medium, superblock, *copy);
                 medium.fence()
             }

@@ -208,7 +208,9 @@ fn regular(
         Err(Errno::OPNOTSUPP | Errno::INVAL) => {
             let map =
                 memmap2::MmapOptions::new().len(len).map_raw(&*file).map_err(io_error("mapping", &path))?;
-            let medium = mapped(&path, map, Some(file), Domain::Msync);
+            let synced = file.try_clone().map_err(io_error("opening", &path))?;
+            let mapping = mapping(&path, map, Some(file)).with_file(synced);
+            let medium = Arc::new(Mapped::new(Arc::new(mapping), Domain::Msync));
             Ok(Backing { path, kind: Kind::File, platform: None, medium, size })
         }
         Err(errno) => Err(io_error("mapping", &path)(errno.into())),
@@ -361,12 +363,15 @@ fn populate(path: &Path, map: &MmapRaw, options: &Options) -> Result<(), OpenErr
 const POPULATE_BYTES: usize = 64 << 20;
 
 fn mapped(path: &Path, map: MmapRaw, file: Option<Locked>, domain: Domain) -> Arc<Mapped> {
+    Arc::new(Mapped::new(Arc::new(mapping(path, map, file)), domain))
+}
+
+fn mapping(path: &Path, map: MmapRaw, file: Option<Locked>) -> Mapping {
     let base = NonNull::new(map.as_mut_ptr()).expect("a mapping does not lie at address 0");
     let len = map.len();
     let named = file.as_ref().map(|file| Named::new(base, len, path, file.as_fd()));
     // SAFETY: the range stays mapped until the map is dropped.
-    let mapping = unsafe { Mapping::new(base, len, Box::new((named, map, file))) };
-    Arc::new(Mapped::new(Arc::new(mapping), domain))
+    unsafe { Mapping::new(base, len, Box::new((named, map, file))) }
 }
 
 fn not_dax(path: &Path) -> OpenError {
