@@ -452,7 +452,7 @@ fn memory_is_volatile_by_name_and_tmpfs_only_by_permission() {
     };
     let path = dir.path().join("store");
     let error = open(&path, &new(1 << 20)).map(|_| ()).unwrap_err();
-    assert!(matches!(error, OpenError::Volatile { filesystem: "tmpfs", .. }), "{error}");
+    assert!(matches!(error, OpenError::Volatile { what: "tmpfs", .. }), "{error}");
     assert!(!path.exists());
     let allowed = Options { volatile: true, ..new(1 << 20) };
     let mut shard = open(&path, &allowed).unwrap().into_shard().unwrap();

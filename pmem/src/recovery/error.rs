@@ -131,12 +131,12 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The path is on memory that does not survive.
-    #[error("{} is on {filesystem}, which does not survive a reboot; allow volatile memory if that is meant", path.display())]
+    #[error("{} is on {what}, which does not survive a reboot; allow volatile memory if that is meant", path.display())]
     Volatile {
         /// The path.
         path: PathBuf,
-        /// Which file system.
-        filesystem: &'static str,
+        /// The file system, or the kind of memory.
+        what: &'static str,
     },
     /// The path is something that cannot hold a store.
     #[error("{} is {what}; {remedy}", path.display())]

@@ -24,7 +24,7 @@ use super::{
     backing::{Backing, Kind},
     options::{MEMORY, Options},
     room::{self, Unfinished},
-    sysfs::{Device, Sysfs},
+    sysfs::{Device, Keeping, Sysfs},
 };
 use crate::{
     medium::{Domain, Mapped, Mapping, Named, best_flush_instruction},
@@ -184,7 +184,7 @@ fn regular(
 ) -> Result<Backing, OpenError> {
     let volatile = volatile_filesystem(&file, path)?;
     if let Some(filesystem) = volatile.filter(|_| !options.volatile) {
-        return Err(OpenError::Volatile { path: path.into(), filesystem });
+        return Err(OpenError::Volatile { path: path.into(), what: filesystem });
     }
     let page_bytes = huge_page_bytes(&file).unwrap_or(1);
     let len = room::prepare(path, &file, options, page_bytes, unfinished)?;
@@ -243,12 +243,34 @@ fn device_dax(
 ) -> Result<Backing, OpenError> {
     let device = char_device(meta);
     let size = sysfs.dax_size(device).filter(|_| sysfs.is_dax(device)).ok_or_else(|| not_dax(path))?;
+    let keeping = sysfs.dax_keeping(device);
+    check_keeping(path, keeping, options)?;
     let align = sysfs.dax_align(device).unwrap_or(0).max(HUGE_PAGE_BYTES as u64) as usize;
     let len = mapped_len(size)?;
     let span = Span::map_sync(&file, len, align).map_err(|errno| io_error("mapping", path)(errno.into()))?;
     let platform = sysfs.persistence_domain(device);
-    let medium = span.into_medium(path, file, dax_domain(platform.as_deref()));
+    let domain = match keeping {
+        Keeping::Nvdimm => dax_domain(platform.as_deref()),
+        Keeping::HostFile | Keeping::Memory => Domain::Volatile(best_flush_instruction()),
+    };
+    let medium = span.into_medium(path, file, domain);
     Ok(Backing { path: path.into(), kind: Kind::DeviceDax, platform, medium, size: options.size })
+}
+
+/// Refuses memory on the dax bus that does not survive, unless that is meant.
+fn check_keeping(path: &Path, keeping: Keeping, options: &Options) -> Result<(), OpenError> {
+    let what = match keeping {
+        _ if options.volatile => return Ok(()),
+        Keeping::Nvdimm => return Ok(()),
+        Keeping::HostFile => {
+            "virtio-pmem as device-DAX, where a flushed line is not in the host's file yet (as a file on a file system on \
+             it, which msync reaches, it is persistent)"
+        }
+        Keeping::Memory => {
+            "memory on the dax bus and of no NVDIMM region (a CXL expander, HBM, or set aside)"
+        }
+    };
+    Err(OpenError::Volatile { path: path.into(), what })
 }
 
 /// What device-DAX needs at least, and what lets the kernel map a DAX file with huge pages.
@@ -392,6 +414,24 @@ mod tests {
         assert_eq!(dax_domain(Some("cpu_cache")), Domain::FenceOnly);
         for platform in [Some("memory_controller"), Some("unknown"), None] {
             assert_eq!(dax_domain(platform), flushed, "{platform:?}");
+        }
+    }
+
+    #[test]
+    fn dax_memory_that_does_not_survive_is_refused_unless_it_is_meant() {
+        let path = Path::new("/dev/dax0.0");
+        let meant = Options { volatile: true, ..Options::default() };
+        for (keeping, refused) in [
+            (Keeping::Nvdimm, None),
+            (Keeping::HostFile, Some("virtio-pmem")),
+            (Keeping::Memory, Some("no NVDIMM region")),
+        ] {
+            let said = check_keeping(path, keeping, &Options::default()).map_err(|error| error.to_string());
+            match refused {
+                None => assert_eq!(said, Ok(())),
+                Some(why) => assert!(said.as_ref().is_err_and(|said| said.contains(why)), "{said:?}"),
+            }
+            assert!(check_keeping(path, keeping, &meant).is_ok());
         }
     }
 

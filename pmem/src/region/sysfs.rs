@@ -12,6 +12,17 @@ pub(crate) enum Device {
     Block { major: u32, minor: u32 },
 }
 
+/// What keeps the bytes of device-DAX memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keeping {
+    /// A region of an NVDIMM bus.
+    Nvdimm,
+    /// A file of the host's (virtio-pmem): it is there only after a request to the host, which a flushed line is not.
+    HostFile,
+    /// Nothing: a CXL expander, memory of high bandwidth, or memory that was set aside.
+    Memory,
+}
+
 /// The kernel's tree of devices.
 #[derive(Clone, Debug)]
 pub(crate) struct Sysfs(PathBuf);
@@ -31,6 +42,24 @@ impl Sysfs {
             .ancestors()
             .take_while(|dir| dir.starts_with(&root))
             .find_map(|dir| read(&dir.join("persistence_domain")))
+    }
+
+    /// What keeps the bytes of a device-DAX device, by what it hangs on: an NVDIMM bus (libnvdimm, under which persistent
+    /// CXL memory comes too) is what tells persistent memory from the rest of the dax bus.
+    pub(crate) fn dax_keeping(&self, device: Device) -> Keeping {
+        let Ok(device) = fs::canonicalize(self.link(device)) else { return Keeping::Memory };
+        let hangs_on = |bus: &str| {
+            let is_one = |name: &str| {
+                let number = name.strip_prefix(bus);
+                number.is_some_and(|number| !number.is_empty() && number.bytes().all(|c| c.is_ascii_digit()))
+            };
+            device.ancestors().any(|dir| dir.file_name().and_then(|name| name.to_str()).is_some_and(is_one))
+        };
+        match () {
+            () if !hangs_on("ndbus") => Keeping::Memory,
+            () if hangs_on("virtio") => Keeping::HostFile,
+            () => Keeping::Nvdimm,
+        }
     }
 
     /// Whether a character device is device-DAX.
@@ -105,6 +134,31 @@ mod tests {
         assert_eq!(sysfs.persistence_domain(PMEM_PARTITION).as_deref(), Some("memory_controller"));
         assert_eq!(sysfs.persistence_domain(Device::Block { major: 8, minor: 0 }), None);
         assert_eq!(sysfs.persistence_domain(Device::Block { major: 9, minor: 9 }), None);
+    }
+
+    /// As Linux names them: Documentation/driver-api/nvdimm, drivers/dax/{cxl,hmem}, drivers/nvdimm/virtio_pmem.c.
+    #[test]
+    fn only_what_hangs_on_an_nvdimm_bus_is_persistent() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("dev/char")).unwrap();
+        let devices = [
+            ("LNXSYSTM:00/LNXSYBUS:00/ACPI0012:00/ndbus0/region0/dax0.0/dax0.0", Keeping::Nvdimm),
+            ("platform/ACPI0017:00/root0/nvdimm-bridge0/ndbus2/region11/dax11.0/dax11.0", Keeping::Nvdimm),
+            ("platform/e820_pmem/ndbus0/region0/dax0.1/dax0.1", Keeping::Nvdimm),
+            ("pci0000:00/0000:00:05.0/virtio3/ndbus0/region0/dax0.0/dax0.2", Keeping::HostFile),
+            ("platform/ACPI0017:00/root0/decoder0.0/region0/dax_region0/dax0.3", Keeping::Memory),
+            ("platform/hmem.0/dax0.4", Keeping::Memory),
+            ("platform/ndbus/dax0.5", Keeping::Memory),
+        ];
+        for (minor, (path, keeping)) in (0..).zip(devices) {
+            let at = dir.path().join("devices").join(path);
+            fs::create_dir_all(&at).unwrap();
+            symlink(&at, dir.path().join(format!("dev/char/252:{minor}"))).unwrap();
+            let device = Device::Char { major: 252, minor };
+            assert_eq!(Sysfs::new(dir.path()).dax_keeping(device), keeping, "{path}");
+        }
+        let gone = Device::Char { major: 1, minor: 1 };
+        assert_eq!(Sysfs::new(dir.path()).dax_keeping(gone), Keeping::Memory);
     }
 
     #[test]
