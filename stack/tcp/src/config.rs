@@ -68,6 +68,9 @@ pub struct Config {
     pub tx_shared_extents: usize,
     /// What decides how much a connection has in flight.
     pub congestion: CongestionControl,
+    /// Whether connections whose congestion control has no rate of its own send at one, too: a little more than the
+    /// congestion window in a round trip, instead of as much at once as acknowledgements allow.
+    pub pacing: bool,
     /// How long a connection stays in TIME-WAIT (2 MSL, RFC 9293 section 3.4.2), unless a new one begins there (RFC
     /// 6191). A RST does not end it (RFC 1337); a peer that insists on a SYN need not wait all the same.
     pub time_wait: Duration,
@@ -246,6 +249,7 @@ impl Config {
             tx_shared_bytes: 64 << 20,
             tx_shared_extents: 1 << 16,
             congestion: CongestionControl::default(),
+            pacing: false,
             time_wait: Duration::from_secs(60),
             connection: ConnectionOptions::default(),
             min_rto: Duration::from_millis(200),

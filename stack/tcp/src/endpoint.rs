@@ -236,7 +236,7 @@ impl Endpoint {
             pool,
             waiting,
             sending,
-            controls: Controls::new(config.congestion, config.max_connections),
+            controls: Controls::new(config.congestion, config.pacing, config.max_connections),
             counters: Counters::default(),
             iface: Iface::new(&config, &local),
             reassembly: Reassembly::new(),

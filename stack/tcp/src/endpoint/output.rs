@@ -117,7 +117,7 @@ impl Endpoint {
         }
         let mut left = QUANTUM;
         while left > 0 {
-            let Some(plan) = connection.plan(now, cx.config.tx_segmentation, cx.sending) else {
+            let Some(plan) = connection.plan(now, cx.config.tx_segmentation, cx.sending, cx.controls) else {
                 return Ok(false);
             };
             let Some(mac) = connection.mac else { return Ok(false) };

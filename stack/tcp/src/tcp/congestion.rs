@@ -8,6 +8,7 @@
 pub(crate) mod choice;
 mod cubic;
 mod newreno;
+mod pace;
 mod slow_start;
 
 use stack_net::time::Instant;
@@ -15,7 +16,18 @@ use stack_net::time::Instant;
 use self::choice::CongestionControl;
 use self::cubic::Cubic;
 use self::newreno::NewReno;
+use self::pace::{Pace, burst_bytes};
 use super::seq::Seq;
+
+/// Does the same with the pool of whichever algorithm there is.
+macro_rules! with_pool {
+    ($controls:expr, $pool:ident => $work:expr) => {
+        match &mut $controls.memory {
+            Memory::NewReno($pool) => $work,
+            Memory::Cubic($pool) => $work,
+        }
+    };
+}
 
 /// The congestion control of a connection, but for what its algorithm remembers.
 #[derive(Clone, Debug)]
@@ -98,6 +110,14 @@ pub(crate) trait Control: Clone + std::fmt::Debug {
 
     /// The last loss or timeout was none: what was sent has arrived.
     fn on_undo(&mut self, window: &mut Window);
+
+    /// Bytes a second at which a connection with this smoothed round trip sends, if it is to send at a rate: a little more
+    /// than its window comes to, and twice as much where the window doubles.
+    fn pacing_rate(&self, window: &Window, srtt_us: u32) -> u64 {
+        let cwnd = u64::from(window.cwnd);
+        let a_second = if window.cwnd < window.ssthresh / 2 { 2 * cwnd } else { cwnd + cwnd / 5 };
+        a_second * 1_000_000 / u64::from(srtt_us.max(1))
+    }
 }
 
 /// No place in the pool.
@@ -152,6 +172,48 @@ impl Congestion {
     /// full](Self::was_full).
     pub(crate) fn on_ack(&mut self, acked: &Acked, controls: &mut Controls) {
         controls.on_ack(self, acked);
+    }
+
+    /// Whether the connection sends at a rate.
+    #[inline]
+    pub(crate) fn is_paced(&self, controls: &Controls) -> bool {
+        self.place != NONE && controls.paces
+    }
+
+    /// Whether what waits to be sent has to wait until [`held_until`](Self::held_until).
+    pub(crate) fn holds(&mut self, now: Instant, controls: &mut Controls) -> bool {
+        self.is_paced(controls) && with_pool!(controls, pool => pool.of(self).pace.holds(now))
+    }
+
+    /// Until when what waits to be sent has to, if it was [held](Self::holds).
+    pub(crate) fn held_until(&self, controls: &Controls) -> Option<Instant> {
+        if !self.is_paced(controls) {
+            return None;
+        }
+        match &controls.memory {
+            Memory::NewReno(pool) => pool.entries[self.place as usize].pace.held_until(),
+            Memory::Cubic(pool) => pool.entries[self.place as usize].pace.held_until(),
+        }
+    }
+
+    /// Most bytes of a frame that the device cuts into segments.
+    pub(crate) fn burst_bytes(&mut self, srtt_us: u32, mss: u32, controls: &mut Controls) -> u32 {
+        if !self.is_paced(controls) {
+            return u32::MAX;
+        }
+        let rate = with_pool!(controls, pool => pool.of(self).control.pacing_rate(&self.window, srtt_us));
+        burst_bytes(rate, mss)
+    }
+
+    /// Notes that so many bytes were sent.
+    pub(crate) fn on_sent(&mut self, now: Instant, bytes: u32, srtt_us: u32, controls: &mut Controls) {
+        if self.is_paced(controls) {
+            with_pool!(controls, pool => {
+                let entry = pool.of(self);
+                let rate = entry.control.pacing_rate(&self.window, srtt_us);
+                entry.pace.sent(now, bytes, rate);
+            });
+        }
     }
 
     /// A loss was detected: recovery begins.
@@ -225,58 +287,60 @@ fn initial_window(mss: u32) -> u32 {
 
 /// What the algorithm of an endpoint remembers of its connections.
 #[derive(Debug)]
-pub(crate) enum Controls {
+pub(crate) struct Controls {
+    memory: Memory,
+    /// Whether connections send at a rate.
+    paces: bool,
+}
+
+#[derive(Debug)]
+enum Memory {
     NewReno(Pool<NewReno>),
     Cubic(Pool<Cubic>),
 }
 
 /// Memory for all connections that an endpoint may have. What none has needed yet takes addresses, but no memory.
 #[derive(Debug)]
-pub(crate) struct Pool<T> {
-    entries: Vec<T>,
+struct Pool<T> {
+    entries: Vec<Entry<T>>,
     free: Vec<u32>,
 }
 
-/// Calls one method of the algorithm of a connection, with its window.
-macro_rules! dispatch {
-    ($controls:expr, $congestion:expr, $method:ident($($argument:expr),*)) => {
-        match $controls {
-            Self::NewReno(pool) => pool.of($congestion).$method(&mut $congestion.window, $($argument),*),
-            Self::Cubic(pool) => pool.of($congestion).$method(&mut $congestion.window, $($argument),*),
-        }
-    };
+#[derive(Debug)]
+struct Entry<T> {
+    control: T,
+    pace: Pace,
 }
 
 impl Controls {
-    pub(crate) fn new(algorithm: CongestionControl, connections: usize) -> Self {
-        match algorithm {
-            CongestionControl::NewReno => Self::NewReno(Pool::new(connections)),
-            CongestionControl::Cubic => Self::Cubic(Pool::new(connections)),
-        }
+    /// For so many connections, which send at a rate if their algorithm has one, or with `paces`.
+    pub(crate) fn new(algorithm: CongestionControl, paces: bool, connections: usize) -> Self {
+        let memory = match algorithm {
+            CongestionControl::NewReno => Memory::NewReno(Pool::new(connections)),
+            CongestionControl::Cubic => Memory::Cubic(Pool::new(connections)),
+        };
+        Self { memory, paces }
     }
 
     fn on_ack(&mut self, congestion: &mut Congestion, acked: &Acked) {
-        dispatch!(self, congestion, on_ack(acked));
+        with_pool!(self, pool => pool.of(congestion).control.on_ack(&mut congestion.window, acked));
     }
 
     fn on_recovery(&mut self, congestion: &mut Congestion, loss: &Loss) {
-        dispatch!(self, congestion, on_recovery(loss));
+        with_pool!(self, pool => pool.of(congestion).control.on_recovery(&mut congestion.window, loss));
     }
 
     fn on_timeout(&mut self, congestion: &mut Congestion, loss: &Loss, first: bool) {
-        dispatch!(self, congestion, on_timeout(loss, first));
+        with_pool!(self, pool => pool.of(congestion).control.on_timeout(&mut congestion.window, loss, first));
     }
 
     fn on_undo(&mut self, congestion: &mut Congestion) {
-        dispatch!(self, congestion, on_undo());
+        with_pool!(self, pool => pool.of(congestion).control.on_undo(&mut congestion.window));
     }
 
     /// Forgets a connection that is over.
     pub(crate) fn forget(&mut self, congestion: &mut Congestion) {
-        match self {
-            Self::NewReno(pool) => pool.forget(congestion),
-            Self::Cubic(pool) => pool.forget(congestion),
-        }
+        with_pool!(self, pool => pool.forget(congestion));
     }
 }
 
@@ -286,13 +350,13 @@ impl<T: Control> Pool<T> {
     }
 
     /// What is remembered of a connection, from now on if it was nothing.
-    fn of(&mut self, congestion: &mut Congestion) -> &mut T {
+    fn of(&mut self, congestion: &mut Congestion) -> &mut Entry<T> {
         if congestion.place == NONE {
+            let entry = Entry { control: T::new(), pace: Pace::new() };
             congestion.place = self.free.pop().unwrap_or(self.entries.len() as u32);
-            if congestion.place as usize == self.entries.len() {
-                self.entries.push(T::new());
-            } else {
-                self.entries[congestion.place as usize] = T::new();
+            match self.entries.get_mut(congestion.place as usize) {
+                Some(place) => *place = entry,
+                None => self.entries.push(entry),
             }
         }
         &mut self.entries[congestion.place as usize]

@@ -536,9 +536,14 @@ impl Connection {
             }
             Timer::Retransmit(at) | Timer::Persist(at) | Timer::Linger(at) => Some(at),
         };
-        match (timer, self.ack.deadline) {
+        let first = match (timer, self.ack.deadline) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
+        };
+        let held = if self.send.unsent() > 0 { self.congestion.held_until(cx.controls) } else { None };
+        match held {
+            Some(held) => Some(first.map_or(held, |first| first.min(held))),
+            None => first,
         }
     }
 

@@ -4,6 +4,7 @@ use std::num::NonZeroU16;
 
 use stack_net::time::Instant;
 
+use super::congestion::Controls;
 use super::connection::{Connection, Context, Due, Outcome, State, Timed, Timer, Traits, own_window_scale};
 use super::options::{Options, Timestamp};
 use super::send_pool::SendPool;
@@ -63,12 +64,24 @@ pub(crate) struct Report {
 impl Connection {
     /// The next segment to send, if any is due; several in one where the device `cuts` them apart.
     #[inline]
-    pub(crate) fn plan(&mut self, now: Instant, cuts: bool, pool: &SendPool) -> Option<Plan> {
+    pub(crate) fn plan(
+        &mut self,
+        now: Instant,
+        cuts: bool,
+        pool: &SendPool,
+        controls: &mut Controls,
+    ) -> Option<Plan> {
         if self.is_silent() {
             return None;
         }
-        let Some(usual) = self.plan_usual(now, pool) else { return self.plan_due(now, cuts, pool) };
-        debug_assert_eq!(Some(usual), self.plan_due(now, cuts, pool), "what is usual is what is due");
+        let Some(usual) = self.plan_usual(now, pool, controls) else {
+            return self.plan_due(now, cuts, pool, controls);
+        };
+        debug_assert_eq!(
+            Some(usual),
+            self.plan_due(now, cuts, pool, controls),
+            "what is usual is what is due"
+        );
         Some(usual)
     }
 
@@ -85,10 +98,11 @@ impl Connection {
     /// What [`plan_due`](Self::plan_due) comes to where nothing else than a reply or an acknowledgement is due, and all
     /// that waits is one segment that both windows take.
     #[inline]
-    fn plan_usual(&self, now: Instant, pool: &SendPool) -> Option<Plan> {
+    fn plan_usual(&self, now: Instant, pool: &SendPool, controls: &Controls) -> Option<Plan> {
         let is_usual = matches!(self.state, State::Established | State::CloseWait)
             && self.due.is_empty()
             && !self.traits.contains(Traits::NAGLE)
+            && !self.congestion.is_paced(controls)
             && self.ack.duplicates == 0;
         let unsent = self.send.unsent();
         if !is_usual || unsent > self.mss {
@@ -116,7 +130,13 @@ impl Connection {
             && now.micros_since(self.last_sent) > self.rtt.timeout_us()
     }
 
-    fn plan_due(&mut self, now: Instant, cuts: bool, pool: &SendPool) -> Option<Plan> {
+    fn plan_due(
+        &mut self,
+        now: Instant,
+        cuts: bool,
+        pool: &SendPool,
+        controls: &mut Controls,
+    ) -> Option<Plan> {
         match self.state {
             State::Closed | State::Drained => return None,
             State::SynSent | State::SynReceived => return self.plan_handshake(),
@@ -131,7 +151,9 @@ impl Connection {
             }
             self.due -= Due::FRONT;
         }
-        if let Some(plan) = self.plan_new(now, cuts, pool) {
+        if !self.congestion.holds(now, controls)
+            && let Some(plan) = self.plan_new(now, cuts, pool, controls)
+        {
             return Some(plan);
         }
         if self.due.contains(Due::PROBE) {
@@ -183,7 +205,13 @@ impl Connection {
     }
 
     /// New data, or data that a timeout has made new, as far as the windows go.
-    fn plan_new(&mut self, now: Instant, cuts: bool, pool: &SendPool) -> Option<Plan> {
+    fn plan_new(
+        &mut self,
+        now: Instant,
+        cuts: bool,
+        pool: &SendPool,
+        controls: &mut Controls,
+    ) -> Option<Plan> {
         let unsent = self.send.unsent();
         let fin_unsent = self.owes_fin() && self.snd_nxt.at_or_before(self.fin_seq());
         if unsent == 0 && !fin_unsent {
@@ -207,7 +235,8 @@ impl Connection {
             return None;
         }
         if cuts && unsent > self.mss && usable > self.mss && self.snd_nxt == self.snd_max {
-            let frame = self.plan_frame(usable, fin_unsent, pool);
+            let burst = self.congestion.burst_bytes(self.rtt.srtt_us(), self.mss, controls);
+            let frame = self.plan_frame(usable.min(burst), fin_unsent, pool);
             if frame.is_some() {
                 return frame;
             }
@@ -458,6 +487,7 @@ impl Connection {
         self.last_sent = now;
         self.due -= Due::AGAIN;
         self.send.advance(plan.len, cx.sending);
+        self.congestion.on_sent(now, plan.len, self.rtt.srtt_us(), cx.controls);
         self.snd_nxt = end;
         if plan.seq.before(self.snd_max) {
             cx.counters.retransmits += 1;

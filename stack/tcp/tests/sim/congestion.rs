@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use stack::net::{ConnId, Event};
+use stack::{Config, CongestionControl};
 
+use crate::ours::config;
 use crate::script::Script;
 use crate::talk::{BOTH_VERSIONS, Version};
 use crate::wire::{ACK, SYN, Seg, seg};
@@ -66,4 +68,47 @@ fn rfc7323_2_2_a_simultaneous_open_does_not_scale_the_window_of_a_syn() {
     s.send(seg(ACK, 1, 2_001).window(2_000));
     let then: usize = std::iter::from_fn(|| s.next()).map(|segment| segment.payload.len()).sum();
     assert_eq!(then, 2_000);
+}
+
+/// Segments that go out in each of the next milliseconds once all before them are acknowledged at once.
+fn in_each_millisecond(congestion: CongestionControl, pacing: bool) -> Vec<usize> {
+    let mut s =
+        Script::with_config(Version::V4, Config { congestion, pacing, tx_bytes: 1 << 20, ..config(1) });
+    s.listen();
+    // Slow start, in round trips of 10 ms.
+    s.send(seg(SYN, 0, 0).mss(1_000).window(60_000));
+    s.expect(seg(SYN | ACK, 0, 1));
+    s.advance(Duration::from_millis(10));
+    s.send(seg(ACK, 1, 1).window(60_000));
+    let conn = opened(&mut s);
+    assert_eq!(s.write(conn, &[7; 70_000]), Ok(()));
+    let mut sent = 0;
+    for expected in [10, 20] {
+        s.advance(Duration::from_millis(10));
+        let count = std::iter::from_fn(|| s.next()).count();
+        assert_eq!(count, expected, "{congestion}, paced: {pacing}");
+        sent += count;
+        s.send(seg(ACK, 1, 1 + 1_000 * sent as u32).window(60_000));
+    }
+    let mut counts = Vec::new();
+    for _ in 0..10 {
+        s.advance(Duration::from_millis(1));
+        counts.push(std::iter::from_fn(|| s.next()).count());
+    }
+    counts
+}
+
+/// What one acknowledgement allows goes out at once, or with pacing over a half of the round trip in which the window
+/// doubles, and without a stall.
+#[test]
+fn paced_segments_are_spread_over_the_round_trip() {
+    for congestion in CongestionControl::ALL {
+        let counts = in_each_millisecond(congestion, false);
+        assert_eq!(counts[0], 40, "{congestion}: {counts:?}");
+        let counts = in_each_millisecond(congestion, true);
+        // At first as much more as a timer may be late.
+        assert!(counts[0] <= 17 && counts[1..].iter().all(|&count| count <= 9), "{congestion}: {counts:?}");
+        assert_eq!(counts.iter().sum::<usize>(), 40, "{congestion}: {counts:?}");
+        assert_eq!(counts[6..].iter().sum::<usize>(), 0, "{congestion}: {counts:?}");
+    }
 }

@@ -19,7 +19,7 @@ impl Rig {
     fn new(control: CongestionControl) -> Self {
         let mut congestion = Congestion::new();
         congestion.begin(MSS, Seq(0));
-        Self { congestion, controls: Controls::new(control, 2), now: Instant::ZERO, ack: Seq(0) }
+        Self { congestion, controls: Controls::new(control, false, 2), now: Instant::ZERO, ack: Seq(0) }
     }
 
     /// One whose window is `cwnd` segments, all that there is a threshold for.
