@@ -13,6 +13,7 @@ mod idle;
 mod kernel;
 mod link;
 mod room;
+mod silent;
 mod tools;
 mod transfer;
 

@@ -1,12 +1,12 @@
 //! The command line.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::{num::NonZeroU32, path::PathBuf};
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
-use stack::{EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr, check_gateway, check_own};
+use stack::{EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr, Keepalive, check_gateway, check_own};
 
 use crate::http::RecordName;
 use crate::service::{MAX_SHARDS, SPARE_PLACES};
@@ -59,6 +59,9 @@ pub enum Command {
     Quarantine(QuarantineArgs),
 }
 
+/// The longest times that connections go by: a week.
+const MAX_SECONDS: i64 = 7 * 24 * 3600;
+
 /// Where the store is and how it is reached from the network.
 #[derive(Debug, Args)]
 #[command(after_help = SERVE_EXAMPLES)]
@@ -76,6 +79,15 @@ pub struct ServeArgs {
     /// refuse everything else.
     #[arg(long, value_name = "N", default_value = "1024")]
     pub max_connections: NonZeroU32,
+    /// After how many seconds of silence a client is asked whether it is still there. One that does not answer four times,
+    /// over another minute at most, is disconnected; with --transport kernel one that does not answer once, and has been
+    /// silent for as long as --user-timeout says. 0 asks nobody.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(..=MAX_SECONDS))]
+    pub keep_alive: u32,
+    /// After how many seconds a client is disconnected that acknowledges nothing of what was sent to it; with
+    /// --transport kernel also one that acknowledges, and takes nothing.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=MAX_SECONDS))]
+    pub user_timeout: u32,
     /// Format PATH though it already holds a store or something else. What it held is lost.
     #[arg(long)]
     pub force: bool,
@@ -116,6 +128,18 @@ impl ServeArgs {
     /// those are taken.
     pub fn places(&self) -> usize {
         self.max_connections.get() as usize + SPARE_PLACES as usize
+    }
+
+    /// How a connection is probed that has long been silent.
+    pub fn keepalive(&self) -> Option<Keepalive> {
+        let idle = Duration::from_secs(self.keep_alive.into());
+        let interval = (idle / 8).clamp(Duration::from_secs(1), Duration::from_secs(15));
+        (self.keep_alive > 0).then_some(Keepalive { idle, interval, count: 4 })
+    }
+
+    /// How long a client may acknowledge nothing.
+    pub fn user_timeout(&self) -> Duration {
+        Duration::from_secs(self.user_timeout.into())
     }
 
     /// What does not go together, in words.
@@ -496,6 +520,23 @@ mod tests {
         assert_eq!(idle(&more).expect("good arguments"), (IdleMode::Nap, 0, 50));
         for more in [["--idle", "never"], ["--idle-after-us", "1000001"], ["--idle-nap-us", "0"]] {
             assert_eq!(idle(&more).expect_err("bad arguments").exit_code(), 2, "{more:?}");
+        }
+    }
+
+    #[test]
+    fn silent_clients_are_asked_unless_that_is_switched_off() {
+        let times = |more: &[&str]| serve(&[&DPDK, more]).map(|args| (args.keepalive(), args.user_timeout()));
+        let keepalive = |idle, interval| {
+            let [idle, interval] = [idle, interval].map(Duration::from_secs);
+            Some(Keepalive { idle, interval, count: 4 })
+        };
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        assert_eq!(times(&[]).expect("good arguments"), (keepalive(120, 15), minutes(2)));
+        let more = ["--keep-alive", "1", "--user-timeout", "600"];
+        assert_eq!(times(&more).expect("good arguments"), (keepalive(1, 1), minutes(10)));
+        assert_eq!(times(&["--keep-alive", "0"]).expect("good arguments"), (None, minutes(2)));
+        for more in [["--keep-alive", "604801"], ["--user-timeout", "604801"], ["--user-timeout", "0"]] {
+            assert_eq!(times(&more).expect_err("bad arguments").exit_code(), 2, "{more:?}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
@@ -56,6 +57,36 @@ impl Listener {
             Ok(Self { socket, address })
         };
         bind().map_err(|reason: rustix::io::Errno| KernelError::Listen { address, reason: reason.into() })
+    }
+
+    /// Has the kernel probe each connection that has been silent for `idle`, every `interval` from then on, and end it after
+    /// `count` probes without an answer (tcp(7), `TCP_KEEPIDLE` and those behind it). Where there is a
+    /// [user timeout](Self::user_timeout), that decides in the place of `count`.
+    ///
+    /// # Errors
+    /// [`KernelError::Listen`]: a time is none that the kernel takes.
+    pub fn keep_alive(&self, idle: Duration, interval: Duration, count: u8) -> Result<(), KernelError> {
+        let set = || {
+            sockopt::set_tcp_keepidle(&self.socket, idle)?;
+            sockopt::set_tcp_keepintvl(&self.socket, interval)?;
+            sockopt::set_tcp_keepcnt(&self.socket, count.into())?;
+            sockopt::set_socket_keepalive(&self.socket, true)
+        };
+        set().map_err(|reason| self.refused(reason))
+    }
+
+    /// Has the kernel end each connection whose peer takes nothing of what was sent to it for so long (tcp(7),
+    /// `TCP_USER_TIMEOUT`).
+    ///
+    /// # Errors
+    /// [`KernelError::Listen`]: the time is none that the kernel takes.
+    pub fn user_timeout(&self, timeout: Duration) -> Result<(), KernelError> {
+        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        sockopt::set_tcp_user_timeout(&self.socket, timeout_ms).map_err(|reason| self.refused(reason))
+    }
+
+    fn refused(&self, reason: rustix::io::Errno) -> KernelError {
+        KernelError::Listen { address: self.address, reason: reason.into() }
     }
 
     /// The address, with the port that it has.

@@ -15,7 +15,7 @@ use stack::server::Rest;
 use stack::time::Clock;
 use stack::transport::OverEndpoint as _;
 use stack::transport::dpdk::{DpdkConfig, DpdkError, DpdkTransport, PortShare, Reach};
-use stack::{AddressConflict, Config};
+use stack::{AddressConflict, Config, ConnectionOptions};
 use stack::{EthernetAddress, IpCidr};
 
 use super::access::{Access, BACKLOG, SLEEP, Served, Traffic, receive_buffers_for};
@@ -124,6 +124,11 @@ impl Access for Device<'_> {
             gateway_v4: options.gateway,
             gateway_v6: options.gateway6,
             max_connections: args.places(),
+            connection: ConnectionOptions {
+                keepalive: args.keepalive(),
+                user_timeout: args.user_timeout(),
+                ..ConnectionOptions::default()
+            },
             ..Config::new(self.mac, options.addresses())
                 .context("no random numbers for the stack's secrets")?
         };

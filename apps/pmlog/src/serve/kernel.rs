@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use pmem::{RegionInfo, Shard, ShardSeed};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
+use stack::Keepalive;
 use stack::server::Rest;
 use stack::time::Clock;
 use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport, Listener, Stacks};
@@ -93,6 +94,10 @@ impl Access for Sockets {
         let arena = shard.arena().clone();
         let mut transport = KernelTransport::new(config(args, arena.buffers()), arena)?;
         for listener in listeners {
+            if let Some(Keepalive { idle, interval, count }) = args.keepalive() {
+                listener.keep_alive(idle, interval, count)?;
+            }
+            listener.user_timeout(args.user_timeout())?;
             transport.accept(listener)?;
         }
         Ok(transport)
