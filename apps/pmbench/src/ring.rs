@@ -17,6 +17,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use dpdk::{Eal, Pool};
 use smoltcp::wire::{EthernetAddress, Ipv4Cidr};
+use stack::CongestionControl;
 
 use crate::load::cli::{LoadArgs, parse_connections, parse_seconds};
 use crate::load::{self, device::Device as ClientDevice};
@@ -182,6 +183,7 @@ fn serve_args(args: &RingArgs) -> ServeArgs {
         ip: Ipv4Cidr::new(SERVER.0, PREFIX),
         mac: Some(EthernetAddress(SERVER.1)),
         port: PORT,
+        congestion: CongestionControl::default(),
         max_connections: args.connections.saturating_add(SPARE_CONNECTIONS),
         max_record: ByteSize(MAX_RECORD_BYTES.max(args.size.into())),
         eal: Vec::new(),

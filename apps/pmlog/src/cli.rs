@@ -6,7 +6,9 @@ use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 use bytesize::ByteSize;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
-use stack::{EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr, Keepalive, check_gateway, check_own};
+use stack::{
+    CongestionControl, EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr, Keepalive, check_gateway, check_own,
+};
 
 use crate::http::RecordName;
 use crate::service::{MAX_SHARDS, SPARE_PLACES};
@@ -222,6 +224,9 @@ pub struct DpdkArgs {
     /// over veth: they hold the sum of the pseudo header only. What such a segment carries is not checked.
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = PartialChecksums::Accept)]
     pub partial_checksums: PartialChecksums,
+    /// What decides how much a connection has in flight: cubic, or newreno.
+    #[arg(long, value_name = "NAME", default_value_t = CongestionControl::default())]
+    pub congestion: CongestionControl,
     /// The TCP port.
     #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
@@ -673,6 +678,20 @@ mod tests {
             assert_eq!(error.exit_code(), 2, "{arguments:?}");
             assert!(error.to_string().contains(said), "{arguments:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_congestion_control_is_chosen_by_its_name() {
+        let chosen = |arguments: &[&str]| serve_dpdk(arguments).map(|args| args.congestion);
+        assert_eq!(chosen(&[]).expect("good arguments"), CongestionControl::Cubic);
+        for control in CongestionControl::ALL {
+            assert_eq!(chosen(&["--congestion", control.name()]).expect("good arguments"), control);
+            let text = Cli::command().find_subcommand_mut("serve").expect("it is there").render_long_help();
+            assert!(text.to_string().contains(control.name()), "the help names {control}");
+        }
+        let error = chosen(&["--congestion", "vegas"]).expect_err("there is no such one");
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("cubic"), "{error}");
     }
 
     #[test]

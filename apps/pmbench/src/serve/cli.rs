@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use clap::Args;
 use smoltcp::wire::{EthernetAddress, Ipv4Cidr};
+use stack::CongestionControl;
 
 use crate::protocol::Mode;
 
@@ -58,6 +59,9 @@ pub struct ServeArgs {
     /// The TCP port on that device.
     #[arg(long, default_value_t = 8080)]
     pub port: u16,
+    /// What decides how much a connection of the modes paste and paste-echo has in flight: cubic, or newreno.
+    #[arg(long, value_name = "NAME", default_value_t = CongestionControl::default())]
+    pub congestion: CongestionControl,
     /// How many clients may be connected at a time.
     #[arg(long, value_name = "N", default_value = "1024")]
     pub max_connections: NonZeroU32,

@@ -51,6 +51,7 @@ impl Device {
         let shard = seed.open()?;
         let config = Config {
             max_connections: args.max_connections.get() as usize,
+            congestion: args.congestion,
             ..Config::new(self.mac, vec![IpCidr::Ipv4(args.ip)])?
         };
         let (rings, arena) = (DpdkConfig::default(), shard.arena().clone());

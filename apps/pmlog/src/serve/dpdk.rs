@@ -124,6 +124,7 @@ impl Access for Device<'_> {
             gateway_v4: options.gateway,
             gateway_v6: options.gateway6,
             max_connections: args.places(),
+            congestion: options.congestion,
             connection: ConnectionOptions {
                 keepalive: args.keepalive(),
                 user_timeout: args.user_timeout(),
@@ -334,6 +335,7 @@ pub(super) struct Found {
     #[serde(skip_serializing_if = "Option::is_none")]
     queues: Option<u16>,
     mtu: usize,
+    congestion: &'static str,
     addresses: Vec<String>,
     port: u16,
     #[serde(skip)]
@@ -365,6 +367,7 @@ impl Found {
             takes_partial: info
                 .sees_partial_checksums
                 .then_some(options.partial_checksums == PartialChecksums::Accept),
+            congestion: options.congestion.name(),
             addresses: options.addresses().iter().map(IpCidr::to_string).collect(),
             port: options.port,
             link: match link {
@@ -385,8 +388,8 @@ impl Found {
 
 impl fmt::Display for Found {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, driver, link, mtu, .. } = self;
-        writeln!(out, "device    {device} (driver {driver}), {link}, MTU {mtu}")?;
+        let Self { device, driver, link, mtu, congestion, .. } = self;
+        writeln!(out, "device    {device} (driver {driver}), {link}, MTU {mtu}, {congestion}")?;
         if let Some(taken) = self.takes_partial {
             let taken = if taken { "taken" } else { "dropped" };
             writeln!(
