@@ -22,7 +22,7 @@ use crate::emit::MAX_HEADER_BYTES;
 use crate::flow::{FlowKey, FlowState, FlowTable};
 use crate::frame::{Flags, Local};
 use crate::iface::Iface;
-use crate::limit::{Rate, RateLimit};
+use crate::limit::{HostLimits, Rate, RateLimit};
 use crate::listen::Listeners;
 use crate::neighbor::{Hearsay, MAX_NEIGHBORS, Neighbors, VALID, VALID_IN_DOUBT};
 use crate::net::{CloseReason, ConnId};
@@ -65,6 +65,9 @@ const CONFLICT_REPORTS: Rate = Rate { interval: Duration::from_secs(60), burst: 
 
 /// The first of the ports that connections get which do not name one (RFC 6335, section 6).
 const FIRST_DYNAMIC_PORT: u16 = 49152;
+
+/// Counters that the search for such a port goes by (RFC 6056, section 3.3.4).
+const PORT_COUNTERS: usize = 16;
 
 /// The connections of one core.
 ///
@@ -127,8 +130,10 @@ pub struct Endpoint {
     /// What was last put together, if another core is to get it.
     whole: Option<Whole>,
     arena: Arena,
-    resets: RateLimit,
-    half_open_challenges: RateLimit,
+    resets: HostLimits,
+    half_open_challenges: HostLimits,
+    /// How many ports have been tried, of remote ends that share a place.
+    ports_tried: [u32; PORT_COUNTERS],
     /// The frame under construction.
     head: Vec<u8>,
     pieces: Pieces,
@@ -262,8 +267,10 @@ impl Endpoint {
             conflict_reports: RateLimit::new(),
             unresolved: Vec::with_capacity(config.max_connections),
             doubted: Vec::with_capacity(config.max_connections),
-            resets: RateLimit::new(),
-            half_open_challenges: RateLimit::new(),
+            // Other keys than for sequence numbers.
+            resets: HostLimits::new(&config.isn_secret.map(|byte| byte ^ 0x3c)),
+            half_open_challenges: HostLimits::new(&config.isn_secret.map(|byte| byte ^ 0x96)),
+            ports_tried: [0; PORT_COUNTERS],
             head: Vec::with_capacity(MAX_HEADER_BYTES + config.mtu),
             pieces: Pieces::new(),
             options: vec![config.connection],

@@ -5,7 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use pmem::Extent;
 use stack_net::time::Instant;
 
-use super::{ConnectError, Endpoint, FIRST_DYNAMIC_PORT, ListenError, MAX_PROFILES, Reply, TimerOf};
+use super::{
+    ConnectError, Endpoint, FIRST_DYNAMIC_PORT, ListenError, MAX_PROFILES, PORT_COUNTERS, Reply, TimerOf,
+};
 use crate::config::ConnectionOptions;
 use crate::flow::FlowKey;
 use crate::frame::Flags;
@@ -181,19 +183,21 @@ impl Endpoint {
     }
 
     /// A port towards `remote` that nothing uses, searched for from a place that others cannot guess.
-    fn free_port(&self, source: IpAddr, remote: SocketAddr) -> Option<FlowKey> {
+    /// Whether it becomes a connection or not, the next search goes on behind it (RFC 6056, section 3.3.4).
+    fn free_port(&mut self, source: IpAddr, remote: SocketAddr) -> Option<FlowKey> {
         let ports = u16::MAX - FIRST_DYNAMIC_PORT + 1;
-        let first = self.secret.port_offset(&FlowKey::new(SocketAddr::new(source, 0), remote));
-        let clock = self.counters.opened as u32;
-        let keys = (0..ports).map(|step| {
-            let port = first.wrapping_add(clock).wrapping_add(step.into()) % u32::from(ports);
-            FlowKey::new(SocketAddr::new(source, FIRST_DYNAMIC_PORT + port as u16), remote)
-        });
-        keys.into_iter().find(|key| {
-            self.flows.find(key).is_none()
-                && !self.listeners.is_port_used(key.local_port)
-                && self.steering.core_of(key) == self.config.core.index
-        })
+        let (first, counter) = self.secret.port_offset(&FlowKey::new(SocketAddr::new(source, 0), remote));
+        let counter = counter as usize % PORT_COUNTERS;
+        for _ in 0..ports {
+            let port = first.wrapping_add(self.ports_tried[counter]) % u32::from(ports);
+            self.ports_tried[counter] = self.ports_tried[counter].wrapping_add(1);
+            let key = FlowKey::new(SocketAddr::new(source, FIRST_DYNAMIC_PORT + port as u16), remote);
+            let is_free = self.flows.find(&key).is_none() && !self.listeners.is_port_used(key.local_port);
+            if is_free && self.steering.core_of(&key) == self.config.core.index {
+                return Some(key);
+            }
+        }
+        None
     }
 
     /// The connection of that name, if it lives.

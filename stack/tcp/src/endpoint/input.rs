@@ -10,7 +10,7 @@ use crate::flow::FlowState;
 use crate::frame::{self, Flags, Parsed, RxChecksum, RxFrame, Segment, Share};
 use crate::icmp::{self, Complaint, IcmpError};
 use crate::iface::{Heard, Neighbor, Refused};
-use crate::limit::Rate;
+use crate::limit::{HostRates, Rate};
 use crate::net::CloseReason;
 use crate::reassembly::Joined;
 use crate::tcp::connection::State;
@@ -18,7 +18,8 @@ use crate::tcp::seq::Seq;
 use crate::time_wait::Meaning;
 
 /// RSTs to segments that no connection takes.
-const RESETS: Rate = Rate::per_second(1000, 100);
+const RESETS: HostRates =
+    HostRates { host: Rate::per_second(1_000, 100), all: Rate::per_second(10_000, 1_000) };
 
 /// Answers of one connection in TIME-WAIT.
 const TIME_WAIT_ANSWERS: Rate = Rate::per_second(10, 10);
@@ -203,7 +204,7 @@ impl Endpoint {
         if segment.flags.contains(Flags::RST) {
             return;
         }
-        if !self.resets.allow(RESETS, self.now) {
+        if !self.resets.allow(segment.key.remote_ip(), RESETS, self.now) {
             self.counters.drops.limited += 1;
             return;
         }

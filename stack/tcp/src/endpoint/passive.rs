@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Endpoint, Reply, TimerOf};
 use crate::flow::FlowState;
 use crate::frame::{Flags, RxFrame, Segment};
-use crate::limit::Rate;
+use crate::limit::{HostRates, Rate};
 use crate::tcp::connection::{Clock, Handshake, clock_now, own_mss, own_window_scale};
 use crate::tcp::isn::Secret;
 use crate::tcp::options::{Options, Timestamp};
@@ -17,7 +17,7 @@ use crate::window::Offer;
 const COOKIE_LIFETIME: Duration = Duration::from_secs(120);
 
 /// Challenge ACKs to half-open connections, of all together.
-const CHALLENGES: Rate = Rate::per_second(1000, 100);
+const CHALLENGES: HostRates = HostRates { host: Rate::per_second(10, 10), all: Rate::per_second(1_000, 100) };
 
 impl Endpoint {
     /// A segment that begins a connection, or that belongs to none. False for one that is to be refused.
@@ -207,7 +207,7 @@ impl Endpoint {
     }
 
     fn challenge_half_open(&mut self, handshake: &Handshake) {
-        if !self.half_open_challenges.allow(CHALLENGES, self.now) {
+        if !self.half_open_challenges.allow(handshake.key.remote_ip(), CHALLENGES, self.now) {
             self.counters.drops.limited += 1;
             return;
         }

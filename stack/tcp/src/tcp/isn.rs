@@ -60,9 +60,11 @@ impl Secret {
         self.hash(Purpose::Clock, &key.to_bytes(), 0) as u32
     }
 
-    /// Where the search for a local port towards `key`'s remote end begins (RFC 6056, section 3.3.3).
-    pub(crate) fn port_offset(&self, key: &FlowKey) -> u32 {
-        self.hash(Purpose::Port, &key.to_bytes(), 0) as u32
+    /// Where the search for a local port towards `key`'s remote end begins, and which counter it goes by (RFC 6056,
+    /// section 3.3.4).
+    pub(crate) fn port_offset(&self, key: &FlowKey) -> (u32, u32) {
+        let hash = self.hash(Purpose::Port, &key.to_bytes(), 0);
+        (hash as u32, (hash >> 32) as u32)
     }
 
     /// An initial sequence number that holds what must be remembered of a SYN: 4 bits of the period, one of whether

@@ -100,7 +100,12 @@ impl Connection {
             };
             if clock.is_old(timestamp.value, now) {
                 cx.counters.drops.timestamp += 1;
-                self.ack.now = true;
+                // Nothing else of it is known to be right, so that anyone may have sent it (RFC 5961, section 7).
+                if self.challenges.allow(CHALLENGES, now) {
+                    self.ack.now = true;
+                } else {
+                    cx.counters.drops.limited += 1;
+                }
                 return Some(Outcome::Goes);
             }
         }

@@ -116,6 +116,28 @@ fn rfc5961_7_challenges_are_limited() {
     s.assert_alive(conn, 1, 1);
 }
 
+/// RFC 7323, section 5.3, and RFC 5961, section 7: what comes with an old timestamp is answered, but not as often as
+/// anybody likes, who need not even know what the window is.
+#[test]
+fn rfc5961_7_answers_to_old_timestamps_are_limited() {
+    for payload in [&b""[..], b"old"] {
+        let mut s = Script::listening(Version::V4);
+        let conn = s.open_with(Seg { flags: SYN, timestamps: Some((900_000, 0)), ..Seg::default() });
+        let with = |value, s: &Script| Some((value, s.stack_timestamp()));
+        let old = Seg { timestamps: with(800_000, &s), ..seg(ACK, 400_000, 1) };
+        s.send(old.clone().payload(payload));
+        s.expect(Seg { timestamps: None, ..seg(ACK, 1, 1) });
+        for _ in 0..3_000 {
+            s.send(old.clone().payload(payload));
+        }
+        let answers = std::iter::from_fn(|| s.next()).count();
+        assert!(answers <= 20, "{answers} answers in 150 ms");
+        s.send(Seg { timestamps: with(900_001, &s), ..data(1, 1, b"new") });
+        s.advance(Duration::from_millis(100));
+        assert_eq!(s.read(conn), b"new");
+    }
+}
+
 /// RFC 9293, section 3.10.7.4, fifth: without ACK a segment is dropped.
 #[test]
 fn rfc9293_3_10_7_4_without_ack_a_segment_is_dropped() {
@@ -137,6 +159,28 @@ fn resets_are_limited() {
     let resets = std::iter::from_fn(|| s.next()).count();
     assert!((1..=2_000).contains(&resets), "{resets} resets in 250 ms");
     s.assert_nothing_leaked();
+}
+
+/// Nobody finds out by the resets that he gets whether another host gets some, nor takes them from it.
+#[test]
+fn resets_of_one_host_are_not_counted_against_another() {
+    for version in BOTH_VERSIONS {
+        let mut s = Script::new(version);
+        let flooding = Side { mac: mac(2), at: SocketAddr::new(ip(version, 3), 5_000) };
+        let prober: SocketAddr = match version {
+            Version::V4 => "192.0.2.7:7000".parse().expect("an address"),
+            Version::V6 => "[2001:db8::7]:7000".parse().expect("an address"),
+        };
+        let count = |s: &mut Script, from: Side, segments: u32| {
+            for n in 0..segments {
+                s.send_from(from, seg(SYN, n, 0));
+            }
+            std::iter::from_fn(|| s.next()).filter(|answer| answer.has(RST)).count()
+        };
+        let flood = count(&mut s, flooding, 3_000);
+        assert!((50..1_000).contains(&flood), "{flood} resets to a flood");
+        assert_eq!(count(&mut s, Side { mac: mac(2), at: prober }, 90), 90);
+    }
 }
 
 fn stranger(version: Version, n: u32) -> Side {

@@ -274,6 +274,42 @@ fn cores_connect_from_ports_of_their_own() {
     assert_eq!(ports.len(), used.get());
 }
 
+/// RFC 6056, section 3.3.4: an attempt that fails takes its port along, so that the next one is not taken for the last.
+#[test]
+fn rfc6056_3_3_4_each_attempt_is_from_another_port() {
+    let (link, mut clock) = link(1);
+    let mut ours = Ours::new(&link, Path::default(), 1, 300, config(1));
+    let mut theirs = Theirs::new(&link, Path::default(), 2, 4_000);
+    let seen = Rc::new(std::cell::RefCell::new(Vec::new()));
+    let sink = seen.clone();
+    ours.net.port().set_filter(move |frame| {
+        if let Some((from, _, segment)) = Seg::parse(frame)
+            && segment.has(SYN)
+        {
+            sink.borrow_mut().push(from.at.port());
+        }
+        true
+    });
+    const ATTEMPTS: usize = 100;
+    for _ in 0..ATTEMPTS {
+        // Nobody listens there.
+        let nobody = SocketAddr::new(ip(Version::V4, 2), 80);
+        ours.connect(clock.now(), nobody, Talk::new(1, 0, 0)).expect("there are ports");
+        let until = clock.now() + Duration::from_millis(20);
+        clock.run_until(&mut [&mut ours, &mut theirs], until);
+        let refused = ours.net.next_event();
+        assert!(
+            refused.is_none() || matches!(refused, Some(stack::net::Event::Closed { .. })),
+            "{refused:?}"
+        );
+    }
+    let mut ports = seen.borrow().clone();
+    assert_eq!(ports.len(), ATTEMPTS);
+    ports.sort_unstable();
+    ports.dedup();
+    assert_eq!(ports.len(), ATTEMPTS, "a port was tried twice");
+}
+
 /// A segment that is put together by a core which does not have its connection goes on to the one that has.
 #[test]
 fn a_segment_in_fragments_finds_its_connection() {
