@@ -1,4 +1,4 @@
-//! What a developer and CI run: `cargo xtask setup | demo | test | interop | bench | vm | dpdk`.
+//! What a developer and CI run: `cargo xtask setup | demo | test | sim | interop | bench | vm | dpdk`.
 //!
 //! Builds without DPDK or libclang, since it is what installs them.
 
@@ -7,6 +7,7 @@ mod demo;
 mod dpdk;
 mod interop;
 mod setup;
+mod sim;
 mod steps;
 mod test;
 mod vm;
@@ -33,6 +34,9 @@ enum Task {
     Demo(Packages),
     /// Formatting, lints, all tests and documentation, as CI runs them.
     Test(test::Options),
+    /// Conversations of our TCP with itself and with smoltcp's over simulated links that do their worst.
+    #[command(after_help = sim::EXAMPLES)]
+    Sim(sim::Options),
     /// Linux as the other end: the tests of it, or with --loss our TCP beside Linux' own over bad and long paths.
     #[command(after_help = interop::EXAMPLES)]
     Interop(interop::Options),
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(setup::Verbosity::Always).map(|()| true),
         Task::Demo(packages) => packages.provide().and_then(|()| demo::run()),
         Task::Test(options) => test::run(&options),
+        Task::Sim(options) => sim::run(&options),
         Task::Interop(options) => interop::run(&options),
         Task::Bench(options) => bench::run(&options).map(|()| true),
         Task::Dpdk(options) => dpdk::run(&options).map(|()| true),

@@ -14,6 +14,7 @@ pub struct Step {
     started: Instant,
     spinner: ProgressBar,
     is_ended: bool,
+    is_silent: bool,
 }
 
 impl Step {
@@ -25,7 +26,13 @@ impl Step {
             )
             .with_prefix(name.to_owned());
         spinner.enable_steady_tick(Duration::from_millis(100));
-        Self { name: name.to_owned(), started: Instant::now(), spinner, is_ended: false }
+        Self { name: name.to_owned(), started: Instant::now(), spinner, is_ended: false, is_silent: false }
+    }
+
+    /// A step of which nothing is said.
+    pub fn silent() -> Self {
+        let spinner = ProgressBar::hidden();
+        Self { name: String::new(), started: Instant::now(), spinner, is_ended: false, is_silent: true }
     }
 
     /// What it is doing just now.
@@ -46,6 +53,9 @@ impl Step {
     fn report(&mut self, result: &str) {
         self.is_ended = true;
         self.spinner.finish_and_clear();
+        if self.is_silent {
+            return;
+        }
         println!("{:>7.1} s  {:<10} {result}", self.started.elapsed().as_secs_f64(), self.name);
     }
 }

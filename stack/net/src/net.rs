@@ -195,7 +195,7 @@ pub trait Transport: Net {
         sent
     }
 
-    /// When [`transmit`](Self::transmit) next has something to do though nothing arrives.
+    /// When [`transmit`](Self::transmit) next has something to do though nothing arrives; at once where an event waits.
     fn next_deadline(&self) -> Option<Instant>;
 
     /// Waits until there is something to [`receive`](Self::receive), but no longer than `limit`: not at all while

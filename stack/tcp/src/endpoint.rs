@@ -301,8 +301,15 @@ impl Endpoint {
         self.untold_conflict.take()
     }
 
-    /// When [`transmit`](Self::transmit) next has something to do though nothing arrives.
+    /// When [`transmit`](Self::transmit) next has something to do though nothing arrives, or the application has: a timer
+    /// may have ended a connection in the last one.
     pub fn next_deadline(&self) -> Option<Instant> {
+        if self.telling.is_empty() { self.next_transmit() } else { Some(self.now) }
+    }
+
+    /// When [`transmit`](Self::transmit) next has something to do though nothing arrives, for who leaves events where they
+    /// are.
+    pub(crate) fn next_transmit(&self) -> Option<Instant> {
         let may_send = !self.refused.is_empty() && self.sending.has_room();
         if self.has_waiting() || may_send || self.starved_unseen > 0 {
             return Some(self.now);

@@ -18,6 +18,9 @@ use super::smoltcp_time;
 
 const ETHERNET_HEADER_BYTES: usize = EthernetFrame::<&[u8]>::header_len();
 
+/// Frames that were too long and are kept for who asks for them.
+const OVERSIZED_FRAMES: usize = 16;
+
 /// What happens to the frames that leave a port. Shares are probabilities, 0 to 1, drawn for each frame.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Path {
@@ -29,8 +32,10 @@ pub struct Path {
     pub queue_frames: usize,
     /// The longest IP packet; longer ones are lost and counted as oversized.
     pub mtu: usize,
-    /// Share of frames lost.
+    /// Share of frames lost, or of those with which a burst of losses begins.
     pub loss: f64,
+    /// Frames lost in a row.
+    pub loss_burst: u32,
     /// Share of frames that arrive twice.
     pub duplication: f64,
     /// Share of frames that come late, by up to [`reordering_delay`](Self::reordering_delay).
@@ -52,6 +57,7 @@ impl Default for Path {
             queue_frames: 1_000,
             mtu: 1_500,
             loss: 0.0,
+            loss_burst: 1,
             duplication: 0.0,
             reordering: 0.0,
             reordering_delay: Duration::from_millis(2),
@@ -111,6 +117,8 @@ impl Link {
             busy_until: Instant::ZERO,
             waiting: VecDeque::new(),
             arriving: BinaryHeap::new(),
+            left_to_lose: 0,
+            oversized: VecDeque::new(),
             filter: None,
         });
         Port { link: self.clone(), index: wire.lines.len() - 1 }
@@ -169,6 +177,12 @@ impl Port {
         self.link.0.borrow_mut().lines[self.index].path = path;
     }
 
+    /// The earliest frame sent here that was longer than the path's MTU and was not asked for yet, of the last few:
+    /// a router that says so sends it back in part.
+    pub fn take_oversized(&self) -> Option<Vec<u8>> {
+        self.link.0.borrow_mut().lines[self.index].oversized.pop_front()
+    }
+
     /// From now on only the frames sent here that `keep` returns true for get onto the link. It may change
     /// them, too. It must not use the link.
     pub fn set_filter(&self, keep: impl FnMut(&mut Vec<u8>) -> bool + 'static) {
@@ -203,6 +217,10 @@ impl Wire {
         }
         if frame.len() > path.mtu + ETHERNET_HEADER_BYTES {
             self.counters.oversized += 1;
+            if line.oversized.len() == OVERSIZED_FRAMES {
+                line.oversized.pop_front();
+            }
+            line.oversized.push_back(frame);
             return;
         }
         let Some(sent_at) = line.enqueue(now, frame.len()) else {
@@ -217,19 +235,25 @@ impl Wire {
         match self.learned.get(&destination).copied() {
             Some(to) if destination.is_unicast() => {
                 if to != from {
-                    self.carry(&path, to, sent_at, frame);
+                    self.carry(from, to, sent_at, frame);
                 }
             }
             _ => {
                 for to in (0..self.lines.len()).filter(|&to| to != from) {
-                    self.carry(&path, to, sent_at, frame.clone());
+                    self.carry(from, to, sent_at, frame.clone());
                 }
             }
         }
     }
 
-    fn carry(&mut self, path: &Path, to: usize, sent_at: Instant, mut frame: Vec<u8>) {
-        if self.rng.random_bool(path.loss) {
+    fn carry(&mut self, from: usize, to: usize, sent_at: Instant, mut frame: Vec<u8>) {
+        let Line { path, left_to_lose, .. } = &mut self.lines[from];
+        let path = *path;
+        if *left_to_lose == 0 && self.rng.random_bool(path.loss) {
+            *left_to_lose = path.loss_burst;
+        }
+        if *left_to_lose > 0 {
+            *left_to_lose -= 1;
             self.counters.lost += 1;
             return;
         }
@@ -238,9 +262,9 @@ impl Wire {
         }
         if self.rng.random_bool(path.duplication) {
             self.counters.duplicated += 1;
-            self.arrive(path, to, sent_at, frame.clone());
+            self.arrive(&path, to, sent_at, frame.clone());
         }
-        self.arrive(path, to, sent_at, frame);
+        self.arrive(&path, to, sent_at, frame);
     }
 
     fn corrupt(&mut self, frame: &mut [u8]) -> bool {
@@ -272,6 +296,10 @@ struct Line {
     /// When each of the waiting frames will have left.
     waiting: VecDeque<Instant>,
     arriving: BinaryHeap<Reverse<Arrival>>,
+    /// Frames still to be lost of a burst.
+    left_to_lose: u32,
+    /// The last frames that were too long.
+    oversized: VecDeque<Vec<u8>>,
     filter: Option<Filter>,
 }
 
@@ -402,6 +430,33 @@ mod tests {
         assert!(damaged as u64 >= counters.corrupted);
         assert_eq!(run(7), (counters, damaged, arrived));
         assert_ne!(run(8).0, counters);
+    }
+
+    #[test]
+    fn losses_come_in_bursts_as_long_as_asked() {
+        let link = Link::new(1);
+        let path = Path { loss: 0.01, loss_burst: 4, queue_frames: usize::MAX, ..Path::default() };
+        let (a, b) = (link.port(path), link.port(path));
+        for n in 0..10_000_u16 {
+            a.send(Instant::from_micros(n.into()), frame(A, B, usize::from(n % 1_000)));
+        }
+        let lens: Vec<usize> = received(&b).iter().map(|frame| frame.len() - ETHERNET_HEADER_BYTES).collect();
+        let gaps = lens.windows(2).map(|pair| (pair[1] + 1_000 - pair[0] - 1) % 1_000).filter(|&gap| gap > 0);
+        let (mut bursts, mut odd) = (0, 0);
+        gaps.for_each(|gap| if gap % 4 == 0 { bursts += 1 } else { odd += 1 });
+        assert!(bursts > 50 && odd == 0, "{bursts} bursts, and {odd} of other lengths");
+    }
+
+    #[test]
+    fn the_last_frames_that_were_too_long_are_there_for_who_asks() {
+        let link = Link::new(1);
+        let a = link.port(Path { mtu: 100, ..Path::default() });
+        for len in 100..120 {
+            a.send(Instant::ZERO, frame(A, B, len));
+        }
+        let kept: Vec<usize> =
+            std::iter::from_fn(|| a.take_oversized()).map(|frame| frame.len() - 14).collect();
+        assert_eq!(kept, (104..120).collect::<Vec<_>>());
     }
 
     #[test]

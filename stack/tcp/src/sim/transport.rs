@@ -252,7 +252,7 @@ impl Host for SimTransport {
     }
 
     fn deadline(&mut self) -> Option<Instant> {
-        self.next_deadline()
+        self.endpoint.next_transmit()
     }
 }
 

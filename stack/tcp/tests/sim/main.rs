@@ -28,5 +28,6 @@ mod send_room;
 mod talk;
 mod theirs;
 mod transfer;
+mod weather;
 mod window;
 mod wire;

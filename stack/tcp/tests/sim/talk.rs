@@ -19,8 +19,12 @@ impl Stream {
     /// Writes the stream from `at` on, up to its end, and returns how many bytes that were.
     pub fn read(&self, at: u64, into: &mut [u8]) -> usize {
         let len = into.len().min((self.bytes - at) as usize);
-        for (byte, at) in into[..len].iter_mut().zip(at..) {
-            *byte = self.byte(at);
+        let mut word = [0; 8];
+        for (index, (byte, at)) in into[..len].iter_mut().zip(at..).enumerate() {
+            if index == 0 || at % 8 == 0 {
+                word = self.word(at / 8);
+            }
+            *byte = word[(at % 8) as usize];
         }
         len
     }
@@ -29,17 +33,23 @@ impl Stream {
     #[track_caller]
     pub fn check(&self, at: u64, bytes: &[u8]) {
         assert!(at + bytes.len() as u64 <= self.bytes, "{} bytes at {at} of {self:?}", bytes.len());
-        for (&byte, at) in bytes.iter().zip(at..) {
-            assert_eq!(byte, self.byte(at), "wrong byte at {at} of {self:?}");
+        let mut right = [0; 2_048];
+        let mut at = at;
+        for piece in bytes.chunks(right.len()) {
+            self.read(at, &mut right[..piece.len()]);
+            if let Some(wrong) = piece.iter().zip(&right).position(|(is, right)| is != right) {
+                panic!("wrong byte at {} of {self:?}", at + wrong as u64);
+            }
+            at += piece.len() as u64;
         }
     }
 
-    fn byte(&self, at: u64) -> u8 {
+    fn word(&self, index: u64) -> [u8; 8] {
         // The steps of splitmix64: neighbouring bytes and streams have nothing in common.
-        let mut word = ((self.number << 40) | (at / 8)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut word = ((self.number << 40) | index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (word ^ (word >> 31)).to_le_bytes()[(at % 8) as usize]
+        (word ^ (word >> 31)).to_le_bytes()
     }
 }
 
