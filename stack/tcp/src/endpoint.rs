@@ -211,7 +211,7 @@ impl Endpoint {
     /// [`ConfigError`]: the settings contradict themselves or the arena.
     pub fn new(config: Config, arena: Arena, now: Instant) -> Result<Self, ConfigError> {
         config.check(arena.buffer_bytes())?;
-        let early = EarlyPool::new(config.max_connections, config.rx_buffers, arena.buffers());
+        let early = EarlyPool::new(config.max_connections, arena.buffers());
         let places = (0..config.max_connections).map(|_| ConnectionEntry {
             connection: Connection::new(&config, &early, now),
             generation: 0,

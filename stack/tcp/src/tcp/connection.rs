@@ -466,7 +466,7 @@ impl Connection {
         seq.at_or_after(self.snd_una) && seq.before(self.snd_max)
     }
 
-    fn option_bytes(&self) -> u32 {
+    pub(super) fn option_bytes(&self) -> u32 {
         if self.clock.is_some() { super::options::TIMESTAMP_BYTES as u32 } else { 0 }
     }
 

@@ -67,6 +67,33 @@ impl PieceQueue {
         true
     }
 
+    /// As [`push`](Self::push), before the others.
+    pub(crate) fn push_front(&mut self, extent: Extent, pool: &mut PiecePool) -> bool {
+        let node = pool.free;
+        let Some(entry) = pool.nodes.get_mut(node as usize) else { return false };
+        pool.free = entry.next;
+        (entry.extent, entry.next) = (Some(extent), self.first);
+        self.first = node;
+        if self.last == NONE {
+            self.last = node;
+        }
+        self.len += 1;
+        true
+    }
+
+    /// Adds the pieces of another queue of the same pool.
+    pub(crate) fn append(&mut self, other: Self, pool: &mut PiecePool) {
+        if other.first == NONE {
+            return;
+        }
+        match pool.nodes.get_mut(self.last as usize) {
+            Some(last) => last.next = other.first,
+            None => self.first = other.first,
+        }
+        self.last = other.last;
+        self.len += other.len;
+    }
+
     pub(crate) fn pop(&mut self, pool: &mut PiecePool) -> Option<Extent> {
         let node = self.first;
         let entry = pool.nodes.get_mut(node as usize)?;
@@ -113,6 +140,24 @@ mod tests {
             assert!(b.pop(&mut pool).is_none());
             a.clear(&mut pool);
             assert_eq!(a.len(), 0);
+        }
+        // Any of them before the others, and those of one queue behind those of another.
+        let numbers = |queue: &mut PieceQueue, pool: &mut PiecePool| {
+            std::iter::from_fn(|| queue.pop(pool).map(|piece| piece.bytes()[0])).collect::<Vec<_>>()
+        };
+        for (first, second) in [(0, 0), (0, 2), (1, 0), (1, 2), (2, 1)] {
+            let (mut a, mut b) = (PieceQueue::new(), PieceQueue::new());
+            for number in (0..first).rev() {
+                assert!(a.push_front(extent_of(&arena, &[number]), &mut pool));
+            }
+            for number in (first..first + second).rev() {
+                assert!(b.push_front(extent_of(&arena, &[number]), &mut pool));
+            }
+            a.append(b, &mut pool);
+            let is_pushed = a.push(extent_of(&arena, &[first + second]), &mut pool);
+            assert_eq!((is_pushed, a.len()), (first + second < 3, 3.min(usize::from(first + second) + 1)));
+            assert!(!is_pushed || first + second < 2 || !a.push_front(extent_of(&arena, &[0]), &mut pool));
+            assert_eq!(numbers(&mut a, &mut pool), (0..3.min(first + second + 1)).collect::<Vec<_>>());
         }
         assert_eq!(arena.free_buffers(), free);
     }

@@ -16,7 +16,8 @@ const SMALL_BYTES: usize = 256;
 /// Pieces are packed while they are shorter than this on average: the short tail of an upload is not copied.
 const THIN_BYTES: usize = 512;
 
-/// A connection's receive queues; together they hold at most `quota` buffers.
+/// A connection's receive queues. Of payload ahead of a hole they take no more than makes `quota` buffers for both; what
+/// is in order is bounded by the window, which offers no more than that in whole segments.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct RecvQueue {
@@ -62,28 +63,10 @@ impl RecvQueue {
         self.ready_bytes
     }
 
-    /// Buffers that may still be added.
+    /// Buffers that may still be offered, or be taken by what is ahead of a hole.
     #[inline]
     pub(crate) fn free_pieces(&self) -> usize {
         (self.quota as usize).saturating_sub(self.ready.len() + self.early.buffers())
-    }
-
-    /// Makes room for a piece that is in order, at the cost of those furthest ahead: nothing was promised about
-    /// them, and without the former they are useless.
-    #[inline]
-    pub(crate) fn make_room(&mut self) -> bool {
-        while self.free_pieces() == 0 {
-            if !self.early.drop_last() {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Gives a buffer with early payload, that furthest ahead, back to the arena, if there is one.
-    pub(crate) fn drop_early_buffer(&mut self) {
-        let before = self.early.buffers();
-        while self.early.buffers() == before && self.early.drop_last() {}
     }
 
     /// Whether in-order payload of this length is copied behind the last piece if it can be, so that a peer which sends a
@@ -102,7 +85,7 @@ impl RecvQueue {
         Packed::Yes
     }
 
-    /// Adds a piece that is in order, for which the caller made room; false if the pool has none.
+    /// Adds a piece that is in order; false if the pool has no room for it.
     #[inline]
     pub(crate) fn push(&mut self, extent: Extent, pool: &mut PiecePool) -> bool {
         let len = extent.len() as u32;
@@ -121,15 +104,15 @@ impl RecvQueue {
     ) -> (Seq, u64) {
         let mut copied_bytes = 0;
         while pool.has_room()
-            && let Some(early) = self.early.pop_at(next)
+            && let Some((from, extent)) = self.early.pop_at(next)
         {
-            let end = early.end();
+            let end = from + extent.len() as u32;
             if end.at_or_before(next) {
                 continue;
             }
-            let known = next.since(early.seq) as usize;
-            let rest = early.extent.len() - known;
-            if let Some(extent) = early.extent.slice(known, rest) {
+            let known = next.since(from) as usize;
+            let rest = extent.len() - known;
+            if let Some(extent) = extent.slice(known, rest) {
                 copied_bytes += self.append(extent, pool, arena);
             }
             next = end;
@@ -176,8 +159,8 @@ mod tests {
     }
 
     fn side(quota: usize) -> Side {
-        let early = EarlyPool::new(1, quota, 2);
-        Side { queue: RecvQueue::new(quota, &early), pool: PiecePool::new(quota) }
+        let early = EarlyPool::new(1, 200);
+        Side { queue: RecvQueue::new(quota, &early), pool: PiecePool::new(200) }
     }
 
     /// Brings `stream[from..to]` in as a connection does.
@@ -190,19 +173,23 @@ mod tests {
             return;
         }
         if from == *next {
-            assert!(queue.make_room());
             let bytes = bytes(from, to);
             let is_packed = queue.packs(bytes.len() as u32) && queue.grow_last(bytes, pool) == Packed::Yes;
             if !is_packed {
                 assert!(queue.push(extent_of(arena, bytes), pool));
             }
             (*next, _) = queue.fill_from_early(to, pool, arena);
-        } else if let Some((from, to)) = queue.early.part(from, to) {
-            let bytes = bytes(from, to);
-            if to.since(base).is_multiple_of(7) {
-                queue.early.insert(from, extent_of(arena, bytes));
-            } else {
-                assert!(queue.early.copy(from, bytes, || arena.take()));
+        } else {
+            let mut rest = from;
+            while let Some((from, gap_end)) = queue.early.gap(rest, to) {
+                assert!(queue.early.has_room(from, gap_end));
+                let bytes = bytes(from, gap_end);
+                assert!(if to.since(base).is_multiple_of(7) {
+                    queue.early.insert(from, extent_of(arena, bytes), true)
+                } else {
+                    queue.early.copy(from, bytes, || arena.take())
+                });
+                rest = gap_end;
             }
         }
     }
@@ -212,7 +199,7 @@ mod tests {
         #[test]
         fn reassembles(pieces in prop::collection::vec((0..100u32, 1..40u32), 0..60)) {
             let stream: Vec<u8> = (0..140).collect();
-            let arena = arena(32);
+            let arena = arena(200);
             let free = arena.free_buffers();
             let mut side = side(16);
             let mut next = Seq(u32::MAX - 20);
@@ -282,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn early_payload_never_keeps_payload_in_order_out() {
+    fn early_payload_neither_keeps_payload_in_order_out_nor_gives_way_to_it() {
         let arena = arena(16);
         let mut side = side(4);
         let mut next = Seq(u32::MAX - 20);
@@ -290,9 +277,13 @@ mod tests {
         for at in [49, 28, 70, 14, 91] {
             arrive(&mut side, &arena, &mut next, &stream, at - 5, at);
         }
-        assert_eq!(side.queue.free_pieces(), 0);
+        let held = side.queue.early.buffers();
         arrive(&mut side, &arena, &mut next, &stream, 0, 9);
         assert_eq!(side.queue.ready_bytes(), 14);
-        assert_eq!(side.queue.ready.len() + side.queue.early.buffers(), 3);
+        assert_eq!(side.queue.early.buffers(), held - 1);
+        for from in [14, 28, 49, 70] {
+            arrive(&mut side, &arena, &mut next, &stream, from, from + 20);
+        }
+        assert_eq!((side.queue.ready_bytes(), side.queue.early.is_empty()), (91, true));
     }
 }

@@ -5,7 +5,7 @@ use stack_net::time::Instant;
 use super::congestion::Acked;
 use super::connection::{Clock, Connection, Context, Due, Happened, Outcome, State, Timer};
 use super::early::COPIED_BYTES;
-use super::options::Timestamp;
+use super::options::{Block, Timestamp};
 use super::recovery::Verdict;
 use super::recv_queue::Packed;
 use super::seq::Seq;
@@ -102,6 +102,7 @@ impl Connection {
                 cx.counters.drops.timestamp += 1;
                 // Nothing else of it is known to be right, so that anyone may have sent it (RFC 5961, section 7).
                 if self.challenges.allow(CHALLENGES, now) {
+                    self.note_again(segment.seq, segment.seq + segment.payload_len as u32);
                     self.ack.now = true;
                 } else {
                     cx.counters.drops.limited += 1;
@@ -113,6 +114,9 @@ impl Connection {
         if !is_acceptable(segment, self.rcv_nxt, open) {
             if segment.payload_len > 0 && (segment.seq + segment.len()).at_or_before(self.rcv_nxt) {
                 cx.counters.drops.duplicate += 1;
+                if !reset {
+                    self.note_again(segment.seq, segment.seq + segment.payload_len as u32);
+                }
             } else {
                 cx.counters.drops.window += 1;
             }
@@ -387,6 +391,7 @@ impl Connection {
         }
         let end = segment.seq + segment.payload_len as u32;
         let from = segment.seq.max(self.rcv_nxt);
+        self.note_again(segment.seq, end);
         let to = end.min(self.rcv_adv).min(self.rcv_fin.unwrap_or(end));
         if from.at_or_after(to) {
             cx.counters.drops.window += 1;
@@ -418,13 +423,9 @@ impl Connection {
             cx.counters.copied_bytes += u64::from(piece.len());
             true
         } else {
-            let extent = if self.recv.make_room() { piece.claim(frame) } else { None };
-            extent.is_some_and(|extent| self.recv.push(extent, cx.pieces))
+            piece.claim(frame).is_some_and(|extent| self.recv.push(extent, cx.pieces))
         };
         if !kept {
-            // What waits beyond the hole gives way, so that the next attempt finds a buffer.
-            self.recv.drop_early_buffer();
-            self.note_early(cx);
             cx.counters.drops.no_buffer += 1;
             self.ack.now = true;
             return;
@@ -432,6 +433,9 @@ impl Connection {
         let before = self.rcv_nxt;
         self.rcv_nxt = piece.to;
         if fills_hole {
+            if let Some(known) = self.recv.early.known(piece.from, piece.to) {
+                self.came_again(known);
+            }
             let (next, copied_bytes) = self.recv.fill_from_early(piece.to, cx.pieces, cx.pool.arena());
             self.rcv_nxt = next;
             cx.counters.copied_bytes += copied_bytes;
@@ -449,28 +453,72 @@ impl Connection {
         }
     }
 
+    /// Keeps what is new of a piece ahead of a hole. What is here already stays: the peer was told of it.
     fn ahead<F: RxFrame>(&mut self, piece: Piece, frame: &mut F, cx: &mut Context<'_>) {
         cx.counters.out_of_order += 1;
         self.ack.duplicates = (self.ack.duplicates + 1).min(MAX_DUPLICATES);
-        let Some((from, to)) = self.recv.early.part(piece.from, piece.to) else {
-            cx.counters.drops.duplicate += 1;
-            return;
-        };
-        let piece = Piece { from, to, at: piece.at + from.since(piece.from) as usize };
+        if let Some(known) = self.recv.early.known(piece.from, piece.to) {
+            self.came_again(known);
+        }
+        let (mut rest, mut claimed) = (piece.from, None);
+        while let Some((from, to)) = self.recv.early.gap(rest, piece.to) {
+            if !self.keep_early(from, to, &piece, &mut claimed, frame, cx) {
+                cx.counters.drops.no_buffer += 1;
+                break;
+            }
+            rest = to;
+        }
+        if rest == piece.from {
+            let is_known = self.recv.early.gap(rest, piece.to).is_none();
+            cx.counters.drops.duplicate += u64::from(is_known);
+        }
+        self.recv.early.came(piece.from);
+        self.note_early(cx);
+    }
+
+    /// Keeps the part `from..to` of a piece. The first one that is not copied claims the piece's buffer.
+    fn keep_early<F: RxFrame>(
+        &mut self,
+        from: Seq,
+        to: Seq,
+        piece: &Piece,
+        claimed: &mut Option<pmem::Extent>,
+        frame: &mut F,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        if !self.recv.early.has_room(from, to) {
+            return false;
+        }
         let room = self.recv.free_pieces() > 0 && cx.pool.has_early_room(self.recv.early.buffers());
-        let kept = if (piece.len() as usize) < COPIED_BYTES {
+        let (at, len) = (from.since(piece.from) as usize, to.since(from) as usize);
+        if len < COPIED_BYTES {
+            // Behind a claim the frame is another one's.
+            let bytes = claimed.as_ref().map_or_else(|| piece.bytes(frame), |claimed| claimed.bytes());
+            let Some(bytes) = bytes.get(at..at + len) else { return false };
             let take = || if room { cx.pool.arena().take() } else { None };
-            let copied = self.recv.early.copy(from, piece.bytes(frame), take);
-            cx.counters.copied_bytes += if copied { piece.len().into() } else { 0 };
-            copied
-        } else {
-            let extent = if room { piece.claim(frame) } else { None };
-            extent.map(|extent| self.recv.early.insert(from, extent)).is_some()
-        };
-        if kept {
-            self.note_early(cx);
-        } else {
-            cx.counters.drops.no_buffer += 1;
+            let copied = self.recv.early.copy(from, bytes, take);
+            cx.counters.copied_bytes += if copied { len as u64 } else { 0 };
+            return copied;
+        }
+        let is_first = claimed.is_none();
+        if is_first && room {
+            *claimed = piece.claim(frame);
+        }
+        let part = claimed.clone().and_then(|claimed| claimed.slice(at, len));
+        part.is_some_and(|part| self.recv.early.insert(from, part, is_first))
+    }
+
+    /// Notes what of `from..to` was delivered before (RFC 2883).
+    fn note_again(&mut self, from: Seq, to: Seq) {
+        let to = to.min(self.rcv_nxt);
+        if from.before(to) {
+            self.came_again(Block { from, to });
+        }
+    }
+
+    fn came_again(&mut self, block: Block) {
+        if self.sacks {
+            self.recv.early.came_again(block);
         }
     }
 

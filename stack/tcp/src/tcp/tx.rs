@@ -6,7 +6,7 @@ use stack_net::time::Instant;
 
 use super::congestion::Controls;
 use super::connection::{Connection, Context, Due, Outcome, State, Timed, Timer, Traits, own_window_scale};
-use super::options::{Options, Timestamp};
+use super::options::{MAX_OPTION_BYTES, Options, SackBlocks, Timestamp};
 use super::send_pool::SendPool;
 use super::send_queue::Cursor;
 use super::seq::Seq;
@@ -325,7 +325,23 @@ impl Connection {
         }
         let timestamp = self.timestamp(now, plan.flags);
         let (window, edge) = self.window_to(edge, self.rcv_scale);
-        Report { ack: self.rcv_nxt, window, options: Options { timestamp, ..Options::default() }, edge }
+        let sack = if self.recv.early.is_empty() { None } else { self.sack(plan) };
+        let options = Options { timestamp, sack, ..Options::default() };
+        Report { ack: self.rcv_nxt, window, options, edge }
+    }
+
+    /// The blocks of what is here beyond a hole, as many as have room (RFC 2018, section 4). A segment that is full of
+    /// payload has none; what has just come beyond a hole is told by one without payload.
+    #[cold]
+    fn sack(&self, plan: &Plan) -> Option<SackBlocks> {
+        if !self.sacks || plan.segment_bytes.is_some() {
+            return None;
+        }
+        let room = MAX_OPTION_BYTES - self.option_bytes() as usize;
+        let room = room.min(self.mss.saturating_sub(plan.len) as usize);
+        // Of several acknowledgements that are due each begins with the segment that it is for.
+        let newer = if plan.kind == Kind::Duplicate { self.ack.duplicates.saturating_sub(1) } else { 0 };
+        self.recv.early.blocks(newer.into(), SackBlocks::fitting(room))
     }
 
     fn report_in_syn(&self, plan: &Plan, edge: Seq, now: Instant, cx: &Context<'_>) -> Report {
@@ -426,6 +442,9 @@ impl Connection {
         if plan.flags.contains(Flags::ACK) {
             self.last_ack_sent = self.rcv_nxt;
             self.ack.now = false;
+            if !self.recv.early.is_empty() {
+                self.ack.now = self.recv.early.told(report.options.sack.is_some());
+            }
             self.ack.deadline = None;
             if self.rcv_adv != report.edge {
                 self.rcv_adv = report.edge;

@@ -149,6 +149,24 @@ impl Script {
         self.advance(Duration::from_millis(150));
     }
 
+    /// The remote sends frames one right behind the other. The stack takes them in as one burst, the application acts, and
+    /// then the stack sends.
+    pub fn exchange(
+        &mut self,
+        frames: impl IntoIterator<Item = Vec<u8>>,
+        act: impl FnOnce(&mut SimTransport),
+    ) {
+        for frame in frames {
+            self.port.send(self.clock.now(), frame);
+        }
+        self.clock.run_until(&mut [], self.clock.now() + Duration::from_millis(1));
+        let now = self.clock.now();
+        let Ok(_) = self.stack.receive(now);
+        act(&mut self.stack);
+        let Ok(_) = self.stack.transmit(now);
+        self.settle();
+    }
+
     /// The stack gets a frame that no switch would bring it.
     pub fn force(&mut self, frame: Vec<u8>) {
         let now = self.now();
