@@ -5,6 +5,7 @@
 mod bench;
 mod demo;
 mod dpdk;
+mod fuzz;
 mod interop;
 mod setup;
 mod sim;
@@ -42,6 +43,8 @@ enum Task {
     Interop(interop::Options),
     /// Measures, and writes the results below target/bench.
     Bench(bench::Options),
+    /// Looks for bytes that break what takes them from strangers: frames, options, requests, a store's.
+    Fuzz(fuzz::Options),
     /// A virtual machine with real drivers: a NIC behind an IOMMU, device-DAX memory, and power cuts.
     Vm(vm::Options),
     /// A DPDK with few drivers, from the distribution's source, that programs carry in themselves.
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Task::Sim(options) => sim::run(&options),
         Task::Interop(options) => interop::run(&options),
         Task::Bench(options) => bench::run(&options).map(|()| true),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Dpdk(options) => dpdk::run(&options).map(|()| true),
         Task::Vm(options) => vm::run(&options),
         Task::VmInside(inside) => vm::run_inside(&inside),
