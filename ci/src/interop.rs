@@ -184,6 +184,9 @@ pub fn run_inside(inside: &Inside) -> Result<bool> {
         matrix.duration().as_secs(),
         std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim()
     ));
+    if !bench.has_bbr {
+        progress.say("this pmlog has no BBR: in cells with BBR, it sends by CUBIC");
+    }
     progress.say(&report::head());
     let mut outcome = Outcome::default();
     for cell in &cells {

@@ -12,6 +12,7 @@ mod http;
 mod idle;
 mod kernel;
 mod link;
+mod loss;
 mod room;
 mod silent;
 mod tools;

@@ -37,8 +37,8 @@ pub struct Bench<'a> {
     pub pmlog: &'a FilePath,
     pub bits_per_second: u64,
     pub duration: Duration,
-    /// Whether pmlog knows `--congestion`.
-    pub has_congestion: bool,
+    /// Whether pmlog knows BBR.
+    pub has_bbr: bool,
     pub record: Vec<u8>,
 }
 
@@ -46,15 +46,21 @@ impl<'a> Bench<'a> {
     pub fn new(lab: &'a Lab, pmlog: &'a FilePath, bits_per_second: u64, duration: Duration) -> Result<Self> {
         let mut help = Command::new(pmlog);
         let help = lab::run_for(help.args(["serve", "--help"]), Duration::from_secs(20))?;
-        let has_congestion = String::from_utf8_lossy(&help.stdout).contains("--congestion");
+        let help = String::from_utf8_lossy(&help.stdout).into_owned();
+        let (_, of_congestion) =
+            help.split_once("--congestion").context("this pmlog has no option --congestion")?;
+        let has_bbr = of_congestion.split("\n\n").next().is_some_and(|text| text.contains("bbr"));
         // What one connection has learned of the path must not help another.
         forget_paths()?;
-        Ok(Self { lab, pmlog, bits_per_second, duration, has_congestion, record: noise(1, RECORD_BYTES) })
+        Ok(Self { lab, pmlog, bits_per_second, duration, has_bbr, record: noise(1, RECORD_BYTES) })
     }
 
-    /// What our side says its congestion control is.
+    /// What our side is told to use.
     pub fn ours_cc(&self, congestion: Congestion) -> &'static str {
-        if self.has_congestion { congestion.name() } else { "newreno" }
+        match congestion {
+            Congestion::Bbr if !self.has_bbr => Congestion::Cubic.name(),
+            known => known.name(),
+        }
     }
 
     /// Mbit/s of what a client got across in the time that a run has.
@@ -143,12 +149,7 @@ impl<'a> Bench<'a> {
                 self.choose(None, CLIENT, wire::KERNEL_V4, congestion)?;
                 let device = format!("net_af_packet0,iface={SERVER}");
                 let options = self.options(&format!("ours-{seed}")).device(&device);
-                let options = if self.has_congestion {
-                    options.option("--congestion", congestion.name())
-                } else {
-                    options
-                };
-                options.start()
+                options.option("--congestion", self.ours_cc(congestion)).start()
             }
             Side::Linux => {
                 let namespace = self.namespace("linux", seed);
