@@ -51,7 +51,8 @@ pub struct Config {
     pub syn_queue: usize,
     /// Most bytes of a connection that may wait for the application.
     pub rx_window_bytes: usize,
-    /// Most buffers that a connection may hold with payload the application has not taken.
+    /// Most buffers that the window of a connection may need, if each takes a whole segment, and those that it may hold
+    /// with payload ahead of a hole among them.
     pub rx_buffers: usize,
     /// Copied bytes that a connection's send queue holds, whatever its path takes.
     pub tx_bytes: usize,

@@ -106,7 +106,7 @@ impl Endpoint {
             sending: &mut self.sending,
             controls: &mut self.controls,
         };
-        let has_taken = std::mem::take(&mut connection.has_taken);
+        let has_taken = connection.has_taken;
         if !has_taken && connection.is_silent() {
             return Ok(false);
         }
@@ -220,7 +220,8 @@ impl Endpoint {
         for _ in 0..turn {
             let Some(index) = self.starved.pop_front() else { return };
             let (opened, starved) = self.with(index, |connection, cx| {
-                let opened = connection.window_opened(connection.edge(cx));
+                let opened = connection.window_opened(connection.best_edge(cx));
+                connection.has_taken |= opened;
                 (opened, !opened && connection.is_starved(cx))
             });
             if starved {

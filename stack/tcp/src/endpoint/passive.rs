@@ -62,7 +62,7 @@ impl Endpoint {
             window_scale: options.window_scale,
             sacks: options.sack_permitted,
             clock,
-            offered: self.first_window(key.is_v4()),
+            offered: self.first_window(key.is_v4(), options.mss),
             sent_at: Some(self.now),
             retries: 0,
         };
@@ -114,10 +114,12 @@ impl Endpoint {
         }
     }
 
-    /// The window that SYN and ACK offer, in bytes.
-    fn first_window(&self, v4: bool) -> u32 {
+    /// The window that SYN and ACK offer, in bytes. A peer that takes short segments only is likely to send such, and each
+    /// takes a buffer.
+    fn first_window(&self, v4: bool, mss: Option<u16>) -> u32 {
         let buffers = self.pool.grant(&Offer::default());
-        let bytes = buffers * usize::from(own_mss(&self.config, v4));
+        let own = own_mss(&self.config, v4);
+        let bytes = buffers * usize::from(mss.map_or(own, |mss| own.min(mss)));
         bytes.min(self.config.rx_window_bytes).min(0xffff) as u32
     }
 
@@ -254,7 +256,7 @@ impl Endpoint {
             window_scale: cookie.window_scale,
             sacks: cookie.sacks,
             clock,
-            offered: self.first_window(key.is_v4()),
+            offered: self.first_window(key.is_v4(), Some(cookie.mss)),
             sent_at: None,
             retries: 0,
         };

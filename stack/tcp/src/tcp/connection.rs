@@ -82,7 +82,7 @@ pub(crate) struct Connection {
     pub(super) rcv_mss: u32,
     /// Where the peer's frames come from, or the next hop; unknown until neighbor discovery has answered.
     pub(crate) mac: Option<[u8; 6]>,
-    /// Whether the application has taken payload since the connection's last turn to send, so that its window may have
+    /// Whether the application has taken payload since an acknowledgement last went out, so that the window may have
     /// opened.
     pub(crate) has_taken: bool,
     /// Whether both sides understand selective acknowledgements (RFC 2018).
@@ -437,6 +437,7 @@ impl Connection {
             self.snd_scale = shift;
             self.rcv_scale = own_window_scale(config);
         }
+        self.rcv_mss = u32::from(mss).clamp(LEAST_MSS, DEFAULT_MSS_V4.into());
         self.set_mss(mss, config);
         self.congestion.begin(self.mss, self.snd_nxt);
     }
@@ -601,10 +602,17 @@ impl Connection {
         self.rtt.backoff = self.rtt.backoff.saturating_add(1);
     }
 
+    /// Most payload of a segment that the peer is likely to send: as much as it takes itself, or has sent already. Each
+    /// takes a buffer.
+    #[inline]
+    pub(super) fn peer_segment_bytes(&self) -> u32 {
+        self.mss.max(self.rcv_mss).min(self.own_mss.into())
+    }
+
     /// Notes how many buffers the open window takes.
     pub(crate) fn note_offer(&mut self, cx: &mut Context<'_>) {
         let open = self.rcv_adv.since(self.rcv_nxt);
-        let buffers = open.div_ceil(self.own_mss.into());
+        let buffers = open.div_ceil(self.peer_segment_bytes());
         cx.pool.set(&mut self.offer, buffers as usize);
     }
 

@@ -239,7 +239,9 @@ impl Connection {
             return self.new_data_acknowledged(now, &heard, cx);
         }
         let old_window = self.snd_wnd;
-        self.take_window(&heard);
+        if ack == self.snd_una {
+            self.take_window(&heard);
+        }
         // RFC 5681, section 2: what a duplicate acknowledgement is.
         let in_flight = self.snd_max != self.snd_una && matches!(self.timer, Timer::Retransmit(_));
         let bare = segment.len() == 0 && self.snd_wnd == old_window;
@@ -359,17 +361,16 @@ impl Connection {
         Some(rtt_us)
     }
 
-    /// SND.WND from the newest segment (RFC 9293, section 3.10.7.4).
+    /// SND.WND from the newest segment (RFC 9293, section 3.10.7.4), of those that acknowledge all that is acknowledged.
+    /// One that acknowledges more is newer than those before, whatever it sends again.
     #[inline]
     pub(super) fn take_window(&mut self, heard: &Heard) {
-        let newer = self.snd_wl1.before(heard.seq)
-            || (self.snd_wl1 == heard.seq && self.snd_wl2.at_or_before(heard.ack));
-        if !newer {
+        if self.snd_wl1.after(heard.seq) && self.snd_wl2.at_or_after(heard.ack) {
             return;
         }
         self.snd_wnd = heard.window;
         self.max_snd_wnd = self.max_snd_wnd.max(self.snd_wnd);
-        (self.snd_wl1, self.snd_wl2) = (heard.seq, heard.ack);
+        (self.snd_wl1, self.snd_wl2) = (self.snd_wl1.max(heard.seq), heard.ack);
         let persists = matches!(self.timer, Timer::Persist(_));
         // Whoever has finished does not wait for ever for a window to open.
         if persists && !self.finished {

@@ -395,14 +395,22 @@ impl Connection {
     /// Bytes that the buffers hold which the connection may have, if each takes a whole segment.
     #[inline]
     fn buffered(&self, cx: &Context<'_>) -> usize {
-        self.recv.free_pieces().min(cx.pool.grant(&self.offer)) * usize::from(self.own_mss)
+        self.recv.free_pieces().min(cx.pool.grant(&self.offer)) * self.peer_segment_bytes() as usize
     }
 
-    /// The right edge of the window to offer: never left of what was offered before, and only moved by steps
-    /// that are worth a segment, or half of all there is (RFC 9293, section 3.8.6.2.2). It stays while nothing is
-    /// received, taken or freed.
+    /// The right edge of the window to offer. It stays while nothing has come in order and nothing was taken, whatever
+    /// others have done with the buffers: a duplicate acknowledgement is one that has the window of the one before (RFC
+    /// 5681, section 2).
     #[inline]
     pub(crate) fn edge(&self, cx: &Context<'_>) -> Seq {
+        let has_moved = self.has_taken || self.rcv_nxt != self.last_ack_sent;
+        if has_moved { self.best_edge(cx) } else { self.rcv_adv }
+    }
+
+    /// The right edge that there is room for: never left of what was offered before, and only moved by steps that are
+    /// worth a segment, or half of all there is (RFC 9293, section 3.8.6.2.2).
+    #[inline]
+    pub(crate) fn best_edge(&self, cx: &Context<'_>) -> Seq {
         let buffered = self.buffered(cx);
         let edge = self.rcv_nxt + self.affordable_of(buffered, cx);
         let whole = buffered.min(cx.config.rx_window_bytes);
@@ -441,6 +449,7 @@ impl Connection {
         let end = plan.seq + plan.len + u32::from(plan.flags.contains(Flags::FIN));
         if plan.flags.contains(Flags::ACK) {
             self.last_ack_sent = self.rcv_nxt;
+            self.has_taken = false;
             self.ack.now = false;
             if !self.recv.early.is_empty() {
                 self.ack.now = self.recv.early.told(report.options.sack.is_some());

@@ -338,3 +338,107 @@ fn a_hole_on_one_connection_does_not_stall_another() {
         assert!(clock.step(&mut [&mut server, &mut client, &mut unlucky], end), "it is held up");
     }
 }
+
+/// RFC 5681, section 2 (e): a duplicate acknowledgement has the window of the one before, whatever is taken or given back
+/// meanwhile by others.
+#[test]
+fn rfc5681_2_duplicates_keep_their_window() {
+    for sacks in [false, true] {
+        let config = Config { rx_window_bytes: 60_000, ..config(1) };
+        let mut s = Script::with_buffers(Version::V4, config, 300);
+        s.listen();
+        let mut others: Vec<_> = (0..160).map_while(|_| s.stack.arena().take()).collect();
+        let conn = s.open_with(seg(SYN, 0, 0).mss(1_000).sack_permitted(sacks));
+        for n in 0..3 {
+            s.send(data(1 + n * 1_000, 1, &[7; 1_000]));
+        }
+        s.advance(Duration::from_millis(50));
+        let first = std::iter::from_fn(|| s.next()).last().expect("the data is acknowledged");
+        assert_eq!(first.ack, 3_001);
+        // Each segment beyond the hole takes a buffer, and others give some back.
+        for n in 0..20 {
+            others.truncate(160 - 8 * n as usize);
+            s.send(data(4_001 + n * 1_500, 1, &[7; 1_000]));
+            let duplicate = s.expect(seg(ACK, 1, 3_001));
+            assert_eq!(duplicate.window, first.window, "of duplicate {n}");
+        }
+        // What the application takes is told at once, even so.
+        assert_eq!(s.read(conn).len(), 3_000);
+        s.send(data(3_001, 1, &[7; 1_000]));
+        let last = s.expect(seg(ACK, 1, 5_001));
+        let edge = |ack: &Seg| ack.ack + u32::from(ack.window.expect("every segment has one"));
+        assert!(edge(&last) > edge(&first), "{last:?} after {first:?}");
+        s.abort(conn);
+        drop(others);
+        s.assert_nothing_leaked();
+    }
+}
+
+/// RFC 9293, section 3.10.7.4, fifth: the window is that of the newest segment. One that acknowledges less than others did
+/// is old, however high its number; one that acknowledges more is new, be it sent again.
+#[test]
+fn rfc9293_3_10_7_4_the_window_is_that_of_the_newest_segment() {
+    let (mut s, conn) = Script::open(Version::V4);
+    // Ten bytes from the peer, so that there are numbers below.
+    s.send(data(1, 1, &[7; 10]).window(2_000));
+    s.advance(Duration::from_millis(50));
+    assert_eq!(s.read(conn).len(), 10);
+    while s.next().is_some() {}
+    assert_eq!(s.write(conn, &[7; 4_000]), Ok(()));
+    s.expect(data(1, 11, &[7; 1_000]));
+    s.expect(data(1_001, 11, &[7; 1_000]));
+    s.expect_nothing();
+    s.send(seg(ACK, 11, 1_001).window(1_000));
+    s.expect_nothing();
+    // Overtaken on its way: its number is the highest, but it acknowledges less.
+    s.send(seg(ACK, 11, 1).window(60_000));
+    s.expect_nothing();
+    // The same acknowledgement with a lower number is from before.
+    s.send(data(1, 1_001, &[7; 10]).window(60_000));
+    let answers: Vec<_> = std::iter::from_fn(|| s.next()).collect();
+    assert!(answers.iter().all(|segment| segment.payload.is_empty()), "{answers:?}");
+    // The peer sends its bytes again, and acknowledges more with them.
+    s.send(data(5, 2_001, &[7; 10]).window(3_000));
+    for seq in [2_001, 3_001] {
+        let sent = std::iter::from_fn(|| s.next()).find(|segment| !segment.payload.is_empty());
+        assert_eq!(sent.map(|segment| (segment.seq, segment.payload.len())), Some((seq, 1_000)));
+    }
+    assert!(std::iter::from_fn(|| s.next()).all(|segment| segment.payload.is_empty()));
+}
+
+/// All that a window offers is taken, in however small segments it comes, be it that the application reads nothing.
+#[test]
+fn a_window_is_filled_by_small_segments_and_nothing_is_dropped() {
+    for (len, buffers) in [(536, 1_000), (300, 1_500), (256, 1_500), (100, 500), (536, 200), (1_000, 120)] {
+        let mut s = Script::with_buffers(Version::V4, config(1), buffers);
+        s.listen();
+        s.send(seg(SYN, 0, 0).mss(len).scale(3));
+        let answer = s.expect(seg(SYN | ACK, 0, 1));
+        let window = |segment: &Seg| u32::from(segment.window.expect("every segment has one"));
+        let shift = answer.scale.expect("a scale was offered");
+        s.send(seg(ACK, 1, 1));
+        let Some(Event::Opened { conn, .. }) = s.event() else { panic!("not open") };
+        let (mut at, mut edge) = (1, 1 + window(&answer));
+        let mut rest = 0;
+        while at + u32::from(len) <= edge && rest < 3 {
+            s.send(data(at, 1, &vec![at as u8; len.into()]));
+            at += u32::from(len);
+            if at + u32::from(len) > edge {
+                s.advance(Duration::from_millis(50));
+                rest += 1;
+            }
+            while let Some(ack) = s.next() {
+                assert!(ack.ack <= at);
+                if ack.ack + (window(&ack) << shift) > edge {
+                    (edge, rest) = (ack.ack + (window(&ack) << shift), 0);
+                }
+            }
+        }
+        s.advance(Duration::from_millis(50));
+        assert_eq!(s.stack.endpoint().counters().drops.no_buffer, 0, "segments of {len} bytes");
+        assert_eq!(s.stack.counters().no_spare, 0, "segments of {len} bytes");
+        assert_eq!(s.read(conn).len() as u32, at - 1, "all that was offered was taken");
+        s.abort(conn);
+        s.assert_nothing_leaked();
+    }
+}
