@@ -76,8 +76,9 @@ pub use stack_tcp::sim;
 pub use stack_tcp::{
     AddressConflict, AddressError, Config, ConfigError, CongestionControl, ConnectError, ConnectionOptions,
     CoreShare, Counters, Drops, Endpoint, EthernetAddress, FrameSink, IpCidr, Ipv4Cidr, Ipv6Cidr, Keepalive,
-    ListenError, OptionError, RxBurst, RxChecksum, RxFrame, Share, SinkFull, TxChecksum, TxFrame,
-    UnknownCongestionControl, check_gateway, check_own, config, counters, endpoint, frame,
+    ListenError, MAX_ROUTES, OptionError, Route, RouteError, RxBurst, RxChecksum, RxFrame, Share, SinkFull,
+    TxChecksum, TxFrame, UnknownCongestionControl, check_gateway, check_own, check_routes, config, counters,
+    endpoint, frame,
 };
 
 /// What carries frames to and from the stack, or payload to and from the kernel's.

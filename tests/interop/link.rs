@@ -8,9 +8,9 @@ use std::{fs, io, thread};
 use anyhow::{Context as _, Result, bail, ensure};
 use io::{Read as _, Write as _};
 use lab::wire::{SERVER_V4, SERVER_V6, TAP_DEVICE};
-use lab::{Curl, Lab, isolated, noise, run, wire};
+use lab::{Curl, Frames, Lab, isolated, noise, run, wire};
 
-use crate::{Over, options, post, serve, wait_until};
+use crate::{Over, compare, options, post, serve, wait_until};
 
 const V4: IpAddr = IpAddr::V4(SERVER_V4);
 const V6: IpAddr = IpAddr::V6(SERVER_V6);
@@ -132,6 +132,46 @@ fn a_client_that_moves_unannounced_is_followed_over_ipv6() {
 #[test]
 fn a_client_that_announces_where_it_moves_is_followed() {
     isolated(|lab| moves_while_it_reads(lab, V4, true));
+}
+
+/// Routers see on each packet of a connection how it is to be served.
+#[test]
+fn what_is_sent_has_the_codepoint_that_was_asked_for() {
+    isolated(|lab| {
+        wire::veth()?;
+        let _server = options(lab, Over::Dpdk, "64MiB")?.option("--dscp", "46").start()?;
+        let mut frames = Frames::on("veth0")?;
+        for address in [V4, V6] {
+            let body = noise(7, 30_000);
+            let seq = post(address, lab, "body", &body)?;
+            compare(address, seq, &body)?;
+            let mut seen = Vec::new();
+            // The end of a connection is the last of what there is to see.
+            frames.wait_for(Duration::from_secs(10), |frame| {
+                let (traffic_class, is_last) = traffic_class(frame.get(12..)?, address)?;
+                seen.push(traffic_class);
+                (is_last && seen.len() > 20).then_some(())
+            });
+            ensure!(seen.len() > 20 && seen.iter().all(|&class| class == 46 << 2), "{address}: {seen:?}");
+        }
+        Ok(())
+    });
+}
+
+/// The traffic class of a segment of the server's, from the EtherType on, and whether it has FIN.
+fn traffic_class(packet: &[u8], server: IpAddr) -> Option<(u8, bool)> {
+    let (class, protocol, source, tcp) = match (packet.get(..2)?, server) {
+        ([0x08, 0x00], IpAddr::V4(_)) => (packet[3], packet.get(11)?, packet.get(14..18)?, 22),
+        ([0x86, 0xdd], IpAddr::V6(_)) => {
+            (packet[2] << 4 | packet[3] >> 4, packet.get(8)?, packet.get(10..26)?, 42)
+        }
+        _ => return None,
+    };
+    let is_from_server = match server {
+        IpAddr::V4(v4) => v4.octets() == *source,
+        IpAddr::V6(v6) => v6.octets() == *source,
+    };
+    (is_from_server && *protocol == 6).then_some((class, packet.get(tcp + 13)? & 1 != 0))
 }
 
 #[test]

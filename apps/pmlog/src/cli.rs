@@ -7,7 +7,8 @@ use bytesize::ByteSize;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use stack::{
-    CongestionControl, EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr, Keepalive, check_gateway, check_own,
+    CongestionControl, EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr, Keepalive, Route, check_gateway,
+    check_own, check_routes,
 };
 
 use crate::http::RecordName;
@@ -213,6 +214,13 @@ pub struct DpdkArgs {
     /// The IPv6 router.
     #[arg(long, value_name = "ADDRESS")]
     pub gateway6: Option<Ipv6Addr>,
+    /// Another router for a network: what this server sends of itself goes by the most specific route, which may also be
+    /// an own network or the gateway. May be given several times. Who connects is answered where its packets come from.
+    #[arg(long, value_name = "NETWORK/PREFIX=ROUTER", value_parser = clap::value_parser!(Route))]
+    pub route: Vec<Route>,
+    /// How routers are to serve what is sent: the differentiated services codepoint, such as 46 for expedited forwarding.
+    #[arg(long, value_name = "CODEPOINT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(..=63))]
+    pub dscp: u8,
     /// The Ethernet address, if not the device's own.
     #[arg(long, value_name = "ADDRESS", value_parser = parse_mac)]
     pub mac: Option<EthernetAddress>,
@@ -264,7 +272,7 @@ impl DpdkArgs {
             ("--gateway", "--ip", self.gateway.map(IpAddr::V4)),
             ("--gateway6", "--ip6", self.gateway6.map(IpAddr::V6)),
         ];
-        gateways.into_iter().find_map(|(option, own, gateway)| {
+        let unreachable = gateways.into_iter().find_map(|(option, own, gateway)| {
             let gateway = gateway?;
             if gateway.is_ipv6() && self.ip6.is_none() {
                 return Some(format!(
@@ -273,6 +281,10 @@ impl DpdkArgs {
             }
             let error = check_gateway(gateway, &addresses).err()?;
             Some(format!("{option} {gateway}: {error} ({own})"))
+        });
+        unreachable.or_else(|| {
+            let error = check_routes(&self.route, &addresses).err()?;
+            Some(format!("--route: {error} (--ip, --ip6)"))
         })
     }
 }
@@ -611,6 +623,21 @@ mod tests {
         for address in ["fd00::/127", "fd00::/128", "fd00::1/64"] {
             with("--ip6", address).expect(address);
         }
+    }
+
+    #[test]
+    fn routes_are_by_routers_in_the_servers_networks() {
+        let contradiction =
+            |options: &[&str]| serve(&[&DPDK, options]).expect("it is written well").contradiction();
+        let good = ["--route", "192.168.0.0/16=10.0.0.1", "--route", "172.16.0.0/12=10.0.0.3"];
+        assert_eq!(contradiction(&good), None);
+        for bad in ["192.168.0.0/16=10.0.1.1", "192.168.0.0/16=fd00::1", "192.168.0.1/16=10.0.0.1"] {
+            let said = contradiction(&["--route", bad]).expect("no route");
+            assert!(said.contains("--route"), "{said}");
+        }
+        let unreadable = serve(&[&DPDK, &["--route", "10.0.0.1"]]).expect_err("it is no route");
+        assert!(unreadable.to_string().contains("10.0.0.0/8=192.0.2.1"), "{unreadable}");
+        assert!(serve(&[&DPDK, &["--dscp", "64"]]).is_err());
     }
 
     #[test]

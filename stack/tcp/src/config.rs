@@ -6,6 +6,7 @@ use std::time::Duration;
 use smoltcp::wire::IpCidr;
 
 use crate::address::{AddressError, check_gateway, check_own};
+use crate::route::{Route, RouteError, check_routes};
 pub use crate::tcp::congestion::choice::{CongestionControl, UnknownCongestionControl};
 use crate::tcp::send_pool::SendLimits;
 
@@ -42,6 +43,11 @@ pub struct Config {
     pub gateway_v4: Option<Ipv4Addr>,
     /// Next hop for IPv6 connections that this side opens to other subnets.
     pub gateway_v6: Option<Ipv6Addr>,
+    /// Next hops for connections that this side opens to some networks. The most specific counts, whether it is one of
+    /// these, an own network or a gateway.
+    pub routes: Vec<Route>,
+    /// The differentiated services codepoint of TCP's segments, 0 to 63 (RFC 2474).
+    pub dscp: u8,
     /// Most connections at a time, not counting half-open ones and those in TIME-WAIT. A SYN for which there is no
     /// place is not answered: the peer sends it again.
     pub max_connections: usize,
@@ -185,6 +191,9 @@ pub enum ConfigError {
     /// An address that no host can have, or a gateway that cannot be reached.
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// A route that leads nowhere.
+    #[error(transparent)]
+    Route(#[from] RouteError),
     /// Connections that cannot be so.
     #[error(transparent)]
     Connection(#[from] OptionError),
@@ -239,6 +248,8 @@ impl Config {
             addresses,
             gateway_v4: None,
             gateway_v6: None,
+            routes: Vec::new(),
+            dscp: 0,
             max_connections: 4096,
             max_time_wait: 4096,
             syn_queue: 1024,
@@ -294,6 +305,7 @@ impl Config {
         self.addresses.iter().try_for_each(check_own)?;
         let gateways = [self.gateway_v4.map(IpAddr::V4), self.gateway_v6.map(IpAddr::V6)];
         gateways.into_iter().flatten().try_for_each(|gateway| check_gateway(gateway, &self.addresses))?;
+        check_routes(&self.routes, &self.addresses)?;
         let max_mtu = buffer_bytes.saturating_sub(ETHERNET_HEADER_BYTES).min(9000);
         let min_mtu = match self.addresses.iter().any(|cidr| matches!(cidr, IpCidr::Ipv6(_))) {
             true => MIN_MTU_V6,
@@ -308,6 +320,7 @@ impl Config {
         }
         for (name, value, min, max) in [
             ("max_connections", self.max_connections, 1, 1 << 24),
+            ("dscp", self.dscp.into(), 0, 63),
             ("max_time_wait", self.max_time_wait, 1, 1 << 24),
             ("syn_queue", self.syn_queue, 1, 1 << 24),
             // RFC 7323, section 2.3: a scaled window ends below 2^30.

@@ -39,6 +39,8 @@ pub(crate) struct Header<'a> {
     pub flags: Flags,
     pub window: u16,
     pub options: Options,
+    /// What IP says of how the packet is to be served (RFC 2474, and RFC 3168 in the two lowest bits).
+    pub traffic_class: u8,
 }
 
 /// Where the headers of a frame begin and end.
@@ -84,8 +86,8 @@ impl Header<'_> {
         ethernet.set_ethertype(if v6 { EthernetProtocol::Ipv6 } else { EthernetProtocol::Ipv4 });
         let ip = &mut head[ETHERNET_HEADER_BYTES..l4_at];
         match (self.key.local.to_ipv4_mapped(), self.key.remote.to_ipv4_mapped()) {
-            (Some(local), Some(remote)) => begin_v4(ip, local, remote),
-            _ => begin_v6(ip, self.key.local, self.key.remote),
+            (Some(local), Some(remote)) => begin_v4(ip, local, remote, self.traffic_class),
+            _ => begin_v6(ip, self.key.local, self.key.remote, self.traffic_class),
         }
         let mut tcp = TcpPacket::new_unchecked(&mut head[l4_at..]);
         tcp.set_src_port(self.key.local_port);
@@ -100,10 +102,12 @@ impl Header<'_> {
     }
 }
 
-fn begin_v4(bytes: &mut [u8], local: Ipv4Addr, remote: Ipv4Addr) {
+fn begin_v4(bytes: &mut [u8], local: Ipv4Addr, remote: Ipv4Addr, traffic_class: u8) {
     let mut packet = Ipv4Packet::new_unchecked(bytes);
     packet.set_version(4);
     packet.set_header_len(IPV4_HEADER_BYTES as u8);
+    packet.set_dscp(traffic_class >> 2);
+    packet.set_ecn(traffic_class & 3);
     // Never fragmented on the way, so the identification may be anything (RFC 6864).
     packet.set_dont_frag(true);
     packet.set_hop_limit(HOP_LIMIT);
@@ -112,9 +116,10 @@ fn begin_v4(bytes: &mut [u8], local: Ipv4Addr, remote: Ipv4Addr) {
     packet.set_dst_addr(remote);
 }
 
-fn begin_v6(bytes: &mut [u8], local: Ipv6Addr, remote: Ipv6Addr) {
+fn begin_v6(bytes: &mut [u8], local: Ipv6Addr, remote: Ipv6Addr, traffic_class: u8) {
     let mut packet = Ipv6Packet::new_unchecked(bytes);
     packet.set_version(6);
+    packet.set_traffic_class(traffic_class);
     packet.set_hop_limit(HOP_LIMIT);
     packet.set_next_header(IpProtocol::Tcp);
     packet.set_src_addr(local);
@@ -205,6 +210,7 @@ mod tests {
             flags: Flags::ACK | Flags::PSH,
             window: 513,
             options: Options { timestamp: Some(Timestamp { value: 5, echo: 6 }), ..Options::default() },
+            traffic_class: 0,
         }
     }
 

@@ -27,6 +27,7 @@ use crate::listen::Listeners;
 use crate::neighbor::{Hearsay, MAX_NEIGHBORS, Neighbors, VALID, VALID_IN_DOUBT};
 use crate::net::{CloseReason, ConnId};
 use crate::reassembly::{Reassembly, Whole};
+use crate::route::Routes;
 use crate::steer::Steering;
 use crate::tcp::congestion::Controls;
 use crate::tcp::connection::{Connection, Context, Outcome, Profile, State, lies_in_its_lines};
@@ -95,6 +96,7 @@ pub struct Endpoint {
     /// What connections may do otherwise than others, by their profiles.
     options: Vec<ConnectionOptions>,
     local: Local,
+    routes: Routes,
     secret: Secret,
     steering: Steering,
     /// Free places.
@@ -249,6 +251,7 @@ impl Endpoint {
             arena,
             defences: vec![RateLimit::new(); local.addresses.len()],
             local,
+            routes: Routes::new(&config),
             secret: Secret::new(&config.isn_secret),
             steering: Steering::new(&config.isn_secret, config.core.count),
             free: (0..config.max_connections as u32).rev().collect(),

@@ -202,6 +202,7 @@ mod tests {
             flags: Flags::ACK | Flags::PSH,
             window: 513,
             options: Options { timestamp, ..Options::default() },
+            traffic_class: 0,
         };
         let layout = header.begin(payload.len(), &mut segment);
         segment.extend_from_slice(payload);

@@ -279,11 +279,14 @@ impl Local {
         self.addresses.iter().any(|cidr| IpAddr::from(cidr.address()) == ip)
     }
 
-    /// Whether `ip` is reached without a router.
-    pub(crate) fn on_link(&self, ip: IpAddr) -> bool {
+    /// The length of the longest own prefix that `ip` has; none if it is not reached without a router.
+    pub(crate) fn on_link_prefix(&self, ip: IpAddr) -> Option<u8> {
+        if matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+            return Some(128);
+        }
         let address = IpAddress::from(ip);
-        let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        link_local || self.addresses.iter().any(|cidr| cidr.contains_addr(&address))
+        let near = self.addresses.iter().filter(|cidr| cidr.contains_addr(&address));
+        near.map(IpCidr::prefix_len).max()
     }
 
     /// The address to speak to `remote` from: one of its subnet if possible.

@@ -21,6 +21,7 @@ mod limit;
 mod listen;
 mod neighbor;
 mod reassembly;
+mod route;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod steer;
@@ -40,6 +41,7 @@ pub use config::{
 pub use counters::{Counters, Drops};
 pub use endpoint::{AddressConflict, ConnectError, Endpoint, ListenError};
 pub use frame::{FrameSink, RxBurst, RxChecksum, RxFrame, Share, SinkFull, TxChecksum, TxFrame};
+pub use route::{MAX_ROUTES, Route, RouteError, check_routes};
 pub use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr};
 pub use steer::Steering;
 

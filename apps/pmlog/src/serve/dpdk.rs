@@ -123,6 +123,8 @@ impl Access for Device<'_> {
             mtu: mtu.into(),
             gateway_v4: options.gateway,
             gateway_v6: options.gateway6,
+            routes: options.route.clone(),
+            dscp: options.dscp,
             max_connections: args.places(),
             congestion: options.congestion,
             connection: ConnectionOptions {

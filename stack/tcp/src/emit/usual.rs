@@ -59,7 +59,7 @@ impl Header<'_> {
         let ([.., local], [.., remote]) = (words(&self.key.local), words(&self.key.remote));
         // As in `begin_v4`: not to be fragmented, and without an identification.
         let mut ip = [
-            0x4500_0000 | (IPV4_HEADER_BYTES as u32 + tcp_len) & 0xffff,
+            0x4500_0000 | u32::from(self.traffic_class) << 16 | (IPV4_HEADER_BYTES as u32 + tcp_len) & 0xffff,
             0x0000_4000,
             u32::from(HOP_LIMIT) << 24 | TCP << 16,
             local,
@@ -78,7 +78,10 @@ impl Header<'_> {
     /// As [`write_v4`](Self::write_v4).
     fn write_v6(&self, tcp: &[u32; TCP_BYTES / 4], tcp_len: u32, head: &mut Vec<u8>) -> u64 {
         let (local, remote) = (words(&self.key.local), words(&self.key.remote));
-        let fixed = [0x6000_0000, tcp_len << 16 | TCP << 8 | u32::from(HOP_LIMIT)];
+        let fixed = [
+            0x6000_0000 | u32::from(self.traffic_class) << 20,
+            tcp_len << 16 | TCP << 8 | u32::from(HOP_LIMIT),
+        ];
         let mut bytes = [0; V6_BYTES];
         self.write_ethernet([0x86, 0xdd], &mut bytes);
         let (ip, segment) = bytes[ETHERNET_HEADER_BYTES..].split_at_mut(IPV6_HEADER_BYTES);
@@ -170,14 +173,14 @@ mod tests {
         let arena = arena(4);
         let strategy = (
             (addresses(), any::<[u16; 2]>(), any::<[[u8; 6]; 2]>()),
-            (any::<[u32; 4]>(), any::<(u8, u16)>()),
+            (any::<[u32; 4]>(), any::<(u8, u16, u8)>()),
             prop::collection::vec(any::<u8>(), 0..40),
             prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 0..3),
             any::<bool>(),
         );
         proptest!(ProptestConfig::with_cases(10_000), |((fixed, fields, text, pieces, offload) in strategy)| {
             let ((local, remote), [local_port, remote_port], [source_mac, mac]) = fixed;
-            let ([seq, ack, value, echo], (flags, window)) = fields;
+            let ([seq, ack, value, echo], (flags, window, traffic_class)) = fields;
             let pieces: Vec<_> = pieces.iter().map(|piece| extent_of(&arena, piece)).collect();
             let payload = text.len() + pieces.iter().map(|piece| piece.len()).sum::<usize>();
             let key = FlowKey { local, remote, local_port, remote_port };
@@ -190,6 +193,7 @@ mod tests {
                 flags: Flags::from_bits_truncate(flags),
                 window,
                 options: Options { timestamp: Some(Timestamp { value, echo }), ..Options::default() },
+                traffic_class,
             };
             let (mut usual, mut any) = (vec![7; 9], Vec::new());
             let layout = header.begin(payload, &mut usual);

@@ -173,13 +173,7 @@ impl Endpoint {
     }
 
     pub(super) fn next_hop(&self, remote: IpAddr) -> Option<IpAddr> {
-        if self.local.on_link(remote) {
-            return Some(remote);
-        }
-        match remote {
-            IpAddr::V4(_) => self.config.gateway_v4.map(IpAddr::V4),
-            IpAddr::V6(_) => self.config.gateway_v6.map(IpAddr::V6),
-        }
+        self.routes.next_hop(&self.local, remote)
     }
 
     /// A port towards `remote` that nothing uses, searched for from a place that others cannot guess.

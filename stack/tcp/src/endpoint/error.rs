@@ -51,7 +51,7 @@ pub enum ConnectError {
     #[error("{0} is not an address of this host from which the peer can be reached")]
     NotLocal(IpAddr),
     /// Neither on this link nor behind a gateway.
-    #[error("no route to {0}; configure a gateway or an address of its subnet")]
+    #[error("no route to {0}; configure a route, a gateway or an address of its subnet")]
     NoRoute(IpAddr),
     /// The same two ends are connected already, or all ports towards this peer are taken.
     #[error("all ports towards {0} are in use; close connections or choose another local address")]

@@ -82,6 +82,7 @@ impl Endpoint {
                 flags: reply.flags,
                 window: reply.window,
                 options: reply.options,
+                traffic_class: self.config.dscp << 2,
             };
             let layout = header.begin(0, &mut self.head);
             let checksum = layout.complete(&mut self.head, &[], self.config.tx_checksum_offload);
@@ -131,6 +132,7 @@ impl Endpoint {
                 flags: plan.flags,
                 window: report.window,
                 options: report.options,
+                traffic_class: cx.config.dscp << 2,
             };
             let layout = header.begin(plan.len as usize, &mut self.head);
             self.pieces.clear();

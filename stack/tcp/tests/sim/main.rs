@@ -15,6 +15,7 @@ mod handshake;
 mod link;
 mod listen;
 mod long_path;
+mod marks;
 mod moving;
 mod neighbours;
 mod ours;

@@ -195,6 +195,58 @@ fn what_is_far_goes_through_the_gateway() {
     }
 }
 
+/// Whom a frame asks the link for, by ARP or neighbor discovery.
+fn asked_for(frame: &[u8]) -> Option<IpAddr> {
+    let word = |at: usize| frame.get(at..at + 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
+    match word(12)? {
+        0x0806 if word(20)? == 1 => Some(<[u8; 4]>::try_from(frame.get(38..42)?).ok()?.into()),
+        0x86dd if frame.get(54) == Some(&135) => Some(<[u8; 16]>::try_from(frame.get(62..78)?).ok()?.into()),
+        _ => None,
+    }
+}
+
+/// Of routes, own networks and the gateway the most specific decides.
+#[test]
+fn the_most_specific_route_decides_where_a_packet_goes_first() {
+    let routes = [
+        "192.168.0.0/16=10.0.0.11",
+        "192.168.7.0/24=10.0.0.12",
+        "192.168.7.7/32=10.0.0.13",
+        "10.0.0.64/26=10.0.0.14",
+        "10.0.0.0/8=10.0.0.15",
+        "2001:db8::/32=fd00::11",
+        "2001:db8:7::/48=fd00::12",
+    ];
+    let config = Config {
+        routes: routes.map(|route| route.parse().expect("a route")).to_vec(),
+        gateway_v4: Some(std::net::Ipv4Addr::new(10, 0, 0, 10)),
+        ..config(1)
+    };
+    for (remote, hop) in [
+        ("192.168.1.1", Some("10.0.0.11")),
+        ("192.168.7.1", Some("10.0.0.12")),
+        ("192.168.7.7", Some("10.0.0.13")),
+        ("10.0.0.65", Some("10.0.0.14")),
+        ("10.0.0.200", Some("10.0.0.200")),
+        ("10.1.0.1", Some("10.0.0.15")),
+        ("192.0.2.1", Some("10.0.0.10")),
+        ("2001:db8::1", Some("fd00::11")),
+        ("2001:db8:7::1", Some("fd00::12")),
+        ("fd00::99", Some("fd00::99")),
+        ("2001:db9::1", None),
+    ] {
+        let remote: IpAddr = remote.parse().expect("an address");
+        let version = if remote.is_ipv4() { Version::V4 } else { Version::V6 };
+        let mut s = Script::with_config(version, config.clone());
+        let now = s.now();
+        let opened = s.stack.endpoint_mut().connect(now, SocketAddr::new(remote, 80), None);
+        assert_eq!(opened.is_ok(), hop.is_some(), "{remote}: {opened:?}");
+        s.settle();
+        let asked = std::iter::from_fn(|| s.next_other()).find_map(|frame| asked_for(&frame));
+        assert_eq!(asked, hop.map(|hop| hop.parse().expect("an address")), "{remote}");
+    }
+}
+
 #[test]
 fn without_a_gateway_there_is_no_way_far() {
     for version in BOTH_VERSIONS {
