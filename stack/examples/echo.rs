@@ -49,5 +49,5 @@ impl Service for Echo {
 }
 
 fn main() -> common::Result {
-    common::serve(Echo::default())
+    common::serve(Echo::default(), common::Acknowledge::OnArrival)
 }

@@ -56,5 +56,5 @@ impl Service for Logger {
     }
 }
 fn main() -> common::Result {
-    common::serve(Logger::default())
+    common::serve(Logger::default(), common::Acknowledge::OnArrival)
 }

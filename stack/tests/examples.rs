@@ -3,7 +3,7 @@
 use std::env::current_exe;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -14,11 +14,15 @@ struct Example {
 }
 
 impl Example {
-    fn start(name: &str, pm: &str) -> Self {
+    fn program(name: &str) -> PathBuf {
         // Cargo builds the examples of a package before its tests, beside the folder that holds those.
         let test = current_exe().expect("the test has a file");
         let folder = test.ancestors().nth(2).map(|target| target.join("examples")).expect("a target folder");
-        let mut command = Command::new(folder.join(name));
+        folder.join(name)
+    }
+
+    fn start(name: &str, pm: &str) -> Self {
+        let mut command = Command::new(Self::program(name));
         command.args(["--pm", pm, "--listen", "127.0.0.1:0"]).stdout(Stdio::piped());
         let mut child = command.spawn().expect("the example is built");
         let mut line = String::new();
@@ -110,4 +114,18 @@ fn echo_sends_back_what_comes() {
     let echo = Example::start("echo", "memory:");
     let bytes: Vec<u8> = (0..3_000_000_u32).map(|at| (at % 251) as u8).collect();
     assert!(echo.ask(&bytes) == bytes, "other bytes came back");
+}
+
+/// Linux' TCP acknowledges by itself: who asks for more is told what does it, and nothing is served or made.
+#[test]
+fn raw_log_does_not_pretend_that_linux_waits_until_bytes_are_durable() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = folder.path().join("raw.pm");
+    let output = Command::new(Example::program("raw_log"))
+        .args(["--pm", path(&store), "--listen", "127.0.0.1:0"])
+        .output()
+        .expect("the example is built");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("--dev") && said.contains("--features dpdk"), "{said}");
+    assert!(!store.exists());
 }

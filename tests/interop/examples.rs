@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Error, Result, ensure};
 use lab::{Lab, built, isolated, noise, wire};
 use pmem::{Options, Region};
 
@@ -92,6 +93,92 @@ fn echo_on_a_dpdk_port_sends_back_what_comes() {
         let _echo = Example::start(lab, "echo", wire::TAP_DEVICE)?;
         let bytes = noise(1, 3_000_000);
         ensure!(ask(&bytes)? == bytes, "other bytes came back");
+        Ok(())
+    });
+}
+
+/// What a client's socket queues: sent and not acknowledged, or not sent.
+fn unacknowledged(client: &TcpStream) -> Result<usize> {
+    let (local, peer) = (client.local_addr()?, client.peer_addr()?);
+    let ports = [local, peer].map(|address| format!(":{:04X}", address.port()));
+    let table = std::fs::read_to_string("/proc/thread-self/net/tcp")?;
+    let mut lines = table.lines().map(|line| line.split_whitespace().skip(1).take(4).collect::<Vec<_>>());
+    let found = lines.find(|words| ports.iter().zip(words).all(|(port, word)| word.ends_with(port.as_str())));
+    let queues = found.with_context(|| format!("no connection of {local} in\n{table}"))?;
+    let queue = queues[3].split(':').next().context("two queues")?;
+    Ok(usize::from_str_radix(queue, 16)?)
+}
+
+/// What the log holds of a client.
+fn logged(lab: &Lab, client: SocketAddr) -> Result<Vec<u8>> {
+    let shard = Region::open(lab.path("lines.pm"), &Options::default())?.into_shard()?;
+    let name = format!("{client} ");
+    let records = shard.records(shard.head_seq()).filter_map(|info| Some(shard.record(info.seq)?.to_vec()));
+    let of_client = records.filter_map(|record| record.strip_prefix(name.as_bytes()).map(<[u8]>::to_vec));
+    Ok(of_client.collect::<Vec<_>>().concat())
+}
+
+/// A client that waits for no reply knows by its socket's queue alone what is durable.
+#[test]
+fn raw_log_has_what_the_socket_no_longer_queues() {
+    isolated(|lab| {
+        wire::veth()?;
+        let raw_log = Example::start(lab, "raw_log", wire::VETH_DEVICE)?;
+        let mut client = TcpStream::connect(SERVER)?;
+        let bytes = noise(1, 300_001);
+        client.write_all(&bytes)?;
+        wait_until("all is acknowledged", || Ok(unacknowledged(&client)? == 0))?;
+        drop(raw_log);
+        ensure!(logged(lab, client.local_addr()?)? == bytes, "the log has other bytes");
+
+        let raw_log = Example::start(lab, "raw_log", wire::VETH_DEVICE)?;
+        let mut client = TcpStream::connect(SERVER)?;
+        client.set_read_timeout(Some(Duration::from_secs(60)))?;
+        client.write_all(b"last words")?;
+        client.shutdown(Shutdown::Write)?;
+        ensure!(client.read(&mut [0])? == 0, "it finishes when all is durable");
+        drop(raw_log);
+        let client = client.local_addr()?;
+        ensure!(logged(lab, client)? == b"last words", "the log has other bytes");
+        Ok(())
+    });
+}
+
+/// Killed at any moment: the log has a part of the stream from its beginning, and all of it that was acknowledged.
+#[test]
+fn raw_log_killed_at_any_moment_has_what_was_acknowledged() {
+    isolated(|lab| {
+        wire::veth()?;
+        let bytes = noise(2, 16 << 20);
+        for round in 0..4 {
+            let _ = std::fs::remove_file(lab.path("lines.pm"));
+            let raw_log = Example::start(lab, "raw_log", wire::VETH_DEVICE)?;
+            let client = TcpStream::connect(SERVER)?;
+            let name = client.local_addr()?;
+            client.set_write_timeout(Some(Duration::from_secs(1)))?;
+            let mut writer = client.try_clone()?;
+            let (bytes, written) = (&bytes, &AtomicUsize::new(0));
+            let acknowledged =
+                || Ok::<_, Error>(written.load(Ordering::SeqCst).saturating_sub(unacknowledged(&client)?));
+            let log = std::thread::scope(|scope| -> Result<_> {
+                let writing = scope.spawn(move || {
+                    for chunk in bytes.chunks(10_000) {
+                        let Ok(count) = writer.write(chunk) else { return };
+                        written.fetch_add(count, Ordering::SeqCst);
+                        if count < chunk.len() {
+                            return;
+                        }
+                    }
+                });
+                wait_until("so much is acknowledged", || Ok(acknowledged()? >= 300_000 * round))?;
+                drop(raw_log);
+                writing.join().expect("it does not panic");
+                logged(lab, name)
+            })?;
+            let acknowledged = acknowledged()?;
+            ensure!(bytes.starts_with(&log), "round {round}: the log is no part of what was sent");
+            ensure!(log.len() >= acknowledged, "round {round}: {} of {acknowledged} are there", log.len());
+        }
         Ok(())
     });
 }

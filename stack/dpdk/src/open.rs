@@ -7,7 +7,7 @@ use dpdk::{AttachError, Eal, EalError, PortError};
 use pmem::{OpenError, Region, Shard};
 use stack_net::net::{OverEndpoint as _, Transport as _};
 use stack_net::time::{Clock, Instant};
-use stack_tcp::{AddressConflict, Config, EthernetAddress, IpCidr, ListenError};
+use stack_tcp::{AddressConflict, Config, ConnectionOptions, EthernetAddress, IpCidr, ListenError};
 
 use super::{DpdkConfig, DpdkError, DpdkTransport, Reach, ReachError};
 
@@ -67,6 +67,20 @@ impl DpdkTransport {
         store: Region,
         clock: &Clock,
     ) -> Result<(Self, Shard), ServeError> {
+        Self::open_with(device, listen, &ConnectionOptions::default(), store, clock)
+    }
+
+    /// As [`open`](Self::open), for connections that go by `options`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(
+        device: &str,
+        listen: SocketAddr,
+        options: &ConnectionOptions,
+        store: Region,
+        clock: &Clock,
+    ) -> Result<(Self, Shard), ServeError> {
         let eal = Eal::init(dpdk::arguments_for(&[device], &[]))?;
         let id = eal.attach(device)?;
         let info = store.info().clone();
@@ -79,7 +93,7 @@ impl DpdkTransport {
         let arena = shard.arena().clone();
         let rings = DpdkConfig::default();
         let mut transport = Self::new(eal, id, config, rings, reach, arena, clock.now())?;
-        transport.endpoint_mut().listen(listen, BACKLOG)?;
+        transport.endpoint_mut().listen_with(listen, BACKLOG, options)?;
         transport.claim_addresses(|| clock.now())?;
         Ok((transport, shard))
     }

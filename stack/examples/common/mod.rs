@@ -28,15 +28,42 @@ struct Args {
     dev: Option<String>,
 }
 
+impl Args {
+    /// Whether connections are the stack's own, and not Linux'.
+    fn has_own_tcp(&self) -> bool {
+        #[cfg(feature = "dpdk")]
+        return self.dev.is_some();
+        #[cfg(not(feature = "dpdk"))]
+        false
+    }
+}
+
+/// When TCP acknowledges what clients send.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "each example is one of them")]
+pub enum Acknowledge {
+    /// When it arrives.
+    OnArrival,
+    /// When the service says that it is durable.
+    WhenDurable,
+}
+
 /// Serves until the program is killed; what was acknowledged is found again.
-pub fn serve(service: impl Service) -> Result {
+pub fn serve(service: impl Service, acknowledge: Acknowledge) -> Result {
     let args = Args::parse();
+    if acknowledge == Acknowledge::WhenDurable && !args.has_own_tcp() {
+        return Err("Linux' TCP acknowledges what arrives before it is durable, and nothing can have it wait: serve on a \
+                    DPDK device with --dev, which an example built with `--features dpdk` takes"
+            .into());
+    }
     let region = Region::open(&args.pm, &Options { size: Some(64 << 20), ..Options::default() })?;
     #[cfg(feature = "dpdk")]
     if let Some(device) = &args.dev {
-        use stack::transport::dpdk::DpdkTransport;
+        use stack::{ConnectionOptions, transport::dpdk::DpdkTransport};
         let clock = Clock::start();
-        let (transport, shard) = DpdkTransport::open(device, args.listen, region, &clock)?;
+        let durable_ack = acknowledge == Acknowledge::WhenDurable;
+        let options = ConnectionOptions { durable_ack, ..ConnectionOptions::default() };
+        let (transport, shard) = DpdkTransport::open_with(device, args.listen, &options, region, &clock)?;
         println!("listening on {}", args.listen);
         return run(transport, service, shard, &clock, Rest::Spin);
     }

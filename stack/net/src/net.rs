@@ -147,6 +147,14 @@ pub trait Net {
     /// [`SendError`]: nothing was queued, and the caller's clone still holds the buffer.
     fn send_extent(&mut self, conn: ConnId, extent: Extent) -> Result<(), SendError>;
 
+    /// Says that the next `bytes` of what came on a connection are durable, by a proof that is no older than their
+    /// append, or that nothing of them has to be. On a connection whose acknowledgements wait for it, that is when the
+    /// peer hears that they have arrived; every byte of every slot has to be named in the end. On others, which
+    /// acknowledge what arrives, it does nothing.
+    fn acknowledge(&mut self, conn: ConnId, bytes: usize, proof: &Durable) {
+        let _ = (conn, bytes, proof);
+    }
+
     /// Sends FIN after what is queued. Receiving goes on.
     fn finish(&mut self, conn: ConnId);
 
@@ -240,6 +248,10 @@ impl<T: OverEndpoint> Net for T {
 
     fn send_extent(&mut self, conn: ConnId, extent: Extent) -> Result<(), SendError> {
         self.endpoint_mut().send_extent(conn, extent)
+    }
+
+    fn acknowledge(&mut self, conn: ConnId, bytes: usize, proof: &Durable) {
+        self.endpoint_mut().acknowledge(conn, bytes, proof);
     }
 
     fn finish(&mut self, conn: ConnId) {

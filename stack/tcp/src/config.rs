@@ -117,11 +117,16 @@ pub struct ConnectionOptions {
     /// Whether less than a whole segment waits while something is in flight (Nagle; RFC 9293, section 3.7.4): for
     /// applications that send in small pieces, and not for those whose replies are whole.
     pub nagle: bool,
+    /// Whether what arrives is acknowledged only when the application [says](crate::net::Net::acknowledge) that it is
+    /// durable: what a plain sender no longer finds in its socket's queue has then survived. FIN is taken in when all
+    /// before it is durable. Nothing is acknowledged that does not become so, and its sender sends it again and again:
+    /// the application appends whatever comes, in the burst in which it comes.
+    pub durable_ack: bool,
 }
 
 impl Default for ConnectionOptions {
     fn default() -> Self {
-        Self { keepalive: None, user_timeout: Duration::from_secs(300), nagle: false }
+        Self { keepalive: None, user_timeout: Duration::from_secs(300), nagle: false, durable_ack: false }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Arenas, extents and received frames for unit tests.
 
-use pmem::{Arena, Buffer, Extent, Options, Region};
+use pmem::{Arena, Buffer, Durable, Extent, Options, Region};
 
 use crate::{RxChecksum, RxFrame};
 
@@ -37,4 +37,10 @@ impl RxFrame for Arrived<'_> {
         assert!(buffer.arrive(128, &self.0));
         Some((buffer, 128 + at))
     }
+}
+
+/// A proof of durability, of a log that nothing is in.
+pub fn proof() -> Durable {
+    let options = Options { size: Some(256 * 1024), ..Options::default() };
+    Region::open("memory:", &options).unwrap().into_shard().unwrap().commit().unwrap()
 }

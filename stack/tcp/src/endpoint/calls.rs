@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use pmem::Extent;
+use pmem::{Durable, Extent};
 use stack_net::time::Instant;
 
 use super::{
@@ -266,6 +266,13 @@ impl Net for Endpoint {
         self.queue(conn, |queue, flight, pool| queue.push_extent(extent, flight, pool))
     }
 
+    fn acknowledge(&mut self, conn: ConnId, bytes: usize, _: &Durable) {
+        if self.live(conn).is_some() {
+            let outcome = self.with(conn.index, |connection, cx| connection.made_durable(bytes, cx));
+            self.conclude(conn.index, outcome);
+        }
+    }
+
     fn finish(&mut self, conn: ConnId) {
         if let Some(connection) = self.live_mut(conn) {
             connection.finish();
@@ -277,7 +284,7 @@ impl Net for Endpoint {
         let Some(connection) = self.live(conn).filter(|connection| connection.state != State::Closed) else {
             return;
         };
-        let (key, seq, ack) = (connection.key, connection.bare_seq(), connection.expected());
+        let (key, seq, ack) = (connection.key, connection.bare_seq(), connection.acknowledges());
         let reset = connection.mac.filter(|_| connection.is_synchronized());
         let over = connection.state == State::Drained;
         let unresolved = connection.state == State::SynSent && connection.mac.is_none();

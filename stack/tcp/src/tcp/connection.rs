@@ -119,6 +119,8 @@ pub(crate) struct Connection {
 
     // Line 5.
     pub(super) rtt: Rtt,
+    /// Bytes in order that are not acknowledged yet, since they are not durable.
+    pub(super) held: u32,
     pub(super) challenges: RateLimit,
     /// The end of a segment that is being timed, where there are no timestamps.
     pub(super) timing: Option<Timed>,
@@ -168,6 +170,7 @@ bitflags::bitflags! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) struct Traits: u8 {
         const NAGLE = 1;
+        const DURABLE_ACK = 2;
     }
 }
 
@@ -343,6 +346,7 @@ impl Connection {
             timing: None,
             congestion: Congestion::new(),
             stalled_ms: 0,
+            held: 0,
             recovery: Recovery::new(Seq(0)),
             last_sent: now,
             last_heard: now,
@@ -385,6 +389,7 @@ impl Connection {
         self.rcv_mss = DEFAULT_MSS_V4.into();
         self.ack = AckState::default();
         (self.clock, self.rcv_fin, self.timing) = (None, None, None);
+        self.held = 0;
         self.timer = Timer::Off;
         self.due = Due::empty();
         (self.finished, self.retries, self.keepalive_probes) = (false, 0, 0);
@@ -400,6 +405,7 @@ impl Connection {
     pub(crate) fn go_by(&mut self, profile: Profile, options: &ConnectionOptions) {
         self.profile = profile;
         self.traits.set(Traits::NAGLE, options.nagle);
+        self.traits.set(Traits::DURABLE_ACK, options.durable_ack);
     }
 
     /// Begins an active open.
@@ -650,6 +656,7 @@ impl Connection {
         cx.controls.forget(&mut self.congestion);
         self.ack = AckState::default();
         self.due = Due::empty();
+        self.held = 0;
     }
 
     /// What TIME-WAIT has to remember: the next numbers of both directions, and the clock.
@@ -657,9 +664,10 @@ impl Connection {
         (self.snd_max, self.rcv_nxt, self.clock)
     }
 
-    /// The next number expected from the peer.
-    pub(crate) fn expected(&self) -> Seq {
-        self.rcv_nxt
+    /// The number up to which the peer hears that its stream has arrived: all of it, or what of it is durable.
+    #[inline]
+    pub(crate) fn acknowledges(&self) -> Seq {
+        self.rcv_nxt.back(self.held)
     }
 
     /// Whether an acknowledgement is owed.

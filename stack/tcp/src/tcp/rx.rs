@@ -3,7 +3,7 @@
 use stack_net::time::Instant;
 
 use super::congestion::Acked;
-use super::connection::{Clock, Connection, Context, Due, Happened, Outcome, State, Timer};
+use super::connection::{Clock, Connection, Context, Due, Happened, Outcome, State, Timer, Traits};
 use super::early::COPIED_BYTES;
 use super::options::{Block, Timestamp};
 use super::recovery::Verdict;
@@ -74,7 +74,7 @@ impl Connection {
             if fin.at_or_after(self.rcv_nxt) && fin.at_or_before(self.rcv_adv.max(self.rcv_nxt)) {
                 self.rcv_fin.get_or_insert(fin);
             }
-            self.ack.now = true;
+            self.ack.now |= self.held == 0;
         }
         let outcome = self.peer_finished(cx);
         self.note_offer(cx);
@@ -446,6 +446,11 @@ impl Connection {
         cx.counters.payload_in_bytes += u64::from(self.rcv_nxt.since(before));
         self.events |= Happened::READABLE;
         self.ack.duplicates = 0;
+        if self.traits.contains(Traits::DURABLE_ACK) {
+            // An acknowledgement of nothing new would be counted as a duplicate.
+            self.held += self.rcv_nxt.since(before);
+            return;
+        }
         // RFC 5681, section 4.2, and RFC 9293, section 3.8.6.3.
         if fills_hole || self.rcv_nxt.since(self.last_ack_sent) >= 2 * self.rcv_mss {
             self.ack.now = true;
@@ -523,9 +528,19 @@ impl Connection {
         }
     }
 
-    /// FIN, once everything before it is here (RFC 9293, section 3.10.7.4, eighth).
+    /// The next `bytes` that were held back are durable: the peer hears of it at once, which may be waiting for that.
+    pub(crate) fn made_durable(&mut self, bytes: usize, cx: &mut Context<'_>) -> Outcome {
+        if self.held == 0 || bytes == 0 {
+            return Outcome::Goes;
+        }
+        self.held = u32::try_from(bytes).map_or(0, |bytes| self.held.saturating_sub(bytes));
+        self.ack.now = true;
+        self.peer_finished(cx)
+    }
+
+    /// FIN, once everything before it is here, and acknowledged (RFC 9293, section 3.10.7.4, eighth).
     fn peer_finished(&mut self, cx: &mut Context<'_>) -> Outcome {
-        if self.rcv_fin != Some(self.rcv_nxt) {
+        if self.rcv_fin != Some(self.rcv_nxt) || self.held > 0 {
             return Outcome::Goes;
         }
         self.rcv_nxt += 1;

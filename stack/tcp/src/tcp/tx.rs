@@ -327,7 +327,7 @@ impl Connection {
         let (window, edge) = self.window_to(edge, self.rcv_scale);
         let sack = if self.recv.early.is_empty() { None } else { self.sack(plan) };
         let options = Options { timestamp, sack, ..Options::default() };
-        Report { ack: self.rcv_nxt, window, options, edge }
+        Report { ack: self.acknowledges(), window, options, edge }
     }
 
     /// The blocks of what is here beyond a hole, as many as have room (RFC 2018, section 4). A segment that is full of
@@ -360,7 +360,7 @@ impl Connection {
         }
         // RFC 7323, section 2.2: the window in a SYN is not scaled.
         let (window, edge) = self.window_to(edge, 0);
-        Report { ack: self.rcv_nxt, window, options, edge }
+        Report { ack: self.acknowledges(), window, options, edge }
     }
 
     #[inline]
@@ -374,10 +374,11 @@ impl Connection {
     /// The window up to `edge` as it stands in a header, and the edge that it offers.
     #[inline]
     fn window_to(&self, edge: Seq, scale: u8) -> (u16, Seq) {
-        let window = (edge.since(self.rcv_nxt) >> scale).min(0xffff);
+        let ack = self.acknowledges();
+        let window = (edge.since(ack) >> scale).min(0xffff);
         // Rounding down moves the edge that the peer sees left by less than one unit, which RFC 7323,
         // section 2.4, allows; what was offered before is still taken.
-        (window as u16, self.rcv_adv.max(self.rcv_nxt + (window << scale)))
+        (window as u16, self.rcv_adv.max(ack + (window << scale)))
     }
 
     /// Bytes that the connection and the arena have room for.
@@ -448,7 +449,7 @@ impl Connection {
     pub(crate) fn sent(&mut self, plan: &Plan, report: &Report, now: Instant, cx: &mut Context<'_>) {
         let end = plan.seq + plan.len + u32::from(plan.flags.contains(Flags::FIN));
         if plan.flags.contains(Flags::ACK) {
-            self.last_ack_sent = self.rcv_nxt;
+            self.last_ack_sent = report.ack;
             self.has_taken = false;
             self.ack.now = false;
             if !self.recv.early.is_empty() {

@@ -6,6 +6,7 @@ mod congestion;
 mod cores;
 mod data;
 mod durable;
+mod durable_ack;
 mod extensions;
 mod floods;
 mod fragments;

@@ -2,9 +2,10 @@
 
 mod peer;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pmem::{Arena, Buffer};
+use pmem::{Arena, Buffer, Durable};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use stack_net::profile::NoLaps;
@@ -14,7 +15,7 @@ use super::Endpoint;
 use crate::config::{Config, ConnectionOptions, Keepalive};
 use crate::frame::{FrameSink, RxChecksum, RxFrame, SinkFull, TxFrame};
 use crate::net::{ConnId, Event, Net, Slot};
-use crate::testing::{arena, extent_of};
+use crate::testing::{arena, extent_of, proof};
 use peer::{HOST, HOST_MAC, HOST_V6, Peer};
 
 /// A frame on its way in, as a device may hand it over.
@@ -93,6 +94,9 @@ struct Run {
     sides: [Side; 2],
     peers: Vec<Peer>,
     open: Vec<ConnId>,
+    /// What the application has taken and not yet called durable, and the proof that it gives; if that is waited for.
+    volatile_bytes: BTreeMap<ConnId, usize>,
+    proof: Option<Durable>,
     frames: u64,
     /// Bursts, and those whose first frame the connection expected.
     bursts: u64,
@@ -115,6 +119,7 @@ impl Run {
             connection: ConnectionOptions {
                 keepalive: rng.random::<bool>().then_some(keepalive),
                 nagle: seed % 3 == 1,
+                durable_ack: seed % 4 == 2,
                 ..ConnectionOptions::default()
             },
             time_wait: Duration::from_secs(5),
@@ -133,7 +138,20 @@ impl Run {
         });
         let oddness = [0.005, 0.02, 0.1][rng.random_range(0..3)];
         let peers = (0..5).map(|number| Peer::new(&mut rng, number, oddness)).collect();
-        Self { rng, now, sides, peers, open: Vec::new(), frames: 0, bursts: 0, expected: 0 }
+        let volatile_bytes = BTreeMap::new();
+        let proof = config.connection.durable_ack.then(proof);
+        Self {
+            rng,
+            now,
+            sides,
+            peers,
+            open: Vec::new(),
+            volatile_bytes,
+            proof,
+            frames: 0,
+            bursts: 0,
+            expected: 0,
+        }
     }
 
     /// Does the same to both, and sees the same come of it.
@@ -217,10 +235,10 @@ impl Run {
                     side.kept.extend(slot.filter(|_| keeps));
                     bytes
                 });
-                if read.is_none() {
-                    break;
-                }
+                let Some(read) = read else { break };
+                *self.volatile_bytes.entry(conn).or_default() += read.len();
             }
+            self.make_durable(conn);
             let len = self.rng.random_range(0..900);
             match self.rng.random_range(0..1000) {
                 0..300 => drop(self.both(|side| side.endpoint.send(conn, &vec![b'r'; len]))),
@@ -243,6 +261,20 @@ impl Run {
                 side.kept.clear();
             }
         });
+    }
+
+    /// Nearly all at once, as a commit does, and sometimes less, or later.
+    fn make_durable(&mut self, conn: ConnId) {
+        let (Some(bytes), Some(proof)) = (self.volatile_bytes.get_mut(&conn), &self.proof) else { return };
+        let now = match self.rng.random_range(0..20) {
+            0 => 0,
+            1 => self.rng.random_range(0..=*bytes),
+            _ => *bytes,
+        };
+        *bytes -= now;
+        let [complete, burst] = &mut self.sides;
+        complete.endpoint.acknowledge(conn, now, proof);
+        burst.endpoint.acknowledge(conn, now, proof);
     }
 
     fn leave(&mut self) {
