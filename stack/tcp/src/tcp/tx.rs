@@ -415,7 +415,7 @@ impl Connection {
         let buffered = self.buffered(cx);
         let edge = self.rcv_nxt + self.affordable_of(buffered, cx);
         let whole = buffered.min(cx.config.rx_window_bytes);
-        let step = u32::from(self.own_mss).min(whole as u32 / 2);
+        let step = self.peer_segment_bytes().min(whole as u32 / 2);
         if edge.after(self.rcv_adv) && edge.since(self.rcv_adv) >= step { edge } else { self.rcv_adv }
     }
 
@@ -434,7 +434,7 @@ impl Connection {
     /// Whether the window is nearly closed for want of buffers, not of the application's attention.
     #[inline]
     pub(crate) fn is_starved(&self, cx: &Context<'_>) -> bool {
-        let segment = u32::from(self.own_mss);
+        let segment = self.peer_segment_bytes();
         self.rcv_adv.since(self.rcv_nxt) < segment && self.receives() && self.affordable(cx) < segment
     }
 
