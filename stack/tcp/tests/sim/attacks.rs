@@ -219,13 +219,13 @@ fn a_syn_flood_starves_nobody() {
 }
 
 /// The part of a sent frame that an ICMP error quotes: the IP header and the first eight bytes of TCP, or more.
-fn quote(s: &Script, seq: u32, payload: usize) -> Vec<u8> {
+pub fn quote(s: &Script, seq: u32, payload: usize) -> Vec<u8> {
     let segment = data(seq.wrapping_add(s.stack_iss), 1u32.wrapping_add(s.remote_iss), &vec![7; payload]);
     let frame = segment.frame(s.local, s.remote);
     frame[14..frame.len().min(14 + 68)].to_vec()
 }
 
-fn too_big(s: &Script, version: Version, mtu: u32, quoted: &[u8]) -> Vec<u8> {
+pub fn too_big(s: &Script, version: Version, mtu: u32, quoted: &[u8]) -> Vec<u8> {
     match version {
         Version::V4 => icmpv4_error(s.remote, s.local, 3, 4, mtu, quoted),
         Version::V6 => icmpv6_error(s.remote, s.local, 2, 0, mtu, quoted),

@@ -20,6 +20,7 @@ mod marks;
 mod moving;
 mod neighbours;
 mod ours;
+mod packetdrill;
 mod places;
 mod reassembly;
 mod sack;

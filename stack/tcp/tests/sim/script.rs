@@ -257,6 +257,18 @@ impl Script {
         self.clock.now() - start
     }
 
+    /// The next segment that the stack sends until then, and when.
+    pub fn next_until(&mut self, until: Instant) -> Option<(Instant, Seg)> {
+        loop {
+            if let Some(segment) = self.next() {
+                return Some((self.now(), segment));
+            }
+            if !self.clock.step(&mut [&mut self.stack], until) {
+                return self.next().map(|segment| (self.now(), segment));
+            }
+        }
+    }
+
     /// The next event.
     pub fn event(&mut self) -> Option<Event> {
         self.stack.next_event()
