@@ -16,13 +16,16 @@ const QUEUE_EXTENTS: usize = 8;
 /// Blocks of 256 bytes that the queues share at the least: twice what one can hold.
 const SHARED_BLOCKS: usize = 2 * (QUEUE_BYTES / 256 + QUEUE_EXTENTS + 1);
 
-/// As little is shared as can be.
-fn tight() -> Script {
+/// What a path may take more than that: nothing, and far more than all connections together can have.
+const WINDOWS: [usize; 2] = [0, 16 << 20];
+
+/// As little is shared as can be, and a path may take so much more.
+fn tight(tx_window_bytes: usize) -> Script {
     let config = Config {
         max_connections: PLACES,
         tx_bytes: QUEUE_BYTES,
         tx_extents: QUEUE_EXTENTS,
-        tx_window_bytes: 0,
+        tx_window_bytes,
         tx_shared_bytes: 0,
         tx_shared_extents: 0,
         ..config(1)
@@ -54,8 +57,9 @@ fn fill(s: &mut Script, conn: ConnId, len: usize) -> usize {
 /// after time.
 #[test]
 fn who_never_acknowledges_leaves_the_others_room_for_a_reply() {
-    for len in [1, 100, 256, 1_000, 3_000] {
-        let mut s = tight();
+    let lens = [1, 100, 256, 1_000, 3_000];
+    for (len, window) in lens.into_iter().flat_map(|len| WINDOWS.map(|window| (len, window))) {
+        let mut s = tight(window);
         let mut held = 0;
         for port in 1_000..1_030 {
             let (conn, _) = open(&mut s, port);
@@ -78,29 +82,31 @@ fn who_never_acknowledges_leaves_the_others_room_for_a_reply() {
 #[test]
 fn who_never_acknowledges_leaves_the_others_room_for_an_extent() {
     use stack::net::Net as _;
-    let mut s = tight();
-    let extent = s.named(b"record");
-    for port in 1_000..1_030 {
-        let (conn, _) = open(&mut s, port);
-        let taken = (0..=QUEUE_EXTENTS).take_while(|_| s.stack.send_extent(conn, extent.clone()).is_ok());
-        assert!((1..=QUEUE_EXTENTS).contains(&taken.count()));
-        s.settle();
-    }
-    let (conn, iss) = open(&mut s, 2_000);
-    for round in 1..20 {
-        while s.next().is_some() {}
-        assert_eq!(s.stack.send_extent(conn, extent.clone()), Ok(()));
-        s.settle();
-        assert_eq!(s.next().expect("it goes out at once").payload, b"record");
-        s.stack_iss = iss;
-        s.send(seg(ACK, 1, 1 + 6 * round));
+    for window in WINDOWS {
+        let mut s = tight(window);
+        let extent = s.named(b"record");
+        for port in 1_000..1_030 {
+            let (conn, _) = open(&mut s, port);
+            let taken = (0..=QUEUE_EXTENTS).take_while(|_| s.stack.send_extent(conn, extent.clone()).is_ok());
+            assert!((1..=QUEUE_EXTENTS).contains(&taken.count()));
+            s.settle();
+        }
+        let (conn, iss) = open(&mut s, 2_000);
+        for round in 1..20 {
+            while s.next().is_some() {}
+            assert_eq!(s.stack.send_extent(conn, extent.clone()), Ok(()));
+            s.settle();
+            assert_eq!(s.next().expect("it goes out at once").payload, b"record");
+            s.stack_iss = iss;
+            s.send(seg(ACK, 1, 1 + 6 * round));
+        }
     }
 }
 
 /// Whoever has much to send and was refused for what others hold is told when they have let go of it.
 #[test]
 fn who_was_refused_for_the_others_sake_is_told_of_room() {
-    let mut s = tight();
+    let mut s = tight(0);
     let mut hoards = Vec::new();
     let waiting = loop {
         let port = 1_000 + hoards.len() as u16;
@@ -129,7 +135,7 @@ fn who_was_refused_for_the_others_sake_is_told_of_room() {
 /// However many were refused: all are told, though nothing else happens any more.
 #[test]
 fn all_who_were_refused_are_told_though_nothing_else_happens() {
-    let mut s = tight();
+    let mut s = tight(0);
     let (mut hoards, mut waiting) = (Vec::new(), Vec::new());
     for port in 1_000..1_000 + PLACES as u16 {
         let (conn, iss) = open(&mut s, port);
