@@ -443,6 +443,39 @@ fn rfc9293_3_8_4_keep_alive_probes_an_idle_connection() {
     s.expect_event(Event::Closed { conn, reason: CloseReason::TimedOut });
 }
 
+/// RFC 9293, section 3.8.4 (MUST-24 to MUST-26): keep-alive is off but on connections of a listener that asks for it, and
+/// nobody is probed who has yet to acknowledge something.
+#[test]
+fn rfc9293_3_8_4_keep_alive_is_a_matter_of_the_listener_and_of_idle_connections() {
+    let keepalive =
+        stack::Keepalive { idle: Duration::from_secs(10), interval: Duration::from_secs(1), count: 3 };
+    let mut s = Script::listening(Version::V4);
+    let (usual, probing) = (s.local.at, (s.local.at.ip(), 81).into());
+    let options = ConnectionOptions { keepalive: Some(keepalive), ..ConnectionOptions::default() };
+    s.stack.endpoint_mut().listen_with(probing, 4, &options).expect("the address is free");
+    let idle = s.open_with(seg(SYN, 0, 0).mss(1_000));
+    s.local.at = probing;
+    let conn = s.open_with(seg(SYN, 0, 0).mss(1_000));
+    assert_eq!(s.write(conn, b"unheard"), Ok(()));
+    s.advance(Duration::from_secs(60));
+    let seen = sent(&mut s);
+    assert!(seen.iter().all(|seg| seg.seq == 1 && seg.payload == b"unheard"), "{seen:?}");
+    s.send(seg(ACK, 1, 8));
+    s.advance(Duration::from_secs(11));
+    let seen = sent(&mut s);
+    assert!(!seen.is_empty() && seen.iter().all(|seg| seg.seq == 7 && seg.payload.is_empty()), "{seen:?}");
+    s.send(seg(ACK, 1, 8));
+    s.local.at = usual;
+    s.advance(Duration::from_secs(4 * 3_600));
+    while let Some(event) = s.event() {
+        assert_eq!(event, Event::Closed { conn, reason: CloseReason::TimedOut });
+    }
+    sent(&mut s);
+    s.stack_iss = 0;
+    assert_eq!(s.write(idle, b"there?"), Ok(()));
+    assert_eq!(s.next().expect("it lives").payload, b"there?");
+}
+
 /// A named buffer that is being sent stays taken until the last of its bytes is acknowledged.
 #[test]
 fn a_sent_buffer_comes_back_with_its_acknowledgement() {
