@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{Curl, Frames, Lab, Pmlog, isolated, noise, run, wire};
+use lab::{Curl, Frames, Lab, Pmlog, Trunk, isolated, noise, run, wire};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -172,6 +172,41 @@ fn frames_of_a_vlan_are_dropped_and_counted_and_priorities_are_served() {
         }
         wait_until("many are counted", || Ok(drops(&server, "vlan")? > 500))?;
         ensure!(server.output().len() < 8192, "{} bytes of messages", server.output().len());
+        ensure!(server.interrupt()?.success());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_server_in_a_vlan_is_reached_there_and_tags_all_that_it_sends() {
+    isolated(|lab| {
+        let trunk = Trunk::new("access0", "trunk0", 7)?;
+        wire::link_to_device("access0", "trunk0")?;
+        let options = options(lab, Over::Dpdk, "64MiB")?.device("net_af_packet0,iface=trunk0");
+        let server = options.option("--vlan", "7").start()?;
+        for address in [V4, V6] {
+            run("ping", ["-n", "-c", "3", "-i", "0.2", "-w", "20", &address.to_string()])?;
+            let body = noise(8, 300_000);
+            let seq = post(address, lab, "body", &body)?;
+            compare(address, seq, &body)?;
+        }
+        let [tagged, others] = trunk.counts();
+        ensure!(tagged > 200 && others == 0, "{tagged} frames with the tag, {others} others");
+        ensure!(drops(&server, "vlan")? == 0, "{}", server.health()?);
+        ensure!(server.interrupt()?.success());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_server_in_another_vlan_is_not_reached() {
+    isolated(|lab| {
+        let _trunk = Trunk::new("access0", "trunk0", 7)?;
+        wire::link_to_device("access0", "trunk0")?;
+        let options = options(lab, Over::Dpdk, "64MiB")?.device("net_af_packet0,iface=trunk0");
+        let server = options.option("--vlan", "8").spawn()?;
+        wait_until("it serves", || Ok(server.output().contains("serving")))?;
+        ensure!(run("ping", ["-n", "-c", "2", "-i", "0.2", "-w", "2", "10.0.0.2"]).is_err(), "it answers");
         ensure!(server.interrupt()?.success());
         Ok(())
     });

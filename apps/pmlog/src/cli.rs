@@ -53,7 +53,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve a store over a network device.
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Show the records of a store, without changing it.
     Dump(DumpArgs),
     /// Check every record of a store, without changing it; exit 1 if any is corrupt.
@@ -228,6 +228,10 @@ pub struct DpdkArgs {
     /// none, as far as a buffer of the store takes it.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(576..=9000))]
     pub mtu: Option<u16>,
+    /// The VLAN (IEEE 802.1Q) that the server is in: it takes frames of that one, and puts its tag on what it sends. Without
+    /// it, the server takes frames without a tag, or with a priority alone.
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u16).range(1..=4094))]
+    pub vlan: Option<u16>,
     /// What to do with segments whose TCP checksum a kernel on this machine has left to its network device, as it does
     /// over veth: they hold the sum of the pseudo header only. What such a segment carries is not checked.
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = PartialChecksums::Accept)]
@@ -497,7 +501,7 @@ mod tests {
         let arguments = arguments.iter().copied().flatten();
         let cli = Cli::try_parse_from(["pmlog", "serve", "--pm", "p"].iter().chain(arguments))?;
         let Command::Serve(args) = cli.command else { unreachable!("serve was asked for") };
-        Ok(args)
+        Ok(*args)
     }
 
     fn serve_dpdk(more: &[&str]) -> Result<DpdkArgs, clap::Error> {

@@ -75,6 +75,9 @@ pub struct ChecksumError {
 /// The flags of a segment whose buffer is another mbuf's, or external memory.
 const NOT_OWN_BUFFER: u64 = sys::RTE_MBUF_F_INDIRECT | sys::RTE_MBUF_F_EXTERNAL;
 
+/// Bytes of the tag of a VLAN, which stands behind the two Ethernet addresses.
+const TAG_BYTES: usize = 4;
+
 /// Where the checksum lies in an IPv4 header (RFC 791, section 3.1).
 const IPV4_CHECKSUM_OFFSET: usize = 10;
 /// Where the checksum lies in a TCP header (RFC 9293, section 3.1).
@@ -302,6 +305,37 @@ impl Mbuf {
             flags if flags & QINQ == 0 => Some(header.vlan_tci & VLAN),
             _ => Some((header.vlan_tci & VLAN).max(header.vlan_tci_outer & VLAN)),
         }
+    }
+
+    /// Takes the tag of a VLAN off a received frame that has one in it (IEEE 802.1Q): [`vlan`](Self::vlan) tells of it from
+    /// then on. Nothing happens to other frames, and to those that the device has taken a tag off already.
+    pub fn untag(&mut self) {
+        const STRIPPED: u32 = sys::RTE_MBUF_F_RX_VLAN_STRIPPED;
+        if self.header().ol_flags & u64::from(STRIPPED | sys::RTE_MBUF_F_RX_QINQ_STRIPPED) != 0 {
+            return;
+        }
+        let Some((addresses, [0x81, 0, high, low])) = self
+            .bytes()
+            .split_first_chunk::<12>()
+            .and_then(|(addresses, rest)| Some((*addresses, *rest.first_chunk::<TAG_BYTES>()?)))
+        else {
+            return;
+        };
+        self.bytes_mut()[TAG_BYTES..TAG_BYTES + 12].copy_from_slice(&addresses);
+        let header = self.header_mut();
+        header.data_off += TAG_BYTES as u16;
+        header.data_len -= TAG_BYTES as u16;
+        header.pkt_len -= TAG_BYTES as u32;
+        header.vlan_tci = u16::from_be_bytes([high, low]);
+        header.ol_flags |= u64::from(sys::RTE_MBUF_F_RX_VLAN | STRIPPED);
+    }
+
+    /// Says of a frame that this host's software made of which VLAN it was, as a device would.
+    pub fn set_vlan(&mut self, vlan: Option<u16>) {
+        const VLAN: u64 = (sys::RTE_MBUF_F_RX_VLAN | sys::RTE_MBUF_F_RX_VLAN_STRIPPED) as u64;
+        let header = self.header_mut();
+        header.vlan_tci = vlan.unwrap_or(0);
+        header.ol_flags = header.ol_flags & !VLAN | if vlan.is_some() { VLAN } else { 0 };
     }
 
     /// What the device says about the IPv4 header's checksum.

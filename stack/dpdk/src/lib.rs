@@ -32,7 +32,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dpdk::{Eal, MbufBatch, Port, PortId, QueuePlan, RxQueue, SleepError, Sleeper};
+use dpdk::{Eal, Mbuf, MbufBatch, Port, PortId, QueuePlan, RxQueue, SleepError, Sleeper};
 use pmem::Arena;
 use stack_net::doze::Waker;
 use stack_net::net::{Event, OverEndpoint, Transport};
@@ -147,6 +147,10 @@ impl DpdkTransport {
     fn take_burst<L: Laps>(&mut self, now: Instant, laps: &mut L) -> usize {
         let count = self.received.len();
         self.buffers.counters.received += count as u64;
+        if self.sender.tag.is_some() {
+            // Where the device has not. What has none then is not of this VLAN.
+            self.received.iter_mut().for_each(Mbuf::untag);
+        }
         if let Some(steering) = &self.steering {
             let exchange = &self.sender.exchange;
             for mbuf in self.received.drain() {

@@ -129,6 +129,10 @@ impl RxBurst for Received<'_> {
         self.mbufs[at].bytes()
     }
 
+    fn untag(&mut self, at: usize) {
+        self.mbufs[at].untag();
+    }
+
     #[inline]
     fn frame(&mut self, at: usize) -> Option<Frame<'_>> {
         self.buffers.warm_spares();
@@ -160,7 +164,7 @@ impl RxBurst for Received<'_> {
             Share::Stray | Share::StrayWhole => {
                 let next = (self.sender.core + 1) % cores;
                 let copy = match whole {
-                    Some(whole) => self.sender.copy_of_bytes(whole),
+                    Some(whole) => self.sender.copy_of_bytes(whole, mbuf.vlan()),
                     None => self.sender.copy_of(mbuf),
                 };
                 let asked = self.asked() + 1;

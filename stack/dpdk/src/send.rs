@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use dpdk::{Completions, ExternalArea, IpVersion, Mbuf, MbufBatch, Pool, TxChecksums, TxQueue};
 use pmem::Extent;
+use stack_tcp::config::VLAN_TAG_BYTES;
 use stack_tcp::{FrameSink, SinkFull, TxChecksum, TxFrame};
 
 use super::exchange::Exchange;
@@ -14,6 +15,18 @@ const MAX_SEGMENTS: usize = 8;
 
 /// Extents behind the header of a frame that the device cuts.
 pub(super) const MAX_SEGMENTS_TO_CUT: usize = 16;
+
+/// Bytes of the two addresses that an Ethernet header begins with.
+const ADDRESSES_BYTES: usize = 12;
+
+/// The tag of a VLAN as it stands in a frame (IEEE 802.1Q).
+pub(super) type VlanTag = [u8; VLAN_TAG_BYTES];
+
+/// The tag that puts frames into a VLAN, without a priority.
+pub(super) fn tag_of(vlan: u16) -> VlanTag {
+    let [high, low] = vlan.to_be_bytes();
+    [0x81, 0, high, low]
+}
 
 /// How a core's frames leave.
 pub(super) enum Exit {
@@ -32,7 +45,9 @@ pub(super) struct Sender {
     pub(super) waiting: MbufBatch,
     pub(super) completions: Completions<Extent>,
     pub(super) area: ExternalArea,
-    /// The longest frame that the link takes.
+    /// What goes behind the Ethernet addresses of each frame, where all are of one VLAN.
+    pub(super) tag: Option<VlanTag>,
+    /// The longest frame that the link takes, without a tag.
     pub(super) max_frame_bytes: usize,
     /// Frames that were longer.
     pub(super) too_long: u64,
@@ -139,13 +154,15 @@ impl Sender {
         let mut copy = self.heads.alloc()?;
         copy.append_packet(frame)?;
         copy.set_checksums(frame.ip_checksum(), frame.transport_checksum());
+        copy.set_vlan(frame.vlan());
         Some(copy)
     }
 
-    /// A frame in DRAM, for another core; none if it does not fit an mbuf, or none is free.
-    pub(super) fn copy_of_bytes(&self, frame: &[u8]) -> Option<Mbuf> {
+    /// A frame of that VLAN in DRAM, for another core; none if it does not fit an mbuf, or none is free.
+    pub(super) fn copy_of_bytes(&self, frame: &[u8], vlan: Option<u16>) -> Option<Mbuf> {
         let mut copy = self.heads.alloc()?;
         copy.append(frame.len())?.copy_from_slice(frame);
+        copy.set_vlan(vlan);
         Some(copy)
     }
 
@@ -183,14 +200,15 @@ impl FrameSink for Sender {
             return Ok(());
         }
         self.make_room(frame.payload.len())?;
-        let Self { heads, completions, area, .. } = self;
+        let Self { heads, completions, area, tag, .. } = self;
+        let head = (frame.head, *tag);
         let (mut mbuf, copied) =
-            frame_of(heads, completions, area, frame.head, frame.payload, max_segments).ok_or(SinkFull)?;
+            frame_of(heads, completions, area, head, frame.payload, max_segments).ok_or(SinkFull)?;
         self.copied_bytes += copied as u64;
         if let TxChecksum::Tcp { ipv6, l2_bytes, l3_bytes, l4_bytes } = frame.checksum {
             let request = TxChecksums {
                 version: if ipv6 { IpVersion::V6 } else { IpVersion::V4 },
-                link_len: l2_bytes as u8,
+                link_len: (l2_bytes + self.tag.map_or(0, |tag| tag.len())) as u8,
                 ip_len: l3_bytes as u16,
                 tcp_len: l4_bytes as u8,
                 ipv4_header: false,
@@ -213,20 +231,28 @@ pub fn named_frame<P: AsRef<[Extent]> + IntoIterator<Item: Into<Extent>>>(
     head: &[u8],
     payload: P,
 ) -> Option<(Mbuf, usize)> {
-    frame_of(heads, completions, area, head, payload, MAX_SEGMENTS)
+    frame_of(heads, completions, area, (head, None), payload, MAX_SEGMENTS)
 }
 
-/// As [`named_frame`], of at most so many pieces that are not copied.
+/// As [`named_frame`], with a tag, and of at most so many pieces that are not copied.
 fn frame_of<P: AsRef<[Extent]> + IntoIterator<Item: Into<Extent>>>(
     heads: &Pool,
     completions: &mut Completions<Extent>,
     area: &ExternalArea,
-    head: &[u8],
+    (head, tag): (&[u8], Option<VlanTag>),
     payload: P,
     max_segments: usize,
 ) -> Option<(Mbuf, usize)> {
     let mut mbuf = heads.alloc()?;
-    mbuf.append(head.len())?.copy_from_slice(head);
+    match tag {
+        None => mbuf.append(head.len())?.copy_from_slice(head),
+        Some(tag) => {
+            let (addresses, rest) = head.split_at_checked(ADDRESSES_BYTES)?;
+            mbuf.append(addresses.len())?.copy_from_slice(addresses);
+            mbuf.append(tag.len())?.copy_from_slice(&tag);
+            mbuf.append(rest.len())?.copy_from_slice(rest);
+        }
+    }
     let pieces = payload.as_ref();
     if pieces.is_empty() {
         return Some((mbuf, 0));

@@ -11,13 +11,13 @@ use dpdk::{
 use pmem::Arena;
 use stack_net::doze::Waker;
 use stack_net::time::Instant;
-use stack_tcp::config::ETHERNET_HEADER_BYTES;
+use stack_tcp::config::{ETHERNET_HEADER_BYTES, VLAN_TAG_BYTES};
 use stack_tcp::{Config, CoreShare, Endpoint, RxChecksum, Steering};
 
 use super::exchange::{Exchange, NEWS, STRAYS};
 use super::reach::Reach;
 use super::receive::NamedBuffers;
-use super::send::{Exit, MAX_SEGMENTS_TO_CUT, Sender};
+use super::send::{Exit, MAX_SEGMENTS_TO_CUT, Sender, tag_of};
 use super::{DpdkConfig, DpdkError, DpdkTransport};
 
 /// Mbufs that a pool's caches may hold back for each core.
@@ -154,7 +154,7 @@ impl PortShare {
         config.tx_checksum_offload = table.info.offloads.contains(Offloads::TX_TCP_CHECKSUM);
         config.tx_segmentation =
             cuts_frames(table.info.offloads, table.info.max_tx_segments, area.contiguous_pieces());
-        let (mtu, secret) = (config.mtu, config.isn_secret);
+        let (mtu, secret, vlan) = (config.mtu, config.isn_secret, config.vlan);
         let endpoint = Endpoint::new(config, arena.clone(), now)?;
 
         let mut buffers = NamedBuffers::new(arena, reach);
@@ -195,6 +195,7 @@ impl PortShare {
                 waiting: MbufBatch::new(),
                 completions,
                 area,
+                tag: vlan.map(tag_of),
                 max_frame_bytes: mtu + ETHERNET_HEADER_BYTES,
                 too_long: 0,
                 sent: 0,
@@ -257,7 +258,8 @@ impl PortShare {
         // Copies for others, and what the caches of those keep that send or free them.
         let lent = others * (2 * POOL_CACHE + (STRAYS + NEWS) as u32);
         // A frame may be copied as a whole; one of received frames fits a buffer of the arena.
-        let heads = self.dram("tx", 2 * in_flight + 2 * POOL_CACHE + lent, mtu + ETHERNET_HEADER_BYTES)?;
+        let longest = mtu + ETHERNET_HEADER_BYTES + VLAN_TAG_BYTES;
+        let heads = self.dram("tx", 2 * in_flight + 2 * POOL_CACHE + lent, longest)?;
         let completions = Completions::new(*eal, &self.name("pm"), 4 * in_flight, info.socket)?;
         Ok((heads, completions))
     }

@@ -45,25 +45,27 @@ struct Rig {
     server: DpdkTransport,
     headers: Pool,
     now: Instant,
+    /// What is put behind the addresses of the client's frames.
+    tag: Option<[u8; 4]>,
     /// Where the payload of the last frame in a named buffer begins.
     named: Option<(BufferId, usize)>,
 }
 
 impl Rig {
-    fn new() -> Self {
-        let eal = Eal::init(["--no-huge", "--no-shconf", "-m", "64"]).unwrap();
+    fn new(eal: Eal, number: usize, vlan: Option<u16>) -> Self {
         let options = Options { size: Some(8 << 20), ..Options::default() };
         let region = Region::open("memory:", &options).unwrap();
         let info = region.info().clone();
         let seed = region.into_seeds().swap_remove(0);
-        let id = eal.attach("net_ring0").unwrap();
+        let id = eal.attach(&format!("net_ring{number}")).unwrap();
         let reach = Reach::new(eal, &info, &seed, &[id]).unwrap();
         let arena_of_server = seed.open().unwrap().arena().clone();
         let now = Instant::from_secs(1);
         let config = |host: usize| {
             let address = format!("10.0.0.{}/24", host + 1).parse().unwrap();
             let config = Config::with_secret(MACS[host], vec![address], [host as u8; 16]);
-            Config { max_connections: 8, ..config }
+            // The client's frames are tagged on the way.
+            Config { max_connections: 8, vlan: vlan.filter(|_| host == 1), ..config }
         };
         let rings = DpdkConfig {
             rx_descriptors: 64,
@@ -78,8 +80,9 @@ impl Rig {
             client: Endpoint::new(config(0), client_arena.clone(), now).unwrap(),
             client_arena,
             server,
-            headers: Pool::dram(eal, "test", &header_config).unwrap(),
+            headers: Pool::dram(eal, &format!("test{number}"), &header_config).unwrap(),
             now,
+            tag: vlan.map(|vlan| [0x81, 0, 0xe0 | (vlan >> 8) as u8, vlan as u8]),
             named: None,
         }
     }
@@ -100,14 +103,20 @@ impl Rig {
             let mut wire = Wire(Vec::new());
             self.client.transmit(self.now, &mut wire);
             let quiet = wire.0.is_empty();
-            for frame in wire.0 {
+            for mut frame in wire.0 {
+                frame.splice(12..12, self.tag.into_iter().flatten());
                 self.deliver(&frame, delivery, checksum);
             }
             self.server.transmit(self.now).unwrap();
             let mut batch = MbufBatch::new();
             let count = self.server.rx.as_mut().unwrap().burst(&mut batch);
             for packet in &batch {
-                let frame = packet.segments().flatten().copied().collect();
+                let mut frame: Vec<u8> = packet.segments().flatten().copied().collect();
+                if let Some([.., high, low]) = self.tag {
+                    let tag: Vec<u8> = frame.drain(12..16).collect();
+                    // Without a priority.
+                    assert_eq!(tag, [0x81, 0, high & 0x0f, low]);
+                }
                 self.client.receive(self.now, &mut Arrived(frame, &self.client_arena));
             }
             if quiet && count == 0 {
@@ -209,8 +218,69 @@ fn headers_end(frame: &[u8]) -> usize {
 
 // The one test of the library that needs the EAL, which starts once per process.
 #[test]
-fn frames_in_any_number_of_pieces_reach_the_stack_and_payload_that_lies_apart_stays_where_it_is() {
-    let mut rig = Rig::new();
+fn frames_reach_the_stack_as_devices_deliver_them() {
+    let eal = Eal::init(["--no-huge", "--no-shconf", "-m", "64"]).unwrap();
+    frames_in_any_number_of_pieces_reach_the_stack_and_payload_that_lies_apart_stays_where_it_is(eal);
+    frames_of_the_own_vlan_are_taken_without_a_copy_and_others_are_not(eal);
+    a_priority_alone_is_taken_off(eal);
+}
+
+fn frames_of_the_own_vlan_are_taken_without_a_copy_and_others_are_not(eal: Eal) {
+    let mut rig = Rig::new(eal, 1, Some(7));
+    rig.server.endpoint_mut().listen("10.0.0.2:80".parse().unwrap(), 8).unwrap();
+    let delivery = Delivery::Whole { named: true };
+    let conns = rig.connect(delivery, Checksum::Unknown);
+    let (text, slot, counted) = rig.send(conns, delivery, Checksum::Unknown);
+    let slot = slot.unwrap();
+    let (id, begins) = rig.named.unwrap();
+    assert_eq!((slot.extent().buffer_id(), slot.extent().offset()), (id, begins + 70));
+    assert_eq!(slot.bytes(), text);
+    assert_eq!(counted, DpdkCounters { swapped: 1, ..DpdkCounters::default() });
+    // Text in named buffers follows the tag from where it lies.
+    let extent = extent_of(&rig.server.buffers.arena, &text);
+    rig.server.send_extent(conns[1], extent).unwrap();
+    rig.exchange(delivery, Checksum::Unknown);
+    assert_eq!(rig.client.recv(conns[0]).unwrap().bytes(), text);
+    assert_eq!(rig.server.counters().copied_bytes, 0);
+
+    for (dropped, tag) in
+        [None, Some([0x81, 0, 0, 8]), Some([0x81, 0, 0, 0]), Some([0x88, 0xa8, 0, 7])].into_iter().enumerate()
+    {
+        rig.tag = tag;
+        rig.client.send(conns[0], &text).unwrap();
+        let mut wire = Wire(Vec::new());
+        rig.now += std::time::Duration::from_secs(5);
+        rig.client.transmit(rig.now, &mut wire);
+        let mut frame = wire.0.swap_remove(0);
+        frame.splice(12..12, tag.into_iter().flatten());
+        rig.deliver(&frame, delivery, Checksum::Unknown);
+        assert_eq!(rig.server.endpoint().counters().drops.vlan, dropped as u64 + 1, "{tag:02x?}");
+        assert!(rig.server.recv(conns[1]).is_none(), "{tag:02x?}");
+    }
+}
+
+/// A device that takes no tags off leaves those that hold only a priority in the frame.
+fn a_priority_alone_is_taken_off(eal: Eal) {
+    let mut rig = Rig::new(eal, 2, None);
+    rig.server.endpoint_mut().listen("10.0.0.2:80".parse().unwrap(), 8).unwrap();
+    let delivery = Delivery::Whole { named: true };
+    let conns = rig.connect(delivery, Checksum::Unknown);
+    let text = [7; TEXT_BYTES];
+    for tag in [[0x81, 0, 0xe0, 0], [0x81, 0, 0, 0]] {
+        rig.client.send(conns[0], &text).unwrap();
+        let mut wire = Wire(Vec::new());
+        rig.client.transmit(rig.now, &mut wire);
+        let mut frame = wire.0.swap_remove(0);
+        frame.splice(12..12, tag);
+        rig.deliver(&frame, delivery, Checksum::Unknown);
+        assert_eq!(rig.server.recv(conns[1]).unwrap().bytes(), text);
+        rig.exchange(delivery, Checksum::Unknown);
+    }
+    assert_eq!(rig.server.endpoint().counters().drops.vlan, 0);
+}
+
+fn frames_in_any_number_of_pieces_reach_the_stack_and_payload_that_lies_apart_stays_where_it_is(eal: Eal) {
+    let mut rig = Rig::new(eal, 0, None);
     rig.server.endpoint_mut().listen("10.0.0.2:80".parse().unwrap(), 8).unwrap();
     let headers_free = rig.headers.available();
     let conns = rig.connect(Delivery::Apart, Checksum::Good);

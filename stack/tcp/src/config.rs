@@ -10,8 +10,11 @@ use crate::route::{Route, RouteError, check_routes};
 pub use crate::tcp::congestion::choice::{CongestionControl, UnknownCongestionControl};
 use crate::tcp::send_pool::SendLimits;
 
-/// Bytes of an Ethernet header; there are no VLAN tags.
+/// Bytes of an Ethernet header, without the tag of a VLAN.
 pub const ETHERNET_HEADER_BYTES: usize = 14;
+
+/// Bytes of the tag of a VLAN (IEEE 802.1Q), which stands behind the Ethernet addresses.
+pub const VLAN_TAG_BYTES: usize = 4;
 
 /// Most addresses that an endpoint answers to.
 pub const MAX_ADDRESSES: usize = 8;
@@ -37,6 +40,9 @@ pub struct Config {
     pub mac: [u8; 6],
     /// Largest IP packet in bytes, either way.
     pub mtu: usize,
+    /// The VLAN (IEEE 802.1Q) of all frames, 1 to 4094; none for frames without a tag, or with a priority alone. The
+    /// transport takes [tags](crate::RxFrame::vlan) off and puts them on; what is of another VLAN is dropped.
+    pub vlan: Option<u16>,
     /// Own addresses with the length of their subnets' prefixes; at most [`MAX_ADDRESSES`].
     pub addresses: Vec<IpCidr>,
     /// Next hop for IPv4 connections that this side opens to other subnets.
@@ -250,6 +256,7 @@ impl Config {
         Self {
             mac,
             mtu: 1500,
+            vlan: None,
             addresses,
             gateway_v4: None,
             gateway_v6: None,
@@ -293,6 +300,12 @@ impl Config {
         }
     }
 
+    /// Whether frames with the tag of that VLAN, or without one, are this host's.
+    #[inline]
+    pub(crate) fn is_of_vlan(&self, tag: Option<u16>) -> bool {
+        tag.unwrap_or(0) == self.vlan.unwrap_or(0)
+    }
+
     /// Whether a host with buffers of this length can be so.
     ///
     /// # Errors
@@ -311,7 +324,8 @@ impl Config {
         let gateways = [self.gateway_v4.map(IpAddr::V4), self.gateway_v6.map(IpAddr::V6)];
         gateways.into_iter().flatten().try_for_each(|gateway| check_gateway(gateway, &self.addresses))?;
         check_routes(&self.routes, &self.addresses)?;
-        let max_mtu = buffer_bytes.saturating_sub(ETHERNET_HEADER_BYTES).min(9000);
+        let tag = self.vlan.map_or(0, |_| VLAN_TAG_BYTES);
+        let max_mtu = buffer_bytes.saturating_sub(ETHERNET_HEADER_BYTES + tag).min(9000);
         let min_mtu = match self.addresses.iter().any(|cidr| matches!(cidr, IpCidr::Ipv6(_))) {
             true => MIN_MTU_V6,
             false => MIN_MTU_V4,
@@ -326,6 +340,7 @@ impl Config {
         for (name, value, min, max) in [
             ("max_connections", self.max_connections, 1, 1 << 24),
             ("dscp", self.dscp.into(), 0, 63),
+            ("vlan", self.vlan.unwrap_or(1).into(), 1, 4094),
             ("max_time_wait", self.max_time_wait, 1, 1 << 24),
             ("syn_queue", self.syn_queue, 1, 1 << 24),
             // RFC 7323, section 2.3: a scaled window ends below 2^30.

@@ -47,7 +47,7 @@ pub trait RxFrame {
     /// What the device says of the TCP checksum.
     fn checksum(&self) -> RxChecksum;
 
-    /// The VLAN (IEEE 802.1Q) whose tag the device took off the frame; 0 is a priority without a VLAN.
+    /// The VLAN (IEEE 802.1Q) whose tag was taken off the frame; 0 is a priority without a VLAN.
     fn vlan(&self) -> Option<u16> {
         None
     }
@@ -77,6 +77,12 @@ pub trait RxBurst {
     /// A frame's bytes from the Ethernet header on, as many as lie together. It is looked at some frames before it is
     /// taken in.
     fn head(&self, at: usize) -> &[u8];
+
+    /// Takes the tag of a VLAN off a frame that has one in it. That is asked of all but segments of the usual form, which
+    /// have none.
+    fn untag(&mut self, at: usize) {
+        let _ = at;
+    }
 
     /// A frame, to be taken in; none if the transport drops it. It may be asked for twice, and is taken in once.
     fn frame(&mut self, at: usize) -> Option<Self::Frame<'_>>;

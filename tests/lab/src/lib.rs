@@ -12,6 +12,7 @@ mod link;
 mod namespace;
 mod pmlog;
 mod scratch;
+mod trunk;
 pub mod wire;
 
 pub use command::{Curl, output_within, run, run_for};
@@ -21,6 +22,7 @@ pub use link::{Link, Path, PathCounters};
 pub use namespace::{Lab, inside, inside_as_root, isolated};
 pub use pmlog::{Pmlog, PmlogOptions, built, pmlog_binary};
 pub use scratch::{scratch_directory, target_directory};
+pub use trunk::Trunk;
 
 /// `len` bytes that no compressor and no off-by-one survives: the same for the same seed.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {

@@ -127,7 +127,7 @@ impl Drop for Link {
 }
 
 /// Makes a TAP interface, and returns where its frames are read and written.
-fn tap(name: &str) -> Result<OwnedFd> {
+pub(crate) fn tap(name: &str) -> Result<OwnedFd> {
     let interface = TunTapInterface::new(name, Medium::Ethernet).with_context(|| {
         format!("no TAP interface {name}: is there a /dev/net/tun, and may it be opened?")
     })?;

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use dpdk::{Eal, InterfaceState, Pool, PortError, PortId, QueuePlan, RegisteredThread, Statistics};
 use pmem::{RegionInfo, Shard, ShardSeed};
 use serde::Serialize;
-use stack::config::{ETHERNET_HEADER_BYTES, MIN_MTU_V4, MIN_MTU_V6};
+use stack::config::{ETHERNET_HEADER_BYTES, MIN_MTU_V4, MIN_MTU_V6, VLAN_TAG_BYTES};
 use stack::server::Rest;
 use stack::time::Clock;
 use stack::transport::OverEndpoint as _;
@@ -52,7 +52,9 @@ impl<'a> Device<'a> {
     fn mtu(&self, info: &RegionInfo) -> Result<u16> {
         let port = self.id.info()?;
         let buffer_bytes = usize::from(info.geometry.buffer_bytes);
-        let in_buffer = buffer_bytes.saturating_sub(Pool::HEADROOM + ETHERNET_HEADER_BYTES + CHECK_BYTES);
+        let tag_bytes = self.options.vlan.map_or(0, |_| VLAN_TAG_BYTES);
+        let around = Pool::HEADROOM + ETHERNET_HEADER_BYTES + tag_bytes + CHECK_BYTES;
+        let in_buffer = buffer_bytes.saturating_sub(around);
         let is_packet_socket = port.driver == "net_af_packet";
         let (most, why) = match ring_frame_bytes(&self.options.dev).saturating_sub(RING_HEADER_BYTES) {
             in_ring if is_packet_socket && in_ring < in_buffer => {
@@ -121,6 +123,7 @@ impl Access for Device<'_> {
         let mtu = self.mtu(info)?;
         let config = Config {
             mtu: mtu.into(),
+            vlan: options.vlan,
             gateway_v4: options.gateway,
             gateway_v6: options.gateway6,
             routes: options.route.clone(),

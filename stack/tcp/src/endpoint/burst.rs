@@ -55,6 +55,7 @@ impl Endpoint {
     /// Takes in a frame on the complete path.
     fn receive_any<B: RxBurst + ?Sized, L: Laps>(&mut self, burst: &mut B, at: usize, laps: &mut L) {
         let is_last = burst.is_last(at);
+        burst.untag(at);
         let Some(mut frame) = burst.frame(at) else { return };
         let parsed = self.parse(&frame);
         laps.lap(Stage::Parse);
@@ -100,7 +101,7 @@ impl Endpoint {
             return false;
         }
         let Some(mut frame) = burst.frame(at) else { return true };
-        if !frame.apart().is_empty() || !matches!(frame.vlan(), None | Some(0)) {
+        if !frame.apart().is_empty() || !config.is_of_vlan(frame.vlan()) {
             return false;
         }
         let verdict = segment.judge(frame.bytes(), frame.checksum());

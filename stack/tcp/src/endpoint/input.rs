@@ -33,10 +33,10 @@ impl Endpoint {
 
     /// What a frame is.
     pub(super) fn parse<F: RxFrame>(&self, frame: &F) -> Parsed {
-        match frame.vlan() {
-            None | Some(0) => frame::parse(frame.bytes(), frame.apart().len(), &self.local, frame.checksum()),
-            Some(_) => Parsed::Vlan,
+        if !self.config.is_of_vlan(frame.vlan()) {
+            return Parsed::Vlan;
         }
+        frame::parse(frame.bytes(), frame.apart().len(), &self.local, frame.checksum())
     }
 
     /// Takes in a frame that was [parsed](Self::parse). With `is_last` no other core has a connection that a segment could
@@ -101,7 +101,7 @@ impl Endpoint {
         };
         self.counters.reassembled += 1;
         let arena = self.arena.clone();
-        let mut frame = Rebuilt { bytes: whole.frame(), arena: &arena };
+        let mut frame = Rebuilt { bytes: whole.frame(), vlan: self.config.vlan, arena: &arena };
         let parsed = self.parse(&frame);
         let mut share = Share::Nothing;
         match &parsed {
@@ -327,6 +327,8 @@ impl Endpoint {
 /// A frame that was put together from fragments. Its payload is copied into a named buffer.
 struct Rebuilt<'a> {
     bytes: &'a [u8],
+    /// That of its fragments.
+    vlan: Option<u16>,
     arena: &'a Arena,
 }
 
@@ -337,6 +339,10 @@ impl RxFrame for Rebuilt<'_> {
 
     fn checksum(&self) -> RxChecksum {
         RxChecksum::Unknown
+    }
+
+    fn vlan(&self) -> Option<u16> {
+        self.vlan
     }
 
     fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {

@@ -30,6 +30,8 @@ struct Sent {
 
 struct Received<'a> {
     sent: &'a Sent,
+    /// The VLAN of frames that have no other.
+    vlan: Option<u16>,
     arena: &'a Arena,
 }
 
@@ -53,7 +55,7 @@ impl RxFrame for Received<'_> {
     }
 
     fn vlan(&self) -> Option<u16> {
-        self.sent.vlan
+        self.sent.vlan.or(self.vlan)
     }
 
     fn claim(&mut self, at: usize) -> Option<(Buffer, usize)> {
@@ -90,6 +92,8 @@ struct Side {
 struct Run {
     rng: ChaCha8Rng,
     now: Instant,
+    /// That of both endpoints.
+    vlan: Option<u16>,
     /// On the complete path, and in bursts.
     sides: [Side; 2],
     peers: Vec<Peer>,
@@ -114,6 +118,7 @@ impl Run {
             max_connections: 5,
             max_time_wait: 3,
             syn_queue: 4,
+            vlan: (seed % 4 == 2).then_some(5),
             rx_window_bytes: [3_000, 20_000, 65_535, 256 * 1024][rng.random_range(0..4)],
             rx_buffers: [4, 16, 64][rng.random_range(0..3)],
             connection: ConnectionOptions {
@@ -143,6 +148,7 @@ impl Run {
         Self {
             rng,
             now,
+            vlan: config.vlan,
             sides,
             peers,
             open: Vec::new(),
@@ -207,11 +213,11 @@ impl Run {
         self.bursts += 1;
         self.frames += burst.len() as u64;
         for sent in &burst {
-            let arena = &complete.arena;
-            complete.endpoint.receive(self.now, &mut Received { sent, arena });
+            let (arena, vlan) = (&complete.arena, self.vlan);
+            complete.endpoint.receive(self.now, &mut Received { sent, vlan, arena });
         }
-        let arena = &bursts.arena;
-        let mut burst: Vec<_> = burst.iter().map(|sent| Received { sent, arena }).collect();
+        let (arena, vlan) = (&bursts.arena, self.vlan);
+        let mut burst: Vec<_> = burst.iter().map(|sent| Received { sent, vlan, arena }).collect();
         bursts.endpoint.receive_burst(self.now, &mut burst[..], &mut NoLaps);
         self.both(|side| (*side.endpoint.counters(), side.arena.free_buffers()));
     }
