@@ -164,7 +164,7 @@ impl Run {
                 (_, seen) => return Err(format!("the timestamps are {seen:?}")),
             }
         }
-        if !expected.matches(&seen) {
+        if !expected.matches(&seen) || expected.has(PSH) && !seen.has(PSH) {
             return Err(format!("{} was sent", told(&seen)));
         }
         if when > at + TOLERANCE || when + TOLERANCE < at {
