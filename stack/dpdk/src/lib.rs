@@ -5,7 +5,8 @@
 //!
 //! Where the device spreads connections over as many queues as there are cores, each core has a pair of queues, and
 //! a connection is served by the core whose queue its SYN came to. A segment that comes to another core later, as the
-//! kernel's fanout may have it, goes from core to core until its connection is found; the last one refuses it.
+//! kernel's fanout may have it, goes from core to core until its connection is found. One that no core has a connection for,
+//! as a [directory](stack_tcp::FlowDirectory) of all flows tells, is refused by the core that it came to.
 //!
 //! Where there are fewer queues, the cores that have one deal frames out to all by a keyed hash of addresses and
 //! ports, and send for those that have none. Such a frame stays in the buffer where it arrived until its core has

@@ -2,7 +2,7 @@
 //! then each has its queues.
 
 use std::num::NonZeroU16;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 use dpdk::{
     Completions, Eal, ExternalPoolConfig, MbufBatch, Offloads, Pool, PoolConfig, Port, PortConfig, PortId,
@@ -12,7 +12,7 @@ use pmem::Arena;
 use stack_net::doze::Waker;
 use stack_net::time::Instant;
 use stack_tcp::config::{ETHERNET_HEADER_BYTES, VLAN_TAG_BYTES};
-use stack_tcp::{Config, CoreShare, Endpoint, RxChecksum, Steering};
+use stack_tcp::{Config, CoreShare, Endpoint, FlowDirectory, RxChecksum, Steering};
 
 use super::exchange::{Exchange, NEWS, STRAYS};
 use super::reach::Reach;
@@ -46,6 +46,8 @@ struct Table {
     cores: u16,
     plan: QueuePlan,
     exchange: Arc<Exchange>,
+    /// Which flows the cores have; made by the first to come.
+    flows: OnceLock<FlowDirectory>,
     assembly: Mutex<Assembly>,
     changed: Condvar,
 }
@@ -104,6 +106,7 @@ impl PortShare {
             cores: cores.get(),
             plan,
             exchange: Exchange::new(cores.get().into(), crossing.into()),
+            flows: OnceLock::new(),
             assembly: Mutex::new(Assembly::Preparing { ready: 0, pools }),
             changed: Condvar::new(),
         });
@@ -155,7 +158,12 @@ impl PortShare {
         config.tx_segmentation =
             cuts_frames(table.info.offloads, table.info.max_tx_segments, area.contiguous_pieces());
         let (mtu, secret, vlan) = (config.mtu, config.isn_secret, config.vlan);
-        let endpoint = Endpoint::new(config, arena.clone(), now)?;
+        let flows = config.max_connections + config.syn_queue + config.max_time_wait;
+        let mut endpoint = Endpoint::new(config, arena.clone(), now)?;
+        if table.cores > 1 {
+            let all = || FlowDirectory::new(&secret, flows * usize::from(table.cores));
+            endpoint.share_flows(table.flows.get_or_init(all).clone());
+        }
 
         let mut buffers = NamedBuffers::new(arena, reach);
         buffers.cold_spares = table.info.copies_by_cpu.then(|| Vec::with_capacity(MbufBatch::CAPACITY));

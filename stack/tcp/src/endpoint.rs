@@ -18,6 +18,7 @@ use stack_net::time::Instant;
 
 use crate::config::{Config, ConfigError, ConnectionOptions};
 use crate::counters::Counters;
+use crate::directory::FlowDirectory;
 use crate::emit::MAX_HEADER_BYTES;
 use crate::flow::{FlowKey, FlowState, FlowTable};
 use crate::frame::{Flags, Local};
@@ -279,6 +280,12 @@ impl Endpoint {
             options: vec![config.connection],
             config,
         })
+    }
+
+    /// Tells the other cores of a host which flows this one has, and goes by what they tell: all have the same directory,
+    /// from before the first frame on. Without one, each segment that belongs to no flow goes from core to core.
+    pub fn share_flows(&mut self, directory: FlowDirectory) {
+        self.flows.share(directory);
     }
 
     /// Asks the link whether another host has one of the own addresses: a few times, in the next 300 ms. If one

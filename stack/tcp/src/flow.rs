@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use siphasher::sip::SipHasher13;
 
+use crate::directory::FlowDirectory;
 use crate::fast::Ends;
 
 /// The two ends of a connection. IPv4 addresses stand as IPv4-mapped IPv6 addresses (RFC 4291, section
@@ -164,6 +165,8 @@ pub(crate) struct FlowTable {
     secret: [u8; 16],
     /// Which of the hashes that follow from the secret is in use.
     number: u32,
+    /// What the other cores see of it.
+    directory: Option<FlowDirectory>,
 }
 
 /// A place in the table; free without a state.
@@ -185,7 +188,18 @@ impl FlowTable {
             keys: vec![FlowKey::NONE; len].into(),
             secret: *secret,
             number: 0,
+            directory: None,
         }
+    }
+
+    /// From here on, what comes and goes is noted there.
+    pub(crate) fn share(&mut self, directory: FlowDirectory) {
+        self.directory = Some(directory);
+    }
+
+    /// Whether another core may have a flow that is not here.
+    pub(crate) fn may_be_elsewhere(&self, key: &FlowKey) -> bool {
+        self.directory.as_ref().is_none_or(|directory| directory.may_have(key))
     }
 
     pub(crate) fn find(&self, key: &FlowKey) -> Option<FlowState> {
@@ -214,6 +228,9 @@ impl FlowTable {
             self.entries[at].state = Some(state);
             return;
         }
+        if let Some(directory) = &self.directory {
+            directory.add(&key);
+        }
         if !self.place(key, state, MAX_PROBES) {
             self.rehash();
             self.place(key, state, usize::MAX);
@@ -222,6 +239,9 @@ impl FlowTable {
 
     pub(crate) fn remove(&mut self, key: &FlowKey) {
         let Some(mut hole) = self.position(key) else { return };
+        if let Some(directory) = &self.directory {
+            directory.remove(key);
+        }
         // What stands behind and belongs at the hole or before it moves up, so that every search ends at a free place.
         let mask = self.entries.len() - 1;
         let mut at = self.after(hole);

@@ -9,6 +9,7 @@ mod address;
 mod checksum;
 pub mod config;
 pub mod counters;
+mod directory;
 mod emit;
 pub mod endpoint;
 mod extensions;
@@ -39,6 +40,7 @@ pub use config::{
     UnknownCongestionControl,
 };
 pub use counters::{Counters, Drops};
+pub use directory::FlowDirectory;
 pub use endpoint::{AddressConflict, ConnectError, Endpoint, ListenError};
 pub use frame::{FrameSink, RxBurst, RxChecksum, RxFrame, Share, SinkFull, TxChecksum, TxFrame};
 pub use route::{MAX_ROUTES, Route, RouteError, check_routes};

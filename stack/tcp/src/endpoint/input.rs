@@ -158,7 +158,7 @@ impl Endpoint {
         if is_taken {
             return Share::Nothing;
         }
-        if !is_last {
+        if !is_last && self.flows.may_be_elsewhere(&segment.key) {
             return Share::Stray;
         }
         self.refuse(segment);

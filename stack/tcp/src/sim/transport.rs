@@ -17,8 +17,8 @@ use super::cores::{self, CorePort, Parcel};
 use super::{Host, Port};
 use crate::net::{Event, OverEndpoint, Transport};
 use crate::{
-    Config, ConfigError, CoreShare, Endpoint, FrameSink, RxBurst, RxChecksum, RxFrame, Share, SinkFull,
-    TxChecksum, TxFrame,
+    Config, ConfigError, CoreShare, Endpoint, FlowDirectory, FrameSink, RxBurst, RxChecksum, RxFrame, Share,
+    SinkFull, TxChecksum, TxFrame,
 };
 
 /// What stands before a frame in the buffer where it arrives, as DPDK has it (`RTE_PKTMBUF_HEADROOM`).
@@ -128,9 +128,13 @@ impl SimTransport {
         let count = arenas.len() as u16;
         let core_ports = cores::core_ports(port, arenas.len(), core_of);
         let cores = (0..count).zip(core_ports.into_iter().zip(arenas));
+        let flows = config.max_connections + config.syn_queue + config.max_time_wait;
+        let directory = FlowDirectory::new(&config.isn_secret, flows * usize::from(count));
         let core = |(index, (core_port, arena))| {
             let config = Config { core: CoreShare { index, count }, ..config.clone() };
-            Self::at(core_port, config, rings, arena, now)
+            let mut core = Self::at(core_port, config, rings, arena, now)?;
+            core.endpoint.share_flows(directory.clone());
+            Ok(core)
         };
         cores.map(core).collect()
     }

@@ -119,6 +119,29 @@ fn a_segment_that_belongs_nowhere_is_refused_once() {
     }
 }
 
+/// Segments that no core has a connection for cost no core anything but the one they come to, however many there are.
+#[test]
+fn a_flood_of_strays_stays_with_the_core_that_it_comes_to() {
+    for version in BOTH_VERSIONS {
+        let (link, mut clock) = link(1);
+        let mut cores = Ours::cores(link.port(Path::default()), 300, &config(1), CORES, |_| 1);
+        let at = SocketAddr::new(ip(version, 1), 80);
+        let peer = link.port(Path::default());
+        let local = Side { mac: crate::talk::mac(1), at };
+        for n in 0..900_u16 {
+            let remote = Side {
+                mac: crate::talk::mac(2),
+                at: SocketAddr::new(ip(version, 3 + (n % 100) as u8), 1_000 + n),
+            };
+            peer.send(clock.now(), data(5, 5, b"who is there?").frame(remote, local));
+        }
+        let mut hosts: Vec<&mut dyn Host> = cores.iter_mut().map(|core| core as &mut dyn Host).collect();
+        clock.run_until(&mut hosts, Instant::from_secs(5));
+        let seen = cores.iter().map(|core| core.net.endpoint().counters().frames_in);
+        assert_eq!(seen.collect::<Vec<_>>(), [0, 900, 0]);
+    }
+}
+
 /// The answer to one core's question for a neighbour comes to another core.
 #[test]
 fn every_core_learns_where_a_neighbour_is() {
