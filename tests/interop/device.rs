@@ -383,12 +383,56 @@ fn segments_are_as_long_as_the_interface_allows() {
     });
 }
 
+/// Jumbo frames, where a buffer of the store takes them: with payload that lies in the store, and with such that is copied
+/// behind the headers and is longer than a usual buffer.
+#[test]
+fn frames_of_9000_bytes_are_received_and_sent() {
+    isolated(|lab| {
+        wire::veth()?;
+        for side in ["veth0", "veth1"] {
+            run("ip", ["link", "set", side, "mtu", "9000"])?;
+        }
+        let options = options(lab, Over::Dpdk, "128MiB")?.option("--mtu", "9000");
+        let options = options.device("net_af_packet0,iface=veth1,framesz=12288,blocksz=12288,framecnt=256");
+        let server = options.option("--buffer-bytes", "12416").start()?;
+        let client = [2, 0, 0, 0, 0, 0x11];
+        run("ip", ["link", "set", "veth0", "address", "02:00:00:00:00:11"])?;
+        for (address, mss) in [(V4, 8960), (V6, 8940)] {
+            ensure!(mss_of(address)? == mss, "another MSS than {mss} to {address}");
+            let body = noise(6, 3 << 20);
+            let mut to_server = Frames::on("veth0")?;
+            let seq = post(address, lab, "body", &body)?;
+            // A socket that was there before would be full of what was sent meanwhile.
+            let mut from_server = Frames::on("veth0")?;
+            compare(address, seq, &body)?;
+            for (frames, is_from_server) in [(&mut to_server, false), (&mut from_server, true)] {
+                let is_long = |frame: &[u8]| {
+                    let is_its = (frame.get(6..12) != Some(&client[..])) == is_from_server;
+                    (is_its && frame.len() == 9014).then_some(())
+                };
+                let seen = frames.wait_for(Duration::from_secs(10), is_long);
+                ensure!(seen.is_some(), "no long frame at {address}, from the server: {is_from_server}");
+            }
+        }
+        for n in 0..200 {
+            post(V4, lab, "body", &noise(n, 100))?;
+        }
+        let list = Curl::get(&wire::url(V4, "/records?from=1&limit=1000")).body()?;
+        ensure!(list.len() > 9_000, "a list of {} bytes", list.len());
+        ensure!(drops(&server, "too_long_to_send")? == 0, "{}", server.health()?);
+        ensure!(server.interrupt()?.success());
+        Ok(())
+    });
+}
+
 #[test]
 fn an_mtu_that_cannot_be_is_refused_with_the_remedy() {
     isolated(|lab| {
         wire::veth()?;
         let wanting = |mtu| options(lab, Over::Dpdk, "32MiB").map(|options| options.option("--mtu", mtu));
         ensure_refused(&wanting("9000")?.refusal()?, &["--mtu 9000", "1968"])?;
+        let long = wanting("9000")?.option("--buffer-bytes", "9216");
+        ensure_refused(&long.device(wire::TAP_DEVICE).refusal()?, &["net_tap0", "1504", "9000"])?;
         ensure_refused(&wanting("1600")?.refusal()?, &["--mtu 1600", "ip link set veth1 mtu 1600"])?;
         ensure_refused(&wanting("1279")?.refusal()?, &["1279", "1280", "--ip6"])?;
         run("ip", ["link", "set", "veth1", "mtu", "1000"])?;

@@ -110,6 +110,10 @@ pub struct ServeArgs {
     /// store must have as many.
     #[arg(long, value_name = "N")]
     pub log_entries: Option<u32>,
+    /// How long to make the buffers of a new store, a multiple of 64. A frame has to fit one, and 146 bytes beside: take 9216
+    /// for an MTU of 9000; over net_af_packet as much as a frame of its ring has (framesz=12288,blocksz=12288), and 128. Without it, 2176; an existing store must have such buffers.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(1024..))]
+    pub buffer_bytes: Option<u16>,
     /// Report as JSON lines instead of text.
     #[arg(long)]
     pub json: bool,

@@ -60,7 +60,7 @@ impl<'a> Device<'a> {
             in_ring if is_packet_socket && in_ring < in_buffer => {
                 (in_ring, "a frame of net_af_packet's ring")
             }
-            _ => (in_buffer, "a buffer of the store"),
+            _ => (in_buffer, "a buffer of the store (--buffer-bytes)"),
         };
         let interface = match port.interface.filter(|_| is_packet_socket) {
             Some(interface) => {

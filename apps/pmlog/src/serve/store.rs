@@ -22,6 +22,7 @@ pub(super) fn open(
         shards: args.shards,
         shards_if_new: Some(cores.get().into()),
         log_entries: args.log_entries,
+        buffer_bytes: args.buffer_bytes,
         contents: Contents::Bodies,
         max_record_bytes: u32::try_from(args.max_record.as_u64()).unwrap_or(u32::MAX),
         volatile: args.volatile,
@@ -60,7 +61,7 @@ fn option_for(error: &OpenError) -> Option<&'static str> {
         | OpenError::Version { .. }
         | OpenError::Damaged { .. }
         | OpenError::Contents { .. } => Some("--force"),
-        OpenError::Mismatch { .. } => Some("--pm-size, --shards, --log-entries, --force"),
+        OpenError::Mismatch { .. } => Some("--pm-size, --shards, --log-entries, --buffer-bytes, --force"),
         _ => None,
     }
 }

@@ -129,11 +129,11 @@ impl PortId {
                 unasked: spread::unasked(&driver, raw.max_rx_queues, raw.flow_type_rss_offloads),
             },
             mac: mac.addr_bytes,
-            driver,
             socket: u32::try_from(socket).ok(),
             max_rx_queues: raw.max_rx_queues,
             max_tx_queues: raw.max_tx_queues,
-            mtu_range: (raw.min_mtu, raw.max_mtu),
+            mtu_range: (raw.min_mtu, max_mtu(&driver, &raw)),
+            driver,
             max_tx_segments: Some(raw.tx_desc_lim.nb_seg_max).filter(|max| !matches!(*max, 0 | u16::MAX)),
         })
     }
@@ -160,6 +160,21 @@ fn mistaken_offloads(driver: &str) -> Offloads {
     match driver {
         "net_tap" => Offloads::TX_TCP_CHECKSUM | Offloads::TX_TCP_SEGMENTATION,
         _ => Offloads::empty(),
+    }
+}
+
+/// The largest MTU: as the driver says, and as far as the longest frame that it receives allows.
+///
+/// The limit that af_packet names is none: what its ring's frames hold counts.
+fn max_mtu(driver: &str, raw: &sys::rte_eth_dev_info) -> u16 {
+    // What stands around a packet, which DPDK works out in the same way.
+    let around = match raw.max_rx_pktlen.checked_sub(raw.max_mtu.into()) {
+        Some(around) if raw.max_mtu != u16::MAX && around > 0 => around,
+        _ => sys::RTE_ETHER_HDR_LEN + sys::RTE_ETHER_CRC_LEN,
+    };
+    match driver {
+        "net_af_packet" => raw.max_mtu,
+        _ => raw.max_mtu.min(u16::try_from(raw.max_rx_pktlen.saturating_sub(around)).unwrap_or(u16::MAX)),
     }
 }
 
