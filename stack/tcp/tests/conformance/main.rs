@@ -54,8 +54,8 @@ fn tests_in(text: &str) -> impl Iterator<Item = &str> {
 fn document(requirements: &str, tests: &BTreeMap<String, Vec<String>>) -> Result<String, String> {
     let mut document = String::from(
         "# Conformance\n\nEach requirement, and the tests that show it or the reason why there is none. The numbers of \
-         RFC 9293 are those of its appendix B; those of others are sections. Names that end in `.pkt` are scripts in \
-         packetdrill's language. This page is generated; `stack/tcp/tests/conformance` has its source, and fails if a \
+         RFC 9293 are those of its appendix B; those of others are sections. Names that end in `.pkt` are [scripts in \
+         packetdrill's language](../tests/packetdrill/README.md). This page is generated; `stack/tcp/tests/conformance` has its source, and fails if a \
          test is named that does not exist.\n",
     );
     for (index, line) in requirements.lines().enumerate() {
