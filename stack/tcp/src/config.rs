@@ -89,7 +89,7 @@ pub struct Config {
     pub time_wait: Duration,
     /// What connections do whose listener, or whoever opens them, does not say otherwise.
     pub connection: ConnectionOptions,
-    /// Lower bound of the retransmission timeout.
+    /// How much longer than a round trip the retransmission timeout is at least.
     pub min_rto: Duration,
     /// Upper bound of the retransmission timeout (RFC 6298, rule 2.5: at least 60 s).
     pub max_rto: Duration,

@@ -23,8 +23,14 @@ pub struct Counters {
     pub retransmits: u64,
     /// Retransmission timeouts.
     pub timeouts: u64,
-    /// Fast retransmits.
+    /// Segments sent again before a timeout.
     pub fast_retransmits: u64,
+    /// Times that losses were found before a timeout, and the congestion window was lowered for them.
+    pub recoveries: u64,
+    /// Losses that turned out to be none: the answer was late, and the window is as it was before.
+    pub undone: u64,
+    /// Probes for losses at the tail.
+    pub tail_probes: u64,
     /// Window probes sent.
     pub window_probes: u64,
     /// Segments that arrived ahead of a hole.

@@ -145,6 +145,11 @@ impl Congestion {
         self.window.cwnd
     }
 
+    /// The slow start threshold, in bytes.
+    pub(crate) fn threshold(&self) -> u32 {
+        self.window.ssthresh
+    }
+
     /// Notes that the window keeps data from being sent; `sent_to` is the number behind all that was sent.
     pub(crate) fn filled(&mut self, sent_to: Seq) {
         self.full_to = sent_to;
@@ -227,7 +232,6 @@ impl Congestion {
     }
 
     /// The last loss or timeout was none: what was sent has arrived.
-    #[cfg_attr(not(test), expect(dead_code, reason = "losses that were none are not told apart yet"))]
     pub(crate) fn on_undo(&mut self, controls: &mut Controls) {
         controls.on_undo(self);
     }
@@ -237,21 +241,6 @@ impl Congestion {
     pub(crate) fn recovered(&mut self, flight: u32, mss: u32) {
         let most = flight.max(mss).saturating_add(mss).min(MAX_WINDOW_BYTES);
         self.window.cwnd = self.window.ssthresh.min(most);
-    }
-
-    /// A duplicate in recovery says that a segment has left the network: another may be sent, as long as there are no
-    /// more of them than `outstanding` bytes were sent (RFC 5681, section 3.2).
-    pub(crate) fn inflate(&mut self, mss: u32, outstanding: u32) {
-        let most = self.window.ssthresh.saturating_add(outstanding);
-        self.window.cwnd = self.window.cwnd.max(most.min(self.window.cwnd.saturating_add(mss)));
-    }
-
-    /// A part of what was in flight at the loss was acknowledged: RFC 6582, section 3.2, step 3.
-    pub(crate) fn deflate(&mut self, bytes: u32, mss: u32) {
-        self.window.cwnd = self.window.cwnd.saturating_sub(bytes).max(mss);
-        if bytes >= mss {
-            self.window.cwnd = self.window.cwnd.saturating_add(mss);
-        }
     }
 
     /// Nothing was sent for `idle_us`, which is longer than a timeout: the window says less and less, and halves with each

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use stack_net::time::Instant;
 
-use super::congestion::{Congestion, Controls, Loss};
+use super::congestion::{Congestion, Controls};
 use super::early::EarlyPool;
 use super::pieces::PiecePool;
+use super::rack::Reordering;
 use super::recovery::Recovery;
 use super::recv_queue::RecvQueue;
 use super::rtt::Rtt;
+use super::scoreboard::Scoreboard;
 use super::send_pool::SendPool;
 use super::send_queue::SendQueue;
 use super::seq::Seq;
@@ -50,6 +52,7 @@ pub(crate) enum State {
 /// | 3 | what is owed for it, and the timer |
 /// | 4 | what is sent, and how much may be |
 /// | 5 | what an acknowledgement measures, and what is rarely looked at |
+/// | 6 | what is under way |
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Connection {
@@ -68,7 +71,7 @@ pub(crate) struct Connection {
     pub(super) snd_una: Seq,
 
     // Line 1.
-    /// One beyond the highest number ever sent; `snd_nxt` goes back at a timeout.
+    /// One beyond the highest number ever sent; probes of a closed window do not move `snd_nxt`.
     pub(super) snd_max: Seq,
     pub(super) snd_wnd: u32,
     pub(super) snd_wl1: Seq,
@@ -115,17 +118,24 @@ pub(crate) struct Connection {
     pub(crate) send: SendQueue,
     pub(super) snd_nxt: Seq,
     pub(super) congestion: Congestion,
-    pub(super) last_sent: Instant,
+    /// The highest number sent when something began to look like a loss: what was sent since is only for finding out (RFC
+    /// 3042).
+    pub(super) undisturbed: Seq,
 
     // Line 5.
     pub(super) rtt: Rtt,
-    /// Bytes in order that are not acknowledged yet, since they are not durable.
-    pub(super) held: u32,
-    pub(super) challenges: RateLimit,
-    /// The end of a segment that is being timed, where there are no timestamps.
+    /// The SYN while it is being timed.
     pub(super) timing: Option<Timed>,
+    pub(super) last_sent: Instant,
+    pub(super) challenges: RateLimit,
+
+    // Line 6.
+    pub(super) board: Scoreboard,
+    pub(super) reordering: Reordering,
     /// Since when the peer has acknowledged nothing, once something was sent again: the low bits of the millisecond.
     pub(super) stalled_ms: u32,
+    /// Bytes in order that are not acknowledged yet, since they are not durable.
+    pub(super) held: u32,
 }
 
 /// Where the lines of a connection begin, behind `before` bytes of its entry.
@@ -137,7 +147,8 @@ pub(crate) const fn lies_in_its_lines(before: usize) -> bool {
         && before + offset_of!(Connection, ack) == 3 * 64
         && before + offset_of!(Connection, send) == 4 * 64
         && before + offset_of!(Connection, rtt) == 5 * 64
-        && before + size_of::<Connection>() <= 6 * 64
+        && before + offset_of!(Connection, board) == 6 * 64
+        && before + size_of::<Connection>() <= 8 * 64
 }
 
 bitflags::bitflags! {
@@ -156,12 +167,10 @@ bitflags::bitflags! {
     pub(crate) struct Due: u8 {
         /// SYN, or SYN and ACK.
         const SYN = 1;
-        /// The segment at the front of the queue, again.
-        const FRONT = 2;
+        /// A probe for losses at the tail.
+        const TAIL = 2;
         const PROBE = 4;
         const KEEPALIVE = 8;
-        /// What a timeout has made new, as much of it as the window takes.
-        const AGAIN = 16;
     }
 }
 
@@ -253,6 +262,10 @@ pub(crate) fn clock_now(offset: u32, now: Instant) -> u32 {
 pub(crate) enum Timer {
     Off,
     Retransmit(Instant),
+    /// A probe for losses at the tail (RFC 8985, section 7).
+    Tail(Instant),
+    /// Segments that were sent before others that have arrived are lost if they have not arrived by then.
+    Reorder(Instant),
     /// The peer's window is closed (RFC 9293, section 3.8.6.1).
     Persist(Instant),
     /// Payload that the application has not taken is given up.
@@ -344,6 +357,9 @@ impl Connection {
             retries: 0,
             rtt: Rtt::new(config.min_rto, config.max_rto),
             timing: None,
+            board: Scoreboard::new(Seq(0)),
+            reordering: Reordering::new(),
+            undisturbed: Seq(0),
             congestion: Congestion::new(),
             stalled_ms: 0,
             held: 0,
@@ -370,6 +386,7 @@ impl Connection {
             self.ack.duplicates,
             self.send.len(),
             self.rtt.backoff,
+            self.board.in_flight(),
         );
         black_box(lines);
     }
@@ -395,6 +412,8 @@ impl Connection {
         (self.finished, self.retries, self.keepalive_probes) = (false, 0, 0);
         self.rtt = Rtt::new(config.min_rto, config.max_rto);
         self.recovery = Recovery::new(iss);
+        self.board.clear(iss, &mut cx.sending.under_way);
+        (self.reordering, self.undisturbed) = (Reordering::new(), iss);
         (self.last_sent, self.last_heard) = (now, now);
         self.challenges = RateLimit::new();
         self.events = Happened::empty();
@@ -464,7 +483,10 @@ impl Connection {
             return false;
         }
         self.mss = mss;
-        self.go_back();
+        if self.is_synchronized() && self.state != State::SynReceived {
+            // What was longer did not get through.
+            self.lose_all();
+        }
         true
     }
 
@@ -477,28 +499,9 @@ impl Connection {
         if self.clock.is_some() { super::options::TIMESTAMP_BYTES as u32 } else { 0 }
     }
 
-    /// Sends everything that is not acknowledged again, from the front.
-    pub(super) fn go_back(&mut self) {
-        if self.state != State::SynSent && self.state != State::SynReceived {
-            self.snd_nxt = self.snd_una;
-            self.send.rewind();
-        }
-        self.timing = None;
-    }
-
-    /// Bytes in flight as far as the present round of sending goes.
+    /// Bytes that were sent and are not acknowledged.
     pub(super) fn flight(&self) -> u32 {
         self.snd_nxt.since(self.snd_una)
-    }
-
-    /// What a loss that is noticed now says to congestion control.
-    pub(super) fn loss(&self) -> Loss {
-        Loss {
-            mss: self.mss,
-            flight: self.snd_max.since(self.snd_una),
-            sent_to: self.snd_max,
-            was_full: self.congestion.is_full(self.snd_una),
-        }
     }
 
     /// Bytes that both windows, the peer's and that of congestion, let be in flight.
@@ -538,10 +541,10 @@ impl Connection {
     pub(crate) fn next_deadline(&self, cx: &Context<'_>) -> Option<Instant> {
         let timer = match self.timer {
             Timer::Off => self.keepalive_deadline(cx),
-            Timer::Retransmit(at) | Timer::Persist(at) if self.retries > 0 => {
-                Some(self.before_patience_ends(at, cx))
+            Timer::Linger(at) => Some(at),
+            Timer::Retransmit(at) | Timer::Tail(at) | Timer::Reorder(at) | Timer::Persist(at) => {
+                Some(if self.retries > 0 { self.before_patience_ends(at, cx) } else { at })
             }
-            Timer::Retransmit(at) | Timer::Persist(at) | Timer::Linger(at) => Some(at),
         };
         let first = match (timer, self.ack.deadline) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -595,7 +598,7 @@ impl Connection {
 
     /// Whether the peer has acknowledged nothing for so long that the connection is given up.
     pub(super) fn is_given_up(&self, now: Instant, cx: &Context<'_>) -> bool {
-        let waits = matches!(self.timer, Timer::Retransmit(_) | Timer::Persist(_));
+        let waits = !matches!(self.timer, Timer::Off | Timer::Linger(_));
         waits && self.retries > 0 && self.stalled_for_ms(now) >= self.patience_ms(cx)
     }
 
@@ -653,6 +656,7 @@ impl Connection {
             cx.counters.closed += 1;
         }
         self.send.clear(cx.sending);
+        self.board.clear(self.snd_nxt, &mut cx.sending.under_way);
         cx.controls.forget(&mut self.congestion);
         self.ack = AckState::default();
         self.due = Due::empty();
@@ -691,10 +695,7 @@ impl Connection {
             _ if self.retries == 0 => {}
             Timer::Persist(_) => self.due |= Due::PROBE,
             _ if matches!(self.state, State::SynSent | State::SynReceived) => self.due |= Due::SYN,
-            _ if self.snd_max != self.snd_una => {
-                self.due |= Due::AGAIN;
-                self.go_back();
-            }
+            _ if self.snd_max != self.snd_una => self.lose_all(),
             _ => {}
         }
         if self.keepalive_probes > 0 {
@@ -702,7 +703,7 @@ impl Connection {
         }
         // Not the path was too slow: the timeout need not be longer than it was.
         self.rtt.backoff = 0;
-        if matches!(self.timer, Timer::Retransmit(_) | Timer::Persist(_)) && self.retries > 0 {
+        if !matches!(self.timer, Timer::Off | Timer::Linger(_)) && self.retries > 0 {
             self.timer = Timer::Off;
         }
     }

@@ -24,7 +24,8 @@ impl Connection {
         };
         // An acknowledgement of nothing new without payload may be a duplicate, a probe, or of a window that has changed.
         let acked = segment.ack.since(self.snd_una);
-        let is_news = acked > 0 || segment.payload_len > 0;
+        // One of more may tell of losses while something is in doubt.
+        let is_news = if acked > 0 { self.recovery.is_calm() } else { segment.payload_len > 0 };
         let is_in_windows = acked <= self.snd_max.since(self.snd_una)
             && segment.payload_len <= self.rcv_adv.since(self.rcv_nxt);
         is_next && has_agreed_options && is_news && is_in_windows

@@ -2,11 +2,10 @@
 
 use stack_net::time::Instant;
 
-use super::congestion::Acked;
 use super::connection::{Clock, Connection, Context, Due, Happened, Outcome, State, Timer, Traits};
 use super::early::COPIED_BYTES;
 use super::options::{Block, Timestamp};
-use super::recovery::Verdict;
+use super::recovery::Recovery;
 use super::recv_queue::Packed;
 use super::seq::Seq;
 use crate::flow::FlowKey;
@@ -20,9 +19,6 @@ const CHALLENGES: Rate = Rate::per_second(10, 10);
 
 /// Duplicate ACKs that one burst can bring about; three are what a peer waits for.
 const MAX_DUPLICATES: u8 = 16;
-
-/// A peer that answers keep-alives and probes has a round-trip time below this.
-const PLAUSIBLE_RTT_US: u64 = 600_000_000;
 
 impl Connection {
     /// Takes in a segment of this connection's flow.
@@ -210,13 +206,14 @@ impl Connection {
         (self.timer, self.due, self.retries) = (Timer::Off, Due::empty(), 0);
         let heard = hear(segment, scale);
         self.take_window(&heard);
-        self.measure(now, &heard, self.snd_una);
+        self.measure_handshake(now, &heard);
         self.rtt.backoff = 0;
         if sent_again {
             self.rtt.handshake_was_retransmitted();
             self.congestion.handshake_was_retransmitted(self.mss);
         }
-        self.timing = None;
+        self.board.clear(self.snd_una, &mut cx.sending.under_way);
+        self.recovery = Recovery::new(self.snd_una.back(1));
         self.events |= Happened::OPENED;
         cx.counters.opened += 1;
     }
@@ -228,160 +225,6 @@ impl Connection {
             && !clock.is_old(timestamp.value, now)
         {
             (clock.recent, clock.recent_at) = (timestamp.value, now);
-        }
-    }
-
-    /// The ACK field and the window (RFC 9293, 3.10.7.4, fifth; RFC 5681; RFC 6582).
-    fn acknowledged(&mut self, now: Instant, segment: &Segment, scale: u8, cx: &mut Context<'_>) -> Outcome {
-        let heard = hear(segment, scale);
-        let ack = heard.ack;
-        if ack.after(self.snd_una) {
-            return self.new_data_acknowledged(now, &heard, cx);
-        }
-        let old_window = self.snd_wnd;
-        if ack == self.snd_una {
-            self.take_window(&heard);
-        }
-        // RFC 5681, section 2: what a duplicate acknowledgement is.
-        let in_flight = self.snd_max != self.snd_una && matches!(self.timer, Timer::Retransmit(_));
-        let bare = segment.len() == 0 && self.snd_wnd == old_window;
-        if ack == self.snd_una && in_flight && bare {
-            match self.recovery.duplicate(ack, self.snd_max) {
-                Verdict::Lost => {
-                    let flight = self.snd_max.since(self.snd_una);
-                    self.congestion.on_recovery(&self.loss(), cx.controls);
-                    self.congestion.inflate(3 * self.mss, flight);
-                    self.due |= Due::FRONT;
-                    self.timing = None;
-                }
-                Verdict::Duplicate => {
-                    let outstanding = self.recovery.point().since(self.snd_una);
-                    self.congestion.inflate(self.mss, 3 * self.mss + outstanding);
-                }
-                _ => {}
-            }
-        }
-        Outcome::Goes
-    }
-
-    pub(super) fn new_data_acknowledged(
-        &mut self,
-        now: Instant,
-        heard: &Heard,
-        cx: &mut Context<'_>,
-    ) -> Outcome {
-        let ack = heard.ack;
-        let acked = ack.since(self.snd_una);
-        let was_full = self.congestion.was_full(self.snd_una, ack);
-        let fin_acked = acked > self.send.len();
-        let data = acked.min(self.send.len());
-        self.send.acknowledge(data, cx.sending);
-        self.snd_una = ack;
-        self.snd_nxt = self.snd_nxt.max(ack);
-        self.retries = 0;
-        self.due -= Due::AGAIN;
-        // Without timestamps a timeout stays doubled until data that was sent once is acknowledged (Karn).
-        let rtt_us = self.measure(now, heard, ack);
-        match self.recovery.progress(ack) {
-            Verdict::Partial => {
-                self.congestion.deflate(data, self.mss);
-                self.due |= Due::FRONT;
-                // RFC 6582, section 4, the "impatient" variant: only the first partial ACK restarts the timer.
-                if !self.recovery.partial_seen {
-                    self.recovery.partial_seen = true;
-                    self.restart_timer(now);
-                }
-            }
-            Verdict::Recovered => {
-                self.congestion.recovered(self.snd_max.since(ack), self.mss);
-                self.due -= Due::FRONT;
-                self.restart_timer(now);
-            }
-            _ => {
-                if was_full {
-                    let acked = Acked {
-                        now,
-                        mss: self.mss,
-                        bytes: data,
-                        ack,
-                        sent_to: self.snd_max,
-                        rtt_us,
-                        srtt_us: self.rtt.srtt_us(),
-                    };
-                    self.congestion.on_ack(&acked, cx.controls);
-                }
-                self.restart_timer(now);
-            }
-        }
-        self.take_window(heard);
-        if data > 0
-            && self.wants_room.get()
-            && self.sends()
-            && self.send.is_roomy(self.most_in_flight(), cx.sending)
-        {
-            self.wants_room.set(false);
-            self.events |= Happened::WRITABLE;
-        }
-        if !fin_acked {
-            return Outcome::Goes;
-        }
-        match self.state {
-            State::FinWait1 => self.state = State::FinWait2,
-            State::Closing => return Outcome::TimeWait,
-            State::LastAck => return Outcome::Closed(CloseReason::Finished),
-            _ => {}
-        }
-        Outcome::Goes
-    }
-
-    /// RFC 6298, rules 5.2 and 5.3.
-    fn restart_timer(&mut self, now: Instant) {
-        self.timer = if self.snd_max == self.snd_una || self.flight() == 0 {
-            Timer::Off
-        } else {
-            Timer::Retransmit(self.rtt.deadline(now))
-        };
-    }
-
-    /// Takes the round trip in that an acknowledgement measures, and returns it, in microseconds.
-    fn measure(&mut self, now: Instant, heard: &Heard, acked: Seq) -> Option<u32> {
-        let timed =
-            self.timing.take_if(|timed| acked.at_or_after(timed.end)).map(|timed| timed.micros_until(now));
-        let rtt_us = match (&self.clock, heard.timestamp) {
-            (Some(clock), Some(timestamp)) if timestamp.echo != 0 => {
-                let ms = clock.now(now).wrapping_sub(timestamp.echo);
-                Some(u64::from(ms) * 1000)
-            }
-            (Some(_), _) => None,
-            (None, _) => timed,
-        };
-        let rtt_us = rtt_us.filter(|rtt_us| *rtt_us < PLAUSIBLE_RTT_US)? as u32;
-        let per_window = if self.clock.is_some() { self.flight().div_ceil(2 * self.mss) } else { 1 };
-        self.rtt.measured(rtt_us, per_window);
-        Some(rtt_us)
-    }
-
-    /// SND.WND from the newest segment (RFC 9293, section 3.10.7.4), of those that acknowledge all that is acknowledged.
-    /// One that acknowledges more is newer than those before, whatever it sends again.
-    #[inline]
-    pub(super) fn take_window(&mut self, heard: &Heard) {
-        if self.snd_wl1.after(heard.seq) && self.snd_wl2.at_or_after(heard.ack) {
-            return;
-        }
-        self.snd_wnd = heard.window;
-        self.max_snd_wnd = self.max_snd_wnd.max(self.snd_wnd);
-        (self.snd_wl1, self.snd_wl2) = (self.snd_wl1.max(heard.seq), heard.ack);
-        let persists = matches!(self.timer, Timer::Persist(_));
-        // Whoever has finished does not wait for ever for a window to open.
-        if persists && !self.finished {
-            self.retries = 0;
-        }
-        if self.snd_wnd > 0 {
-            self.due -= Due::PROBE;
-            if persists {
-                self.timer = Timer::Off;
-                self.rtt.backoff = 0;
-            }
         }
     }
 
@@ -561,7 +404,7 @@ impl Connection {
 }
 
 /// What a segment says of the send side, whose window is scaled by so much: that in a SYN is not (RFC 7323, section 2.2).
-fn hear(segment: &Segment, scale: u8) -> Heard {
+pub(super) fn hear(segment: &Segment, scale: u8) -> Heard {
     let window = u32::from(segment.window) << scale;
     Heard { seq: segment.seq, ack: segment.ack, window, timestamp: segment.options.timestamp }
 }

@@ -16,6 +16,7 @@
 
 use pmem::Extent;
 
+use super::scoreboard::RunPool;
 use crate::net::LEAST_SEND_BYTES;
 
 /// A link that leads nowhere.
@@ -59,6 +60,8 @@ pub(crate) struct SendPool {
     pub(super) queue_extents: u32,
     window_bytes: u32,
     pub(super) extent_bytes: u32,
+    /// Memory for what is known of segments under way.
+    pub(crate) under_way: RunPool,
 }
 
 /// Bytes for each of which a queue may have another extent where its path takes more than its limits: many short ones are
@@ -70,6 +73,8 @@ pub(super) const BYTES_OF_EXTENT: u32 = 1024;
 pub(super) struct Node {
     pub(super) chunk: Chunk,
     pub(super) next: u32,
+    /// Bytes that the queue was ever given before these, modulo 2^32.
+    pub(super) begin: u32,
 }
 
 #[derive(Debug)]
@@ -117,6 +122,7 @@ impl SendPool {
             queue_extents: queue_extents as u32,
             window_bytes: window_bytes as u32,
             extent_bytes: limits.extent_bytes.max(1) as u32,
+            under_way: RunPool::new(queues),
         }
     }
 
@@ -131,23 +137,23 @@ impl SendPool {
         self.block_shares.grant(0) as usize * BLOCK_BYTES >= self.queue_bytes as usize
     }
 
-    /// Puts `chunk` into a node; none, and it is dropped, if there is none.
+    /// Puts `chunk`, which begins there, into a node; none, and it is dropped, if there is none.
     #[inline]
-    pub(super) fn take_node(&mut self, chunk: Chunk) -> Option<u32> {
+    pub(super) fn take_node(&mut self, chunk: Chunk, begin: u32) -> Option<u32> {
         let node = self.free_node;
         if let Some(entry) = self.nodes.get_mut(node as usize) {
             self.free_node = entry.next;
-            *entry = Node { chunk, next: NONE };
+            *entry = Node { chunk, next: NONE, begin };
             return Some(node);
         }
-        self.add_node(chunk)
+        self.add_node(chunk, begin)
     }
 
     #[cold]
-    fn add_node(&mut self, chunk: Chunk) -> Option<u32> {
+    fn add_node(&mut self, chunk: Chunk, begin: u32) -> Option<u32> {
         let node = self.nodes.len();
         (node < self.most_nodes).then(|| {
-            self.nodes.push(Node { chunk, next: NONE });
+            self.nodes.push(Node { chunk, next: NONE, begin });
             node as u32
         })
     }

@@ -22,6 +22,8 @@ pub(crate) struct SendQueue {
     last: u32,
     /// Bytes from the front to the end.
     len: u32,
+    /// Bytes that were ever dropped from the front, modulo 2^32.
+    passed: u32,
     cursor: Cursor,
     copied_bytes: u32,
     blocks: u32,
@@ -41,7 +43,7 @@ pub(crate) struct Cursor {
 impl SendQueue {
     pub(crate) fn new() -> Self {
         let cursor = Cursor { node: NONE, within: 0, offset: 0 };
-        Self { first: NONE, last: NONE, len: 0, cursor, copied_bytes: 0, blocks: 0, extents: 0 }
+        Self { first: NONE, last: NONE, len: 0, passed: 0, cursor, copied_bytes: 0, blocks: 0, extents: 0 }
     }
 
     pub(crate) fn clear(&mut self, pool: &mut SendPool) {
@@ -180,7 +182,8 @@ impl SendQueue {
 
     fn append(&mut self, chunk: Chunk, pool: &mut SendPool) -> bool {
         let len = chunk.len();
-        let Some(node) = pool.take_node(chunk) else { return false };
+        let begin = self.passed.wrapping_add(self.len);
+        let Some(node) = pool.take_node(chunk, begin) else { return false };
         match pool.node_mut(self.last) {
             Some(last) => last.next = node,
             None => (self.first, self.cursor.node) = (node, node),
@@ -209,6 +212,7 @@ impl SendQueue {
                         }
                     }
                 }
+                first.begin = first.begin.wrapping_add(left);
                 if self.cursor.node == self.first {
                     self.cursor.within = self.cursor.within.saturating_sub(left);
                 }
@@ -218,6 +222,7 @@ impl SendQueue {
             self.drop_first(pool);
         }
         self.len -= bytes;
+        self.passed = self.passed.wrapping_add(bytes);
         self.cursor.offset = self.cursor.offset.saturating_sub(bytes);
     }
 
@@ -256,9 +261,27 @@ impl SendQueue {
         self.cursor
     }
 
-    /// Puts the cursor back to the front: everything is sent again.
-    pub(crate) fn rewind(&mut self) {
-        self.cursor = self.front();
+    /// The node that the byte at a cursor lies in. It stays where it is until that byte is acknowledged.
+    #[inline]
+    pub(crate) fn node_at(&self, at: Cursor, pool: &SendPool) -> u32 {
+        match pool.node(at.node) {
+            Some(node) if node.next != NONE && at.within >= node.chunk.len() => node.next,
+            _ => at.node,
+        }
+    }
+
+    /// The place `offset` bytes behind the front, looked for from the front on, or from a node that begins at or before it.
+    pub(crate) fn seek(&self, offset: u32, from: Option<u32>, pool: &SendPool) -> Cursor {
+        let mut place = from.unwrap_or(self.first);
+        let at = self.passed.wrapping_add(offset);
+        while let Some(node) = pool.node(place) {
+            let within = at.wrapping_sub(node.begin);
+            if within < node.chunk.len() || node.next == NONE {
+                return Cursor { node: place, within: within.min(node.chunk.len()), offset };
+            }
+            place = node.next;
+        }
+        Cursor { node: NONE, within: 0, offset }
     }
 
     /// Moves the cursor over `bytes` that were sent from it.
@@ -490,7 +513,8 @@ mod tests {
         Flight(u32),
         Send(u32),
         Acknowledge(u32),
-        Rewind,
+        /// To a place, from one before it, and so many bytes there.
+        Seek(u32, u32, u32),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -501,7 +525,7 @@ mod tests {
             prop_oneof![1..30u32, 200..700u32].prop_map(Step::Send),
             prop_oneof![0..40u32, 200..700u32].prop_map(Step::Acknowledge),
             (0..5000u32).prop_map(Step::Flight),
-            Just(Step::Rewind),
+            (any::<u32>(), any::<u32>(), 1..40u32).prop_map(|(at, before, max)| Step::Seek(at, before, max)),
         ]
     }
 
@@ -535,7 +559,15 @@ mod tests {
                         sent = sent.saturating_sub(count);
                     }
                     Step::Flight(bytes) => flight = bytes,
-                    Step::Rewind => { queue.rewind(); sent = 0; }
+                    Step::Seek(at, before, max) => {
+                        let at = at as usize % (bytes.len() + 1);
+                        let before = queue.seek((before as usize % (at + 1)) as u32, None, &pool);
+                        let from = (before.offset > 0).then(|| queue.node_at(before, &pool));
+                        let place = queue.seek(at as u32, from, &pool);
+                        let (got, _) = segment(&queue, place, max, &pool);
+                        prop_assert_eq!(&got[..], &bytes[at..at + got.len()]);
+                        prop_assert!(!got.is_empty() || at == bytes.len());
+                    }
                 }
                 prop_assert_eq!(queue.len() as usize, bytes.len());
                 prop_assert_eq!(queue.unsent() as usize, bytes.len() - sent);

@@ -7,6 +7,7 @@ use stack_net::time::Instant;
 use super::congestion::Controls;
 use super::connection::{Connection, Context, Due, Outcome, State, Timed, Timer, Traits, own_window_scale};
 use super::options::{MAX_OPTION_BYTES, Options, SackBlocks, Timestamp};
+use super::scoreboard::{Part, Sending};
 use super::send_pool::SendPool;
 use super::send_queue::Cursor;
 use super::seq::Seq;
@@ -43,7 +44,11 @@ const LEAST_FRAME_SEGMENTS: u32 = 8;
 enum Kind {
     Syn,
     Data,
-    Front,
+    /// What is lost, again.
+    Again,
+    /// For losses at the tail: new data, or the last segment again.
+    Tail,
+    TailAgain,
     Probe,
     Keepalive,
     Duplicate,
@@ -89,6 +94,7 @@ impl Connection {
     #[inline]
     pub(crate) fn is_silent(&self) -> bool {
         self.send.unsent() == 0
+            && self.board.lost() == 0
             && self.due.is_empty()
             && !self.ack.now
             && self.ack.duplicates == 0
@@ -100,6 +106,7 @@ impl Connection {
     #[inline]
     fn plan_usual(&self, now: Instant, pool: &SendPool, controls: &Controls) -> Option<Plan> {
         let is_usual = matches!(self.state, State::Established | State::CloseWait)
+            && self.recovery.is_calm()
             && self.due.is_empty()
             && !self.traits.contains(Traits::NAGLE)
             && !self.congestion.is_paced(controls)
@@ -145,14 +152,14 @@ impl Connection {
         if self.ack.duplicates > 0 {
             return Some(self.bare(Kind::Duplicate, self.bare_seq()));
         }
-        if self.due.contains(Due::FRONT) {
-            if self.snd_max != self.snd_una {
-                return Some(self.plan_front(pool));
+        if self.due.contains(Due::TAIL) {
+            if let Some(plan) = self.plan_tail(pool) {
+                return Some(plan);
             }
-            self.due -= Due::FRONT;
+            self.due -= Due::TAIL;
         }
         if !self.congestion.holds(now, controls)
-            && let Some(plan) = self.plan_new(now, cuts, pool, controls)
+            && let Some(plan) = self.plan_again(pool).or_else(|| self.plan_new(now, cuts, pool, controls))
         {
             return Some(plan);
         }
@@ -196,15 +203,50 @@ impl Connection {
         matches!(self.state, State::FinWait1 | State::Closing | State::LastAck)
     }
 
-    /// The segment at the front of the queue, again.
-    fn plan_front(&self, pool: &SendPool) -> Plan {
-        let sent = self.snd_max.since(self.snd_una);
-        let len = self.send.measure(self.send.front(), self.mss.min(sent), pool);
-        let fin = self.owes_fin() && len == self.send.len() && sent > len;
-        Plan { flags: self.data_flags(fin, len), len, ..self.bare(Kind::Front, self.snd_una) }
+    /// What is lost and was sent first, again, as far as the windows go. What comes first of all goes out whatever the
+    /// peer's window: it was open once.
+    fn plan_again(&mut self, pool: &SendPool) -> Option<Plan> {
+        let part = self.board.next_lost()?;
+        let plan = self.plan_part(&part, part.from, Kind::Again, pool);
+        let in_flight = self.in_flight();
+        let is_allowed = in_flight == 0 || in_flight.saturating_add(plan.len) <= self.flight_limit();
+        let is_open = part.from == self.snd_una || (plan.seq + plan.len).since(self.snd_una) <= self.snd_wnd;
+        if !is_allowed {
+            self.congestion.filled(self.snd_max);
+        }
+        (is_allowed && is_open).then_some(plan)
     }
 
-    /// New data, or data that a timeout has made new, as far as the windows go.
+    /// A segment of what was sent, from `from` on.
+    fn plan_part(&self, part: &Part, from: Seq, kind: Kind, pool: &SendPool) -> Plan {
+        let offset = from.since(self.snd_una);
+        let at = match part.from == self.snd_una {
+            true => self.send.seek(offset, None, pool),
+            false => self.send.seek(offset, part.near, pool),
+        };
+        let left = self.send.len().saturating_sub(offset);
+        let len = self.send.measure(at, part.end.since(from).min(left).min(self.mss), pool);
+        let fin = self.owes_fin() && from + len == self.fin_seq() && part.end.after(self.fin_seq());
+        Plan { flags: self.data_flags(fin, len), from: at, len, ..self.bare(kind, from) }
+    }
+
+    /// A probe for losses at the tail (RFC 8985, section 7.3): new data, one segment beyond the congestion window, or else
+    /// the last segment that was sent.
+    fn plan_tail(&self, pool: &SendPool) -> Option<Plan> {
+        let unsent = self.send.unsent();
+        let open = self.snd_wnd.saturating_sub(self.flight());
+        let from = self.send.cursor();
+        let whole = self.send.measure(from, self.mss, pool);
+        if unsent > 0 && whole <= open && self.snd_nxt == self.snd_max {
+            let flags = self.data_flags(self.owes_fin() && whole == unsent, whole);
+            return Some(Plan { flags, from, len: whole, ..self.bare(Kind::Tail, self.snd_nxt) });
+        }
+        let part = self.board.last()?;
+        let from = part.from.max(part.end.back(self.mss));
+        Some(self.plan_part(&part, from, Kind::TailAgain, pool))
+    }
+
+    /// New data, as far as the windows go.
     fn plan_new(
         &mut self,
         now: Instant,
@@ -227,8 +269,9 @@ impl Connection {
             // It is not idle twice for the same time.
             self.last_sent = now;
         }
-        let congestion = self.congestion.window() + self.recovery.limited_transmit() * self.mss;
-        let usable = self.snd_wnd.min(congestion).saturating_sub(flight);
+        let (in_flight, limit) = (self.in_flight(), self.flight_limit());
+        let open = self.snd_wnd.saturating_sub(flight);
+        let usable = open.min(limit.saturating_sub(in_flight));
         let from = self.send.cursor();
         if cuts && unsent > self.mss && self.snd_nxt == self.snd_max && self.waits_for_window(usable, unsent)
         {
@@ -243,17 +286,17 @@ impl Connection {
         }
         let whole = self.send.measure(from, self.mss, pool);
         let len = whole.min(usable);
-        if len < whole && congestion < self.snd_wnd {
+        if len < whole && usable < open {
             self.congestion.filled(self.snd_max);
         }
         let fin = fin_unsent && len == unsent;
         let closed = self.snd_wnd <= flight;
         // Silly windows are not filled (RFC 9293, section 3.8.6.2.1): a whole segment, or a good part of what
-        // the peer has ever offered. What is lost does not wait for that: it would wait for two timers each time.
+        // the peer has ever offered.
         // FIN alone needs no window, but does not go into a closed one.
         let worthwhile = match len {
             0 => fin && unsent == 0 && !closed,
-            _ => len == whole || 2 * len >= self.max_snd_wnd || self.due.contains(Due::AGAIN),
+            _ => len == whole || 2 * len >= self.max_snd_wnd,
         };
         if worthwhile {
             let flags = self.data_flags(fin, len);
@@ -481,15 +524,10 @@ impl Connection {
                 (self.snd_nxt, self.snd_max) = (plan.seq + 1, plan.seq + 1);
                 self.timer = Timer::Retransmit(self.rtt.deadline(now));
             }
-            Kind::Front => {
-                self.due -= Due::FRONT;
-                self.timing = None;
-                cx.counters.retransmits += 1;
-                cx.counters.fast_retransmits += 1;
-                // The first one of a recovery gets the whole timeout.
-                if !self.recovery.partial_seen || !matches!(self.timer, Timer::Retransmit(_)) {
-                    self.timer = Timer::Retransmit(self.rtt.deadline(now));
-                }
+            Kind::Again | Kind::TailAgain => self.sent_again(plan, end, now, cx),
+            Kind::Tail => {
+                self.sent_data(plan, end, now, cx);
+                self.probed(false, now, cx);
             }
             Kind::Probe => {
                 self.due -= Due::PROBE;
@@ -514,22 +552,56 @@ impl Connection {
     #[inline]
     fn sent_data(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
         self.last_sent = now;
-        self.due -= Due::AGAIN;
+        let sending = Sending {
+            now_us: now.as_micros() as u32,
+            within_us: self.rtt.moment_us(),
+            node: self.send.node_at(plan.from, cx.sending),
+            // A probe of a closed window may have brought some of it.
+            again: plan.seq.before(self.snd_max),
+        };
+        self.board.sent(end, &sending, &mut cx.sending.under_way);
         self.send.advance(plan.len, cx.sending);
         self.congestion.on_sent(now, plan.len, self.rtt.srtt_us(), cx.controls);
-        self.snd_nxt = end;
-        if plan.seq.before(self.snd_max) {
+        if self.send.unsent() == 0 {
+            self.board.limited();
+        }
+        if sending.again {
             cx.counters.retransmits += 1;
         } else {
             cx.counters.payload_out_bytes += u64::from(plan.len);
-            if self.timing.is_none() {
-                // The first segment, not all that the device makes of the frame.
-                let first = plan.segment_bytes.map_or(end, |bytes| plan.seq + u32::from(bytes.get()));
-                self.timing = Some(Timed::new(first, now));
-            }
         }
+        self.snd_nxt = end;
         self.snd_max = self.snd_max.max(end);
-        if !matches!(self.timer, Timer::Retransmit(_)) {
+        if !self.recovery.is_calm() {
+            self.note_sent(plan.len, false, None);
+        }
+        if !matches!(self.timer, Timer::Retransmit(_) | Timer::Reorder(_)) {
+            self.timer = self.timer_of_flight(now);
+        }
+    }
+
+    fn sent_again(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
+        self.last_sent = now;
+        let sending = Sending {
+            now_us: now.as_micros() as u32,
+            within_us: 0,
+            node: self.send.node_at(plan.from, cx.sending),
+            again: true,
+        };
+        self.board.sent_again(plan.seq, end, &sending, &mut cx.sending.under_way);
+        self.congestion.on_sent(now, plan.len, self.rtt.srtt_us(), cx.controls);
+        cx.counters.retransmits += 1;
+        if self.retries == 0 {
+            cx.counters.fast_retransmits += 1;
+        }
+        let timestamp = self.clock.as_ref().map(|clock| clock.now(now));
+        self.note_sent(plan.len, true, timestamp);
+        if plan.kind == Kind::TailAgain {
+            self.probed(true, now, cx);
+        }
+        debug_assert!(self.board.is_consistent(), "{:?}", self.board);
+        // The first one has the whole timeout.
+        if !matches!(self.timer, Timer::Retransmit(_) | Timer::Reorder(_)) || plan.seq == self.snd_una {
             self.timer = Timer::Retransmit(self.rtt.deadline(now));
         }
     }
@@ -544,6 +616,8 @@ impl Connection {
         }
         match self.timer {
             Timer::Retransmit(at) if at <= now => self.timed_out(now, cx),
+            Timer::Tail(at) if at <= now => self.tail_is_due(now, cx),
+            Timer::Reorder(at) if at <= now => self.reordering_is_over(now, cx),
             Timer::Persist(at) if at <= now => self.probe_due(now),
             Timer::Linger(at) if at <= now => return Outcome::Closed(CloseReason::Finished),
             Timer::Off => return self.keepalive_due(now, cx),
@@ -555,7 +629,6 @@ impl Connection {
     /// RFC 6298, rules 5.4 to 5.7, and RFC 5681, section 3.1.
     fn timed_out(&mut self, now: Instant, cx: &mut Context<'_>) {
         cx.counters.timeouts += 1;
-        let first = self.retries == 0;
         self.count_retry(now);
         self.timer = Timer::Off;
         self.timing = None;
@@ -563,11 +636,8 @@ impl Connection {
             self.due |= Due::SYN;
             return;
         }
-        self.congestion.on_timeout(&self.loss(), first, cx.controls);
-        self.recovery.timed_out(self.snd_max);
-        self.due -= Due::FRONT;
-        self.due |= Due::AGAIN;
-        self.go_back();
+        self.lose_all_by_timeout(cx);
+        self.due -= Due::TAIL;
     }
 
     fn probe_due(&mut self, now: Instant) {

@@ -16,6 +16,7 @@ mod handshake;
 mod link;
 mod listen;
 mod long_path;
+mod losses;
 mod marks;
 mod moving;
 mod neighbours;
