@@ -239,7 +239,7 @@ impl Connection {
         if is_repaired && self.recovery.is_open() {
             // The last segment was lost, and the probe has made up for it.
             self.congestion.on_recovery(&self.loss(self.snd_nxt.since(ack.before)), cx.controls);
-            self.congestion.recovered(self.in_flight(), self.mss);
+            self.congestion.recovered(self.limit_after_recovery(), self.mss);
         }
     }
 
@@ -300,10 +300,17 @@ impl Connection {
     /// All that was under way when the loss was found is acknowledged.
     fn recovered(&mut self) {
         if self.recovery.doubt.contains(Doubt::RECOVERY) {
-            self.congestion.recovered(self.in_flight(), self.mss);
+            self.congestion.recovered(self.limit_after_recovery(), self.mss);
             self.reordering.recovered();
         }
         self.end_recovery();
+    }
+
+    /// What is in flight counts at the end of a recovery by duplicates, since more than it would go out in one burst. One
+    /// in proportion ends at the threshold (RFC 6937, section 3), or would if there had been more to send: the window says
+    /// what the network takes, whether or not an application has just come to its end.
+    fn limit_after_recovery(&self) -> u32 {
+        if self.goes_by_duplicates() { self.in_flight() } else { u32::MAX }
     }
 
     fn end_recovery(&mut self) {

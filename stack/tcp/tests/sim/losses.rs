@@ -459,6 +459,26 @@ fn rfc6937_recovery_sends_less_than_arrives_and_never_a_burst() {
     }
 }
 
+/// RFC 6937, section 3: a recovery ends with the threshold as the window, also where an application has just come to its
+/// end and nothing is in flight: what it says next does not start over.
+#[test]
+fn rfc6937_3_the_end_of_what_is_said_does_not_lower_the_window_after_recovery() {
+    let mut p = Sender::new(Options::Sack);
+    p.write(30);
+    assert_eq!(p.sent().len(), 10);
+    p.s.advance(RTT);
+    (1..=5).for_each(|pairs| p.ack(2 * pairs, &[]));
+    assert_eq!(p.sent().len(), 20);
+    p.s.advance(RTT);
+    p.ack(10, &[(11, 30)]);
+    assert_eq!(p.sent(), [10]);
+    p.s.advance(RTT);
+    p.ack(30, &[]);
+    p.write(40);
+    // CUBIC's share of the twenty that were in flight: RFC 9438, section 4.6.
+    assert_eq!(p.sent().len(), 14);
+}
+
 /// RFC 5681, section 3.2: there are no more duplicates than segments are under way, however many come.
 #[test]
 fn rfc5681_3_2_made_up_duplicates_let_nothing_out() {
