@@ -166,7 +166,8 @@ impl Weather {
                 keepalive: Some(Keepalive {
                     idle: Duration::from_secs(60),
                     interval: Duration::from_secs(10),
-                    count: 5,
+                    // More than a few bursts of losses swallow.
+                    count: 25,
                 }),
                 nagle: self.nagle,
                 ..ConnectionOptions::default()
