@@ -9,3 +9,4 @@ pub(crate) mod quarantine;
 pub(crate) mod record;
 pub(crate) mod ring;
 pub(crate) mod shard;
+pub(crate) mod tally;

@@ -14,7 +14,7 @@ use self::{
 use crate::{
     arena::Arena,
     format::{
-        entry::{ENTRY_BYTES, ExtentName, crc_seed},
+        entry::{ENTRY_BYTES, EntryFault, ExtentName, crc_seed},
         header::{HEADERS_BYTES, Header},
         superblock::Geometry,
     },
@@ -23,6 +23,7 @@ use crate::{
         header::HeaderCell,
         ring::Ring,
         shard::{Limits, Parts, Shard},
+        tally::{Count, Tally},
     },
     medium::{Medium, MediumLock, flush_found},
     watch::{Watch, Work},
@@ -75,9 +76,21 @@ impl UnopenedShard {
         };
         let mut lost = None;
         let source = Open { arena: &arena, ring: &ring, progress: &progress };
+        let mut tally = Tally::new(plan.slots, found.head);
+        // Counted, and found to share bytes with another only then.
+        let mut uncounted = Vec::new();
         let outcome = scan(&source, &plan, &mut |scanned| match scanned {
+            Scanned::Record(info, _) => {
+                tally.add(info.seq, info.entries, Count::of(info.len));
+                ControlFlow::Continue(())
+            }
             // One record more or less to serve; the others are what they are.
-            Scanned::Record(..) | Scanned::Corrupt(Corruption::Record { .. }) => ControlFlow::Continue(()),
+            Scanned::Corrupt(Corruption::Record { seq, entries, fault, .. }) => {
+                if matches!(fault, EntryFault::Shared { .. }) {
+                    uncounted.push((seq, entries));
+                }
+                ControlFlow::Continue(())
+            }
             Scanned::Corrupt(corruption) => {
                 lost = Some(corruption);
                 ControlFlow::Break(())
@@ -90,6 +103,11 @@ impl UnopenedShard {
         let ControlFlow::Continue(outcome) = outcome else {
             return Err(corrupt(lost.expect("only what concerns the whole shard breaks the scan off")));
         };
+        tally.go_on(outcome.next);
+        for (seq, entries) in uncounted {
+            let entries = (seq..seq + entries).filter_map(|seq| ring.read(seq).ok());
+            tally.take_out(seq, Count::of(entries.map(|entry| entry.payload_len()).sum()));
+        }
         // A buffer that only a damaged record names is not reused either, as far as its entries can be read.
         for entry in (found.head..outcome.next).filter_map(|seq| ring.read(seq).ok()) {
             let names = entry.extents().iter();
@@ -119,7 +137,7 @@ impl UnopenedShard {
         };
         recovery.warn(index, outcome.quarantined.runs());
         let Outcome { next, quarantined, .. } = outcome;
-        Ok(Shard::new(Parts { arena, ring, header, limits, next, recovery, quarantined }))
+        Ok(Shard::new(Parts { arena, ring, header, limits, next, recovery, quarantined, tally }))
     }
 }
 

@@ -4,8 +4,8 @@ mod common;
 
 use common::{PAYLOAD_OFFSET, append, contents, memory, open, payload, rot, store, tiny};
 use pmem::{
-    AppendError, CommitError, EntryFault, Full, INLINE_BYTES, LineModel, Lookup, OpenError, Options, Piece,
-    Region, Shard,
+    AppendError, CommitError, EntryFault, Full, INLINE_BYTES, LineModel, Lookup, MEMORY, OpenError, Options,
+    Piece, Region, Shard,
 };
 use proptest::prelude::*;
 
@@ -691,4 +691,46 @@ proptest! {
         let shard = open(&model, &tiny());
         prop_assert_eq!(shard.arena().free_buffers(), shard.arena().buffers(), "nothing leaks");
     }
+}
+
+#[test]
+fn a_trim_of_many_records_frees_some_at_once_and_the_others_as_they_are_wanted() {
+    let options = Options { size: Some(96 << 20), log_entries: Some(32_768), ..Options::default() };
+    let mut shard = Region::open(MEMORY, &options).unwrap().into_shard().unwrap();
+    let free_at_start = shard.arena().free_buffers();
+    let append = |shard: &mut Shard| {
+        let mut buffer = shard.arena().take().unwrap();
+        assert!(buffer.arrive(0, &[7; 1500]));
+        shard.append_extent(buffer.into_extent(0, 1500).unwrap()).map(|_| ())
+    };
+    for _ in 0..32_768 {
+        append(&mut shard).unwrap();
+    }
+    shard.commit().unwrap();
+    assert!(matches!(append(&mut shard), Err(AppendError::Full(_))));
+
+    let (head, next) = (shard.head_seq(), shard.next_seq());
+    let trimmed = shard.trim(next - 100).unwrap();
+    assert_eq!((trimmed.head, trimmed.records), (next - 100, next - 100 - head));
+    assert_eq!(trimmed.payload_bytes, 1500 * trimmed.records);
+    assert_eq!((shard.counters().live_records, shard.counters().live_payload_bytes), (100, 150_000));
+    assert!(shard.record(next - 101).is_none() && shard.record(next - 100).is_some());
+    let freed = shard.arena().free_buffers() + 32_768 - free_at_start;
+    assert!((1..10_000).contains(&freed), "{freed} buffers were freed at once");
+
+    // What is trimmed makes room for as many records as the log holds, without anybody's tending it.
+    for _ in 0..32_668 {
+        append(&mut shard).unwrap();
+    }
+    assert!(matches!(append(&mut shard), Err(AppendError::Full(_))));
+    shard.commit().unwrap();
+    let next = shard.next_seq();
+    assert_eq!(shard.trim(next).unwrap().records, 32_768);
+    let mut turns = 0;
+    while shard.tend() {
+        turns += 1;
+    }
+    assert!(turns > 3, "{turns}");
+    assert_eq!(shard.arena().free_buffers(), free_at_start);
+    assert_eq!(shard.free_log_entries(), 32_768);
 }

@@ -175,13 +175,15 @@ impl LogService {
     /// anything.
     pub fn attend<N: Net>(&mut self, net: &mut N, shard: &mut Shard) -> bool {
         let Common { peers, alarm, now, counters, .. } = &mut self.common;
+        let is_tending = peers.tend();
         if !peers.has_others() {
-            return false;
+            return is_tending;
         }
         peers.publish(shard);
         peers.publish_connections(counters.connections);
         let mut failure = None;
         let mut has_worked = peers.answer_others(shard, alarm, *now, |why| failure = Some(why.to_owned()));
+        has_worked |= is_tending;
         peers.publish_altered(alarm.raised());
         peers.close_leases();
         peers.take_stalled(&mut self.woken);

@@ -27,6 +27,7 @@ use super::{
     proof::Durable,
     quarantine::Quarantined,
     ring::Ring,
+    tally::{Count, Tally},
 };
 use crate::{
     arena::Arena,
@@ -49,6 +50,11 @@ pub struct Shard {
     head: u64,
     committed: u64,
     next: u64,
+    /// The first entry whose buffers the log still holds; those before the head are trimmed.
+    held: u64,
+    tally: Tally,
+    /// What the tally had counted before the head.
+    before_head: Count,
     limits: Limits,
     /// What commits are timed by.
     clock: quanta::Clock,
@@ -110,6 +116,8 @@ pub(crate) struct Parts {
     pub next: u64,
     pub recovery: Recovery,
     pub quarantined: Quarantined,
+    /// Of what was recovered.
+    pub tally: Tally,
 }
 
 impl Shard {
@@ -125,6 +133,9 @@ impl Shard {
             head,
             committed: parts.next,
             next: parts.next,
+            held: head,
+            tally: parts.tally,
+            before_head: Count::default(),
             limits: parts.limits,
             clock: quanta::Clock::new(),
             recovery: parts.recovery,
@@ -176,7 +187,7 @@ impl Shard {
     /// Entries that are free: each record takes one for each four pieces of it, and one at least.
     #[inline]
     pub fn free_log_entries(&self) -> u64 {
-        self.ring.slots() - (self.next - self.head)
+        self.ring.slots() - (self.next - self.held)
     }
 
     /// The longest record in bytes.
@@ -201,7 +212,7 @@ impl Shard {
         Counters {
             copied_bytes: self.counters.copied_bytes + self.arena.copied_bytes(),
             flushed_lines: if flushes_lines { self.counters.flushed_lines } else { 0 },
-            pm_bytes: buffers + (self.next - self.head) * ENTRY_BYTES as u64,
+            pm_bytes: buffers + (self.next - self.held) * ENTRY_BYTES as u64,
             ..self.counters
         }
     }

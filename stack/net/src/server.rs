@@ -105,6 +105,7 @@ impl<T: Transport, S: Service> Server<T, S> {
             let now = clock.now();
             let step = self.step(now)?;
             let has_worked = self.service.between_bursts(now, &mut self.transport, &mut self.shard);
+            let has_worked = self.shard.tend() || has_worked;
             let is_idle = step.is_idle() && !has_worked;
             if !is_idle {
                 idle_since = now;

@@ -123,6 +123,12 @@ impl Peers {
         }
     }
 
+    /// Frees buffers of what was trimmed of this core's shards but the first; whether there are more.
+    #[inline]
+    pub(super) fn tend(&mut self) -> bool {
+        self.archive.iter_mut().fold(false, |more, (_, shard)| shard.tend() || more)
+    }
+
     /// Says to other cores how this one's shards are.
     #[inline]
     pub(super) fn publish(&self, main: &Shard) {

@@ -13,6 +13,7 @@ use crate::{
         draft::{Building, Draft, PACK_BYTES, Pack, lines, take_beyond},
         error::{AppendError, Full},
         proof::{Pending, Receipt},
+        tally::Count,
     },
 };
 
@@ -102,6 +103,8 @@ impl Shard {
         if bytes.len() < PACK_BYTES {
             return self.append_short(bytes.len(), iter::once(bytes));
         }
+        let buffers = bytes.len() / self.arena.buffer_bytes() + 2;
+        self.make_room(|shard| shard.arena.free_buffers() > shard.limits.reserve + buffers);
         let mut draft = self.draft();
         draft.0.copy_in(&self.arena, self.limits.reserve, bytes)?;
         self.append(draft)
@@ -157,6 +160,7 @@ impl Shard {
         pieces: impl Iterator<Item = &'a [u8]>,
     ) -> Result<Extent, AppendError> {
         if self.pack.as_ref().is_none_or(|pack| pack.room(&self.arena) < len) {
+            self.make_room(|shard| shard.arena.free_buffers() > shard.limits.reserve);
             let buffer = take_beyond(&self.arena, self.limits.reserve)?;
             self.flush_pack();
             self.pack = Some(Pack::new(buffer));
@@ -204,6 +208,7 @@ impl Shard {
         self.counters.payload_bytes += len;
         self.counters.live_records += 1;
         self.counters.live_payload_bytes += len;
+        self.tally.add(self.next, entries, Count::of(len));
         let receipt = Receipt { seq: self.next, len, crc32c, epoch: self.epoch() };
         self.next += entries;
         Pending::new(self.id, receipt)
@@ -226,12 +231,14 @@ impl Shard {
 
     /// Refuses a piece that no record can have, or none that has so many bytes before it.
     #[inline]
-    fn admits(&self, extent: &Extent, before: u64) -> Result<(), AppendError> {
+    fn admits(&mut self, extent: &Extent, before: u64) -> Result<(), AppendError> {
         if !extent.is_in(&self.arena) {
             return Err(AppendError::Foreign);
         }
         let (len, max) = (before + extent.len() as u64, self.limits.max_record_bytes);
-        let (free, reserve) = (self.arena.free_buffers(), self.limits.reserve);
+        let reserve = self.limits.reserve;
+        self.make_room(|shard| shard.arena.free_buffers() > reserve);
+        let free = self.arena.free_buffers();
         if extent.is_empty() || len <= max && free >= reserve {
             return Ok(());
         }
@@ -243,7 +250,8 @@ impl Shard {
     }
 
     #[inline]
-    fn has_entries(&self, needed: u64) -> Result<(), AppendError> {
+    fn has_entries(&mut self, needed: u64) -> Result<(), AppendError> {
+        self.make_room(|shard| needed <= shard.free_log_entries());
         let free = self.free_log_entries();
         if needed <= free { Ok(()) } else { Err(AppendError::Full(Full::LogEntries { needed, free })) }
     }

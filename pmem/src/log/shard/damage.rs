@@ -6,6 +6,7 @@ use crate::{
     log::{
         error::CommitError,
         quarantine::{Quarantine, Quarantined},
+        tally::Count,
     },
 };
 
@@ -34,6 +35,7 @@ impl Shard {
         if let Some(info) = self.info(damage.seq) {
             self.counters.live_records = self.counters.live_records.saturating_sub(1);
             self.counters.live_payload_bytes = self.counters.live_payload_bytes.saturating_sub(info.len);
+            self.tally.take_out(info.seq, Count::of(info.len));
         }
         self.quarantined.add(damage);
         true

@@ -3,8 +3,11 @@
 use super::Shard;
 use crate::{
     format::entry::{Entry, ExtentName},
-    log::error::CommitError,
+    log::{error::CommitError, tally::Count},
 };
+
+/// Log entries whose buffers one call frees.
+const TENDED_ENTRIES: u64 = 4096;
 
 /// What a trim has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +28,10 @@ impl Shard {
     /// # Errors
     /// As [`trim`](Self::trim).
     pub fn keep_room(&mut self) -> Result<(), CommitError> {
-        let has_room = 2 * self.arena.logged_buffers() as usize <= self.arena.buffers()
-            && 2 * (self.next - self.head) <= self.log_entries();
+        // What is trimmed already makes room first.
+        let has_room = self.tend()
+            || 2 * self.arena.logged_buffers() as usize <= self.arena.buffers()
+                && 2 * (self.next - self.head) <= self.log_entries();
         if !has_room {
             self.trim(self.head + (self.committed - self.head).div_ceil(8))?;
         }
@@ -37,45 +42,83 @@ impl Shard {
     /// buffers become free; a buffer that is still referenced elsewhere becomes free with its last reference, and one
     /// that only an unreadable entry names when the store is opened again.
     ///
+    /// However many they are, this takes no longer than some do: the buffers of the first become free now, and those of
+    /// the others with appends that need them, and with each call of [`tend`](Self::tend).
+    ///
     /// # Errors
     /// [`CommitError`]: nothing was released.
     pub fn trim(&mut self, before: u64) -> Result<Trimmed, CommitError> {
         self.sound()?;
-        let mut trimmed = Trimmed { head: self.end_of_trim(before), records: 0, payload_bytes: 0 };
-        if trimmed.head == self.head {
-            return Ok(trimmed);
+        let head = self.end_of_trim(before);
+        if head == self.head {
+            return Ok(Trimmed { head, records: 0, payload_bytes: 0 });
         }
-        self.persist_header(trimmed.head)?;
-        // A record whose first entry was lost since the store was opened still counts.
-        let mut is_first = true;
-        for seq in self.head..trimmed.head {
-            let counts = !self.quarantined.holds(seq);
-            match &self.entry(seq) {
-                Ok(entry) => {
-                    if counts {
-                        trimmed.records += u64::from(entry.is_first && !entry.is_dropped);
-                        trimmed.payload_bytes += entry.payload_len();
-                    }
-                    self.release(entry);
-                    is_first = entry.is_last;
-                }
-                Err(_) => {
-                    trimmed.records += u64::from(counts && is_first);
-                    is_first = true;
-                }
-            }
-        }
-        self.quarantined.forget(self.head, trimmed.head);
-        self.head = trimmed.head;
-        self.counters.trimmed_records += trimmed.records;
-        self.counters.live_records = self.counters.live_records.saturating_sub(trimmed.records);
-        self.counters.live_payload_bytes =
-            self.counters.live_payload_bytes.saturating_sub(trimmed.payload_bytes);
+        let before_head = self.count_before(head);
+        self.persist_header(head)?;
+        let Count { records, payload_bytes } = before_head.less(self.before_head);
+        self.quarantined.forget(self.head, head);
+        (self.head, self.before_head) = (head, before_head);
+        self.counters.trimmed_records += records;
+        self.counters.live_records = self.counters.live_records.saturating_sub(records);
+        self.counters.live_payload_bytes = self.counters.live_payload_bytes.saturating_sub(payload_bytes);
         if self.head == self.next {
             // The bytes of a record whose entry was lost are not known.
             (self.counters.live_records, self.counters.live_payload_bytes) = (0, 0);
         }
-        Ok(trimmed)
+        self.tend();
+        Ok(Trimmed { head, records, payload_bytes })
+    }
+
+    /// Frees buffers of trimmed records, those of some thousand log entries at a time; whether there are more. For each
+    /// turn of a loop that does other things, too.
+    #[inline]
+    pub fn tend(&mut self) -> bool {
+        self.held < self.head && self.release_trimmed(TENDED_ENTRIES)
+    }
+
+    /// Frees the buffers of trimmed records until there is room, or nothing that is trimmed is left.
+    pub(super) fn make_room(&mut self, has_room: impl Fn(&Self) -> bool) {
+        while self.held < self.head && !has_room(self) {
+            self.release_trimmed(1);
+        }
+    }
+
+    /// Frees the buffers of so many trimmed entries; whether there are more.
+    fn release_trimmed(&mut self, entries: u64) -> bool {
+        let to = self.head.min(self.held + entries);
+        for seq in self.held..to {
+            if let Ok(entry) = &self.entry(seq) {
+                self.release(entry);
+            }
+        }
+        self.held = to;
+        self.held < self.head
+    }
+
+    /// What the tally has counted before an entry at which a record begins, or nothing does.
+    fn count_before(&self, seq: u64) -> Count {
+        let (mut from, mut count) = self.tally.before(seq);
+        if from <= self.head {
+            (from, count) = (self.head, self.before_head);
+        }
+        // A record whose first entry was lost since the store was opened still counts.
+        let mut is_first = from == self.head || self.entry(from - 1).map_or(true, |entry| entry.is_last);
+        for seq in from..seq {
+            let counts = !self.quarantined.holds(seq);
+            match &self.entry(seq) {
+                Ok(entry) => {
+                    let begins = entry.is_first && !entry.is_dropped;
+                    let found = Count { records: begins.into(), payload_bytes: entry.payload_len() };
+                    count = if counts { count.plus(found) } else { count };
+                    is_first = entry.is_last;
+                }
+                Err(_) => {
+                    count.records += u64::from(counts && is_first);
+                    is_first = true;
+                }
+            }
+        }
+        count
     }
 
     /// The first live entry after a trim: it begins a record, or cannot be read, or is not durable yet.
