@@ -14,6 +14,12 @@ const LEAST_TO_GROUPS: u64 = 8_000;
 /// Between two warnings of one kind.
 const REST: Duration = Duration::from_secs(60);
 
+/// The part of what came in that drops of a kind must be. With retransmissions and acknowledgements between them, a quarter
+/// is already a server which does not get on; and of frames that came uncut, each of which was many segments, a sixteenth.
+fn share(kind: &str) -> u64 {
+    if kind == "truncated" { 16 } else { 4 }
+}
+
 /// What was seen when the window began, and what was said lately.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -61,8 +67,7 @@ impl Watch {
         }
     }
 
-    /// Warnings about kinds of drops that a quarter of what came in fell to: with retransmissions and
-    /// acknowledgements between them, that is already a server which does not get on.
+    /// Warnings about kinds of drops that a good [part](share) of what came in fell to.
     fn dominant(&mut self, traffic: &impl Traffic, now: Instant) -> Vec<String> {
         let received = traffic.received() - self.received;
         let mut warnings = Vec::new();
@@ -72,7 +77,7 @@ impl Watch {
                 !said.iter().any(|(other, at)| *other == kind && now.duration_since(*at) < REST)
             };
             let least = if kind == "group" { LEAST_TO_GROUPS } else { LEAST };
-            if new >= least && new >= received.div_ceil(4) && has_rested(&self.said) {
+            if new >= least && new >= received.div_ceil(share(kind)) && has_rested(&self.said) {
                 self.said.retain(|(other, _)| *other != kind);
                 self.said.push((kind, now));
                 let cause = likely_cause(kind).map_or(String::new(), |cause| format!(": {cause}"));
