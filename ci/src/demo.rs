@@ -6,16 +6,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytesize::ByteSize;
 use clap::Args;
 use lab::{Connection, Curl, Lab, Pmlog, PmlogOptions, wire};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::inside;
 use crate::steps::{Step, programs, workspace};
 
 /// Room for the load of some seconds.
@@ -29,27 +27,10 @@ pub fn run() -> Result<bool> {
     let [pmlog] = programs(["pmlog"])?;
 
     let scratch = lab::scratch_directory("demo-")?;
-    let mut inside = lab::inside(&std::env::current_exe()?)?;
-    inside.arg("demo-inside").arg("--pmlog").arg(&pmlog).arg("--scratch").arg(scratch.path());
-    // A Ctrl-C reaches the process inside, too, which ends on it; this one stays to remove the folder.
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
-    let mut child = inside.spawn().context("cannot start setpriv and unshare")?;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if interrupted.load(Ordering::Relaxed) {
-            child.kill()?;
-            child.wait()?;
-            drop(scratch);
-            bail!("interrupted");
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    Ok(status.success())
+    let mut command = lab::inside(&std::env::current_exe()?)?;
+    command.arg("demo-inside").arg("--pmlog").arg(&pmlog).arg("--scratch").arg(scratch.path());
+    let ended = inside::run(&mut command)?;
+    Ok(ended.context("interrupted")?.success())
 }
 
 #[derive(Args)]
@@ -61,12 +42,9 @@ pub struct Inside {
 }
 
 /// The demo itself, as root of its own namespaces.
-pub fn run_inside(inside: &Inside) -> Result<()> {
-    // The first process of a namespace ignores signals that it does not ask for.
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::new(AtomicBool::new(true)))?;
-    }
-    let outcome = Demo::new(inside)?.play()?;
+pub fn run_inside(options: &Inside) -> Result<()> {
+    inside::end_on_signals()?;
+    let outcome = Demo::new(options)?.play()?;
     println!("\nPASS acknowledged={} recovered={} lost=0", outcome.acknowledged, outcome.recovered);
     Ok(())
 }

@@ -137,12 +137,7 @@ fn build() -> Result<PathBuf> {
     for check in ["DEBUG_ASSERTIONS", "OVERFLOW_CHECKS"] {
         command.env(format!("CARGO_PROFILE_QUICK_{check}"), "true");
     }
-    let mut output = String::new();
-    let status = lines(&mut command, |line| {
-        step.progress(line.trim());
-        output.push_str(line);
-        output.push('\n');
-    })?;
+    let (status, output) = step.follow(&mut command)?;
     ensure!(status.success(), "the fuzzer cannot be built\n{output}");
     step.end("the targets, told by the compiler where they have been");
     Ok(built.join(PLATFORM).join("quick/fuzz"))
@@ -222,14 +217,9 @@ fn keep(program: &Path, target: &str) -> Result<()> {
     let kept = corpus_of(target);
     let count = |folder: &Path| fs::read_dir(folder).map(Iterator::count);
     let before = count(&kept)?;
-    let mut output = String::new();
     let mut command = fuzzer(program, target);
     command.arg("-merge=1").arg(&kept).arg(folder("corpus")?.join(target));
-    let status = lines(&mut command, |line| {
-        step.progress(line.trim());
-        output.push_str(line);
-        output.push('\n');
-    })?;
+    let (status, output) = step.follow(&mut command)?;
     ensure!(status.success(), "the corpus of {target} cannot be merged\n{output}");
     step.end(&format!("{before} files, now {}", count(&kept)?));
     Ok(())

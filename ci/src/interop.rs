@@ -5,16 +5,14 @@ mod measure;
 mod report;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use lab::Lab;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::inside;
 use crate::setup::Packages;
 use crate::steps::programs;
 use crate::test;
@@ -123,31 +121,12 @@ pub fn run(options: &Options) -> Result<bool> {
     let executable = std::env::current_exe()?;
     // Only root may choose a congestion control that the host does not allow to all.
     let is_root = rustix::process::geteuid().is_root();
-    let mut inside = if is_root { lab::inside_as_root(&executable)? } else { lab::inside(&executable)? };
-    inside.arg("interop-inside").arg("--pmlog").arg(&pmlog).arg("--scratch").arg(scratch.path());
-    inside.arg("--results").arg(&results).args(matrix.arguments());
-    // A Ctrl-C reaches the process inside, too, which ends on it; this one stays to remove the folder.
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
-    let mut child = inside.spawn().context("cannot start setpriv and unshare")?;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            ensure!(
-                !interrupted.load(Ordering::Relaxed),
-                "interrupted; {} has what was done",
-                results.display()
-            );
-            return Ok(status.success());
-        }
-        if interrupted.load(Ordering::Relaxed) {
-            child.kill()?;
-            child.wait()?;
-            bail!("interrupted; {} has what was done", results.display());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let mut command = if is_root { lab::inside_as_root(&executable)? } else { lab::inside(&executable)? };
+    command.arg("interop-inside").arg("--pmlog").arg(&pmlog).arg("--scratch").arg(scratch.path());
+    command.arg("--results").arg(&results).args(matrix.arguments());
+    let ended = inside::run(&mut command)?;
+    let status = ended.with_context(|| format!("interrupted; {} has what was done", results.display()))?;
+    Ok(status.success())
 }
 
 #[derive(Args)]
@@ -165,12 +144,9 @@ pub struct Inside {
 }
 
 /// The comparison itself, as root of its own namespaces. Returns whether all is well.
-pub fn run_inside(inside: &Inside) -> Result<bool> {
-    // The first process of a namespace ignores signals that it does not ask for.
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::new(AtomicBool::new(true)))?;
-    }
-    let Inside { pmlog, scratch, results, matrix, .. } = inside;
+pub fn run_inside(options: &Inside) -> Result<bool> {
+    inside::end_on_signals()?;
+    let Inside { pmlog, scratch, results, matrix, .. } = options;
     let lab = Lab::enter(scratch)?;
     let bench = Bench::new(&lab, pmlog, matrix.rate * 1_000_000, matrix.duration())?;
     let cells = matrix.cells();

@@ -6,6 +6,7 @@ mod bench;
 mod demo;
 mod dpdk;
 mod fuzz;
+mod inside;
 mod interop;
 mod setup;
 mod sim;

@@ -65,14 +65,9 @@ enum Line {
 
 /// Builds and runs them. Returns whether all passed.
 pub fn run(options: &Options) -> Result<bool> {
-    let mut output = String::new();
     // JSON is all that is printed where it is asked for.
     let step = if options.json { Step::silent() } else { Step::start("build") };
-    let built = lines(test().arg("--no-run"), |line| {
-        step.progress(line.trim());
-        output.push_str(line);
-        output.push('\n');
-    })?;
+    let (built, output) = step.follow(test().arg("--no-run"))?;
     ensure!(built.success(), "the tests of stack-tcp cannot be built\n{output}");
     step.end("the simulation");
 

@@ -40,6 +40,17 @@ impl Step {
         self.spinner.set_message(message.to_owned());
     }
 
+    /// Runs a command whose lines show what the step is doing; how it ended, and all that it wrote.
+    pub fn follow(&self, command: &mut Command) -> Result<(ExitStatus, String)> {
+        let mut output = String::new();
+        let status = lines(command, |line| {
+            self.progress(line.trim());
+            output.push_str(line);
+            output.push('\n');
+        })?;
+        Ok((status, output))
+    }
+
     /// Prints a line above the running step.
     pub fn print(&self, line: &str) {
         self.spinner.suspend(|| println!("{line}"));
@@ -106,12 +117,7 @@ pub fn programs_in<const N: usize>(profile: Profile, packages: [&str; N]) -> Res
     for package in packages {
         command.args(["--package", package]);
     }
-    let mut output = String::new();
-    let status = lines(&mut command, |line| {
-        step.progress(line.trim());
-        output.push_str(line);
-        output.push('\n');
-    })?;
+    let (status, output) = step.follow(&mut command)?;
     ensure!(status.success(), "{} cannot be built\n{output}", packages.join(" and "));
     step.end(&packages.join(" and "));
     Ok(packages.map(|name| lab::target_directory().join(profile).join(name)))

@@ -80,12 +80,7 @@ impl Tally {
     /// Runs a step that says nothing unless it fails.
     fn step(&mut self, name: &str, command: &mut Command) -> Result<bool> {
         let step = Step::start(name);
-        let mut output = String::new();
-        let status = lines(command, |line| {
-            step.progress(line);
-            output.push_str(line);
-            output.push('\n');
-        })?;
+        let (status, output) = step.follow(command)?;
         if status.success() {
             step.end("ok");
         } else {

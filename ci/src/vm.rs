@@ -12,19 +12,17 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use self::fixture::Fixture;
 use self::image::{Image, PACKAGES};
 use self::qemu::{Machine, Medium, Nic};
 use self::scenarios::{MORE_PROGRAMS, SCENARIOS, Scenario};
+use crate::inside;
 use crate::setup::{self, Verbosity};
 use crate::steps::{self, Step, workspace};
 
@@ -92,40 +90,26 @@ pub fn run(options: &Options) -> Result<bool> {
     let more = MORE_PROGRAMS.iter().filter(|(name, _)| takes(name)).flat_map(|(_, programs)| *programs);
     let image = prepare(&more.copied().collect())?;
     let folder = lab::target_directory().join("vm/runs");
-    let mut inside = lab::inside(&std::env::current_exe()?)?;
-    inside.arg("vm-inside").arg("--vmlinux").arg(&image.vmlinux).arg("--initrd").arg(&image.initrd);
-    inside.arg("--folder").arg(&folder);
+    let mut command = lab::inside(&std::env::current_exe()?)?;
+    command.arg("vm-inside").arg("--vmlinux").arg(&image.vmlinux).arg("--initrd").arg(&image.initrd);
+    command.arg("--folder").arg(&folder);
     if options.shell {
-        inside.arg("--shell");
+        command.arg("--shell");
     } else {
         let cuts = options.cuts.unwrap_or(if options.all { MANY_CUTS } else { FEW_CUTS });
-        inside.args([
+        command.args([
             "--cuts",
             &cuts.to_string(),
             "--seed",
             &options.seed.unwrap_or_else(any_seed).to_string(),
         ]);
-        inside.args(chosen.iter().map(|scenario| scenario.name));
+        command.args(chosen.iter().map(|scenario| scenario.name));
     }
     // A Ctrl-C at the machine's prompt is the guest's; elsewhere it ends the namespaces with all that runs in them.
-    let interrupted = Arc::new(AtomicBool::new(false));
-    if !options.shell {
-        for signal in [SIGINT, SIGTERM] {
-            signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-        }
+    if options.shell {
+        return Ok(command.status().context("cannot start setpriv and unshare")?.success());
     }
-    let mut child = inside.spawn().context("cannot start setpriv and unshare")?;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status.success());
-        }
-        if interrupted.load(Ordering::Relaxed) {
-            child.kill()?;
-            child.wait()?;
-            bail!("interrupted");
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    Ok(inside::run(&mut command)?.context("interrupted")?.success())
 }
 
 /// Builds pmlog, pmtool and `more` programs, and the guest with all of them in it.
