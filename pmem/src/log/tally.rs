@@ -54,7 +54,9 @@ impl Tally {
     /// Counts the record that takes these entries. Between the last one and it there is none.
     #[inline]
     pub(crate) fn add(&mut self, seq: u64, entries: u64, count: Count) {
-        self.go_on(seq);
+        if seq != self.end {
+            self.go_on(seq);
+        }
         self.total = self.total.plus(count);
         self.go_on(seq + entries);
     }
@@ -62,11 +64,19 @@ impl Tally {
     /// There is no record from the last one up to this entry.
     #[inline]
     pub(crate) fn go_on(&mut self, to: u64) {
+        if (self.end ^ to) >> self.step_bits != 0 {
+            self.mark(to);
+        }
+        self.end = to;
+    }
+
+    /// Sets the marks behind the last entry that was counted, up to this one.
+    #[cold]
+    fn mark(&mut self, to: u64) {
         for mark in (self.end >> self.step_bits) + 1..=to >> self.step_bits {
             let place = self.place(mark);
             self.marks[place] = self.total;
         }
-        self.end = to;
     }
 
     /// The mark at or before an entry: where it stands, and what lies before that.

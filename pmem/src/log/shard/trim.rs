@@ -77,13 +77,22 @@ impl Shard {
     }
 
     /// Frees the buffers of trimmed records until there is room, or nothing that is trimmed is left.
+    #[inline]
     pub(super) fn make_room(&mut self, has_room: impl Fn(&Self) -> bool) {
+        if self.held < self.head {
+            self.release_until(has_room);
+        }
+    }
+
+    #[cold]
+    fn release_until(&mut self, has_room: impl Fn(&Self) -> bool) {
         while self.held < self.head && !has_room(self) {
             self.release_trimmed(1);
         }
     }
 
     /// Frees the buffers of so many trimmed entries; whether there are more.
+    #[cold]
     fn release_trimmed(&mut self, entries: u64) -> bool {
         let to = self.head.min(self.held + entries);
         for seq in self.held..to {
