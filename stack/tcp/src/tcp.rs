@@ -12,6 +12,7 @@ mod prr;
 mod rack;
 pub(crate) mod recovery;
 pub(crate) mod recv_queue;
+pub(crate) mod round;
 pub(crate) mod rtt;
 pub(crate) mod rx;
 pub(crate) mod scoreboard;

@@ -11,6 +11,7 @@ use super::pieces::PiecePool;
 use super::rack::Reordering;
 use super::recovery::Recovery;
 use super::recv_queue::RecvQueue;
+use super::round::Round;
 use super::rtt::Rtt;
 use super::scoreboard::Scoreboard;
 use super::send_pool::SendPool;
@@ -200,14 +201,75 @@ impl Happened {
 }
 
 /// What is owed to the peer in acknowledgements.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct AckState {
+    /// Since when, if one is owed.
+    since: Instant,
+    pub round: Round,
+    /// Whether one may yet wait for a second segment.
+    is_owed: bool,
     /// At the next chance.
     pub now: bool,
     /// Duplicates, one for each segment beyond a hole: the peer counts them.
     pub duplicates: u8,
-    /// At the latest.
-    pub deadline: Option<Instant>,
+    /// So many do not wait for a second segment, and pass over none: a peer that begins to send, or begins again, sends more
+    /// with each.
+    pub quick: u8,
+}
+
+/// Acknowledgements of a peer that begins to send. With one for every second segment they see it through its initial
+/// window and the next.
+const QUICK_ACKS: u8 = 16;
+
+impl AckState {
+    /// Of a connection whose payload begins at `first`.
+    fn new(first: Seq, now: Instant) -> Self {
+        let round = Round::new(first, now);
+        Self { since: now, round, is_owed: false, now: false, duplicates: 0, quick: QUICK_ACKS }
+    }
+
+    /// Owes nothing any more.
+    fn clear(&mut self) {
+        (self.is_owed, self.now, self.duplicates) = (false, false, 0);
+    }
+
+    /// The peer begins to send, or sends far more than before: so many segments that are acknowledged by pairs.
+    pub(super) fn quicken(&mut self, segments: u32) {
+        self.quick = segments.div_ceil(2).clamp(QUICK_ACKS.into(), u8::MAX.into()) as u8;
+    }
+
+    /// The peer has sent next to nothing for long, and sends again, from `first` on.
+    #[cold]
+    pub(super) fn begin_again(&mut self, first: Seq, now: Instant) {
+        (self.round, self.quick, self.now) = (Round::new(first, now), QUICK_ACKS, true);
+    }
+
+    /// One is owed before long.
+    #[inline]
+    pub(super) fn owe(&mut self, now: Instant) {
+        if !self.is_owed {
+            (self.is_owed, self.since) = (true, now);
+        }
+    }
+
+    /// One goes out.
+    #[inline]
+    pub(super) fn settle(&mut self) {
+        (self.is_owed, self.now) = (false, false);
+    }
+
+    /// Notes that one is owed now if it has waited for `delay`.
+    pub(super) fn expire(&mut self, now: Instant, delay: Duration) {
+        if self.deadline(delay).is_some_and(|deadline| deadline <= now) {
+            (self.is_owed, self.now) = (false, true);
+        }
+    }
+
+    /// When one that may wait for `delay` is owed.
+    #[inline]
+    pub(super) fn deadline(&self, delay: Duration) -> Option<Instant> {
+        self.is_owed.then(|| self.since + delay)
+    }
 }
 
 /// A segment that is being timed. What takes longer than an hour has been sent again long before, and is not timed.
@@ -347,7 +409,7 @@ impl Connection {
             rcv_adv: Seq(0),
             last_ack_sent: Seq(0),
             rcv_mss: 0,
-            ack: AckState::default(),
+            ack: AckState::new(Seq(0), now),
             clock: None,
             rcv_fin: None,
             offer: Offer::default(),
@@ -404,7 +466,7 @@ impl Connection {
         (self.snd_wnd, self.max_snd_wnd) = (0, 0);
         (self.snd_scale, self.rcv_scale) = (0, 0);
         self.rcv_mss = DEFAULT_MSS_V4.into();
-        self.ack = AckState::default();
+        self.ack = AckState::new(Seq(0), now);
         (self.clock, self.rcv_fin, self.timing) = (None, None, None);
         self.held = 0;
         self.timer = Timer::Off;
@@ -446,16 +508,24 @@ impl Connection {
         self.retries = handshake.retries;
         self.clock = handshake.clock;
         self.sacks = handshake.sacks;
-        self.agree(handshake.irs, handshake.mss, handshake.window_scale, cx.config);
+        self.agree(handshake.irs, handshake.mss, handshake.window_scale, cx.config, now);
         self.rcv_adv = self.rcv_nxt + handshake.offered;
         cx.pool.connection_opened();
         self.note_offer(cx);
     }
 
     /// Notes what the peer's SYN says.
-    pub(super) fn agree(&mut self, irs: Seq, mss: u16, window_scale: Option<u8>, config: &Config) {
+    pub(super) fn agree(
+        &mut self,
+        irs: Seq,
+        mss: u16,
+        window_scale: Option<u8>,
+        config: &Config,
+        now: Instant,
+    ) {
         self.rcv_nxt = irs + 1;
         (self.rcv_adv, self.last_ack_sent) = (self.rcv_nxt, self.rcv_nxt);
+        self.ack.round = Round::new(self.rcv_nxt, now);
         self.snd_wl1 = irs;
         self.snd_wl2 = self.snd_una;
         if let Some(shift) = window_scale {
@@ -546,7 +616,7 @@ impl Connection {
                 Some(if self.retries > 0 { self.before_patience_ends(at, cx) } else { at })
             }
         };
-        let first = match (timer, self.ack.deadline) {
+        let first = match (timer, self.ack.deadline(cx.config.delayed_ack)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
@@ -658,7 +728,7 @@ impl Connection {
         self.send.clear(cx.sending);
         self.board.clear(self.snd_nxt, &mut cx.sending.under_way);
         cx.controls.forget(&mut self.congestion);
-        self.ack = AckState::default();
+        self.ack.clear();
         self.due = Due::empty();
         self.held = 0;
     }

@@ -112,6 +112,12 @@ impl Rtt {
         Instant::from_micros(now.as_micros().saturating_add(wait_us.into()))
     }
 
+    /// The smoothed round-trip time; none before the first measurement.
+    #[inline]
+    pub(crate) fn smoothed_us(&self) -> Option<u32> {
+        self.srtt_us
+    }
+
     /// The timeout, doubled for each backoff.
     #[inline]
     pub(crate) fn timeout_us(&self) -> u64 {

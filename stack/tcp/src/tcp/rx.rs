@@ -182,7 +182,7 @@ impl Connection {
         };
         self.sacks = segment.options.sack_permitted;
         let mss = segment.options.mss.unwrap_or(default_mss(&self.key));
-        self.agree(segment.seq, mss, segment.options.window_scale, cx.config);
+        self.agree(segment.seq, mss, segment.options.window_scale, cx.config, now);
         self.mac = Some(segment.source_mac);
         // What the SYN has offered.
         self.rcv_adv = self.rcv_nxt + self.affordable(cx).min(0xffff);
@@ -282,6 +282,10 @@ impl Connection {
             }
             let (next, copied_bytes) = self.recv.fill_from_early(piece.to, cx.pieces, cx.pool.arena());
             self.rcv_nxt = next;
+            if next != piece.to {
+                // One segment has brought all this: it is no burst, and has one acknowledgement.
+                self.ack.quick = 0;
+            }
             cx.counters.copied_bytes += copied_bytes;
             self.note_early(cx);
         }
@@ -295,10 +299,12 @@ impl Connection {
             return;
         }
         // RFC 5681, section 4.2, and RFC 9293, section 3.8.6.3.
-        if fills_hole || self.rcv_nxt.since(self.last_ack_sent) >= 2 * self.rcv_mss {
+        if fills_hole || self.ack.quick > 0 || self.rcv_nxt.since(self.last_ack_sent) >= 2 * self.rcv_mss {
             self.ack.now = true;
-        } else if self.ack.deadline.is_none() {
-            self.ack.deadline = Some(now + cx.config.delayed_ack);
+        } else if self.ack.round.is_idle(now) {
+            self.ack.begin_again(piece.from, now);
+        } else {
+            self.ack.owe(now);
         }
     }
 

@@ -52,6 +52,8 @@ enum Kind {
     Probe,
     Keepalive,
     Duplicate,
+    /// Of the next two segments of those that are not acknowledged, of several pairs.
+    Pair,
     Ack,
 }
 
@@ -110,7 +112,7 @@ impl Connection {
             && self.due.is_empty()
             && !self.traits.contains(Traits::NAGLE)
             && !self.congestion.is_paced(controls)
-            && self.ack.duplicates == 0;
+            && self.ack.duplicates | self.ack.quick == 0;
         let unsent = self.send.unsent();
         if !is_usual || unsent > self.mss {
             return None;
@@ -149,6 +151,9 @@ impl Connection {
             State::SynSent | State::SynReceived => return self.plan_handshake(),
             _ => {}
         }
+        if self.owes_pair() {
+            return Some(self.bare(Kind::Pair, self.bare_seq()));
+        }
         if self.ack.duplicates > 0 {
             return Some(self.bare(Kind::Duplicate, self.bare_seq()));
         }
@@ -183,6 +188,12 @@ impl Connection {
         }
         let owes = self.state == State::SynReceived && self.ack.now;
         owes.then(|| self.bare(Kind::Ack, self.snd_nxt))
+    }
+
+    /// Whether a peer that begins to send, or sends more and more, is owed an acknowledgement before the last one: what a
+    /// burst has brought is acknowledged by pairs of segments, as if each had come alone.
+    fn owes_pair(&self) -> bool {
+        self.ack.quick > 0 && self.acknowledges().since(self.last_ack_sent) >= 4 * self.rcv_mss
     }
 
     #[inline]
@@ -367,10 +378,14 @@ impl Connection {
             return self.report_in_syn(plan, edge, now, cx);
         }
         let timestamp = self.timestamp(now, plan.flags);
-        let (window, edge) = self.window_to(edge, self.rcv_scale);
+        let ack = match plan.kind {
+            Kind::Pair => self.last_ack_sent + 2 * self.rcv_mss,
+            _ => self.acknowledges(),
+        };
+        let (window, edge) = self.window_to(edge, ack, self.rcv_scale);
         let sack = if self.recv.early.is_empty() { None } else { self.sack(plan) };
         let options = Options { timestamp, sack, ..Options::default() };
-        Report { ack: self.acknowledges(), window, options, edge }
+        Report { ack, window, options, edge }
     }
 
     /// The blocks of what is here beyond a hole, as many as have room (RFC 2018, section 4). A segment that is full of
@@ -402,7 +417,7 @@ impl Connection {
             return Report { ack: Seq(0), window: window as u16, options, edge: self.rcv_adv };
         }
         // RFC 7323, section 2.2: the window in a SYN is not scaled.
-        let (window, edge) = self.window_to(edge, 0);
+        let (window, edge) = self.window_to(edge, self.acknowledges(), 0);
         Report { ack: self.acknowledges(), window, options, edge }
     }
 
@@ -414,10 +429,9 @@ impl Connection {
         })
     }
 
-    /// The window up to `edge` as it stands in a header, and the edge that it offers.
+    /// The window from `ack` up to `edge` as it stands in a header, and the edge that it offers.
     #[inline]
-    fn window_to(&self, edge: Seq, scale: u8) -> (u16, Seq) {
-        let ack = self.acknowledges();
+    fn window_to(&self, edge: Seq, ack: Seq, scale: u8) -> (u16, Seq) {
         let window = (edge.since(ack) >> scale).min(0xffff);
         // Rounding down moves the edge that the peer sees left by less than one unit, which RFC 7323,
         // section 2.4, allows; what was offered before is still taken.
@@ -447,7 +461,7 @@ impl Connection {
     /// 5681, section 2).
     #[inline]
     pub(crate) fn edge(&self, cx: &Context<'_>) -> Seq {
-        let has_moved = self.has_taken || self.rcv_nxt != self.last_ack_sent;
+        let has_moved = self.has_taken || self.acknowledges() != self.last_ack_sent;
         if has_moved { self.best_edge(cx) } else { self.rcv_adv }
     }
 
@@ -460,6 +474,25 @@ impl Connection {
         let whole = buffered.min(cx.config.rx_window_bytes);
         let step = self.peer_segment_bytes().min(whole as u32 / 2);
         if edge.after(self.rcv_adv) && edge.since(self.rcv_adv) >= step { edge } else { self.rcv_adv }
+    }
+
+    /// Looks once in a round trip at what has come in it.
+    #[inline]
+    pub(crate) fn follow_arrivals(&mut self, now: Instant) {
+        if self.ack.round.counts(self.rcv_nxt) {
+            self.end_round(now);
+        }
+    }
+
+    #[cold]
+    fn end_round(&mut self, now: Instant) {
+        let taken = self.rcv_nxt.back(self.recv.ready_bytes());
+        let answers = self.ack.round.has_begun_by(self.last_sent);
+        let Some(rate) = self.ack.round.end(taken, self.rtt.smoothed_us(), now) else { return };
+        if rate.grows && rate.bytes >= 4 * self.rcv_mss && !answers {
+            // In the next round trip it sends twice as much.
+            self.ack.quicken(2 * (rate.bytes / self.rcv_mss));
+        }
     }
 
     /// Whether the peer should hear of a window that has opened up to `edge` since it last did: when it can send at
@@ -494,11 +527,10 @@ impl Connection {
         if plan.flags.contains(Flags::ACK) {
             self.last_ack_sent = report.ack;
             self.has_taken = false;
-            self.ack.now = false;
+            self.ack.settle();
             if !self.recv.early.is_empty() {
                 self.ack.now = self.recv.early.told(report.options.sack.is_some());
             }
-            self.ack.deadline = None;
             if self.rcv_adv != report.edge {
                 self.rcv_adv = report.edge;
                 self.note_offer(cx);
@@ -506,12 +538,13 @@ impl Connection {
         }
         match plan.kind {
             Kind::Data => self.sent_data(plan, end, now, cx),
-            Kind::Ack => {}
+            Kind::Ack => self.ack.quick = self.ack.quick.saturating_sub(1),
             _ => self.sent_unusual(plan, end, now, cx),
         }
     }
 
     fn sent_unusual(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
+        self.ack.quick = self.ack.quick.saturating_sub(1);
         match plan.kind {
             Kind::Syn => {
                 self.due -= Due::SYN;
@@ -545,12 +578,15 @@ impl Connection {
                 self.keepalive_probes = self.keepalive_probes.saturating_add(1);
             }
             Kind::Duplicate => self.ack.duplicates -= 1,
+            Kind::Pair => self.ack.now = true,
             Kind::Data | Kind::Ack => {}
         }
     }
 
     #[inline]
     fn sent_data(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
+        // What answers follows requests, and takes their acknowledgements along.
+        self.ack.quick = 0;
         self.last_sent = now;
         let sending = Sending {
             now_us: now.as_micros() as u32,
@@ -608,9 +644,7 @@ impl Connection {
 
     /// Lets the timers that are due fire.
     pub(crate) fn expire(&mut self, now: Instant, cx: &mut Context<'_>) -> Outcome {
-        if self.ack.deadline.is_some_and(|at| at <= now) {
-            (self.ack.deadline, self.ack.now) = (None, true);
-        }
+        self.ack.expire(now, cx.config.delayed_ack);
         if self.is_given_up(now, cx) {
             return Outcome::Closed(CloseReason::TimedOut);
         }

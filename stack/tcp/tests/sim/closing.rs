@@ -117,6 +117,7 @@ fn two_of_ours_open_at_once_and_talk() {
 fn rfc9293_3_10_7_4_a_reset_ends_the_connection() {
     let (mut s, conn) = Script::open(Version::V4);
     s.send(data(1, 1, b"unread"));
+    s.expect(seg(ACK, 1, 7));
     s.send(seg(RST, 7, 0));
     let mut last = None;
     while let Some(event) = s.event() {

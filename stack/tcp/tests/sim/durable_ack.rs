@@ -202,6 +202,7 @@ fn another_listener_acknowledges_what_arrives() {
     s.local.at.set_port(81);
     let conn = s.open_with(seg(SYN, 0, 0).mss(1_000));
     s.send(data(1, 1, &[7; 1_000]));
+    s.expect(seg(ACK, 1, 1_001));
     s.send(data(1_001, 1, &[7; 1_000]));
     s.expect(seg(ACK, 1, 2_001));
     acknowledge(&mut s, conn, 2_000);

@@ -1,5 +1,6 @@
 //! The proof of the TCP/IP core: hosts on a simulated link, in virtual time.
 
+mod acks;
 mod attacks;
 mod closing;
 mod congestion;
