@@ -81,15 +81,15 @@ pub fn run(options: &Options) -> Result<bool> {
         if options.target.is_empty() { TARGETS.map(str::to_owned).to_vec() } else { options.target.clone() };
     if let Some(file) = &options.replay {
         let [target] = &chosen[..] else { bail!("--replay needs --target: one of {}", TARGETS.join(", ")) };
-        return replay(&build()?, target, file);
+        return replay(&build(options.json)?, target, file);
     }
-    let program = build()?;
+    let program = build(options.json)?;
     if options.keep {
         return chosen.iter().try_for_each(|target| keep(&program, target)).map(|()| true);
     }
     let seconds = (options.seconds / chosen.len() as u32).max(1);
     let outcomes: Vec<_> =
-        chosen.iter().map(|target| fuzz(&program, target, seconds, options.seed)).collect::<Result<_>>()?;
+        chosen.iter().map(|target| fuzz(&program, target, seconds, options)).collect::<Result<_>>()?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&outcomes)?);
     } else {
@@ -118,8 +118,8 @@ fn corpus_of(target: &str) -> PathBuf {
 }
 
 /// Builds the fuzzer, with checks of arithmetic and assertions on.
-fn build() -> Result<PathBuf> {
-    let step = Step::start("build");
+fn build(is_json: bool) -> Result<PathBuf> {
+    let step = Step::start_beside("build", is_json);
     let built = folder("build")?;
     let mut command = cargo();
     command.args([
@@ -150,13 +150,13 @@ fn fuzzer(program: &Path, target: &str) -> Command {
     command
 }
 
-fn fuzz(program: &Path, target: &str, seconds: u32, seed: Option<u32>) -> Result<Outcome> {
-    let step = Step::start(target);
+fn fuzz(program: &Path, target: &str, seconds: u32, options: &Options) -> Result<Outcome> {
+    let step = Step::start_beside(target, options.json);
     let mut outcome = Outcome { target: target.to_owned(), runs: 0, coverage: 0, corpus: 0, found: None };
     let mut command = fuzzer(program, target);
     command.args([format!("-max_total_time={seconds}"), "-print_final_stats=1".to_owned()]);
     command.arg(format!("-artifact_prefix={}/{target}-", folder("found")?.display()));
-    command.args(seed.map(|seed| format!("-seed={seed}")));
+    command.args(options.seed.map(|seed| format!("-seed={seed}")));
     // What is new goes to the first of the folders.
     command.arg(folder("corpus")?.join(target)).arg(corpus_of(target));
     fs::create_dir_all(folder("corpus")?.join(target))?;

@@ -65,8 +65,7 @@ enum Line {
 
 /// Builds and runs them. Returns whether all passed.
 pub fn run(options: &Options) -> Result<bool> {
-    // JSON is all that is printed where it is asked for.
-    let step = if options.json { Step::silent() } else { Step::start("build") };
+    let step = Step::start_beside("build", options.json);
     let (built, output) = step.follow(test().arg("--no-run"))?;
     ensure!(built.success(), "the tests of stack-tcp cannot be built\n{output}");
     step.end("the simulation");

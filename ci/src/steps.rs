@@ -14,25 +14,25 @@ pub struct Step {
     started: Instant,
     spinner: ProgressBar,
     is_ended: bool,
-    is_silent: bool,
+    /// Whether standard output is for something else, so that it is told on standard error.
+    is_aside: bool,
 }
 
 impl Step {
     /// Starts a step.
     pub fn start(name: &str) -> Self {
+        Self::start_beside(name, false)
+    }
+
+    /// Starts a step beside JSON, if that is what is printed: of the step only standard error tells then.
+    pub fn start_beside(name: &str, is_json: bool) -> Self {
         let spinner = ProgressBar::new_spinner()
             .with_style(
                 ProgressStyle::with_template("{spinner} {prefix:<10} {wide_msg}").expect("a valid template"),
             )
             .with_prefix(name.to_owned());
         spinner.enable_steady_tick(Duration::from_millis(100));
-        Self { name: name.to_owned(), started: Instant::now(), spinner, is_ended: false, is_silent: false }
-    }
-
-    /// A step of which nothing is said.
-    pub fn silent() -> Self {
-        let spinner = ProgressBar::hidden();
-        Self { name: String::new(), started: Instant::now(), spinner, is_ended: false, is_silent: true }
+        Self { name: name.to_owned(), started: Instant::now(), spinner, is_ended: false, is_aside: is_json }
     }
 
     /// What it is doing just now.
@@ -53,7 +53,7 @@ impl Step {
 
     /// Prints a line above the running step.
     pub fn print(&self, line: &str) {
-        self.spinner.suspend(|| println!("{line}"));
+        self.spinner.suspend(|| self.say(line));
     }
 
     /// Ends the step with what came of it.
@@ -64,10 +64,12 @@ impl Step {
     fn report(&mut self, result: &str) {
         self.is_ended = true;
         self.spinner.finish_and_clear();
-        if self.is_silent {
-            return;
-        }
-        println!("{:>7.1} s  {:<10} {result}", self.started.elapsed().as_secs_f64(), self.name);
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.say(&format!("{seconds:>7.1} s  {:<10} {result}", self.name));
+    }
+
+    fn say(&self, line: &str) {
+        if self.is_aside { eprintln!("{line}") } else { println!("{line}") }
     }
 }
 
