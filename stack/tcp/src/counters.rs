@@ -31,6 +31,8 @@ pub struct Counters {
     pub undone: u64,
     /// Probes for losses at the tail.
     pub tail_probes: u64,
+    /// Connections whose segments were taken for too long for their path, as often as that was so (RFC 4821).
+    pub black_holes: u64,
     /// Window probes sent.
     pub window_probes: u64,
     /// Segments that arrived ahead of a hole.

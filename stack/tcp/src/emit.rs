@@ -70,6 +70,18 @@ impl Header<'_> {
         }
     }
 
+    /// As [`begin`](Self::begin), for a packet of IPv4 that routers may divide, whose pieces are told by `ident`.
+    #[cold]
+    pub(crate) fn begin_divisible(&self, ident: u16, head: &mut Vec<u8>) -> Layout {
+        let layout = self.begin_any(head);
+        if !layout.v6 {
+            let mut packet = Ipv4Packet::new_unchecked(&mut head[ETHERNET_HEADER_BYTES..]);
+            packet.set_dont_frag(false);
+            packet.set_ident(ident);
+        }
+        layout
+    }
+
     /// As [`begin`](Self::begin), whatever the options.
     fn begin_any(&self, head: &mut Vec<u8>) -> Layout {
         let mut option_bytes = [0; MAX_OPTION_BYTES];

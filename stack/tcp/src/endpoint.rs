@@ -27,6 +27,7 @@ use crate::limit::{HostLimits, Rate, RateLimit};
 use crate::listen::Listeners;
 use crate::neighbor::{Hearsay, MAX_NEIGHBORS, Neighbors, VALID, VALID_IN_DOUBT};
 use crate::net::{CloseReason, ConnId};
+use crate::path_mtu::Paths;
 use crate::reassembly::{Reassembly, Whole};
 use crate::route::Routes;
 use crate::steer::Steering;
@@ -129,6 +130,10 @@ pub struct Endpoint {
     /// Connections whose next hop is being asked for since it may have moved.
     doubted: Vec<u32>,
     iface: Iface,
+    /// Paths that take less than the link.
+    paths: Paths,
+    /// What the next packet that may be divided is told apart by.
+    divisible_ident: u16,
     reassembly: Reassembly,
     /// What was last put together, if another core is to get it.
     whole: Option<Whole>,
@@ -247,6 +252,8 @@ impl Endpoint {
             controls: Controls::new(config.congestion, config.pacing, config.max_connections),
             counters: Counters::default(),
             iface: Iface::new(&config, &local),
+            paths: Paths::new(&config.isn_secret.map(|byte| byte ^ 0xa5)),
+            divisible_ident: 0,
             reassembly: Reassembly::new(),
             whole: None,
             arena,

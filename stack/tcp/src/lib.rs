@@ -21,6 +21,7 @@ mod iface;
 mod limit;
 mod listen;
 mod neighbor;
+mod path_mtu;
 mod reassembly;
 mod route;
 #[cfg(feature = "sim")]

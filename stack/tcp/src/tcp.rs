@@ -7,6 +7,7 @@ pub(crate) mod early;
 mod expected;
 pub(crate) mod isn;
 pub(crate) mod options;
+pub(crate) mod path;
 pub(crate) mod pieces;
 mod prr;
 mod rack;

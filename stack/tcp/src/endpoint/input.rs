@@ -308,8 +308,13 @@ impl Endpoint {
         }
         match error.what {
             Complaint::TooBig(mtu) => {
+                let told = u16::try_from(mtu).unwrap_or(u16::MAX);
+                let destination = error.key.remote_ip();
                 if connection.path_mtu(mtu) {
+                    self.paths.narrowed(destination, told, self.now);
                     self.settle(index);
+                } else if let Some(path) = self.paths.find(destination, self.now) {
+                    path.told(&error.key, told);
                 }
             }
             // Soft for anything but a connection that has never been answered (RFC 5461, section 3.1 is about

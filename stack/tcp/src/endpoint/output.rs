@@ -60,7 +60,11 @@ impl Endpoint {
             self.send_replies(sink)?;
         }
         while let Some(&index) = self.output.front() {
-            let more = self.send_from(index, sink)?;
+            // Few paths take less than the link, so that the others are not burdened with it.
+            let more = match self.places[index as usize].connection.heeds_path() {
+                true => self.send_by_path(index, sink)?,
+                false => self.send_from::<S, false>(index, sink)?,
+            };
             self.output.pop_front();
             if more {
                 self.output.push_back(index);
@@ -94,8 +98,19 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Sends a connection's segments; true if there are more than its turn allows.
-    fn send_from<S: FrameSink>(&mut self, index: u32, sink: &mut S) -> Result<bool, SinkFull> {
+    /// As [`send_from`](Self::send_from), for a connection whose path may take less than the link.
+    #[cold]
+    fn send_by_path<S: FrameSink>(&mut self, index: u32, sink: &mut S) -> Result<bool, SinkFull> {
+        self.send_from::<S, true>(index, sink)
+    }
+
+    /// Sends a connection's segments; true if there are more than its turn allows. Only if it `HEEDS_PATH` may its path take
+    /// less than the link.
+    fn send_from<S: FrameSink, const HEEDS_PATH: bool>(
+        &mut self,
+        index: u32,
+        sink: &mut S,
+    ) -> Result<bool, SinkFull> {
         let now = self.now;
         let connection = &mut self.places[index as usize].connection;
         let mut cx = Context {
@@ -117,10 +132,22 @@ impl Endpoint {
         if has_taken {
             connection.window_opened(edge);
         }
+        let mut longer = None;
+        if HEEDS_PATH {
+            longer = connection.probe_path(&mut self.paths, now, cx.sending, cx.controls);
+        }
+        let divides = HEEDS_PATH && connection.is_divisible();
+        // What may be divided has to be told apart, packet by packet.
+        let cuts = cx.config.tx_segmentation && !divides;
         let mut left = QUANTUM;
         while left > 0 {
-            let Some(plan) = connection.plan(now, cx.config.tx_segmentation, cx.sending, cx.controls) else {
-                return Ok(false);
+            let longer = if HEEDS_PATH { longer.take() } else { None };
+            let plan = match longer {
+                Some(longer) => longer,
+                None => match connection.plan(now, cuts, cx.sending, cx.controls) {
+                    Some(plan) => plan,
+                    None => return Ok(false),
+                },
             };
             let Some(mac) = connection.mac else { return Ok(false) };
             let report = connection.report(&plan, edge, now, &cx);
@@ -135,7 +162,12 @@ impl Endpoint {
                 options: report.options,
                 traffic_class: cx.config.dscp << 2,
             };
-            let layout = header.begin(plan.len as usize, &mut self.head);
+            let layout = if divides {
+                self.divisible_ident = self.divisible_ident.wrapping_add(1);
+                header.begin_divisible(self.divisible_ident, &mut self.head)
+            } else {
+                header.begin(plan.len as usize, &mut self.head)
+            };
             self.pieces.clear();
             connection.send.gather(plan.from, plan.len, &mut self.head, &mut self.pieces, cx.sending);
             let checksum = layout.complete(&mut self.head, &self.pieces, cx.config.tx_checksum_offload);
@@ -145,6 +177,13 @@ impl Endpoint {
             self.pieces.clear();
             sent?;
             connection.sent(&plan, &report, now, &mut cx);
+            if HEEDS_PATH
+                && plan.len > 0
+                && let Some(path) = self.paths.find(connection.key.remote_ip(), now)
+                && let Some(bytes) = path.sent(&connection.key, (plan.seq, plan.seq + plan.len), now)
+            {
+                connection.path_probe_was_lost(bytes, cx.controls);
+            }
             cx.counters.frames_out += 1;
             let segments = plan.segments();
             cx.counters.segments_out += u64::from(segments);
@@ -189,10 +228,14 @@ impl Endpoint {
             match self.timer_of(timer) {
                 TimerOf::Connection(index) => {
                     self.places[index as usize].wakes_at = NEVER;
-                    let (outcome, unanswered) = self.with(index, |connection, cx| {
+                    let (outcome, unanswered, before) = self.with(index, |connection, cx| {
+                        let before = connection.unanswered();
                         let outcome = connection.expire(now, cx);
-                        (outcome, connection.unanswered())
+                        (outcome, connection.unanswered(), before)
                     });
+                    if outcome == Outcome::Goes && unanswered > before {
+                        self.suspect_path(index);
+                    }
                     if outcome == Outcome::Goes && unanswered > 0 {
                         self.doubt(index, unanswered);
                     }
@@ -205,6 +248,17 @@ impl Endpoint {
                 TimerOf::Claim => self.go_on_claiming(),
                 TimerOf::Iface => self.expire_iface(),
             }
+        }
+    }
+
+    /// Has a connection whose segments seem to be too long for its path send shorter ones.
+    fn suspect_path(&mut self, index: u32) {
+        let connection = &mut self.places[index as usize].connection;
+        if let Some(mtu) = connection.suspects_black_hole()
+            && connection.path_mtu(mtu.into())
+        {
+            self.counters.black_holes += 1;
+            self.paths.suspected(connection.key.remote_ip(), mtu, self.now);
         }
     }
 

@@ -135,6 +135,8 @@ pub(crate) struct Connection {
     pub(super) reordering: Reordering,
     /// Since when the peer has acknowledged nothing, once something was sent again: the low bits of the millisecond.
     pub(super) stalled_ms: u32,
+    /// Most payload bytes of a segment if its path takes them.
+    pub(super) full_mss: u16,
     /// Bytes in order that are not acknowledged yet, since they are not durable.
     pub(super) held: u32,
 }
@@ -180,6 +182,10 @@ bitflags::bitflags! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) struct Traits: u8 {
         const NAGLE = 1;
+        /// Its path may take less than its peer and this link.
+        const NARROW = 4;
+        /// Its packets may be divided on the way: the path takes next to nothing.
+        const DIVISIBLE = 8;
         const DURABLE_ACK = 2;
     }
 }
@@ -395,6 +401,7 @@ impl Connection {
             traits: Traits::empty(),
             profile: Profile::DEFAULT,
             own_mss: own_mss(config, false),
+            full_mss: 0,
             snd_una: Seq(0),
             snd_nxt: Seq(0),
             snd_max: Seq(0),
@@ -487,6 +494,9 @@ impl Connection {
         self.profile = profile;
         self.traits.set(Traits::NAGLE, options.nagle);
         self.traits.set(Traits::DURABLE_ACK, options.durable_ack);
+        // Nobody has asked yet what is known of its path.
+        self.traits |= Traits::NARROW;
+        self.traits -= Traits::DIVISIBLE;
     }
 
     /// Begins an active open.
@@ -542,22 +552,7 @@ impl Connection {
         let options = self.option_bytes();
         let mss = u32::from(peer).min(own_mss(config, self.key.is_v4()).into());
         self.mss = mss.saturating_sub(options).max(LEAST_MSS);
-    }
-
-    /// Lowers the size of segments to what a path takes; true if that changed anything.
-    pub(crate) fn path_mtu(&mut self, mtu: u32) -> bool {
-        // RFC 1191, section 3, and RFC 8200, section 5: what is below these minima is not believed.
-        let (least, headers) = if self.key.is_v4() { (552, 40) } else { (1280, 60) };
-        let mss = mtu.max(least) - headers - self.option_bytes();
-        if mss >= self.mss {
-            return false;
-        }
-        self.mss = mss;
-        if self.is_synchronized() && self.state != State::SynReceived {
-            // What was longer did not get through.
-            self.lose_all();
-        }
-        true
+        self.full_mss = self.mss as u16;
     }
 
     /// Whether a number belongs to data in flight: what ICMP messages must quote (RFC 5927, section 4.1).

@@ -4,7 +4,7 @@
 
 use stack_net::time::Instant;
 
-use super::congestion::Loss;
+use super::congestion::{Controls, Loss};
 use super::connection::{Connection, Context, Due, Timer};
 use super::options::{Block, SackBlocks};
 use super::prr::Prr;
@@ -295,6 +295,22 @@ impl Connection {
         self.congestion.on_undo(cx.controls);
         self.end_recovery();
         self.rtt.backoff = 0;
+    }
+
+    /// A segment of so many bytes was longer than the path takes, and is being sent again in shorter ones. If nothing else is
+    /// lost, that says nothing of congestion (RFC 4821, section 7.2). Where losses show by duplicates, the recovery has to
+    /// find the rest of it.
+    #[cold]
+    pub(crate) fn path_probe_was_lost(&mut self, bytes: u32, controls: &mut Controls) {
+        let is_all = self.recovery.doubt.contains(Doubt::RECOVERY) && self.board.lost() < bytes;
+        if !is_all || self.goes_by_duplicates() {
+            return;
+        }
+        if let Some(notes) = self.board.notes_mut() {
+            notes.undo = None;
+        }
+        self.congestion.on_undo(controls);
+        self.end_recovery();
     }
 
     /// All that was under way when the loss was found is acknowledged.

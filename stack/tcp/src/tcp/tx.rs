@@ -364,6 +364,12 @@ impl Connection {
         Plan { flags: self.data_flags(fin, len), from, len, ..self.bare(Kind::Probe, self.snd_nxt) }
     }
 
+    /// A segment of so much new data.
+    pub(super) fn plan_data(&self, len: u32) -> Plan {
+        let (flags, from) = (self.data_flags(false, len), self.send.cursor());
+        Plan { flags, from, len, ..self.bare(Kind::Data, self.snd_nxt) }
+    }
+
     fn data_flags(&self, fin: bool, len: u32) -> Flags {
         let mut flags = Flags::ACK;
         flags.set(Flags::FIN, fin);

@@ -23,6 +23,7 @@ mod moving;
 mod neighbours;
 mod ours;
 mod packetdrill;
+mod path_mtu;
 mod places;
 mod reassembly;
 mod sack;

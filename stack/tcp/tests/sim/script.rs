@@ -27,6 +27,8 @@ pub struct Script {
     pub remote_iss: u32,
     /// Whether the remote answers questions for its own address.
     pub answers_for_itself: bool,
+    /// The identifications of segments over IPv4 that routers may divide.
+    pub divisible: Vec<u16>,
     stack_timestamp: Option<u32>,
     last_receiver: Option<Side>,
     port: Port,
@@ -62,6 +64,7 @@ impl Script {
             stack_iss: 0,
             remote_iss: REMOTE_ISS,
             answers_for_itself: true,
+            divisible: Vec::new(),
             stack_timestamp: None,
             last_receiver: None,
             port,
@@ -199,6 +202,9 @@ impl Script {
             {
                 self.port.send(self.clock.now(), answer);
             } else if let Some((from, to, mut segment)) = Seg::parse(&frame) {
+                if frame[12..14] == [8, 0] && frame[20] & 0x40 == 0 {
+                    self.divisible.push(u16::from_be_bytes([frame[18], frame[19]]));
+                }
                 self.last_receiver = Some(to);
                 assert_eq!(from.mac, self.local.mac, "the stack sends with its own address");
                 if segment.has(SYN) {
