@@ -45,6 +45,7 @@ impl WindowPool {
         &self.arena
     }
 
+    #[inline]
     fn free_buffers(&self) -> usize {
         self.arena.free_buffers()
     }
@@ -65,6 +66,7 @@ impl WindowPool {
     }
 
     /// Notes that a connection's open window takes `buffers` buffers.
+    #[inline]
     pub(crate) fn set(&mut self, offer: &mut Offer, buffers: usize) {
         self.offered = self.offered - offer.open as usize + buffers;
         offer.open = buffers as u32;

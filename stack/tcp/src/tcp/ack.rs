@@ -67,13 +67,13 @@ impl Connection {
             return Outcome::Goes;
         }
         self.board.count(&news, now_us);
-        ack.rtt_us = self.measure(now, &heard, &news, ack.advances);
+        ack.rtt_us = self.measure(now, &heard, news.rtt_us, ack.advances);
         self.in_doubt(now, &heard, &ack, &news, cx);
         self.after_acknowledgement(&passed, cx)
     }
 
     /// More is acknowledged while [all is calm](super::recovery::Recovery::is_calm).
-    #[inline]
+    #[inline(always)]
     pub(super) fn new_data_acknowledged(
         &mut self,
         now: Instant,
@@ -83,22 +83,28 @@ impl Connection {
         let before = self.snd_una;
         let now_us = now.as_micros() as u32;
         let passed = self.pass(heard.ack, cx);
-        let news = self.board.acknowledge_one(heard.ack, now_us).unwrap_or_else(|| {
-            let mut news = Delivered::default();
-            self.board.acknowledge(heard.ack, now_us, &mut news);
-            self.board.count(&news, now_us);
-            news
-        });
+        let (bytes, measured_us) = match self.board.acknowledge_one(heard.ack, now_us) {
+            Some((bytes, rtt_us)) => (bytes, Some(rtt_us)),
+            None => self.acknowledge_several(heard.ack, now_us),
+        };
         self.recovery.progressed(heard.ack);
-        let rtt_us = self.measure(now, heard, &news, true);
-        self.congestion_acked(now, before, news.bytes, rtt_us, cx);
+        let rtt_us = self.measure(now, heard, measured_us, true);
+        self.congestion_acked(now, before, bytes, rtt_us, cx);
         self.restart_timer(now);
         self.take_window(heard);
         self.after_acknowledgement(&passed, cx)
     }
 
+    /// What is acknowledged may be of several runs: its bytes, and the round trip that it measures.
+    fn acknowledge_several(&mut self, ack: Seq, now_us: u32) -> (u32, Option<u32>) {
+        let mut news = Delivered::default();
+        self.board.acknowledge(ack, now_us, &mut news);
+        self.board.count(&news, now_us);
+        (news.bytes, news.rtt_us)
+    }
+
     /// All before `ack` is acknowledged, and more than was before.
-    #[inline]
+    #[inline(always)]
     fn pass(&mut self, ack: Seq, cx: &mut Context<'_>) -> Passed {
         let acked = ack.since(self.snd_una);
         let queued = self.send.len();
@@ -120,25 +126,29 @@ impl Connection {
         cx: &mut Context<'_>,
     ) {
         if self.congestion.was_full(before, self.snd_una) {
-            let acked = Acked {
-                now,
-                mss: self.mss,
-                bytes,
-                ack: self.snd_una,
-                sent_to: self.snd_max,
-                rtt_us,
-                srtt_us: self.rtt.srtt_us(),
-            };
-            self.congestion.on_ack(&acked, cx.controls);
+            self.tell_congestion(now, bytes, rtt_us, cx);
         }
     }
 
+    fn tell_congestion(&mut self, now: Instant, bytes: u32, rtt_us: Option<u32>, cx: &mut Context<'_>) {
+        let acked = Acked {
+            now,
+            mss: self.mss,
+            bytes,
+            ack: self.snd_una,
+            sent_to: self.snd_max,
+            rtt_us,
+            srtt_us: self.rtt.srtt_us(),
+        };
+        self.congestion.on_ack(&acked, cx.controls);
+    }
+
     /// Draws the consequences of an acknowledgement for the application and the state.
-    #[inline]
+    #[inline(always)]
     fn after_acknowledgement(&mut self, passed: &Passed, cx: &mut Context<'_>) -> Outcome {
         self.board.rest(&mut cx.sending.under_way);
-        if passed.has_data
-            && self.wants_room.get()
+        if self.wants_room.get()
+            && passed.has_data
             && self.sends()
             && self.send.is_roomy(self.most_in_flight(), cx.sending)
         {
@@ -175,9 +185,9 @@ impl Connection {
 
     /// Takes in how long the answer took. What was sent once is timed to the microsecond; else its timestamp tells (RFC
     /// 7323, section 4). Without either a timeout stays doubled until data that was sent once is acknowledged (Karn).
-    #[inline]
-    fn measure(&mut self, now: Instant, heard: &Heard, news: &Delivered, advances: bool) -> Option<u32> {
-        let rtt_us = match (news.rtt_us, &self.clock, heard.timestamp) {
+    #[inline(always)]
+    fn measure(&mut self, now: Instant, heard: &Heard, timed_us: Option<u32>, advances: bool) -> Option<u32> {
+        let rtt_us = match (timed_us, &self.clock, heard.timestamp) {
             (Some(rtt_us), _, _) => rtt_us,
             (None, Some(clock), Some(timestamp)) if advances && timestamp.echo != 0 => {
                 clock.now(now).wrapping_sub(timestamp.echo).saturating_mul(1000)
@@ -187,7 +197,8 @@ impl Connection {
         if rtt_us >= PLAUSIBLE_RTT_US {
             return None;
         }
-        let per_window = self.flight().div_ceil(2 * self.mss);
+        let (flight, per_measurement) = (self.flight(), 2 * self.mss);
+        let per_window = if flight <= per_measurement { 1 } else { flight.div_ceil(per_measurement) };
         self.rtt.measured(rtt_us, per_window, now.as_micros() as u32);
         Some(rtt_us)
     }
@@ -196,8 +207,7 @@ impl Connection {
     pub(super) fn measure_handshake(&mut self, now: Instant, heard: &Heard) {
         let timed = self.timing.take().filter(|timed| self.snd_una.at_or_after(timed.end));
         let rtt_us = timed.and_then(|timed| timed.micros_until(now).try_into().ok());
-        let news = Delivered { rtt_us, ..Delivered::default() };
-        self.measure(now, heard, &news, true);
+        self.measure(now, heard, rtt_us, true);
     }
 
     /// SND.WND from the newest segment (RFC 9293, section 3.10.7.4), of those that acknowledge all that is acknowledged.

@@ -565,6 +565,7 @@ impl Connection {
     }
 
     /// Bytes that were sent and are not acknowledged.
+    #[inline]
     pub(super) fn flight(&self) -> u32 {
         self.snd_nxt.since(self.snd_una)
     }
@@ -603,6 +604,7 @@ impl Connection {
     }
 
     /// When the earliest of the connection's timers is due.
+    #[inline]
     pub(crate) fn next_deadline(&self, cx: &Context<'_>) -> Option<Instant> {
         let timer = match self.timer {
             Timer::Off => self.keepalive_deadline(cx),
@@ -684,6 +686,7 @@ impl Connection {
     }
 
     /// Notes how many buffers the open window takes.
+    #[inline]
     pub(crate) fn note_offer(&mut self, cx: &mut Context<'_>) {
         let open = self.rcv_adv.since(self.rcv_nxt);
         let buffers = open.div_ceil(self.peer_segment_bytes());

@@ -146,6 +146,7 @@ impl EarlyQueue {
     }
 
     /// Buffers that are held here.
+    #[inline]
     pub(crate) fn buffers(&self) -> usize {
         self.list.as_ref().map_or(0, |list| list.buffers)
     }

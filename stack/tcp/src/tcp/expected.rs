@@ -10,7 +10,7 @@ use crate::frame::RxFrame;
 
 impl Connection {
     /// Whether a segment is one that [`take_expected`](Self::take_expected) can take.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn expects(&self, now: Instant, segment: &Usual) -> bool {
         let is_next = self.state == State::Established
             && segment.seq == self.rcv_nxt
@@ -33,7 +33,7 @@ impl Connection {
 
     /// Takes in a segment that the connection [expects](Self::expects), but for what
     /// [`note_offer`](Self::note_offer) does, which is once enough for several of them.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take_expected<F: RxFrame>(
         &mut self,
         now: Instant,

@@ -51,6 +51,7 @@ impl Rtt {
     /// Takes a measurement in, of a segment that was not sent twice, or by a timestamp (Karn).
     ///
     /// `per_window` is how many measurements a round trip has, for the smoothing of RFC 7323, appendix G.
+    #[inline]
     pub(crate) fn measured(&mut self, rtt_us: u32, per_window: u32, now_us: u32) {
         let rtt_us = rtt_us.min(self.max_us);
         if rtt_us <= self.shortest_us || now_us.wrapping_sub(self.shortest_at_us) > SHORTEST_COUNTS_US {
@@ -61,13 +62,9 @@ impl Rtt {
                 self.srtt_us = Some(rtt_us);
                 self.rttvar_us = rtt_us / 2;
             }
-            Some(srtt_us) => {
-                let samples = i64::from(per_window.max(1));
-                let delta = i64::from(rtt_us) - i64::from(srtt_us);
-                let rttvar = i64::from(self.rttvar_us);
-                self.rttvar_us = (rttvar + (delta.abs() - rttvar) / (4 * samples)) as u32;
-                self.srtt_us = Some((i64::from(srtt_us) + delta / (8 * samples)) as u32);
-            }
+            // By shifts.
+            Some(srtt_us) if per_window <= 1 => self.smooth(srtt_us, rtt_us, 1),
+            Some(srtt_us) => self.smooth_several(srtt_us, rtt_us, per_window),
         }
         let srtt_us = self.srtt_us.unwrap_or(rtt_us);
         // The least timeout is what the answer may come late, however steady the round trips are: a peer may hold an
@@ -75,6 +72,18 @@ impl Rtt {
         let margin_us = self.rttvar_us.saturating_mul(4).max(self.min_us);
         self.rto_us = srtt_us.saturating_add(margin_us).min(self.max_us);
         self.backoff = 0;
+    }
+
+    #[inline(always)]
+    fn smooth(&mut self, srtt_us: u32, rtt_us: u32, samples: i64) {
+        let delta = i64::from(rtt_us) - i64::from(srtt_us);
+        let rttvar = i64::from(self.rttvar_us);
+        self.rttvar_us = (rttvar + (delta.abs() - rttvar) / (4 * samples)) as u32;
+        self.srtt_us = Some((i64::from(srtt_us) + delta / (8 * samples)) as u32);
+    }
+
+    fn smooth_several(&mut self, srtt_us: u32, rtt_us: u32, per_window: u32) {
+        self.smooth(srtt_us, rtt_us, per_window.into());
     }
 
     /// RFC 6298, rule 5.7: a handshake whose SYN was sent again starts with 3 s.

@@ -252,7 +252,7 @@ impl Connection {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn in_order<F: RxFrame>(
         &mut self,
         now: Instant,
@@ -436,6 +436,7 @@ impl Piece {
         self.to.since(self.from)
     }
 
+    #[inline]
     fn bytes<'a, F: RxFrame>(&self, frame: &'a F) -> &'a [u8] {
         // Payload that lies apart begins where the rest of the frame ends.
         let (bytes, at) = match frame.apart() {
@@ -446,6 +447,7 @@ impl Piece {
     }
 
     /// The piece in the buffer where it arrived; none if the transport has no spare one.
+    #[inline]
     fn claim<F: RxFrame>(&self, frame: &mut F) -> Option<pmem::Extent> {
         let (buffer, at) = frame.claim(self.at)?;
         buffer.into_extent(u16::try_from(at).ok()?, u16::try_from(self.len()).ok()?)

@@ -462,9 +462,9 @@ impl Scoreboard {
     }
 
     /// All before `ack` has been delivered, and nothing of it was in doubt. As [`acknowledge`](Self::acknowledge) and
-    /// [`count`](Self::count), but for what is told of several runs.
-    #[inline]
-    pub(super) fn acknowledge_one(&mut self, ack: Seq, now_us: u32) -> Option<Delivered> {
+    /// [`count`](Self::count), but for what is told of several runs: the bytes, and the time since the first were sent.
+    #[inline(always)]
+    pub(super) fn acknowledge_one(&mut self, ack: Seq, now_us: u32) -> Option<(u32, u32)> {
         if self.list.is_some() || self.is_empty() || ack.after(self.end) || !self.only.is_usual() {
             return None;
         }
@@ -476,8 +476,7 @@ impl Scoreboard {
         if self.limited_until.is_some() {
             self.end_limit();
         }
-        let rtt_us = Some(now_us.wrapping_sub(self.only.sent_us));
-        Some(Delivered { bytes, rtt_us, ..Delivered::default() })
+        Some((bytes, now_us.wrapping_sub(self.only.sent_us)))
     }
 
     #[inline]

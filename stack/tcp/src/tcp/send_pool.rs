@@ -158,18 +158,23 @@ impl SendPool {
         })
     }
 
-    /// Takes a node back, and its block; gives what it held and the node behind it.
+    /// Takes a node back, and its block or extent; tells how many bytes of a block that was, and the node behind it.
     #[inline]
-    pub(super) fn give_back(&mut self, node: u32) -> Option<(Chunk, u32)> {
+    pub(super) fn give_back(&mut self, node: u32) -> Option<(Option<u16>, u32)> {
         let entry = self.nodes.get_mut(node as usize)?;
-        let nothing = Chunk::Copied { block: NONE, start: 0, len: 0 };
-        let chunk = std::mem::replace(&mut entry.chunk, nothing);
         let next = std::mem::replace(&mut entry.next, self.free_node);
         self.free_node = node;
-        if let Chunk::Copied { block, .. } = chunk {
-            self.free_blocks.push(block);
-        }
-        Some((chunk, next))
+        let copied_bytes = match entry.chunk {
+            Chunk::Copied { block, len, .. } => {
+                self.free_blocks.push(block);
+                Some(len)
+            }
+            Chunk::Extent(_) => {
+                entry.chunk = Chunk::Copied { block: NONE, start: 0, len: 0 };
+                None
+            }
+        };
+        Some((copied_bytes, next))
     }
 
     #[inline]

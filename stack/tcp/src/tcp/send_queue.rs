@@ -194,6 +194,7 @@ impl SendQueue {
     }
 
     /// Drops `bytes` from the front: they are acknowledged. A cursor that stood among them moves to the front.
+    #[inline]
     pub(crate) fn acknowledge(&mut self, bytes: u32, pool: &mut SendPool) {
         let bytes = bytes.min(self.len);
         let mut left = bytes;
@@ -201,21 +202,7 @@ impl SendQueue {
             let Some(first) = pool.node_mut(self.first) else { break };
             let len = first.chunk.len();
             if left < len {
-                match &mut first.chunk {
-                    Chunk::Copied { start, len, .. } => {
-                        (*start, *len) = (*start + left as u16, *len - left as u16);
-                        self.copied_bytes -= left;
-                    }
-                    Chunk::Extent(extent) => {
-                        if let Some(rest) = extent.clone().slice(left as usize, (len - left) as usize) {
-                            *extent = rest;
-                        }
-                    }
-                }
-                first.begin = first.begin.wrapping_add(left);
-                if self.cursor.node == self.first {
-                    self.cursor.within = self.cursor.within.saturating_sub(left);
-                }
+                self.shorten_first(left, pool);
                 break;
             }
             left -= len;
@@ -226,17 +213,39 @@ impl SendQueue {
         self.cursor.offset = self.cursor.offset.saturating_sub(bytes);
     }
 
+    /// Drops so many bytes of the first node, which has more.
+    fn shorten_first(&mut self, bytes: u32, pool: &mut SendPool) {
+        let Some(first) = pool.node_mut(self.first) else { return };
+        match &mut first.chunk {
+            Chunk::Copied { start, len, .. } => {
+                (*start, *len) = (*start + bytes as u16, *len - bytes as u16);
+                self.copied_bytes -= bytes;
+            }
+            Chunk::Extent(extent) => {
+                let rest = extent.len() - bytes as usize;
+                if let Some(rest) = extent.clone().slice(bytes as usize, rest) {
+                    *extent = rest;
+                }
+            }
+        }
+        first.begin = first.begin.wrapping_add(bytes);
+        if self.cursor.node == self.first {
+            self.cursor.within = self.cursor.within.saturating_sub(bytes);
+        }
+    }
+
     /// Drops what is in the first node; false if there is none.
+    #[inline]
     fn drop_first(&mut self, pool: &mut SendPool) -> bool {
         let node = self.first;
-        let Some((chunk, next)) = pool.give_back(node) else { return false };
-        match chunk {
-            Chunk::Copied { len, .. } => {
+        let Some((copied_bytes, next)) = pool.give_back(node) else { return false };
+        match copied_bytes {
+            Some(bytes) => {
                 pool.block_shares.give_back(self.blocks);
                 self.blocks -= 1;
-                self.copied_bytes -= u32::from(len);
+                self.copied_bytes -= u32::from(bytes);
             }
-            Chunk::Extent(_) => {
+            None => {
                 pool.extent_shares.give_back(self.extents);
                 self.extents -= 1;
             }
