@@ -70,7 +70,7 @@ impl Endpoint {
 
     /// Finds the connection of a segment of the usual form, and has its memory come in. Nothing is decided here: the
     /// frames before may yet change everything.
-    #[inline]
+    #[inline(always)]
     fn foresee(&self, head: &[u8]) -> Option<Foreseen> {
         let (form, ends) = Form::recognise(head, self.config.mac)?;
         let index = self.flows.guess_v4(&ends)?;
@@ -80,7 +80,7 @@ impl Endpoint {
 
     /// Takes in a segment of the usual form if its connection is there and expects it; false, and nothing is changed, if
     /// not, or if it is damaged.
-    #[inline]
+    #[inline(always)]
     fn receive_foreseen<B: RxBurst + ?Sized, L: Laps>(
         &mut self,
         burst: &mut B,

@@ -144,6 +144,7 @@ impl Endpoint {
             let longer = if HEEDS_PATH { longer.take() } else { None };
             let plan = match longer {
                 Some(longer) => longer,
+                None if connection.is_silent() => return Ok(false),
                 None => match connection.plan(now, cuts, cx.sending, cx.controls) {
                     Some(plan) => plan,
                     None => return Ok(false),

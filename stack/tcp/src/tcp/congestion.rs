@@ -211,14 +211,19 @@ impl Congestion {
     }
 
     /// Notes that so many bytes were sent.
+    #[inline]
     pub(crate) fn on_sent(&mut self, now: Instant, bytes: u32, srtt_us: u32, controls: &mut Controls) {
         if self.is_paced(controls) {
-            with_pool!(controls, pool => {
-                let entry = pool.of(self);
-                let rate = entry.control.pacing_rate(&self.window, srtt_us);
-                entry.pace.sent(now, bytes, rate);
-            });
+            self.pace_sent(now, bytes, srtt_us, controls);
         }
+    }
+
+    fn pace_sent(&mut self, now: Instant, bytes: u32, srtt_us: u32, controls: &mut Controls) {
+        with_pool!(controls, pool => {
+            let entry = pool.of(self);
+            let rate = entry.control.pacing_rate(&self.window, srtt_us);
+            entry.pace.sent(now, bytes, rate);
+        });
     }
 
     /// A loss was detected: recovery begins.

@@ -384,7 +384,7 @@ impl Scoreboard {
     }
 
     /// New data was sent, up to `end`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn sent(&mut self, end: Seq, sending: &Sending, pool: &mut RunPool) {
         self.begin_flight(sending.now_us);
         if self.list.is_none() && self.is_empty() {

@@ -8,7 +8,7 @@ use super::congestion::Controls;
 use super::connection::{Connection, Context, Due, Outcome, State, Timed, Timer, Traits, own_window_scale};
 use super::options::{MAX_OPTION_BYTES, Options, SackBlocks, Timestamp};
 use super::scoreboard::{Part, Sending};
-use super::send_pool::SendPool;
+use super::send_pool::{NONE, SendPool};
 use super::send_queue::Cursor;
 use super::seq::Seq;
 use crate::frame::Flags;
@@ -69,8 +69,9 @@ pub(crate) struct Report {
 }
 
 impl Connection {
-    /// The next segment to send, if any is due; several in one where the device `cuts` them apart.
-    #[inline]
+    /// The next segment to send, if any is due; several in one where the device `cuts` them apart. Of a connection that
+    /// [is silent](Self::is_silent) none is.
+    #[inline(always)]
     pub(crate) fn plan(
         &mut self,
         now: Instant,
@@ -78,9 +79,6 @@ impl Connection {
         pool: &SendPool,
         controls: &mut Controls,
     ) -> Option<Plan> {
-        if self.is_silent() {
-            return None;
-        }
         let Some(usual) = self.plan_usual(now, pool, controls) else {
             return self.plan_due(now, cuts, pool, controls);
         };
@@ -93,7 +91,7 @@ impl Connection {
     }
 
     /// Whether there is nothing to send: after one segment, or two, most have nothing more to say.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_silent(&self) -> bool {
         self.send.unsent() == 0
             && self.board.lost() == 0
@@ -105,7 +103,7 @@ impl Connection {
 
     /// What [`plan_due`](Self::plan_due) comes to where nothing else than a reply or an acknowledgement is due, and all
     /// that waits is one segment that both windows take.
-    #[inline]
+    #[inline(always)]
     fn plan_usual(&self, now: Instant, pool: &SendPool, controls: &Controls) -> Option<Plan> {
         let is_usual = matches!(self.state, State::Established | State::CloseWait)
             && self.recovery.is_calm()
@@ -123,7 +121,8 @@ impl Connection {
         let flight = self.flight();
         let fits = flight.saturating_add(unsent) <= self.snd_wnd.min(self.congestion.window());
         let from = self.send.cursor();
-        if !fits || self.was_idle(now) || self.send.measure(from, unsent, pool) < unsent {
+        let is_one = self.send.ends_in(from) || self.send.measure(from, unsent, pool) == unsent;
+        if !fits || self.was_idle(now) || !is_one {
             return None;
         }
         let flags = Flags::ACK | Flags::PSH;
@@ -132,7 +131,7 @@ impl Connection {
 
     /// Whether so much time has passed without anything in flight that the congestion window says nothing any more
     /// (RFC 5681, section 4.1).
-    #[inline]
+    #[inline(always)]
     fn was_idle(&self, now: Instant) -> bool {
         self.flight() == 0
             && self.snd_max == self.snd_una
@@ -527,7 +526,7 @@ impl Connection {
     }
 
     /// Notes that a planned segment has gone out.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn sent(&mut self, plan: &Plan, report: &Report, now: Instant, cx: &mut Context<'_>) {
         let end = plan.seq + plan.len + u32::from(plan.flags.contains(Flags::FIN));
         if plan.flags.contains(Flags::ACK) {
@@ -565,7 +564,7 @@ impl Connection {
             }
             Kind::Again | Kind::TailAgain => self.sent_again(plan, end, now, cx),
             Kind::Tail => {
-                self.sent_data(plan, end, now, cx);
+                self.sent_data_unusually(plan, end, now, cx);
                 self.probed(false, now, cx);
             }
             Kind::Probe => {
@@ -576,7 +575,7 @@ impl Connection {
                     // The number stays unsent: the peer may drop the byte.
                     self.timer = Timer::Persist(self.rtt.deadline(now));
                 } else {
-                    self.sent_data(plan, end, now, cx);
+                    self.sent_data_unusually(plan, end, now, cx);
                 }
             }
             Kind::Keepalive => {
@@ -589,7 +588,7 @@ impl Connection {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn sent_data(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
         // What answers follows requests, and takes their acknowledgements along.
         self.ack.quick = 0;
@@ -597,7 +596,8 @@ impl Connection {
         let sending = Sending {
             now_us: now.as_micros() as u32,
             within_us: self.rtt.moment_us(),
-            node: self.send.node_at(plan.from, cx.sending),
+            // Nobody asks for that of the first.
+            node: if self.board.is_empty() { NONE } else { self.send.node_at(plan.from, cx.sending) },
             // A probe of a closed window may have brought some of it.
             again: plan.seq.before(self.snd_max),
         };
@@ -620,6 +620,10 @@ impl Connection {
         if !matches!(self.timer, Timer::Retransmit(_) | Timer::Reorder(_)) {
             self.timer = self.timer_of_flight(now);
         }
+    }
+
+    fn sent_data_unusually(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
+        self.sent_data(plan, end, now, cx);
     }
 
     fn sent_again(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
