@@ -61,7 +61,8 @@ pub struct Config {
     pub max_time_wait: usize,
     /// Most half-open connections of all listeners together; beyond it SYN cookies answer.
     pub syn_queue: usize,
-    /// Most bytes of a connection that may wait for the application.
+    /// Most bytes of a connection that may wait for the application, and to which its window may grow: four times what
+    /// comes in a round trip. It begins with 256 KiB at most, and is never larger than what the arena's free buffers allow.
     pub rx_window_bytes: usize,
     /// Most buffers that the window of a connection may need, if each takes a whole segment, and those that it may hold
     /// with payload ahead of a hole among them.
@@ -265,8 +266,8 @@ impl Config {
             max_connections: 4096,
             max_time_wait: 4096,
             syn_queue: 1024,
-            rx_window_bytes: 256 * 1024,
-            rx_buffers: 256,
+            rx_window_bytes: 16 << 20,
+            rx_buffers: 1 << 14,
             tx_bytes: 4096,
             tx_extents: 128,
             tx_window_bytes: 16 << 20,

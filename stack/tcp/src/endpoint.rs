@@ -217,8 +217,10 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`ConfigError`]: the settings contradict themselves or the arena.
-    pub fn new(config: Config, arena: Arena, now: Instant) -> Result<Self, ConfigError> {
+    pub fn new(mut config: Config, arena: Arena, now: Instant) -> Result<Self, ConfigError> {
         config.check(arena.buffer_bytes())?;
+        // The larger windows can be, the coarser are their units; what does not end with a segment takes one more buffer.
+        config.rx_window_bytes = config.rx_window_bytes.min(arena.buffers().saturating_mul(config.mtu));
         let early = EarlyPool::new(config.max_connections, arena.buffers());
         let places = (0..config.max_connections).map(|_| ConnectionEntry {
             connection: Connection::new(&config, &early, now),

@@ -135,6 +135,7 @@ impl Access for Device<'_> {
                 user_timeout: args.user_timeout(),
                 ..ConnectionOptions::default()
             },
+            rx_window_bytes: options.receive_limit.as_u64() as usize,
             ..Config::new(self.mac, options.addresses())
                 .context("no random numbers for the stack's secrets")?
         };

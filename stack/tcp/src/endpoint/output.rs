@@ -126,7 +126,7 @@ impl Endpoint {
         if !has_taken && connection.is_silent() {
             return Ok(false);
         }
-        connection.follow_arrivals(now);
+        connection.follow_arrivals(now, cx.config);
         // The window's edge is the same for all segments of a turn.
         let edge = connection.edge(&cx);
         if has_taken {

@@ -466,6 +466,7 @@ impl Connection {
         self.send.clear(cx.sending);
         self.recv.clear(cx.pieces);
         cx.controls.forget(&mut self.congestion);
+        self.recv.open(config.rx_window_bytes);
         self.key = key;
         (self.mac, self.has_taken, self.sacks) = (None, false, false);
         self.own_mss = own_mss(config, key.is_v4());

@@ -7,6 +7,9 @@ use super::early::{COPIED_BYTES, EarlyPool, EarlyQueue};
 use super::pieces::{PiecePool, PieceQueue};
 use super::seq::Seq;
 
+/// What a window offers at first; it grows with what comes.
+const FIRST_WINDOW_BYTES: usize = 256 * 1024;
+
 /// Pieces that a connection holds before further small payload is packed together.
 const UNPACKED_PIECES: usize = 4;
 
@@ -26,6 +29,8 @@ pub(crate) struct RecvQueue {
     /// Beyond the hole.
     pub(super) early: EarlyQueue,
     quota: u32,
+    /// Bytes that the window may offer, less those that wait.
+    window: u32,
 }
 
 /// What became of a piece of payload.
@@ -42,7 +47,29 @@ impl RecvQueue {
     pub(crate) const HOT_BYTES: usize = std::mem::offset_of!(RecvQueue, early);
 
     pub(crate) fn new(quota: usize, early: &EarlyPool) -> Self {
-        Self { ready: PieceQueue::new(), ready_bytes: 0, early: EarlyQueue::new(early), quota: quota as u32 }
+        Self {
+            ready: PieceQueue::new(),
+            ready_bytes: 0,
+            early: EarlyQueue::new(early),
+            quota: quota as u32,
+            window: 0,
+        }
+    }
+
+    /// Begins with a window that may grow to `most` bytes.
+    pub(crate) fn open(&mut self, most: usize) {
+        self.window = most.min(FIRST_WINDOW_BYTES) as u32;
+    }
+
+    /// Bytes that the window may offer, with those that wait.
+    #[inline]
+    pub(crate) fn window(&self) -> u32 {
+        self.window
+    }
+
+    /// Lets the window grow to `bytes`, if that is more, but not beyond `most`.
+    pub(crate) fn widen(&mut self, bytes: u32, most: usize) {
+        self.window = self.window.max(bytes.min(most as u32));
     }
 
     pub(crate) fn clear(&mut self, pool: &mut PiecePool) {

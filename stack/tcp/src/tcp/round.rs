@@ -54,6 +54,11 @@ impl Round {
         next.since(self.from) >= LEAST_BYTES
     }
 
+    /// Bytes that came, and that the application took, in the round so far.
+    pub(crate) fn brought(&self, taken: Seq) -> u32 {
+        taken.since(self.from)
+    }
+
     /// Whether that was in this round, and not at its very begin.
     pub(crate) fn has_begun_by(&self, at: Instant) -> bool {
         self.elapsed_us(at) as i32 > 0
@@ -71,7 +76,7 @@ impl Round {
         if elapsed_us < rtt_us {
             return None;
         }
-        let bytes = u64::from(taken.since(self.from)) * u64::from(rtt_us) / u64::from(elapsed_us);
+        let bytes = u64::from(self.brought(taken)) * u64::from(rtt_us) / u64::from(elapsed_us);
         let bytes = bytes as u32;
         let grows = bytes > self.most.saturating_add(self.most / 2);
         let most = if grows { bytes } else { self.most };

@@ -11,6 +11,7 @@ use super::scoreboard::{Part, Sending};
 use super::send_pool::{NONE, SendPool};
 use super::send_queue::Cursor;
 use super::seq::Seq;
+use crate::config::Config;
 use crate::frame::Flags;
 use crate::net::CloseReason;
 
@@ -39,6 +40,9 @@ const MAX_FRAME_BYTES: u32 = u16::MAX as u32 - 20 - 60;
 
 /// Segments that a frame which the device cuts should have where more is to be sent than the peer's window takes.
 const LEAST_FRAME_SEGMENTS: u32 = 8;
+
+/// How much a window holds of what comes in a round trip.
+const ROUND_TRIPS: u32 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -445,12 +449,12 @@ impl Connection {
 
     /// Bytes that the connection and the arena have room for.
     pub(super) fn affordable(&self, cx: &Context<'_>) -> u32 {
-        self.affordable_of(self.buffered(cx), cx)
+        self.affordable_of(self.buffered(cx))
     }
 
     #[inline]
-    fn affordable_of(&self, buffered: usize, cx: &Context<'_>) -> u32 {
-        let room = cx.config.rx_window_bytes.saturating_sub(self.recv.ready_bytes() as usize);
+    fn affordable_of(&self, buffered: usize) -> u32 {
+        let room = self.recv.window().saturating_sub(self.recv.ready_bytes()) as usize;
         let field = 0xffff << self.rcv_scale;
         room.min(buffered).min(field) as u32
     }
@@ -475,28 +479,34 @@ impl Connection {
     #[inline]
     pub(crate) fn best_edge(&self, cx: &Context<'_>) -> Seq {
         let buffered = self.buffered(cx);
-        let edge = self.rcv_nxt + self.affordable_of(buffered, cx);
-        let whole = buffered.min(cx.config.rx_window_bytes);
+        let edge = self.rcv_nxt + self.affordable_of(buffered);
+        let whole = buffered.min(self.recv.window() as usize);
         let step = self.peer_segment_bytes().min(whole as u32 / 2);
         if edge.after(self.rcv_adv) && edge.since(self.rcv_adv) >= step { edge } else { self.rcv_adv }
     }
 
-    /// Looks once in a round trip at what has come in it.
+    /// Looks at what has come in a round trip.
     #[inline]
-    pub(crate) fn follow_arrivals(&mut self, now: Instant) {
+    pub(crate) fn follow_arrivals(&mut self, now: Instant, config: &Config) {
         if self.ack.round.counts(self.rcv_nxt) {
-            self.end_round(now);
+            self.end_round(now, config);
         }
     }
 
+    /// The window is to hold four times what the application takes in a round trip, as the handshake found it: as much is
+    /// under way, as much again may wait in a queue on the way, and what comes behind a hole does not end before that is
+    /// filled. In slow start the next round trip brings twice as much as this one.
     #[cold]
-    fn end_round(&mut self, now: Instant) {
+    fn end_round(&mut self, now: Instant, config: &Config) {
         let taken = self.rcv_nxt.back(self.recv.ready_bytes());
         let answers = self.ack.round.has_begun_by(self.last_sent);
-        let Some(rate) = self.ack.round.end(taken, self.rtt.smoothed_us(), now) else { return };
-        if rate.grows && rate.bytes >= 4 * self.rcv_mss && !answers {
+        let so_far = self.ack.round.brought(taken);
+        let rate = self.ack.round.end(taken, self.rtt.smoothed_us(), now);
+        let bytes = rate.map_or(so_far, |rate| rate.bytes);
+        self.recv.widen(bytes.saturating_mul(ROUND_TRIPS), config.rx_window_bytes);
+        if rate.is_some_and(|rate| rate.grows) && bytes >= 4 * self.rcv_mss && !answers {
             // In the next round trip it sends twice as much.
-            self.ack.quicken(2 * (rate.bytes / self.rcv_mss));
+            self.ack.quicken(2 * (bytes / self.rcv_mss));
         }
     }
 

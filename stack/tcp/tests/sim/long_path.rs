@@ -96,8 +96,7 @@ fn a_download_fills_a_path_of_100_ms_at_1_gbit_s() {
         let path = Path { latency: Duration::from_millis(50), queue_frames: usize::MAX, ..Path::default() };
         let (link, mut clock) = link(0);
         let mut server = Side::new(&link, path, 300, config(1), Some(kind));
-        let wide = Config { rx_window_bytes: 24 << 20, rx_buffers: 1 << 14, ..config(2) };
-        let mut client = Side::new(&link, path, 18_000, wide, None);
+        let mut client = Side::new(&link, path, 18_000, config(2), None);
         let at = (ip(Version::V4, 1), 80).into();
         server.net.endpoint_mut().listen(at, 4).expect("the address is ours and free");
         client.net.endpoint_mut().connect(clock.now(), at, None).expect("there is room");

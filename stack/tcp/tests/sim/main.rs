@@ -35,5 +35,6 @@ mod talk;
 mod theirs;
 mod transfer;
 mod weather;
+mod wide;
 mod window;
 mod wire;

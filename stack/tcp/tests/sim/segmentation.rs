@@ -99,7 +99,8 @@ fn a_stream_takes_less_than_a_fifth_of_the_frames_where_the_device_cuts_them() {
     for version in BOTH_VERSIONS {
         let path = Path { latency: Duration::from_millis(1), ..Path::default() };
         let (link, mut clock) = link(0);
-        let mut server = Ours::new(&link, path, 1, 1_000, config(1));
+        let limited = Config { rx_window_bytes: 256 * 1024, ..config(1) };
+        let mut server = Ours::new(&link, path, 1, 1_000, limited);
         let offload = Config { tx_checksum_offload: true, tx_segmentation: true, ..config(2) };
         let mut client = Ours::new(&link, path, 2, 1_000, offload);
         (client.piece_bytes, client.copied_share) = (2_048, 0.0);

@@ -184,6 +184,10 @@ impl Peer {
             draft.payload.clear();
             let scale = [0, 2, 7][usize::from(self.number) % 3];
             draft.options.splice(0..0, [2, 4, 5, 0xb4, NOP, 3, 3, scale]);
+            if self.number != 2 {
+                // Selective acknowledgements.
+                draft.options.splice(0..0, [4, 2, NOP, NOP]);
+            }
         }
         let is_open = self.state == State::Open;
         if is_open && rng.random_bool(self.oddness / 50.0) {
