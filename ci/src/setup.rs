@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 /// Each package, and what uses it.
-const PACKAGES: [(&str, &str); 11] = [
+const PACKAGES: [(&str, &str); 13] = [
     ("curl", "client in the demo and the tests"),
     ("dpdk", "dpdk-devbind.py, for real network cards"),
     ("ethtool", "switches the offloads of virtual wires off"),
@@ -17,6 +17,8 @@ const PACKAGES: [(&str, &str); 11] = [
     ("libclang-dev", "bindgen, for the bindings to DPDK"),
     ("libdpdk-dev", "the library itself"),
     ("pkg-config", "finds libdpdk for the build"),
+    ("redis-server", "what pmkv has to answer like"),
+    ("redis-tools", "redis-cli and redis-benchmark, clients in the tests"),
     ("valgrind", "counts instructions"),
     ("wrk", "load in the demo, the tests and the comparison"),
 ];

@@ -10,8 +10,6 @@ mod store;
 mod totals;
 mod watch;
 
-pub use kernel::allow_descriptors;
-
 use std::fs;
 use std::io::{self, Write};
 use std::num::NonZeroU16;

@@ -1,6 +1,7 @@
 //! What the programs have in common: how they log, how they end, what ends them, what they show of a long start, the
 //! CPUs that they run on, and the memory that they use.
 
+mod descriptors;
 mod memory;
 mod progress;
 
@@ -14,6 +15,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing_subscriber::EnvFilter;
 
+pub use descriptors::allow_descriptors;
 pub use memory::Memory;
 pub use progress::{is_interrupted, watch_opening};
 

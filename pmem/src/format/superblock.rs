@@ -189,6 +189,8 @@ pub enum Contents {
     Bodies,
     /// Frames of a network.
     Frames,
+    /// Changes to keys and values.
+    Changes,
     /// Something that this code does not know.
     Other(u32),
 }
@@ -199,6 +201,7 @@ impl Contents {
             Self::Unknown => 0,
             Self::Bodies => 1,
             Self::Frames => 2,
+            Self::Changes => 3,
             Self::Other(number) => number,
         }
     }
@@ -208,6 +211,7 @@ impl Contents {
             0 => Self::Unknown,
             1 => Self::Bodies,
             2 => Self::Frames,
+            3 => Self::Changes,
             _ => Self::Other(number),
         }
     }
@@ -219,6 +223,7 @@ impl fmt::Display for Contents {
             Self::Unknown => f.write_str("records of unknown kind"),
             Self::Bodies => f.write_str("request bodies (pmlog)"),
             Self::Frames => f.write_str("network frames (pmfwd)"),
+            Self::Changes => f.write_str("changes to keys (pmkv)"),
             Self::Other(number) => write!(f, "records of kind {number}"),
         }
     }

@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context as _, Result};
 use pmlog::http::{HeadCache, Refusal};
-use pmlog::serve::allow_descriptors;
+use program::allow_descriptors;
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};

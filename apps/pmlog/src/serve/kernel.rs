@@ -7,9 +7,8 @@ use std::num::NonZeroU16;
 use std::ops::AddAssign;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use pmem::{RegionInfo, Shard, ShardSeed};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use stack::Keepalive;
 use stack::server::Rest;
@@ -38,7 +37,7 @@ impl Sockets {
         let listeners = (options.listen.len() * cores) as u64;
         // Each core has a ring, something to be woken by, and its spare places.
         let others = OWN_DESCRIPTORS + listeners + (2 + u64::from(SPARE_PLACES)) * cores as u64;
-        allow_descriptors(u64::from(args.max_connections.get()) * cores as u64, 1, others)?;
+        program::allow_descriptors(u64::from(args.max_connections.get()) * cores as u64, 1, others)?;
         let is_v4_elsewhere = |port| options.listen.iter().any(|a| a.is_ipv4() && a.port() == port);
         let listeners = (0..cores).map(|_| Vec::new()).collect();
         let mut sockets = Self { listeners, is_dual: false };
@@ -227,25 +226,4 @@ fn listen(address: SocketAddr, stacks: Stacks) -> Result<Listener, KernelError> 
             outcome => return outcome,
         }
     }
-}
-
-/// Lets this process have `each` descriptors for each of `clients` clients, and `others` besides. The usual soft limit
-/// is there for programs with select, which this is none of.
-///
-/// # Errors
-/// The hard limit is too low.
-pub fn allow_descriptors(clients: u64, each: u64, others: u64) -> Result<()> {
-    let needed = clients * each + others;
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current.is_none_or(|current| current >= needed) {
-        return Ok(());
-    }
-    let most = maximum.unwrap_or(u64::MAX);
-    ensure!(
-        most >= needed,
-        "{clients} clients at a time take {needed} descriptors, and this process may have {most}; lower \
-         --max-connections, or raise the hard limit (ulimit -Hn)"
-    );
-    setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum })
-        .with_context(|| format!("the limit on descriptors cannot be raised to {needed}"))
 }
