@@ -215,7 +215,7 @@ pub struct DpdkArgs {
     /// The IPv4 router.
     #[arg(long, value_name = "ADDRESS")]
     pub gateway: Option<Ipv4Addr>,
-    /// The IPv6 router.
+    /// The IPv6 router. Without it, routers say of themselves where they are; what they say counts no more with it.
     #[arg(long, value_name = "ADDRESS")]
     pub gateway6: Option<Ipv6Addr>,
     /// Another router for a network: what this server sends of itself goes by the most specific route, which may also be

@@ -1,8 +1,10 @@
 //! Which addresses a host can have, and through which routers it can send.
 
-use std::net::IpAddr;
+use std::hash::Hasher as _;
+use std::net::{IpAddr, Ipv6Addr};
 
-use smoltcp::wire::{IpAddress, IpCidr};
+use siphasher::sip::SipHasher13;
+use smoltcp::wire::{IpAddress, IpCidr, Ipv6Cidr};
 
 /// Why a host cannot have an address, or a gateway.
 #[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
@@ -90,9 +92,46 @@ pub fn check_gateway(gateway: IpAddr, own: &[IpCidr]) -> Result<(), AddressError
     }
 }
 
+/// The link-local address that a host with IPv6 addresses has beside them (RFC 4291, section 2.8), if none of them is one:
+/// what routers and switches expect its questions and reports to be from. The same at each start, and another than that of
+/// a kernel that shares the Ethernet address (RFC 7217, of which the secret has no purpose on a server).
+pub(crate) fn link_local_beside(mac: &[u8; 6], own: &[IpCidr]) -> Option<IpCidr> {
+    let v6 = own.iter().filter_map(|cidr| match cidr {
+        IpCidr::Ipv6(cidr) => Some(cidr.address()),
+        IpCidr::Ipv4(_) => None,
+    });
+    let mut hasher = SipHasher13::new_with_key(b"link-local of us");
+    hasher.write(mac);
+    let mut has_any = false;
+    for address in v6 {
+        if address.is_unicast_link_local() {
+            return None;
+        }
+        has_any = true;
+        hasher.write(&address.octets());
+    }
+    let address = Ipv6Addr::from(0xfe80 << 112 | u128::from(hasher.finish()));
+    has_any.then(|| Ipv6Cidr::new(address, 64).into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_local_address_is_the_same_at_each_start_and_another_than_that_of_others() {
+        let own =
+            |texts: &[&str]| -> Vec<IpCidr> { texts.iter().map(|text| text.parse().unwrap()).collect() };
+        let (mac, one) = ([2, 0, 0, 0, 0, 1], own(&["10.0.0.2/24", "fd00::2/64"]));
+        let address = link_local_beside(&mac, &one).expect("it has IPv6");
+        assert_eq!(link_local_beside(&mac, &one), Some(address));
+        assert!("fe80::/64".parse::<IpCidr>().unwrap().contains_addr(&address.address()));
+        assert_eq!(check_own(&address), Ok(()));
+        assert_ne!(link_local_beside(&[2, 0, 0, 0, 0, 2], &one), Some(address));
+        assert_ne!(link_local_beside(&mac, &own(&["fd00::3/64"])), Some(address));
+        assert_eq!(link_local_beside(&mac, &own(&["10.0.0.2/24"])), None, "it has no IPv6");
+        assert_eq!(link_local_beside(&mac, &own(&["fd00::2/64", "fe80::2/64"])), None, "it has one");
+    }
 
     fn own(text: &str) -> Result<(), AddressError> {
         check_own(&text.parse().unwrap())

@@ -40,14 +40,19 @@ pub struct Config {
     pub mac: [u8; 6],
     /// Largest IP packet in bytes, either way.
     pub mtu: usize,
+    /// Largest IPv6 packet, where the link takes less of them; a router that says how much takes its place (RFC 4861,
+    /// section 4.6.4).
+    pub mtu_v6: Option<usize>,
     /// The VLAN (IEEE 802.1Q) of all frames, 1 to 4094; none for frames without a tag, or with a priority alone. The
     /// transport takes [tags](crate::RxFrame::vlan) off and puts them on; what is of another VLAN is dropped.
     pub vlan: Option<u16>,
-    /// Own addresses with the length of their subnets' prefixes; at most [`MAX_ADDRESSES`].
+    /// Own addresses with the length of their subnets' prefixes; at most [`MAX_ADDRESSES`]. A host with IPv6 addresses has a
+    /// link-local one beside them, if none of them is.
     pub addresses: Vec<IpCidr>,
     /// Next hop for IPv4 connections that this side opens to other subnets.
     pub gateway_v4: Option<Ipv4Addr>,
-    /// Next hop for IPv6 connections that this side opens to other subnets.
+    /// Next hop for IPv6 connections that this side opens to other subnets. Without one, routers say so themselves (RFC
+    /// 4861), and which subnets are on the link; with one, nobody else does.
     pub gateway_v6: Option<Ipv6Addr>,
     /// Next hops for connections that this side opens to some networks. The most specific counts, whether it is one of
     /// these, an own network or a gateway.
@@ -257,6 +262,7 @@ impl Config {
         Self {
             mac,
             mtu: 1500,
+            mtu_v6: None,
             vlan: None,
             addresses,
             gateway_v4: None,
@@ -334,6 +340,11 @@ impl Config {
         if !(min_mtu..=max_mtu).contains(&self.mtu) {
             return Err(ConfigError::Mtu { mtu: self.mtu, min: min_mtu, max: max_mtu });
         }
+        if let Some(mtu) = self.mtu_v6
+            && !(MIN_MTU_V6..=self.mtu).contains(&mtu)
+        {
+            return Err(ConfigError::Mtu { mtu, min: MIN_MTU_V6, max: self.mtu });
+        }
         self.connection.check()?;
         if self.tx_segmentation && !self.tx_checksum_offload {
             return Err(ConfigError::SegmentationAlone);
@@ -393,6 +404,10 @@ mod tests {
         };
         assert_eq!(refused(|c| c.addresses.clear()), ConfigError::NoAddress);
         assert!(matches!(refused(|c| c.mtu = 9000), ConfigError::Mtu { max: 2162, .. }));
+        assert!(matches!(
+            refused(|c| c.mtu_v6 = Some(1501)),
+            ConfigError::Mtu { mtu: 1501, min: 1280, max: 1500 }
+        ));
         assert!(matches!(refused(|c| c.mtu = 575), ConfigError::Mtu { min: 576, .. }));
         assert!(matches!(
             refused(|c| {

@@ -16,6 +16,7 @@ use std::time::Duration;
 use pmem::Arena;
 use stack_net::time::Instant;
 
+use crate::address::link_local_beside;
 use crate::config::{Config, ConfigError, ConnectionOptions};
 use crate::counters::Counters;
 use crate::directory::FlowDirectory;
@@ -238,7 +239,9 @@ impl Endpoint {
         let waiting = PiecePool::new(arena.buffers());
         let sending = SendPool::new(&config.send_limits(arena.buffer_bytes()));
         let pool = WindowPool::new(arena.clone());
-        let local = Local { mac: config.mac, addresses: config.addresses.clone() };
+        let beside = link_local_beside(&config.mac, &config.addresses);
+        let addresses = config.addresses.iter().copied().chain(beside).collect();
+        let local = Local { mac: config.mac, addresses };
         Ok(Self {
             now,
             flows: FlowTable::new(flows, &config.isn_secret),

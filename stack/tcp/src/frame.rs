@@ -285,6 +285,10 @@ impl Local {
         self.addresses.iter().any(|cidr| IpAddr::from(cidr.address()) == ip)
     }
 
+    pub(crate) fn has_v6(&self) -> bool {
+        self.addresses.iter().any(|cidr| matches!(cidr, IpCidr::Ipv6(_)))
+    }
+
     /// The length of the longest own prefix that `ip` has; none if it is not reached without a router.
     pub(crate) fn on_link_prefix(&self, ip: IpAddr) -> Option<u8> {
         if matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()) {

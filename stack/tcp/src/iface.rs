@@ -9,6 +9,7 @@ mod groups;
 mod icmp;
 mod packet;
 mod queue;
+mod routers;
 
 use std::hash::Hasher as _;
 use std::net::IpAddr;
@@ -25,6 +26,7 @@ use groups::Groups;
 use icmp::Problem;
 use packet::{NoPacket, Packet, Way};
 use queue::FrameQueue;
+use routers::{Advertisement, Routers};
 
 pub(crate) use discovery::{Discovery, Neighbor};
 
@@ -36,6 +38,9 @@ const ECHO: Rate = Rate::per_second(100_000, 512);
 
 /// ICMP errors of each kind and IP version (RFC 1812, section 4.3.2.8).
 const ERRORS: Rate = Rate::per_second(100, 50);
+
+/// What routers say of themselves: some times in a minute.
+const ADVERTISEMENTS: Rate = Rate::per_second(10, 20);
 
 /// Frames that other cores are told of, neighbors' and routers' apart.
 const NEWS: Rate = Rate::per_second(10_000, 64);
@@ -62,6 +67,8 @@ pub(crate) enum Heard {
     /// Nothing that is of interest elsewhere; if there was something to answer, it is answered.
     Nothing,
     Discovery(Discovery),
+    /// A router speaks.
+    Router,
     /// What ICMP says may be about a connection.
     IcmpError,
 }
@@ -85,8 +92,10 @@ pub(crate) enum Refused {
 pub(crate) struct Iface {
     own_mac: [u8; 6],
     mtu: usize,
+    mtu_v6: usize,
     queues: [FrameQueue; CLASSES],
     groups: Groups,
+    routers: Routers,
     limits: Limits,
     secret: [u8; 16],
     drawn: u64,
@@ -100,6 +109,7 @@ struct Limits {
     /// Unreachable ports and protocols, parameter problems, and fragments that did not come.
     errors: [[RateLimit; 2]; 3],
     news: [RateLimit; 2],
+    routers: RateLimit,
 }
 
 impl Iface {
@@ -114,9 +124,17 @@ impl Iface {
         Self {
             own_mac: config.mac,
             mtu: config.mtu,
+            mtu_v6: config.mtu_v6.unwrap_or(config.mtu),
             queues: [Class::Own, Class::Arp, Class::Ndisc, Class::Error, Class::Echo].map(queue),
             groups: Groups::new(local),
-            limits: Limits { discovery: pair, echo: pair, errors: [pair; 3], news: pair },
+            routers: Routers::new(config.gateway_v6.is_none() && local.has_v6()),
+            limits: Limits {
+                discovery: pair,
+                echo: pair,
+                errors: [pair; 3],
+                news: pair,
+                routers: RateLimit::new(),
+            },
             // Another key than for sequence numbers.
             secret: config.isn_secret.map(|byte| byte ^ 0x69),
             drawn: 0,
@@ -157,6 +175,7 @@ impl Iface {
             Ok((packet, None)) if is_icmp(&packet) && packet::is_icmp_right(&packet) => {
                 match discovery::ndisc_in(&packet) {
                     Some(discovery) => Heard::Discovery(discovery),
+                    None if routers::parse(&packet).is_some() => Heard::Router,
                     None if icmp::is_error(&packet) && self.is_to_us(&packet, local) => Heard::IcmpError,
                     None => Heard::Nothing,
                 }
@@ -169,7 +188,7 @@ impl Iface {
     pub(crate) fn is_news(&mut self, heard: &Heard, now: Instant) -> bool {
         match heard {
             Heard::Nothing | Heard::Discovery(Discovery { neighbor: None, .. }) => false,
-            Heard::Discovery(_) => self.limits.news[0].allow(NEWS, now),
+            Heard::Discovery(_) | Heard::Router => self.limits.news[0].allow(NEWS, now),
             Heard::IcmpError => self.limits.news[1].allow(NEWS, now),
         }
     }
@@ -186,6 +205,12 @@ impl Iface {
                     self.check_ndisc_addresses(packet, local)?;
                     let discovery = discovery::ndisc_in(packet).ok_or(Refused::Malformed)?;
                     return self.discovered(discovery, local, now);
+                }
+                Some(&routers::ADVERTISEMENT) => {
+                    self.check_ndisc_addresses(packet, local)?;
+                    routers::parse(packet).ok_or(Refused::Malformed)?;
+                    let is_allowed = self.limits.routers.allow(ADVERTISEMENTS, now);
+                    return if is_allowed { Ok(Heard::Router) } else { Err(Refused::Limited) };
                 }
                 Some(130) => {
                     let chance = self.chance();
@@ -213,6 +238,30 @@ impl Iface {
         packet.destination_mac == self.own_mac
             && local.has(packet.destination)
             && local.is_peer(packet.source)
+    }
+
+    /// Takes in what a router says, as was [heard](Heard::Router): where it is, and how long packets of IPv6 may be, if it says
+    /// so.
+    pub(crate) fn take_router(&mut self, frame: &[u8], now: Instant) -> (Option<Neighbor>, Option<usize>) {
+        let Ok(ethernet) = EthernetFrame::new_checked(frame) else { return (None, None) };
+        let Ok((packet, _)) = packet::parse(&ethernet) else { return (None, None) };
+        let Some(said) = routers::parse(&packet) else { return (None, None) };
+        self.routers.take(&said, now);
+        let Advertisement { router, mac, .. } = said;
+        let neighbor = mac.map(|mac| Neighbor { ip: router.into(), mac, overrides: true });
+        let mtu = said.mtu(self.mtu);
+        self.mtu_v6 = mtu.unwrap_or(self.mtu_v6);
+        (neighbor, mtu)
+    }
+
+    /// What routers have said of themselves.
+    pub(crate) fn routers(&mut self) -> &mut Routers {
+        &mut self.routers
+    }
+
+    /// The host that gets a packet for `remote` first, as routers say.
+    pub(crate) fn next_hop(&self, remote: IpAddr, now: Instant) -> Option<IpAddr> {
+        self.routers.next_hop(remote, now)
     }
 
     /// Neighbor discovery goes to this host, to a group in which it is asked for, or to all.
@@ -246,7 +295,8 @@ impl Iface {
     fn echo(&mut self, request: &Packet<'_>, now: Instant) -> Result<Heard, Refused> {
         let way = self.way_back(request, request.destination);
         let is_v6 = request.source.is_ipv6();
-        let frames = request.payload.len().div_ceil(self.mtu);
+        let mtu = if is_v6 { self.mtu_v6 } else { self.mtu };
+        let frames = request.payload.len().div_ceil(mtu);
         let queue = &self.queues[Class::Echo as usize];
         let has_room = queue.room() > if frames > 1 { SHORT_ECHOES } else { 0 };
         if !has_room || !self.limits.echo[usize::from(is_v6)].allow(ECHO, now) {
@@ -254,7 +304,7 @@ impl Iface {
         }
         let ident = self.ident(is_v6);
         let queue = &mut self.queues[Class::Echo as usize];
-        let is_queued = icmp::echo(queue, request, way, self.mtu, ident);
+        let is_queued = icmp::echo(queue, request, way, mtu, ident);
         if is_queued { Ok(Heard::Nothing) } else { Err(Refused::Limited) }
     }
 
@@ -355,15 +405,24 @@ impl Iface {
         self.groups.join(now);
     }
 
-    /// When there is a report to be made.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.groups.deadline()
+    /// Nobody else has said that it has one of the addresses: routers may know the host by them.
+    pub(crate) fn claimed(&mut self, now: Instant) {
+        self.groups.claimed(now);
+        let chance = self.chance();
+        self.routers.begin(chance, now);
     }
 
-    /// Makes the reports that are due.
+    /// When there is a report to be made, or routers to be asked for.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.groups.deadline().into_iter().chain(self.routers.deadline()).min()
+    }
+
+    /// Makes the reports that are due, and asks for routers.
     pub(crate) fn expire(&mut self, now: Instant) {
         let chance = self.chance();
-        self.groups.report(&mut self.queues[Class::Own as usize], self.own_mac, chance, now);
+        let queue = &mut self.queues[Class::Own as usize];
+        self.groups.report(queue, self.own_mac, chance, now);
+        self.routers.solicit(queue, self.own_mac, self.groups.source(), now);
     }
 
     /// How many frames wait.

@@ -102,7 +102,7 @@ pub fn check_routes(routes: &[Route], own: &[IpCidr]) -> Result<(), RouteError> 
     Ok(())
 }
 
-fn network_of(cidr: IpCidr) -> IpCidr {
+pub(crate) fn network_of(cidr: IpCidr) -> IpCidr {
     let prefix = u32::from(cidr.prefix_len());
     let address = match IpAddr::from(cidr.address()) {
         IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() & u32::MAX.checked_shl(32 - prefix).unwrap_or(0)).into()),

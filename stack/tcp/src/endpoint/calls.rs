@@ -182,7 +182,8 @@ impl Endpoint {
     }
 
     pub(super) fn next_hop(&self, remote: IpAddr) -> Option<IpAddr> {
-        self.routes.next_hop(&self.local, remote)
+        // What was given counts more than what was heard.
+        self.routes.next_hop(&self.local, remote).or_else(|| self.iface.next_hop(remote, self.now))
     }
 
     /// A port towards `remote` that nothing uses, searched for from a place that others cannot guess.

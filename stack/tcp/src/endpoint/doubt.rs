@@ -86,7 +86,13 @@ impl Endpoint {
                 }
                 self.set_timer(TimerOf::Doubt(entry), until);
             }
-            Expired::Unreachable(ip) => self.end_doubt(ip, None),
+            Expired::Unreachable(ip) => {
+                self.end_doubt(ip, None);
+                // Connections behind a router that is gone ask for the next one at their next timeout.
+                if self.iface.routers().lost(ip) {
+                    self.iface.routers().try_again();
+                }
+            }
         }
     }
 }

@@ -252,6 +252,14 @@ impl Endpoint {
                     self.meet(neighbor, is_own);
                 }
             }
+            Heard::Router => {
+                let (neighbor, mtu) = self.iface.take_router(frame, self.now);
+                // Connections that are open keep to what they have agreed on.
+                self.config.mtu_v6 = mtu.or(self.config.mtu_v6);
+                if let Some(neighbor) = &neighbor {
+                    self.meet(neighbor, is_own);
+                }
+            }
             Heard::IcmpError => {
                 if let Some(error) = icmp::parse(frame) {
                     self.icmp_error(&error);

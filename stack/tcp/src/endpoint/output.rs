@@ -344,6 +344,8 @@ impl Endpoint {
             }
             Claim::Probing(_) => {
                 self.announce_addresses();
+                self.iface.claimed(self.now);
+                self.attend_iface();
                 (Claim::Announcing(ANNOUNCEMENTS - 1), ANNOUNCEMENT_INTERVAL)
             }
             Claim::Announcing(left) => {
@@ -394,11 +396,13 @@ impl Endpoint {
                 self.set_timer(TimerOf::Neighbor(entry), until);
             }
             Expired::Unreachable(ip) => {
+                let next = self.iface.routers().lost(ip).then(|| self.ask_next_router()).flatten();
                 let mut waiting = std::mem::take(&mut self.unresolved);
                 waiting.retain(|&index| {
                     let connection = &self.places[index as usize].connection;
                     let waits = connection.state == State::SynSent && connection.mac.is_none();
-                    if waits && self.next_hop(connection.key.remote_ip()) != Some(ip) {
+                    let hop = self.next_hop(connection.key.remote_ip());
+                    if waits && hop.is_some_and(|hop| hop != ip) {
                         return true;
                     }
                     if waits {
@@ -409,7 +413,27 @@ impl Endpoint {
                     false
                 });
                 self.unresolved = waiting;
+                self.iface.routers().try_again();
+                if next.is_some() {
+                    self.resolve_waiting();
+                }
             }
+        }
+    }
+
+    /// A router does not answer: asks the link where the next one is, if there is one.
+    fn ask_next_router(&mut self) -> Option<IpAddr> {
+        loop {
+            let router = self.iface.routers().default(self.now)?;
+            match self.neighbors.find(router, self.now) {
+                Lookup::Full => self.iface.routers().lost(router),
+                Lookup::Ask { entry, until } => {
+                    self.iface.ask(self.local.source_for(router)?, router, None);
+                    self.set_timer(TimerOf::Neighbor(entry), until);
+                    return Some(router);
+                }
+                Lookup::Known(_) | Lookup::Waiting => return Some(router),
+            };
         }
     }
 }

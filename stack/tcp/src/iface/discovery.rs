@@ -137,6 +137,18 @@ pub(super) fn ask(
     }
 }
 
+/// Queues a question for routers, from `source` if this host has an address (RFC 4861, section 4.1).
+pub(super) fn ask_for_routers(
+    queue: &mut FrameQueue,
+    own_mac: [u8; 6],
+    source: Ipv6Addr,
+    to: Ipv6Addr,
+) -> bool {
+    let own_mac = EthernetAddress(own_mac);
+    let lladdr = (!source.is_unspecified()).then(|| own_mac.into());
+    push_ndisc(queue, (own_mac, source), (group_mac(&to), to), NdiscRepr::RouterSolicit { lladdr })
+}
+
 /// Queues the answer to a question for one of the own addresses.
 pub(super) fn answer(queue: &mut FrameQueue, own_mac: [u8; 6], question: &Question) -> bool {
     let (own_mac, mac) = (EthernetAddress(own_mac), EthernetAddress(question.mac));

@@ -32,14 +32,19 @@ const ROUTER_ALERT: [u8; 8] = [58, 0, 5, 2, 0, 0, 1, 0];
 const RECORD_BYTES: usize = 20;
 const BEFORE_MESSAGE: usize = ETHERNET_HEADER_BYTES + 40 + ROUTER_ALERT.len();
 
+/// A group for each address, and one for the link-local address beside them.
+const MAX_GROUPS: usize = MAX_ADDRESSES + 1;
+
 /// Bytes of the longest frame that carries a report.
-pub(super) const MAX_REPORT_FRAME_BYTES: usize = BEFORE_MESSAGE + 8 + MAX_ADDRESSES * RECORD_BYTES;
+pub(super) const MAX_REPORT_FRAME_BYTES: usize = BEFORE_MESSAGE + 8 + MAX_GROUPS * RECORD_BYTES;
 
 #[derive(Debug)]
 pub(super) struct Groups {
-    groups: ArrayVec<Ipv6Addr, MAX_ADDRESSES>,
+    groups: ArrayVec<Ipv6Addr, MAX_GROUPS>,
     /// A link-local address, or none (RFC 9777, section 5.2.13).
     source: Ipv6Addr,
+    /// Whether it is still being found out that nobody else has that address.
+    is_tentative: bool,
     /// Reports of the start that are still to be sent.
     unsolicited: u8,
     unsolicited_at: Instant,
@@ -61,7 +66,7 @@ impl Groups {
                 IpAddr::V4(_) => None,
             })
         };
-        let mut groups = ArrayVec::<Ipv6Addr, MAX_ADDRESSES>::new();
+        let mut groups = ArrayVec::<Ipv6Addr, MAX_GROUPS>::new();
         for group in addresses().map(|address| solicited_node(&address)) {
             if !groups.contains(&group) {
                 groups.push(group);
@@ -69,18 +74,36 @@ impl Groups {
         }
         let source = addresses().find(Ipv6Addr::is_unicast_link_local).unwrap_or(Ipv6Addr::UNSPECIFIED);
         let (unsolicited, unsolicited_at) = (0, Instant::ZERO);
-        Self { groups, source, unsolicited, unsolicited_at, answer: None }
+        Self { groups, source, is_tentative: false, unsolicited, unsolicited_at, answer: None }
     }
 
     pub(super) fn has(&self, group: &Ipv6Addr) -> bool {
         self.groups.contains(group)
     }
 
-    /// The host has come to the link.
+    /// The host has come to the link, and finds out whether it can have its addresses.
     pub(super) fn join(&mut self, now: Instant) {
+        self.is_tentative = true;
+        self.report_anew(now);
+    }
+
+    /// It can. Routers heed nothing from nobody, so that it is said again (RFC 3590, section 4).
+    pub(super) fn claimed(&mut self, now: Instant) {
+        self.is_tentative = false;
+        if !self.source.is_unspecified() {
+            self.report_anew(now);
+        }
+    }
+
+    fn report_anew(&mut self, now: Instant) {
         if !self.groups.is_empty() {
             (self.unsolicited, self.unsolicited_at) = (ROBUSTNESS, now);
         }
+    }
+
+    /// Where this host's messages to routers are from.
+    pub(super) fn source(&self) -> Ipv6Addr {
+        if self.is_tentative { Ipv6Addr::UNSPECIFIED } else { self.source }
     }
 
     /// Takes in a query, of which `chance` says how long the answer waits; false if the packet is none to be answered.
@@ -164,6 +187,7 @@ impl Groups {
         len: usize,
         write: impl FnOnce(&mut [u8]),
     ) {
+        let source = self.source();
         queue.push(BEFORE_MESSAGE + len, |frame| {
             let mut ethernet = EthernetFrame::new_unchecked(&mut frame[..]);
             ethernet.set_src_addr(EthernetAddress(own_mac));
@@ -174,12 +198,12 @@ impl Groups {
             ip.set_payload_len((ROUTER_ALERT.len() + len) as u16);
             ip.set_next_header(IpProtocol::HopByHop);
             ip.set_hop_limit(1);
-            ip.set_src_addr(self.source);
+            ip.set_src_addr(source);
             ip.set_dst_addr(to);
             frame[BEFORE_MESSAGE - ROUTER_ALERT.len()..BEFORE_MESSAGE].copy_from_slice(&ROUTER_ALERT);
             let message = &mut frame[BEFORE_MESSAGE..];
             write(message);
-            let pseudo = checksum::pseudo_header_v6(&self.source, &to, IpProtocol::Icmpv6, len as u32);
+            let pseudo = checksum::pseudo_header_v6(&source, &to, IpProtocol::Icmpv6, len as u32);
             let sum = !checksum::combine(&[pseudo, checksum::data(message)]);
             message[2..4].copy_from_slice(&sum.to_be_bytes());
         });

@@ -26,6 +26,7 @@ mod packetdrill;
 mod path_mtu;
 mod places;
 mod reassembly;
+mod routers;
 mod sack;
 mod scale;
 mod script;
