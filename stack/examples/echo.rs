@@ -20,6 +20,13 @@ struct Echo(HashMap<ConnId, Talk>);
 impl Service for Echo {
     fn event<N: Net>(&mut self, event: Event, net: &mut N, _: &mut Shard) {
         let conn = match event {
+            Event::Datagrams { port } => {
+                while let Some(datagram) = net.recv_datagram(port) {
+                    // It may be lost on the way, and so it may be here.
+                    let _ = net.send_datagram(port, datagram.from(), b"", &[datagram.keep()]);
+                }
+                return;
+            }
             Event::Opened { conn, .. } | Event::Readable { conn } | Event::Writable { conn } => conn,
             Event::PeerFinished { conn } => {
                 self.0.entry(conn).or_default().peer_finished = true;

@@ -344,6 +344,7 @@ impl Service for EchoService {
                     assert_eq!(talk.heard, talk.says.len(), "the connection ended early");
                 }
             }
+            Event::Datagrams { .. } => {}
         }
     }
 

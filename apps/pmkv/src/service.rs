@@ -276,6 +276,8 @@ impl Service for KvService {
                 }
                 self.go_on(conn, net, shard);
             }
+            // None is bound.
+            Event::Datagrams { .. } => {}
             Event::Closed { conn, .. } => {
                 if let Some(place) = self.places.get_mut(conn.index as usize).filter(|place| place.is(conn)) {
                     place.vacate(conn.index, &mut self.shared);

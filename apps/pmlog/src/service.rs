@@ -272,6 +272,8 @@ impl Service for LogService {
                 }
                 conn
             }
+            // None is bound.
+            Event::Datagrams { .. } => return,
         };
         if let Some(place) = place_of(&mut self.places, conn) {
             place.run(&mut self.common, net, shard);

@@ -129,10 +129,13 @@ pub(crate) fn unasked(driver: &str, max_rx_queues: u16, hashes: u64) -> Option<U
     }
 }
 
-/// Of the kinds of packets that a device can hash, those to spread TCP's connections by. Each is a function of
-/// addresses and ports, so that all segments of a connection come to one queue.
+/// Of the kinds of packets that a device can hash, those to spread TCP's connections by, and with them UDP's datagrams.
+/// Each is a function of addresses and ports, so that all segments of a connection come to one queue.
 pub(crate) fn hash_functions(offered: u64) -> u64 {
-    (u64::from(sys::RTE_ETH_RSS_IP) | u64::from(sys::RTE_ETH_RSS_TCP)) & offered
+    match (u64::from(sys::RTE_ETH_RSS_IP) | u64::from(sys::RTE_ETH_RSS_TCP)) & offered {
+        0 => 0,
+        hashes => hashes | u64::from(sys::RTE_ETH_RSS_UDP) & offered,
+    }
 }
 
 #[cfg(test)]
@@ -161,6 +164,7 @@ mod tests {
     fn without_a_hash_there_is_one_queue_and_one_queue_needs_no_hash() {
         let udp = u64::from(sys::RTE_ETH_RSS_NONFRAG_IPV4_UDP);
         assert_eq!(plan(16, 16, udp & !u64::from(sys::RTE_ETH_RSS_IP), 4, 4), (1, 0, QueueLimit::NoHash));
+        assert_eq!(plan(16, 16, udp | TCP_V4, 4, 4), (4, udp | TCP_V4, QueueLimit::Cores));
         assert_eq!(plan(16, 16, 0, 4, 4), (1, 0, QueueLimit::NoHash));
         assert_eq!(plan(16, 16, TCP_V4, 1, 4), (1, 0, QueueLimit::Cores));
         assert_eq!(plan(16, 16, TCP_V4, 4, 1), (1, 0, QueueLimit::Shards));

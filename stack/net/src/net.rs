@@ -1,4 +1,4 @@
-//! What an application sees of a network: connections, events, slots and replies.
+//! What an application sees of a network: connections, UDP ports, events, slots and replies.
 //!
 //! An application is written once against [`Net`] and [`Service`], and runs on every transport:
 //! the userspace stack over a DPDK port, the simulated link of the tests, or kernel sockets.
@@ -12,6 +12,10 @@ use crate::doze::Waker;
 use crate::profile::{Laps, Stage};
 use crate::time::Instant;
 
+mod datagram;
+
+pub use datagram::{Datagram, DatagramError, Heard, MAX_DATAGRAM_PIECES, Remote, UdpPort};
+
 /// Names a connection for as long as it lives; a later connection in the same place has another generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId {
@@ -21,7 +25,7 @@ pub struct ConnId {
     pub generation: u32,
 }
 
-/// Something that happened on a connection, in the order in which it happened there.
+/// Something that happened on a connection, in the order in which it happened there, or at a UDP port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The handshake is complete; slots may follow.
@@ -52,6 +56,11 @@ pub enum Event {
         conn: ConnId,
         /// Why it ended.
         reason: CloseReason,
+    },
+    /// Datagrams wait in [`Net::recv_datagram`]. Said once for any number of them, and again for later ones.
+    Datagrams {
+        /// The port that has datagrams.
+        port: UdpPort,
     },
 }
 
@@ -126,7 +135,7 @@ pub enum SendError {
     Closed,
 }
 
-/// The connections of one core, as an application uses them.
+/// The connections and UDP ports of one core, as an application uses them.
 pub trait Net {
     /// The next piece of in-order payload. Taking it opens the receive window again.
     fn recv(&mut self, conn: ConnId) -> Option<Slot>;
@@ -160,6 +169,28 @@ pub trait Net {
 
     /// Sends RST and forgets the connection; [`Event::Closed`] follows.
     fn abort(&mut self, conn: ConnId);
+
+    /// The next datagram that has come to a port. Those that nobody takes are dropped beyond a limit.
+    fn recv_datagram(&mut self, port: UdpPort) -> Option<Datagram> {
+        let _ = port;
+        None
+    }
+
+    /// Queues a datagram from a port: `text`, which is copied, and behind it pieces of named buffers, which are not and
+    /// are dropped when nobody reads them any more. It is sent once, and may be lost on the way.
+    ///
+    /// # Errors
+    /// [`DatagramError`]: nothing was queued.
+    fn send_datagram(
+        &mut self,
+        port: UdpPort,
+        to: Remote,
+        text: &[u8],
+        pieces: &[Extent],
+    ) -> Result<(), DatagramError> {
+        let _ = (to, text, pieces);
+        Err(DatagramError::NotBound(port))
+    }
 }
 
 /// A source of connections that runs in bursts: receive, let the application work, transmit.
@@ -260,6 +291,20 @@ impl<T: OverEndpoint> Net for T {
 
     fn abort(&mut self, conn: ConnId) {
         self.endpoint_mut().abort(conn);
+    }
+
+    fn recv_datagram(&mut self, port: UdpPort) -> Option<Datagram> {
+        self.endpoint_mut().recv_datagram(port)
+    }
+
+    fn send_datagram(
+        &mut self,
+        port: UdpPort,
+        to: Remote,
+        text: &[u8],
+        pieces: &[Extent],
+    ) -> Result<(), DatagramError> {
+        self.endpoint_mut().send_datagram(port, to, text, pieces)
     }
 }
 

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use pmem::sum_words;
 use smoltcp::wire::{IpProtocol, checksum};
 
-/// Where a TCP header has its checksum.
-const FIELD: std::ops::Range<usize> = 16..18;
+/// Where the headers of TCP and UDP have their checksums.
+const TCP_FIELD: usize = 16;
+const UDP_FIELD: usize = 6;
 
 /// A sum over pieces.
 #[derive(Clone, Copy, Debug)]
@@ -56,17 +57,41 @@ pub(crate) enum Verdict {
 /// Judges the checksum of a whole TCP segment (RFC 9293, section 3.1). Addresses of two kinds have none. With
 /// `may_be_partial` the payload of one that is partial is not read.
 pub(crate) fn judge(source: IpAddr, destination: IpAddr, segment: &[u8], may_be_partial: bool) -> Verdict {
-    let len = segment.len() as u32;
-    let pseudo = match (source, destination) {
+    match pseudo(source, destination, IpProtocol::Tcp, segment.len()) {
+        Some(pseudo) => judge_after::<TCP_FIELD>(pseudo.into(), segment, may_be_partial),
+        None => Verdict::Wrong,
+    }
+}
+
+/// Judges the checksum of a whole UDP datagram, as [`judge`] does. Over IPv4 it may have none, and a zero says so (RFC
+/// 768); over IPv6 it must have one (RFC 8200, section 8.1).
+pub(crate) fn judge_udp(
+    source: IpAddr,
+    destination: IpAddr,
+    datagram: &[u8],
+    may_be_partial: bool,
+) -> Verdict {
+    match pseudo(source, destination, IpProtocol::Udp, datagram.len()) {
+        Some(_) if datagram.get(UDP_FIELD..UDP_FIELD + 2) == Some(&[0, 0]) => match source {
+            IpAddr::V4(_) => Verdict::Right,
+            IpAddr::V6(_) => Verdict::Wrong,
+        },
+        Some(pseudo) => judge_after::<UDP_FIELD>(pseudo.into(), datagram, may_be_partial),
+        None => Verdict::Wrong,
+    }
+}
+
+/// The sum over the pseudo header; none between addresses of two kinds.
+pub(crate) fn pseudo(source: IpAddr, destination: IpAddr, protocol: IpProtocol, len: usize) -> Option<u16> {
+    match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            checksum::pseudo_header_v4(&source, &destination, IpProtocol::Tcp, len)
+            Some(checksum::pseudo_header_v4(&source, &destination, protocol, len as u32))
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            checksum::pseudo_header_v6(&source, &destination, IpProtocol::Tcp, len)
+            Some(checksum::pseudo_header_v6(&source, &destination, protocol, len as u32))
         }
-        _ => return Verdict::Wrong,
-    };
-    judge_after(Sum::from(pseudo), segment, may_be_partial)
+        _ => None,
+    }
 }
 
 /// As [`judge`], between two IPv4 addresses as they stand in the frame.
@@ -75,13 +100,13 @@ pub(crate) fn judge_v4(source: u32, destination: u32, segment: &[u8], may_be_par
     let [.., a, b] = segment.len().to_be_bytes();
     let rest = u32::from_ne_bytes([0, IpProtocol::Tcp.into(), a, b]);
     let words = u64::from(source) + u64::from(destination) + u64::from(rest);
-    judge_after(Sum { words, odd: false }, segment, may_be_partial)
+    judge_after::<TCP_FIELD>(Sum { words, odd: false }, segment, may_be_partial)
 }
 
-/// Judges a segment by the sum of its pseudo header.
+/// Judges a segment, whose checksum is at `FIELD`, by the sum of its pseudo header.
 #[inline]
-fn judge_after(mut sum: Sum, segment: &[u8], may_be_partial: bool) -> Verdict {
-    if may_be_partial && segment.get(FIELD) == Some(&sum.folded().to_be_bytes()) {
+fn judge_after<const FIELD: usize>(mut sum: Sum, segment: &[u8], may_be_partial: bool) -> Verdict {
+    if may_be_partial && segment.get(FIELD..FIELD + 2) == Some(&sum.folded().to_be_bytes()) {
         return Verdict::Partial;
     }
     sum.add(segment);
@@ -131,20 +156,39 @@ mod tests {
         let (source, destination) = ([10, 0, 0, 1], [10, 0, 0, 2]);
         // 10.0.0.1, 10.0.0.2, TCP and 24 bytes: 0x0a00 + 0x0001 + 0x0a00 + 0x0002 + 6 + 24.
         let mut segment = [0x5a; 24];
-        segment[FIELD].copy_from_slice(&0x1421_u16.to_be_bytes());
+        segment[16..18].copy_from_slice(&0x1421_u16.to_be_bytes());
         let judged = |segment: &[u8], may| judge(source.into(), destination.into(), segment, may);
         assert_eq!(judged(&segment, true), Verdict::Partial);
         assert_eq!(judged(&segment, false), Verdict::Wrong);
         segment[17] += 1;
         assert_eq!(judged(&segment, true), Verdict::Wrong);
-        segment[FIELD].fill(0);
+        segment[16..18].fill(0);
         let mut sum = Sum::from(0x1421);
         sum.add(&segment);
-        segment[FIELD].copy_from_slice(&(!sum.folded()).to_be_bytes());
+        segment[16..18].copy_from_slice(&(!sum.folded()).to_be_bytes());
         assert_eq!((judged(&segment, true), judged(&segment, false)), (Verdict::Right, Verdict::Right));
         // A segment of another length has another sum.
-        segment[FIELD].copy_from_slice(&0x1421_u16.to_be_bytes());
+        segment[16..18].copy_from_slice(&0x1421_u16.to_be_bytes());
         assert_eq!(judged(&segment[..22], true), Verdict::Wrong);
+    }
+
+    #[test]
+    fn a_datagram_without_a_checksum_is_right_over_ipv4_alone() {
+        let v4 = [[10, 0, 0, 1], [10, 0, 0, 2]].map(IpAddr::from);
+        let v6 = [[1; 16], [2; 16]].map(IpAddr::from);
+        for ([from, to], bare) in [(v4, Verdict::Right), (v6, Verdict::Wrong)] {
+            let mut datagram = [0x5a; 11];
+            datagram[6..8].fill(0);
+            assert_eq!(judge_udp(from, to, &datagram, true), bare);
+            let mut sum = Sum::from(pseudo(from, to, IpProtocol::Udp, 11).unwrap());
+            let partial = sum.folded();
+            sum.add(&datagram);
+            datagram[6..8].copy_from_slice(&(!sum.folded()).to_be_bytes());
+            assert_eq!(judge_udp(from, to, &datagram, false), Verdict::Right);
+            datagram[6..8].copy_from_slice(&partial.to_be_bytes());
+            assert_eq!(judge_udp(from, to, &datagram, true), Verdict::Partial);
+            assert_eq!(judge_udp(from, to, &datagram, false), Verdict::Wrong);
+        }
     }
 
     #[test]

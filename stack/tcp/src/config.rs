@@ -57,7 +57,7 @@ pub struct Config {
     /// Next hops for connections that this side opens to some networks. The most specific counts, whether it is one of
     /// these, an own network or a gateway.
     pub routes: Vec<Route>,
-    /// The differentiated services codepoint of TCP's segments, 0 to 63 (RFC 2474).
+    /// The differentiated services codepoint of TCP's segments and UDP's datagrams, 0 to 63 (RFC 2474).
     pub dscp: u8,
     /// Most connections at a time, not counting half-open ones and those in TIME-WAIT. A SYN for which there is no
     /// place is not answered: the peer sends it again.
@@ -85,6 +85,10 @@ pub struct Config {
     pub tx_shared_bytes: usize,
     /// Extents that the send queues share in the same way.
     pub tx_shared_extents: usize,
+    /// Most datagrams that wait for the application at one UDP port. Memory for them is taken when it is bound.
+    pub udp_rx_datagrams: usize,
+    /// Most datagrams that wait to be sent. Memory for them, the MTU for each, is taken when a UDP port is first bound.
+    pub udp_tx_datagrams: usize,
     /// What decides how much a connection has in flight.
     pub congestion: CongestionControl,
     /// Whether connections whose congestion control has no rate of its own send at one, too: a little more than the
@@ -279,6 +283,8 @@ impl Config {
             tx_window_bytes: 16 << 20,
             tx_shared_bytes: 64 << 20,
             tx_shared_extents: 1 << 16,
+            udp_rx_datagrams: 256,
+            udp_tx_datagrams: 256,
             congestion: CongestionControl::default(),
             pacing: false,
             time_wait: Duration::from_secs(60),
@@ -363,6 +369,8 @@ impl Config {
             ("tx_window_bytes", self.tx_window_bytes, 0, 1 << 28),
             ("tx_shared_bytes", self.tx_shared_bytes, 0, 1 << 32),
             ("tx_shared_extents", self.tx_shared_extents, 0, 1 << 24),
+            ("udp_rx_datagrams", self.udp_rx_datagrams, 1, 1 << 16),
+            ("udp_tx_datagrams", self.udp_tx_datagrams, 1, (1 << 16) - 1),
             ("core.count", self.core.count.into(), usize::from(self.core.index) + 1, u16::MAX.into()),
         ] {
             if !(min..=max).contains(&value) {

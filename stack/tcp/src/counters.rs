@@ -11,7 +11,7 @@ pub struct Counters {
     pub segments_in: u64,
     /// TCP segments sent, each of those that the device cuts a frame into.
     pub segments_out: u64,
-    /// Segments whose checksum the sender's kernel had left to a device that this link does not have.
+    /// Segments and datagrams whose checksum the sender's kernel had left to a device that this link does not have.
     pub partial_checksums: u64,
     /// Payload bytes that reached a receive queue, in order.
     pub payload_in_bytes: u64,
@@ -49,6 +49,10 @@ pub struct Counters {
     pub resets_out: u64,
     /// Challenge ACKs sent (RFC 5961).
     pub challenge_acks: u64,
+    /// UDP datagrams that reached a port's queue.
+    pub datagrams_in: u64,
+    /// UDP datagrams sent.
+    pub datagrams_out: u64,
     /// Frames of other protocols that were answered or taken.
     pub other_in: u64,
     /// Packets put together from fragments.
@@ -100,15 +104,19 @@ drops! {
     reassembly,
     /// IPv6 packets with extension headers that cannot be served.
     extension,
-    /// Sent to this host in a protocol, or to a port, that nobody here speaks; TCP's segments apart.
+    /// Sent to this host in a protocol, or to a UDP port, that nobody here speaks; TCP's segments apart.
     protocol,
+    /// Datagrams beyond what may wait at their port for the application, or at all ports for want of free buffers.
+    datagram,
+    /// Datagrams not sent since their next hop did not say where it is, or too many waited for that.
+    unresolved,
     /// Segments outside the window.
     window,
     /// Segments with an old timestamp, or none where one was agreed (RFC 7323).
     timestamp,
     /// Payload received before.
     duplicate,
-    /// Payload for which there was no buffer, or that went beyond the connection's quota.
+    /// Payload or datagrams for which there was no buffer, and payload that went beyond the connection's quota.
     no_buffer,
     /// SYNs not answered, and handshakes held back, because the connection table or the listener's backlog was full.
     backlog,

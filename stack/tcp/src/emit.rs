@@ -1,5 +1,6 @@
-//! Building of the headers of TCP segments, and their checksums over pieces of any length.
+//! Building of the headers of TCP segments and UDP datagrams, and their checksums over pieces of any length.
 
+mod datagram;
 mod usual;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -16,6 +17,8 @@ use crate::flow::FlowKey;
 use crate::frame::{Flags, TxChecksum};
 use crate::tcp::options::{MAX_OPTION_BYTES, Options};
 use crate::tcp::seq::Seq;
+
+pub(crate) use datagram::{datagram, datagram_header_bytes};
 
 const IPV4_HEADER_BYTES: usize = 20;
 const IPV6_HEADER_BYTES: usize = 40;

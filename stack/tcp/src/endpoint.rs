@@ -2,6 +2,7 @@
 
 mod burst;
 mod calls;
+mod datagrams;
 mod doubt;
 mod error;
 mod input;
@@ -43,9 +44,10 @@ use crate::tcp::send_queue::Pieces;
 use crate::tcp::seq::Seq;
 use crate::time_wait::{TimeWait, TimeWaits};
 use crate::timer::{NEVER, TimerWheel};
+use crate::udp::{MAX_UDP_PORTS, Outbox, UdpPorts};
 use crate::window::WindowPool;
 
-pub use error::{AddressConflict, ConnectError, ListenError};
+pub use error::{AddressConflict, BindError, ConnectError, ListenError};
 
 /// Different options that connections may have.
 const MAX_PROFILES: usize = 1 << u8::BITS;
@@ -82,9 +84,9 @@ pub struct Endpoint {
     now: Instant,
     flows: FlowTable,
     places: Box<[ConnectionEntry]>,
-    /// Connections that may have something to send.
+    /// Connections that may have something to send, and the outbox of datagrams, as the number behind theirs.
     output: VecDeque<u32>,
-    /// Connections with events that the application has not been told.
+    /// Connections with events that the application has not been told, and UDP ports, as the numbers behind theirs.
     telling: VecDeque<u32>,
     timers: TimerWheel,
     pool: WindowPool,
@@ -130,6 +132,10 @@ pub struct Endpoint {
     unresolved: Vec<u32>,
     /// Connections whose next hop is being asked for since it may have moved.
     doubted: Vec<u32>,
+    udp: UdpPorts,
+    /// Datagrams that wait to be sent; none before a port is bound.
+    outbox: Option<Box<Outbox>>,
+    outbox_in_output: bool,
     iface: Iface,
     /// Paths that take less than the link.
     paths: Paths,
@@ -246,8 +252,8 @@ impl Endpoint {
             now,
             flows: FlowTable::new(flows, &config.isn_secret),
             places: places.collect(),
-            output: VecDeque::with_capacity(config.max_connections),
-            telling: VecDeque::with_capacity(config.max_connections),
+            output: VecDeque::with_capacity(config.max_connections + 1),
+            telling: VecDeque::with_capacity(config.max_connections + MAX_UDP_PORTS),
             timers: TimerWheel::new(flows + 2 * MAX_NEIGHBORS + 2, now),
             level: pool.level(),
             starved_unseen: 0,
@@ -256,6 +262,9 @@ impl Endpoint {
             sending,
             controls: Controls::new(config.congestion, config.pacing, config.max_connections),
             counters: Counters::default(),
+            udp: UdpPorts::new(config.udp_rx_datagrams),
+            outbox: None,
+            outbox_in_output: false,
             iface: Iface::new(&config, &local),
             paths: Paths::new(&config.isn_secret.map(|byte| byte ^ 0xa5)),
             divisible_ident: 0,

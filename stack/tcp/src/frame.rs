@@ -1,4 +1,4 @@
-//! Frames as they come in and go out, and the parsing of those that carry TCP.
+//! Frames as they come in and go out, and the parsing of those that carry TCP or UDP.
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -10,14 +10,14 @@ use smoltcp::wire::{
 };
 
 use crate::address::is_host;
-use crate::checksum::{Verdict, judge};
+use crate::checksum::{Verdict, judge, judge_udp};
 use crate::config::ETHERNET_HEADER_BYTES;
 use crate::extensions::{self, Upper};
 use crate::flow::{FlowKey, mapped};
 use crate::tcp::options::Options;
 use crate::tcp::seq::Seq;
 
-/// What the device says of a received frame's TCP checksum.
+/// What the device says of a received frame's checksum, of TCP or of UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RxChecksum {
     /// Verified.
@@ -44,7 +44,7 @@ pub trait RxFrame {
         &[]
     }
 
-    /// What the device says of the TCP checksum.
+    /// What the device says of the checksum of TCP or UDP.
     fn checksum(&self) -> RxChecksum;
 
     /// The VLAN (IEEE 802.1Q) whose tag was taken off the frame; 0 is a priority without a VLAN.
@@ -255,10 +255,27 @@ impl Segment {
     }
 }
 
+/// Bytes of the header of UDP (RFC 768).
+pub(crate) const UDP_HEADER_BYTES: usize = 8;
+
+/// A UDP datagram that arrived, without its payload's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UdpDatagram {
+    pub key: FlowKey,
+    pub source_mac: [u8; 6],
+    /// Where the payload begins in the frame, in bytes.
+    pub payload_at: usize,
+    /// Bytes of payload.
+    pub payload_len: usize,
+    /// Whether its checksum is the pseudo header's alone.
+    pub is_partial: bool,
+}
+
 /// What a frame turned out to be.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Parsed {
     Tcp(Segment),
+    Udp(UdpDatagram),
     /// Of another protocol, or for smoltcp's interface to refuse.
     Other,
     Malformed,
@@ -336,16 +353,20 @@ pub(crate) fn parse(frame: &[u8], apart: usize, local: &Local, checksum: RxCheck
         tag if is_vlan(tag) => return Parsed::Vlan,
         _ => return Parsed::Other,
     };
-    let Ip { source, destination, at, packet, len } = match ip {
+    let ip = match ip {
         Ok(ip) => ip,
         Err(parsed) => return parsed,
     };
+    let Ip { protocol, source, destination, at, packet, len } = ip;
     // Whoever sends TCP to a group is not a peer (RFC 9293, section 3.9.2.3, MUST-57), nor is it on Ethernet.
-    // Nor does what comes back to its sender.
+    // Nor does what comes back to its sender. No groups' datagrams are taken either.
     let to_us = ethernet.dst_addr() == EthernetAddress(local.mac) && local.has(destination);
     let from_other = source_mac.is_unicast() && source_mac.0 != local.mac;
     if !to_us || !from_other || !local.is_peer(source) {
         return Parsed::Address;
+    }
+    if protocol == IpProtocol::Udp {
+        return parse_udp(&ip, source_mac.0, apart, checksum);
     }
     let Ok(tcp) = TcpPacket::new_checked(packet) else { return Parsed::Malformed };
     let header_len = usize::from(tcp.header_len());
@@ -384,6 +405,40 @@ pub(crate) fn parse(frame: &[u8], apart: usize, local: &Local, checksum: RxCheck
     })
 }
 
+/// Reads a datagram to this host. What its packet has behind it is left out of account.
+fn parse_udp(ip: &Ip<'_>, source_mac: [u8; 6], apart: usize, checksum: RxChecksum) -> Parsed {
+    let word = |at: usize| u16::from_be_bytes([ip.packet[at], ip.packet[at + 1]]);
+    if apart > 0 || ip.packet.len() < UDP_HEADER_BYTES {
+        return Parsed::Malformed;
+    }
+    let len = usize::from(word(4));
+    let Some(datagram) = ip.packet.get(..len).filter(|_| len >= UDP_HEADER_BYTES) else {
+        return Parsed::Malformed;
+    };
+    let may_be_partial = checksum == RxChecksum::UnknownOrPartial;
+    // What the device says is not asked where there is no checksum, which is for this side to judge.
+    let verdict = match checksum {
+        RxChecksum::Good if word(6) != 0 => Verdict::Right,
+        RxChecksum::Bad if word(6) != 0 => Verdict::Wrong,
+        _ => judge_udp(ip.source, ip.destination, datagram, may_be_partial),
+    };
+    if verdict == Verdict::Wrong {
+        return Parsed::BadChecksum;
+    }
+    Parsed::Udp(UdpDatagram {
+        key: FlowKey {
+            local: mapped(ip.destination),
+            remote: mapped(ip.source),
+            local_port: word(2),
+            remote_port: word(0),
+        },
+        source_mac,
+        payload_at: ETHERNET_HEADER_BYTES + ip.at + UDP_HEADER_BYTES,
+        payload_len: len - UDP_HEADER_BYTES,
+        is_partial: verdict == Verdict::Partial,
+    })
+}
+
 /// Whether an EtherType is a VLAN tag's: 802.1Q, 802.1ad, and what was used for the outer of two before that.
 fn is_vlan(kind: EthernetProtocol) -> bool {
     matches!(u16::from(kind), 0x8100 | 0x88a8 | 0x9100)
@@ -399,13 +454,14 @@ pub fn ends_with_tcp_header(head: &[u8]) -> bool {
         _ => return false,
     };
     ip.is_ok_and(|ip| {
-        TcpPacket::new_checked(ip.packet)
-            .is_ok_and(|tcp| ETHERNET_HEADER_BYTES + ip.at + usize::from(tcp.header_len()) == head.len())
+        ip.protocol == IpProtocol::Tcp
+            && TcpPacket::new_checked(ip.packet)
+                .is_ok_and(|tcp| ETHERNET_HEADER_BYTES + ip.at + usize::from(tcp.header_len()) == head.len())
     })
 }
 
-/// The flow of a frame that carries TCP, of which `apart` bytes follow in another place. What else is wrong with it
-/// is for [`parse`] to find.
+/// The flow of a frame that carries TCP or UDP, of which `apart` bytes follow in another place. What else is wrong with
+/// it is for [`parse`] to find.
 pub(crate) fn flow_of(frame: &[u8], apart: usize) -> Option<FlowKey> {
     let ethernet = EthernetFrame::new_checked(frame).ok()?;
     let ip = match ethernet.ethertype() {
@@ -423,15 +479,16 @@ pub(crate) fn flow_of(frame: &[u8], apart: usize) -> Option<FlowKey> {
     })
 }
 
-/// An IP packet that carries TCP.
+/// An IP packet that carries TCP or UDP.
 struct Ip<'a> {
+    protocol: IpProtocol,
     source: IpAddr,
     destination: IpAddr,
-    /// Where the TCP segment begins in the packet.
+    /// Where the segment or datagram begins in the packet.
     at: usize,
-    /// The segment, or as much of it as is here.
+    /// The segment or datagram, or as much of it as is here.
     packet: &'a [u8],
-    /// Length of the whole segment in bytes.
+    /// Length of all of it in bytes.
     len: usize,
 }
 
@@ -450,7 +507,8 @@ fn parse_v4(bytes: &[u8], apart: usize) -> Result<Ip<'_>, Parsed> {
         return Err(Parsed::Truncated);
     }
     let is_fragment = packet.more_frags() || packet.frag_offset() != 0;
-    if packet.next_header() != IpProtocol::Tcp && !is_fragment {
+    let protocol = packet.next_header();
+    if !matches!(protocol, IpProtocol::Tcp | IpProtocol::Udp) && !is_fragment {
         return Err(Parsed::Other);
     }
     if !packet.verify_checksum() {
@@ -460,6 +518,7 @@ fn parse_v4(bytes: &[u8], apart: usize) -> Result<Ip<'_>, Parsed> {
         return Err(Parsed::Fragment);
     }
     Ok(Ip {
+        protocol,
         source: packet.src_addr().into(),
         destination: packet.dst_addr().into(),
         at,
@@ -483,17 +542,18 @@ fn parse_v6(bytes: &[u8], apart: usize) -> Result<Ip<'_>, Parsed> {
     }
     let end = (at + len).min(bytes.len());
     let (at, protocol) = match packet.next_header() {
-        IpProtocol::Tcp => (at, IpProtocol::Tcp),
+        protocol @ (IpProtocol::Tcp | IpProtocol::Udp) => (at, protocol),
         _ => match extensions::walk(&bytes[..end]) {
             Ok(Upper { fragment: Some(_), .. }) => return Err(Parsed::Fragment),
             Ok(upper) => (upper.at, upper.protocol),
             Err(_) => return Err(Parsed::Other),
         },
     };
-    if protocol != IpProtocol::Tcp {
+    if !matches!(protocol, IpProtocol::Tcp | IpProtocol::Udp) {
         return Err(Parsed::Other);
     }
     Ok(Ip {
+        protocol,
         source: packet.src_addr().into(),
         destination: packet.dst_addr().into(),
         at,

@@ -1,4 +1,4 @@
-//! Everything that is not TCP: ARP, neighbor discovery, ICMP, and what groups this host is in.
+//! Everything that is neither TCP nor UDP: ARP, neighbor discovery, ICMP, and what groups this host is in.
 //!
 //! Who asks is answered where the frame came from, as peers of connections are, so that an answer never waits for
 //! another question. Each kind of frame has limits and a queue of its own: a flood of one kind takes nothing from
@@ -311,9 +311,8 @@ impl Iface {
     /// A packet of a protocol that is not spoken here.
     fn unclaimed(&mut self, packet: &Packet<'_>, local: &Local, now: Instant) -> Result<Heard, Refused> {
         match packet.protocol {
-            IpProtocol::Udp => self.complain(packet, Problem::Port, local, now),
-            // TCP comes here if it was not well-formed; what has no next header asks for nothing.
-            IpProtocol::Tcp | IpProtocol::Ipv6NoNxt => {}
+            // TCP and UDP come here if they were not well-formed; what has no next header asks for nothing.
+            IpProtocol::Tcp | IpProtocol::Udp | IpProtocol::Ipv6NoNxt => {}
             _ => self.complain(packet, Problem::Protocol { named_at: packet.named_at }, local, now),
         }
         Err(Refused::Protocol)
@@ -361,6 +360,14 @@ impl Iface {
         };
         let way = self.way_back(packet, source);
         self.send_error(packet.bytes, way, problem, now);
+    }
+
+    /// Tells the sender of a datagram, which `frame` carries, that nobody has the port.
+    pub(crate) fn refuse_port(&mut self, frame: &[u8], local: &Local, now: Instant) {
+        let Ok(ethernet) = EthernetFrame::new_checked(frame) else { return };
+        if let Ok((packet, None)) = packet::parse(&ethernet) {
+            self.complain(&packet, Problem::Port, local, now);
+        }
     }
 
     /// Tells the sender that the rest of a packet, of which `frame` is the beginning, has not come in time.

@@ -33,6 +33,7 @@ mod tcp;
 pub mod testing;
 mod time_wait;
 mod timer;
+mod udp;
 mod window;
 
 pub use address::{AddressError, check_gateway, check_own};
@@ -42,7 +43,7 @@ pub use config::{
 };
 pub use counters::{Counters, Drops};
 pub use directory::FlowDirectory;
-pub use endpoint::{AddressConflict, ConnectError, Endpoint, ListenError};
+pub use endpoint::{AddressConflict, BindError, ConnectError, Endpoint, ListenError};
 pub use frame::{FrameSink, RxBurst, RxChecksum, RxFrame, Share, SinkFull, TxChecksum, TxFrame};
 pub use route::{MAX_ROUTES, Route, RouteError, check_routes};
 pub use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr};

@@ -28,20 +28,16 @@ pub(crate) struct Listener {
     pub untold: usize,
 }
 
-impl Listener {
-    fn accepts(&self, ip: IpAddr, port: u16) -> bool {
-        let own = self.address.ip();
-        let any = own.is_unspecified() && (own.is_ipv4() == ip.is_ipv4() || own.is_ipv6());
-        self.address.port() == port && (any || own == ip)
-    }
+/// Whether who has `own`, of which the IP may be unspecified, has what comes to `ip` and `port`.
+pub(crate) fn accepts(own: SocketAddr, ip: IpAddr, port: u16) -> bool {
+    let own_ip = own.ip();
+    let any = own_ip.is_unspecified() && (own_ip.is_ipv4() == ip.is_ipv4() || own_ip.is_ipv6());
+    own.port() == port && (any || own_ip == ip)
+}
 
-    fn overlaps(&self, address: SocketAddr) -> bool {
-        let (own, other) = (self.address.ip(), address.ip());
-        let meets = |any: IpAddr, ip: IpAddr| {
-            any.is_unspecified() && (any.is_ipv6() || any.is_ipv4() == ip.is_ipv4())
-        };
-        self.address.port() == address.port() && (own == other || meets(own, other) || meets(other, own))
-    }
+/// Whether something could come to both addresses.
+pub(crate) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    accepts(one, other.ip(), other.port()) || accepts(other, one.ip(), one.port())
 }
 
 /// The connections for which SYN and ACK were sent, in memory taken at the start.
@@ -80,7 +76,7 @@ impl Listeners {
 
     /// Adds a listener; false if its address is taken.
     pub(crate) fn add(&mut self, address: SocketAddr, backlog: usize, profile: Profile) -> bool {
-        if self.list.iter().any(|listener| listener.overlaps(address)) {
+        if self.list.iter().any(|listener| overlap(listener.address, address)) {
             return false;
         }
         self.list.push(Listener { address, backlog, profile, half_open: 0, untold: 0 });
@@ -90,7 +86,10 @@ impl Listeners {
     /// The listener that takes connections to the local end of `key`.
     pub(crate) fn find(&self, key: &FlowKey) -> Option<u16> {
         let ip = key.local_ip();
-        self.list.iter().position(|listener| listener.accepts(ip, key.local_port)).map(|place| place as u16)
+        self.list
+            .iter()
+            .position(|listener| accepts(listener.address, ip, key.local_port))
+            .map(|place| place as u16)
     }
 
     pub(crate) fn listener(&mut self, listener: u16) -> &mut Listener {

@@ -1,4 +1,4 @@
-//! Which of several cores a connection belongs to, where nobody else has decided it.
+//! Which of several cores a connection belongs to, or a datagram, where nobody else has decided it.
 
 use std::hash::Hasher as _;
 
@@ -33,7 +33,7 @@ impl Steering {
     }
 
     /// The core to which a frame goes, of which `apart` bytes follow in another place; none if it carries no whole
-    /// header of TCP, so that any core may see to it.
+    /// header of TCP or UDP, so that any core may see to it.
     pub fn core_of_frame(&self, frame: &[u8], apart: usize) -> Option<u16> {
         flow_of(frame, apart).map(|flow| self.core_of(&flow))
     }

@@ -145,7 +145,7 @@ impl Host {
             }
             Event::PeerFinished { conn } => self.streams.entry(conn).or_default().finished = true,
             Event::Closed { conn, reason } => self.streams.entry(conn).or_default().closed = Some(reason),
-            Event::Readable { .. } | Event::Writable { .. } => {}
+            Event::Readable { .. } | Event::Writable { .. } | Event::Datagrams { .. } => {}
         }
     }
 

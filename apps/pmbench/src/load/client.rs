@@ -299,8 +299,8 @@ impl<T: Transport + OverEndpoint<Endpoint = Endpoint>> Client<T> {
                 self.idle.push_back(conn);
             }
             Event::Readable { conn } => self.receive(conn),
-            // A request fits whenever the one before it was answered.
-            Event::Writable { .. } => {}
+            // A request fits whenever the one before it was answered; and no UDP port is bound.
+            Event::Writable { .. } | Event::Datagrams { .. } => {}
             Event::PeerFinished { conn } => {
                 if !self.is_closing {
                     self.lose(conn, |errors| errors.closed += 1);

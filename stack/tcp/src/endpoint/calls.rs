@@ -13,7 +13,9 @@ use crate::flow::FlowKey;
 use crate::frame::Flags;
 use crate::listen::MAX_LISTENERS;
 use crate::neighbor::{Lookup, MAX_NEIGHBORS};
-use crate::net::{CloseReason, ConnId, Event, Net, SendError, SendSpace, Slot};
+use crate::net::{
+    CloseReason, ConnId, Datagram, DatagramError, Event, Net, Remote, SendError, SendSpace, Slot, UdpPort,
+};
 use crate::tcp::connection::{Clock, Connection, Happened, State};
 use crate::tcp::send_pool::SendPool;
 use crate::tcp::send_queue::SendQueue;
@@ -135,8 +137,9 @@ impl Endpoint {
     pub fn next_event(&mut self) -> Option<Event> {
         let index = *self.telling.front()?;
         // Nearly every event.
-        let place = &mut self.places[index as usize];
-        if place.connection.events == Happened::READABLE {
+        if let Some(place) = self.places.get_mut(index as usize)
+            && place.connection.events == Happened::READABLE
+        {
             place.connection.events = Happened::empty();
             place.in_telling = false;
             self.telling.pop_front();
@@ -148,7 +151,10 @@ impl Endpoint {
     fn tell(&mut self) -> Option<Event> {
         loop {
             let index = *self.telling.front()?;
-            let place = &mut self.places[index as usize];
+            let Some(place) = self.places.get_mut(index as usize) else {
+                self.telling.pop_front();
+                return Some(self.tell_datagrams(index));
+            };
             let conn = ConnId { index, generation: place.generation };
             let happened = place.connection.events.first();
             place.connection.events -= happened;
@@ -310,5 +316,19 @@ impl Net for Endpoint {
         }
         self.end(conn.index, CloseReason::Aborted);
         self.settle(conn.index);
+    }
+
+    fn recv_datagram(&mut self, port: UdpPort) -> Option<Datagram> {
+        self.udp.take(port)
+    }
+
+    fn send_datagram(
+        &mut self,
+        port: UdpPort,
+        to: Remote,
+        text: &[u8],
+        pieces: &[Extent],
+    ) -> Result<(), DatagramError> {
+        self.queue_datagram(port, to, text, pieces)
     }
 }

@@ -1,4 +1,4 @@
-//! What keeps an endpoint from listening and connecting.
+//! What keeps an endpoint from listening, binding and connecting.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -39,6 +39,23 @@ pub enum ListenError {
         /// The backlog.
         backlog: usize,
     },
+}
+
+/// Why a UDP port cannot be bound.
+#[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
+pub enum BindError {
+    /// The address is not this host's.
+    #[error("{0} is not an address of this host; bind one of its own, or the unspecified address")]
+    NotLocal(IpAddr),
+    /// Another port has it.
+    #[error("{0} is already bound for UDP; choose another port")]
+    InUse(SocketAddr),
+    /// The list of ports is full.
+    #[error("{0} UDP ports are bound, and no more are possible")]
+    TooMany(usize),
+    /// A port of zero.
+    #[error("UDP port 0 cannot be bound; name the port")]
+    ZeroPort,
 }
 
 /// Why a connection cannot be opened.

@@ -52,6 +52,7 @@ impl Endpoint {
         self.counters.frames_in += 1;
         match parsed {
             Parsed::Tcp(segment) => return self.segment(segment, frame, is_last),
+            Parsed::Udp(datagram) => self.datagram(datagram, frame),
             Parsed::Other | Parsed::Fragment if !frame.apart().is_empty() => {
                 self.count_dropped(parsed, frame.bytes());
             }
@@ -72,7 +73,9 @@ impl Endpoint {
             Parsed::BadChecksum => &mut drops.checksum,
             Parsed::Address if is_for_a_group => &mut drops.group,
             Parsed::Address => &mut drops.address,
-            Parsed::Malformed | Parsed::Tcp(_) | Parsed::Other | Parsed::Fragment => &mut drops.malformed,
+            Parsed::Malformed | Parsed::Tcp(_) | Parsed::Udp(_) | Parsed::Other | Parsed::Fragment => {
+                &mut drops.malformed
+            }
         } += 1;
     }
 
@@ -111,6 +114,13 @@ impl Endpoint {
             Parsed::Tcp(segment) => {
                 self.counters.copied_bytes += segment.payload_len as u64;
                 share = self.segment(segment, &mut frame, is_last);
+            }
+            Parsed::Udp(datagram) if datagram.payload_len > arena.buffer_bytes() => {
+                self.counters.drops.fragment += 1;
+            }
+            Parsed::Udp(datagram) => {
+                self.counters.copied_bytes += datagram.payload_len as u64;
+                self.datagram(datagram, &mut frame);
             }
             Parsed::Other => share = self.other(frame.bytes),
             dropped => self.count_dropped(dropped, frame.bytes),
@@ -216,7 +226,7 @@ impl Endpoint {
         });
     }
 
-    /// A frame that is not TCP.
+    /// A frame that is neither TCP nor UDP.
     fn other(&mut self, frame: &[u8]) -> Share {
         let refused = match self.iface.receive(frame, &self.local, self.now) {
             Ok(heard) => {
@@ -282,6 +292,7 @@ impl Endpoint {
         }
         if self.neighbors.learned(ip, mac, overrides, self.now) {
             self.resolve_waiting();
+            self.resolve_datagrams(ip, mac);
         }
         if self.doubts.learned(ip, mac, overrides, self.now) {
             self.end_doubt(ip, Some(mac));

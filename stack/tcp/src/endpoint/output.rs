@@ -61,9 +61,10 @@ impl Endpoint {
         }
         while let Some(&index) = self.output.front() {
             // Few paths take less than the link, so that the others are not burdened with it.
-            let more = match self.places[index as usize].connection.heeds_path() {
-                true => self.send_by_path(index, sink)?,
-                false => self.send_from::<S, false>(index, sink)?,
+            let more = match self.places.get(index as usize).map(|place| place.connection.heeds_path()) {
+                Some(true) => self.send_by_path(index, sink)?,
+                Some(false) => self.send_from::<S, false>(index, sink)?,
+                None => self.send_datagrams(sink)?,
             };
             self.output.pop_front();
             if more {
@@ -205,7 +206,10 @@ impl Endpoint {
             sending: &mut self.sending,
             controls: &mut self.controls,
         };
-        let place = &mut self.places[index as usize];
+        let Some(place) = self.places.get_mut(index as usize) else {
+            self.outbox_in_output = false;
+            return;
+        };
         place.in_output = false;
         if let Some(deadline) = place.connection.next_deadline(&cx)
             && deadline < place.wakes_at
@@ -413,6 +417,7 @@ impl Endpoint {
                     false
                 });
                 self.unresolved = waiting;
+                self.give_up_datagrams(ip);
                 self.iface.routers().try_again();
                 if next.is_some() {
                     self.resolve_waiting();

@@ -78,6 +78,7 @@ impl Host for Side {
                 | Event::Readable { conn }
                 | Event::Writable { conn }
                 | Event::PeerFinished { conn } => self.work(conn),
+                Event::Datagrams { .. } => {}
             }
         }
         let Ok(sent) = self.net.transmit(now);

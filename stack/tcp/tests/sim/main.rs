@@ -6,6 +6,7 @@ mod closing;
 mod congestion;
 mod cores;
 mod data;
+mod datagrams;
 mod durable;
 mod durable_ack;
 mod extensions;

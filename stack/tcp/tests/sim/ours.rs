@@ -208,7 +208,10 @@ impl Ours {
         | Event::Writable { conn }
         | Event::PeerFinished { conn }
         | Event::Closed { conn, .. }
-        | Event::Opened { conn, .. }) = event;
+        | Event::Opened { conn, .. }) = event
+        else {
+            panic!("{event:?}, and no port is bound")
+        };
         let state = self.conns.get_mut(&conn).unwrap_or_else(|| panic!("{event:?} of no known connection"));
         assert_eq!(state.closed, None, "{event:?} after the last event");
         match event {

@@ -98,7 +98,7 @@ impl Run {
                 }
                 Event::PeerFinished { conn } => self.stream(conn).finished = true,
                 Event::Closed { conn, reason } => self.stream(conn).closed = Some(reason),
-                Event::Readable { .. } | Event::Writable { .. } => {}
+                Event::Readable { .. } | Event::Writable { .. } | Event::Datagrams { .. } => {}
             }
         }
     }

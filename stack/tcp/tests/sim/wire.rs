@@ -6,7 +6,7 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr,
     Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpAddress, IpProtocol, IpRepr, Ipv4Packet,
-    Ipv6Packet, NdiscNeighborFlags, NdiscRepr, TcpOption, TcpPacket, TcpSeqNumber,
+    Ipv6Packet, NdiscNeighborFlags, NdiscRepr, TcpOption, TcpPacket, TcpSeqNumber, UdpPacket,
 };
 
 pub const FIN: u8 = 1;
@@ -485,13 +485,49 @@ pub fn with_extensions(frame: &[u8], first: u8, extensions: &[u8]) -> Vec<u8> {
 
 /// A UDP datagram of 18 bytes to a port where nobody listens.
 pub fn udp(from: Side, to: Side) -> Vec<u8> {
-    ip_frame(from, to, IpProtocol::Udp, 26, |bytes| {
-        bytes[..2].copy_from_slice(&from.at.port().to_be_bytes());
-        bytes[2..4].copy_from_slice(&9_u16.to_be_bytes());
-        bytes[4..6].copy_from_slice(&26_u16.to_be_bytes());
-        let mut udp = smoltcp::wire::UdpPacket::new_unchecked(bytes);
+    datagram(from, Side { at: (to.at.ip(), 9).into(), ..to }, &[0; 18])
+}
+
+/// A UDP datagram.
+pub fn datagram(from: Side, to: Side, payload: &[u8]) -> Vec<u8> {
+    ip_frame(from, to, IpProtocol::Udp, 8 + payload.len(), |bytes| {
+        let mut udp = UdpPacket::new_unchecked(bytes);
+        udp.set_src_port(from.at.port());
+        udp.set_dst_port(to.at.port());
+        udp.set_len(8 + payload.len() as u16);
+        udp.payload_mut().copy_from_slice(payload);
         udp.fill_checksum(&from.at.ip().into(), &to.at.ip().into());
     })
+}
+
+/// The payload of a datagram, and its sender and receiver; `None` for frames that carry none.
+///
+/// # Panics
+/// When it is malformed, or has not the right checksum.
+pub fn datagram_in(frame: &[u8]) -> Option<(Side, Side, Vec<u8>)> {
+    let ethernet = EthernetFrame::new_checked(frame).expect("the frame has a header");
+    let (source, destination, protocol, bytes): (IpAddr, IpAddr, _, _) = match ethernet.ethertype() {
+        EthernetProtocol::Ipv4 => {
+            let ip = Ipv4Packet::new_checked(ethernet.payload()).expect("the IPv4 header is whole");
+            assert!(ip.verify_checksum(), "the IPv4 header checksum is wrong");
+            (ip.src_addr().into(), ip.dst_addr().into(), ip.next_header(), ip.payload())
+        }
+        EthernetProtocol::Ipv6 => {
+            let ip = Ipv6Packet::new_checked(ethernet.payload()).expect("the IPv6 header is whole");
+            (ip.src_addr().into(), ip.dst_addr().into(), ip.next_header(), ip.payload())
+        }
+        _ => return None,
+    };
+    if protocol != IpProtocol::Udp {
+        return None;
+    }
+    let udp = UdpPacket::new_checked(bytes).expect("the UDP header is whole");
+    assert_ne!(udp.checksum(), 0, "each datagram has a checksum");
+    assert!(udp.verify_checksum(&source.into(), &destination.into()), "the UDP checksum is wrong");
+    assert_eq!(usize::from(udp.len()), bytes.len(), "nothing is behind the datagram");
+    let from = Side { mac: ethernet.src_addr(), at: (source, udp.src_port()).into() };
+    let to = Side { mac: ethernet.dst_addr(), at: (destination, udp.dst_port()).into() };
+    Some((from, to, udp.payload().to_vec()))
 }
 
 /// Type, code, and the second word of an ICMP message, and what it carries.
