@@ -244,7 +244,8 @@ pub struct DpdkArgs {
     /// over veth: they hold the sum of the pseudo header only. What such a segment carries is not checked.
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = PartialChecksums::Accept)]
     pub partial_checksums: PartialChecksums,
-    /// What decides how much a connection has in flight: cubic, or newreno.
+    /// What decides how much a connection has in flight: cubic, newreno, or bbr, which goes by the rate at which the path
+    /// delivers and not by losses.
     #[arg(long, value_name = "NAME", default_value_t = CongestionControl::default())]
     pub congestion: CongestionControl,
     /// The TCP port.

@@ -59,7 +59,8 @@ pub struct ServeArgs {
     /// The TCP port on that device.
     #[arg(long, default_value_t = 8080)]
     pub port: u16,
-    /// What decides how much a connection of the modes paste and paste-echo has in flight: cubic, or newreno.
+    /// What decides how much a connection of the modes paste and paste-echo has in flight: cubic,
+    /// newreno, or bbr.
     #[arg(long, value_name = "NAME", default_value_t = CongestionControl::default())]
     pub congestion: CongestionControl,
     /// How many clients may be connected at a time.

@@ -21,6 +21,15 @@ struct Passed {
     has_fin: bool,
 }
 
+/// What congestion control is told of an acknowledgement.
+pub(super) struct Acknowledged {
+    /// What was acknowledged before it.
+    pub before: Seq,
+    pub bytes: u32,
+    pub rtt_us: Option<u32>,
+    pub loses: bool,
+}
+
 impl Connection {
     /// The ACK field, the window, and selective acknowledgements.
     pub(super) fn acknowledged(
@@ -83,24 +92,31 @@ impl Connection {
         let before = self.snd_una;
         let now_us = now.as_micros() as u32;
         let passed = self.pass(heard.ack, cx);
-        let (bytes, measured_us) = match self.board.acknowledge_one(heard.ack, now_us) {
-            Some((bytes, rtt_us)) => (bytes, Some(rtt_us)),
-            None => self.acknowledge_several(heard.ack, now_us),
-        };
         self.recovery.progressed(heard.ack);
-        let rtt_us = self.measure(now, heard, measured_us, true);
-        self.congestion_acked(now, before, bytes, rtt_us, cx);
+        match self.board.acknowledge_one(heard.ack, now_us) {
+            Some((bytes, rtt_us)) => {
+                let rtt_us = self.measure(now, heard, Some(rtt_us), true);
+                if self.congestion.was_full(before, self.snd_una) {
+                    let acked = Acknowledged { before, bytes, rtt_us, loses: false };
+                    self.tell_congestion(now, &acked, None, cx);
+                }
+            }
+            None => self.several_acknowledged(now, heard, before, cx),
+        }
         self.restart_timer(now);
         self.take_window(heard);
         self.after_acknowledgement(&passed, cx)
     }
 
-    /// What is acknowledged may be of several runs: its bytes, and the round trip that it measures.
-    fn acknowledge_several(&mut self, ack: Seq, now_us: u32) -> (u32, Option<u32>) {
+    /// As much of what is acknowledged as may be of several runs, or is to show a rate.
+    fn several_acknowledged(&mut self, now: Instant, heard: &Heard, before: Seq, cx: &mut Context<'_>) {
+        let now_us = now.as_micros() as u32;
         let mut news = Delivered::default();
-        self.board.acknowledge(ack, now_us, &mut news);
+        self.board.acknowledge(heard.ack, now_us, &mut news);
         self.board.count(&news, now_us);
-        (news.bytes, news.rtt_us)
+        let rtt_us = self.measure(now, heard, news.rtt_us, true);
+        let acked = Acknowledged { before, bytes: news.bytes, rtt_us, loses: false };
+        self.congestion_acked(now, &acked, &news, cx);
     }
 
     /// All before `ack` is acknowledged, and more than was before.
@@ -115,30 +131,45 @@ impl Connection {
         Passed { has_data: acked.min(queued) > 0, has_fin: acked > queued }
     }
 
-    /// Tells congestion control of data that was acknowledged outside of recovery.
-    #[inline]
+    /// Tells congestion control of data that was acknowledged outside of recovery, or of all if it models the path.
     pub(super) fn congestion_acked(
         &mut self,
         now: Instant,
-        before: Seq,
-        bytes: u32,
-        rtt_us: Option<u32>,
+        ack: &Acknowledged,
+        news: &Delivered,
         cx: &mut Context<'_>,
     ) {
-        if self.congestion.was_full(before, self.snd_una) {
-            self.tell_congestion(now, bytes, rtt_us, cx);
+        let was_full = self.congestion.was_full(ack.before, self.snd_una);
+        let models = self.congestion.models(cx.controls);
+        if was_full || models {
+            let news = cx.controls.models().then_some(news);
+            self.tell_congestion(now, ack, news, cx);
         }
     }
 
-    fn tell_congestion(&mut self, now: Instant, bytes: u32, rtt_us: Option<u32>, cx: &mut Context<'_>) {
+    /// With `news` for congestion control that models the path.
+    fn tell_congestion(
+        &mut self,
+        now: Instant,
+        ack: &Acknowledged,
+        news: Option<&Delivered>,
+        cx: &mut Context<'_>,
+    ) {
+        let now_us = now.as_micros() as u32;
+        // The last one of several waited least for its acknowledgement.
+        let newest = news.and_then(|news| news.newest).filter(|newest| !newest.is_again);
+        let rtt_us = newest.map(|newest| now_us.wrapping_sub(newest.sent_us)).or(ack.rtt_us);
         let acked = Acked {
             now,
             mss: self.mss,
-            bytes,
+            bytes: ack.bytes,
             ack: self.snd_una,
             sent_to: self.snd_max,
             rtt_us,
             srtt_us: self.rtt.srtt_us(),
+            flight: self.in_flight(),
+            rate: news.and_then(|news| self.board.rate(news, now_us)),
+            loses: ack.loses,
         };
         self.congestion.on_ack(&acked, cx.controls);
     }

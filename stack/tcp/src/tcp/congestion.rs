@@ -5,6 +5,7 @@
 //! takes a part of that only when it has filled its window or lost something: one whose requests and replies fit the
 //! initial window says nothing about the network, and needs no more than the numbers.
 
+mod bbr;
 pub(crate) mod choice;
 mod cubic;
 mod newreno;
@@ -13,10 +14,12 @@ mod slow_start;
 
 use stack_net::time::Instant;
 
+use self::bbr::Bbr;
 use self::choice::CongestionControl;
 use self::cubic::Cubic;
 use self::newreno::NewReno;
 use self::pace::{Pace, burst_bytes};
+use super::scoreboard::RateSample;
 use super::seq::Seq;
 
 /// Does the same with the pool of whichever algorithm there is.
@@ -25,6 +28,7 @@ macro_rules! with_pool {
         match &mut $controls.memory {
             Memory::NewReno($pool) => $work,
             Memory::Cubic($pool) => $work,
+            Memory::Bbr($pool) => $work,
         }
     };
 }
@@ -62,6 +66,12 @@ pub(crate) struct Acked {
     /// The round trip that it measures, and the smoothed one, in microseconds.
     pub rtt_us: Option<u32>,
     pub srtt_us: u32,
+    /// Bytes that are still in flight.
+    pub flight: u32,
+    /// How fast what it tells of was delivered, for a congestion control that [models](Congestion::models) the path.
+    pub rate: Option<RateSample>,
+    /// Whether it shows that something is lost.
+    pub loses: bool,
 }
 
 /// A loss, or what stands for one.
@@ -105,11 +115,21 @@ pub(crate) trait Control: Clone + std::fmt::Debug {
     /// A loss was detected: recovery begins.
     fn on_recovery(&mut self, window: &mut Window, loss: &Loss);
 
+    /// Recovery is over, and `flight` bytes are in flight: what is missing is not sent in one burst (RFC 6582, section
+    /// 3.2, step 3).
+    fn on_recovered(&mut self, window: &mut Window, flight: u32, mss: u32) {
+        let most = flight.max(mss).saturating_add(mss).min(MAX_WINDOW_BYTES);
+        window.cwnd = window.ssthresh.min(most);
+    }
+
     /// The retransmission timer fired; `first` unless it had before, for the same data.
     fn on_timeout(&mut self, window: &mut Window, loss: &Loss, first: bool);
 
     /// The last loss or timeout was none: what was sent has arrived.
     fn on_undo(&mut self, window: &mut Window);
+
+    /// Something is sent, with so many bytes in flight before it.
+    fn on_sent(&mut self, _flight: u32) {}
 
     /// Bytes a second at which a connection with this smoothed round trip sends, if it is to send at a rate: a little more
     /// than its window comes to, and twice as much where the window doubles.
@@ -179,6 +199,13 @@ impl Congestion {
         controls.on_ack(self, acked);
     }
 
+    /// Whether a model of the path says how much may be in flight: all acknowledgements are for it, and in recovery nothing
+    /// else limits what is sent.
+    #[inline]
+    pub(crate) fn models(&self, controls: &Controls) -> bool {
+        self.place != NONE && controls.models
+    }
+
     /// Whether the connection sends at a rate.
     #[inline]
     pub(crate) fn is_paced(&self, controls: &Controls) -> bool {
@@ -198,6 +225,7 @@ impl Congestion {
         match &controls.memory {
             Memory::NewReno(pool) => pool.entries[self.place as usize].pace.held_until(),
             Memory::Cubic(pool) => pool.entries[self.place as usize].pace.held_until(),
+            Memory::Bbr(pool) => pool.entries[self.place as usize].pace.held_until(),
         }
     }
 
@@ -210,17 +238,18 @@ impl Congestion {
         burst_bytes(rate, mss)
     }
 
-    /// Notes that so many bytes were sent.
-    #[inline]
-    pub(crate) fn on_sent(&mut self, now: Instant, bytes: u32, srtt_us: u32, controls: &mut Controls) {
-        if self.is_paced(controls) {
-            self.pace_sent(now, bytes, srtt_us, controls);
-        }
-    }
-
-    fn pace_sent(&mut self, now: Instant, bytes: u32, srtt_us: u32, controls: &mut Controls) {
+    /// Notes that so many bytes were sent, with `flight` in flight before.
+    pub(crate) fn on_sent(
+        &mut self,
+        now: Instant,
+        bytes: u32,
+        flight: u32,
+        srtt_us: u32,
+        controls: &mut Controls,
+    ) {
         with_pool!(controls, pool => {
             let entry = pool.of(self);
+            entry.control.on_sent(flight);
             let rate = entry.control.pacing_rate(&self.window, srtt_us);
             entry.pace.sent(now, bytes, rate);
         });
@@ -241,16 +270,24 @@ impl Congestion {
         controls.on_undo(self);
     }
 
-    /// Recovery is over, and `flight` bytes are in flight: what is missing is not sent in one burst (RFC 6582, section
-    /// 3.2, step 3).
-    pub(crate) fn recovered(&mut self, flight: u32, mss: u32) {
-        let most = flight.max(mss).saturating_add(mss).min(MAX_WINDOW_BYTES);
-        self.window.cwnd = self.window.ssthresh.min(most);
+    /// Recovery is over, and `flight` bytes are in flight.
+    pub(crate) fn on_recovered(&mut self, flight: u32, mss: u32, controls: &mut Controls) {
+        controls.on_recovered(self, flight, mss);
     }
 
     /// Nothing was sent for `idle_us`, which is longer than a timeout: the window says less and less, and halves with each
     /// timeout, down to the initial one. What it was is remembered in the threshold (RFC 2861, section 3).
-    pub(crate) fn restarted_after_idle(&mut self, idle_us: u64, timeout_us: u64, mss: u32) {
+    pub(crate) fn restarted_after_idle(
+        &mut self,
+        idle_us: u64,
+        timeout_us: u64,
+        mss: u32,
+        controls: &Controls,
+    ) {
+        if self.models(controls) {
+            // The model stands, and there is no burst.
+            return;
+        }
         let Window { cwnd, ssthresh } = self.window;
         let halvings = (idle_us / timeout_us.max(1)).min(31) as u32;
         self.window.cwnd = (cwnd >> halvings).max(cwnd.min(initial_window(mss)));
@@ -283,7 +320,8 @@ fn initial_window(mss: u32) -> u32 {
 #[derive(Debug)]
 pub(crate) struct Controls {
     memory: Memory,
-    /// Whether connections send at a rate.
+    /// Whether it [models](Congestion::models) paths, and whether connections send at a rate.
+    models: bool,
     paces: bool,
 }
 
@@ -291,6 +329,7 @@ pub(crate) struct Controls {
 enum Memory {
     NewReno(Pool<NewReno>),
     Cubic(Pool<Cubic>),
+    Bbr(Pool<Bbr>),
 }
 
 /// Memory for all connections that an endpoint may have. What none has needed yet takes addresses, but no memory.
@@ -312,8 +351,15 @@ impl Controls {
         let memory = match algorithm {
             CongestionControl::NewReno => Memory::NewReno(Pool::new(connections)),
             CongestionControl::Cubic => Memory::Cubic(Pool::new(connections)),
+            CongestionControl::Bbr => Memory::Bbr(Pool::new(connections)),
         };
-        Self { memory, paces }
+        let models = algorithm.models();
+        Self { memory, models, paces: paces || models }
+    }
+
+    /// Whether the algorithm [models](Congestion::models) paths.
+    pub(crate) fn models(&self) -> bool {
+        self.models
     }
 
     fn on_ack(&mut self, congestion: &mut Congestion, acked: &Acked) {
@@ -322,6 +368,10 @@ impl Controls {
 
     fn on_recovery(&mut self, congestion: &mut Congestion, loss: &Loss) {
         with_pool!(self, pool => pool.of(congestion).control.on_recovery(&mut congestion.window, loss));
+    }
+
+    fn on_recovered(&mut self, congestion: &mut Congestion, flight: u32, mss: u32) {
+        with_pool!(self, pool => pool.of(congestion).control.on_recovered(&mut congestion.window, flight, mss));
     }
 
     fn on_timeout(&mut self, congestion: &mut Congestion, loss: &Loss, first: bool) {

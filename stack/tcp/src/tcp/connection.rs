@@ -426,7 +426,7 @@ impl Connection {
             retries: 0,
             rtt: Rtt::new(config.min_rto, config.max_rto),
             timing: None,
-            board: Scoreboard::new(Seq(0)),
+            board: Scoreboard::new(Seq(0), config.congestion.models()),
             reordering: Reordering::new(),
             undisturbed: Seq(0),
             congestion: Congestion::new(),
@@ -618,7 +618,11 @@ impl Connection {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        let held = if self.send.unsent() > 0 { self.congestion.held_until(cx.controls) } else { None };
+        let held = if self.send.unsent() > 0 || self.board.lost() > 0 {
+            self.congestion.held_until(cx.controls)
+        } else {
+            None
+        };
         match held {
             Some(held) => Some(first.map_or(held, |first| first.min(held))),
             None => first,

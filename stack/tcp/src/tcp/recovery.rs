@@ -4,6 +4,7 @@
 
 use stack_net::time::Instant;
 
+use super::ack::Acknowledged;
 use super::congestion::{Controls, Loss};
 use super::connection::{Connection, Context, Due, Timer};
 use super::options::{Block, SackBlocks};
@@ -184,13 +185,13 @@ impl Connection {
         if self.is_undone(heard, ack, news) {
             self.undo(cx);
         } else if !was_open && heard.ack.at_or_after(self.recovery.point) {
-            self.recovered();
+            self.recovered(cx);
         }
         let (lost, wait_us) = self.find_losses(ack, now_us, cx);
         if lost > 0 && self.recovery.is_open() {
             self.recover(delivered, cx);
         }
-        self.pace(now, ack, delivered, lost > 0, cx);
+        self.pace(now, ack, delivered, news, lost > 0, cx);
         self.note_doubts();
         if let Some(wait_us) = wait_us {
             self.timer = Timer::Reorder(Instant::from_micros(now.as_micros() + i64::from(wait_us)));
@@ -239,7 +240,7 @@ impl Connection {
         if is_repaired && self.recovery.is_open() {
             // The last segment was lost, and the probe has made up for it.
             self.congestion.on_recovery(&self.loss(self.snd_nxt.since(ack.before)), cx.controls);
-            self.congestion.recovered(self.limit_after_recovery(), self.mss);
+            self.congestion.on_recovered(self.limit_after_recovery(), self.mss, cx.controls);
         }
     }
 
@@ -314,9 +315,9 @@ impl Connection {
     }
 
     /// All that was under way when the loss was found is acknowledged.
-    fn recovered(&mut self) {
+    fn recovered(&mut self, cx: &mut Context<'_>) {
         if self.recovery.doubt.contains(Doubt::RECOVERY) {
-            self.congestion.recovered(self.limit_after_recovery(), self.mss);
+            self.congestion.on_recovered(self.limit_after_recovery(), self.mss, cx.controls);
             self.reordering.recovered();
         }
         self.end_recovery();
@@ -387,26 +388,41 @@ impl Connection {
         self.congestion.on_recovery(&self.loss(flight), cx.controls);
         self.recovery.doubt |= Doubt::RECOVERY;
         self.recovery.point = self.snd_nxt;
+        let models = self.congestion.models(cx.controls);
         let threshold = self.congestion.threshold();
         let flight = self.in_flight() + self.board.lost() + delivered;
         if self.board.take_list(&mut cx.sending.under_way)
             && let Some(notes) = self.board.notes_mut()
         {
-            notes.prr = Some(Prr::new(threshold, flight));
+            notes.prr = (!models).then(|| Prr::new(threshold, flight));
             notes.undo = Some(Undo::new(self.snd_una));
             notes.probe = None;
         }
     }
 
     /// How much may be under way from now on.
-    fn pace(&mut self, now: Instant, ack: &Ack, delivered: u32, has_lost: bool, cx: &mut Context<'_>) {
+    fn pace(
+        &mut self,
+        now: Instant,
+        ack: &Ack,
+        delivered: u32,
+        news: &Delivered,
+        has_lost: bool,
+        cx: &mut Context<'_>,
+    ) {
         let (in_flight, mss) = (self.in_flight(), self.mss);
-        if self.recovery.doubt.contains(Doubt::RECOVERY) {
+        let acked =
+            Acknowledged { before: ack.before, bytes: delivered, rtt_us: ack.rtt_us, loses: has_lost };
+        if self.congestion.models(cx.controls) {
+            if delivered > 0 || has_lost {
+                self.congestion_acked(now, &acked, news, cx);
+            }
+        } else if self.recovery.doubt.contains(Doubt::RECOVERY) {
             if let Some(prr) = self.board.notes_mut().and_then(|notes| notes.prr.as_mut()) {
                 prr.acked(delivered, in_flight, ack.advances && !has_lost, mss);
             }
         } else if ack.advances {
-            self.congestion_acked(now, ack.before, delivered, ack.rtt_us, cx);
+            self.congestion_acked(now, &acked, news, cx);
         }
     }
 

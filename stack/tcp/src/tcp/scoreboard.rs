@@ -174,6 +174,8 @@ pub(crate) struct Scoreboard {
     first_sent_us: u32,
     /// Up to which of the bytes delivered the application gave too little to fill the path.
     limited_until: Option<std::num::NonZeroU32>,
+    /// Whether anybody asks [how fast](Self::rate) data is delivered. Otherwise none of the four above is kept.
+    is_timed: bool,
     /// The only run, if there is no list.
     only: Run,
     list: Option<Box<List>>,
@@ -292,8 +294,8 @@ impl List {
 }
 
 impl Scoreboard {
-    /// Of a connection that sends `from` there on.
-    pub(super) fn new(from: Seq) -> Self {
+    /// Of a connection that sends `from` there on, with the rates at which that is delivered if it `is_timed`.
+    pub(super) fn new(from: Seq, is_timed: bool) -> Self {
         Self {
             from,
             end: from,
@@ -303,6 +305,7 @@ impl Scoreboard {
             delivered_us: 0,
             first_sent_us: 0,
             limited_until: None,
+            is_timed,
             only: Run::default(),
             list: None,
         }
@@ -313,7 +316,7 @@ impl Scoreboard {
         if let Some(list) = self.list.take() {
             pool.give_back(list);
         }
-        *self = Self::new(from);
+        *self = Self::new(from, self.is_timed);
     }
 
     #[inline]
@@ -401,7 +404,7 @@ impl Scoreboard {
     /// Where nothing was under way the time of rates begins.
     #[inline]
     fn begin_flight(&mut self, now_us: u32) {
-        if self.in_flight == 0 {
+        if self.is_timed && self.in_flight == 0 {
             (self.first_sent_us, self.delivered_us) = (now_us, now_us);
         }
     }
@@ -462,30 +465,17 @@ impl Scoreboard {
     }
 
     /// All before `ack` has been delivered, and nothing of it was in doubt. As [`acknowledge`](Self::acknowledge) and
-    /// [`count`](Self::count), but for what is told of several runs: the bytes, and the time since the first were sent.
+    /// [`count`](Self::count), but for what is told of several runs, and of rates: the bytes, and the time since the first were sent.
     #[inline(always)]
     pub(super) fn acknowledge_one(&mut self, ack: Seq, now_us: u32) -> Option<(u32, u32)> {
-        if self.list.is_some() || self.is_empty() || ack.after(self.end) || !self.only.is_usual() {
+        let is_one = self.list.is_none() && !self.is_empty() && self.only.is_usual();
+        if self.is_timed || !is_one || ack.after(self.end) {
             return None;
         }
         let bytes = ack.since(self.from);
         self.in_flight -= bytes;
         self.from = ack;
-        self.delivered = self.delivered.wrapping_add(bytes);
-        (self.delivered_us, self.first_sent_us) = (now_us, self.only.sent_us);
-        if self.limited_until.is_some() {
-            self.end_limit();
-        }
         Some((bytes, now_us.wrapping_sub(self.only.sent_us)))
-    }
-
-    #[inline]
-    fn end_limit(&mut self) {
-        if let Some(until) = self.limited_until
-            && Seq(self.delivered).after(Seq(until.get()))
-        {
-            self.limited_until = None;
-        }
     }
 
     /// All before `ack` has been delivered.
@@ -524,26 +514,28 @@ impl Scoreboard {
 
     /// Counts what an acknowledgement has told of, once all of it is taken in.
     pub(super) fn count(&mut self, news: &Delivered, now_us: u32) {
-        let Some(newest) = &news.newest else { return };
-        self.delivered = self.delivered.wrapping_add(news.bytes);
-        self.delivered_us = now_us;
-        self.first_sent_us = newest.sent_us;
-        self.end_limit();
         if let (Some(list), Some(highest)) = (&mut self.list, news.highest) {
             list.delivered_to = list.delivered_to.max(highest);
+        }
+        let Some(newest) = news.newest.as_ref().filter(|_| self.is_timed) else { return };
+        self.delivered = self.delivered.wrapping_add(news.bytes);
+        (self.delivered_us, self.first_sent_us) = (now_us, newest.sent_us);
+        if self.limited_until.is_some_and(|until| Seq(self.delivered).after(Seq(until.get()))) {
+            self.limited_until = None;
         }
     }
 
     /// The application has nothing more to send, though there is room under way.
     #[inline]
     pub(super) fn limited(&mut self) {
-        // A number that is 0 is one later.
-        self.limited_until = std::num::NonZeroU32::new(self.delivered.wrapping_add(self.in_flight).max(1));
+        if self.is_timed {
+            // A number that is 0 is one later.
+            self.limited_until =
+                std::num::NonZeroU32::new(self.delivered.wrapping_add(self.in_flight).max(1));
+        }
     }
 
-    /// How fast what an acknowledgement has told of was delivered. [`acknowledge_one`](Self::acknowledge_one) does not find
-    /// out.
-    #[cfg_attr(not(test), expect(dead_code, reason = "nobody asks for rates yet"))]
+    /// How fast what an acknowledgement has told of was delivered.
     pub(super) fn rate(&self, news: &Delivered, now_us: u32) -> Option<RateSample> {
         let newest = news.newest.as_ref()?;
         let sent_us = newest.sent_us.wrapping_sub(newest.first_sent_us);

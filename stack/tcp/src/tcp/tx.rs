@@ -279,7 +279,7 @@ impl Connection {
         let flight = self.flight();
         if self.was_idle(now) {
             let idle_us = now.micros_since(self.last_sent);
-            self.congestion.restarted_after_idle(idle_us, self.rtt.timeout_us(), self.mss);
+            self.congestion.restarted_after_idle(idle_us, self.rtt.timeout_us(), self.mss, controls);
             // It is not idle twice for the same time.
             self.last_sent = now;
         }
@@ -613,7 +613,9 @@ impl Connection {
         };
         self.board.sent(end, &sending, &mut cx.sending.under_way);
         self.send.advance(plan.len, cx.sending);
-        self.congestion.on_sent(now, plan.len, self.rtt.srtt_us(), cx.controls);
+        if self.congestion.is_paced(cx.controls) {
+            self.note_pace(plan.len, now, cx);
+        }
         if self.send.unsent() == 0 {
             self.board.limited();
         }
@@ -636,6 +638,12 @@ impl Connection {
         self.sent_data(plan, end, now, cx);
     }
 
+    /// Notes that so many bytes have gone out of a connection that sends at a rate.
+    fn note_pace(&mut self, bytes: u32, now: Instant, cx: &mut Context<'_>) {
+        let flight = self.in_flight().saturating_sub(bytes);
+        self.congestion.on_sent(now, bytes, flight, self.rtt.srtt_us(), cx.controls);
+    }
+
     fn sent_again(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
         self.last_sent = now;
         let sending = Sending {
@@ -645,7 +653,9 @@ impl Connection {
             again: true,
         };
         self.board.sent_again(plan.seq, end, &sending, &mut cx.sending.under_way);
-        self.congestion.on_sent(now, plan.len, self.rtt.srtt_us(), cx.controls);
+        if self.congestion.is_paced(cx.controls) {
+            self.note_pace(plan.len, now, cx);
+        }
         cx.counters.retransmits += 1;
         if self.retries == 0 {
             cx.counters.fast_retransmits += 1;

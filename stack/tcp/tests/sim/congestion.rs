@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use stack::net::{ConnId, Event};
+use stack::sim::{Clock, Path};
 use stack::{Config, CongestionControl};
 
-use crate::ours::config;
+use crate::ours::{Ours, config};
 use crate::script::Script;
-use crate::talk::{BOTH_VERSIONS, Version};
+use crate::talk::{BOTH_VERSIONS, Talk, Talker as _, Version, ip, link, talk};
 use crate::wire::{ACK, SYN, Seg, seg};
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
 
 /// Payload bytes that come before anything is acknowledged.
 fn first_flight(s: &mut Script, conn: ConnId, bytes: usize) -> usize {
@@ -102,7 +105,7 @@ fn in_each_millisecond(congestion: CongestionControl, pacing: bool) -> Vec<usize
 /// doubles, and without a stall.
 #[test]
 fn paced_segments_are_spread_over_the_round_trip() {
-    for congestion in CongestionControl::ALL {
+    for congestion in [CongestionControl::Cubic, CongestionControl::NewReno] {
         let counts = in_each_millisecond(congestion, false);
         assert_eq!(counts[0], 40, "{congestion}: {counts:?}");
         let counts = in_each_millisecond(congestion, true);
@@ -110,5 +113,130 @@ fn paced_segments_are_spread_over_the_round_trip() {
         assert!(counts[0] <= 17 && counts[1..].iter().all(|&count| count <= 9), "{congestion}: {counts:?}");
         assert_eq!(counts.iter().sum::<usize>(), 40, "{congestion}: {counts:?}");
         assert_eq!(counts[6..].iter().sum::<usize>(), 0, "{congestion}: {counts:?}");
+    }
+}
+
+/// BBR needs nobody to ask it for that.
+#[test]
+fn bbr_spreads_segments_over_the_round_trip() {
+    let counts = in_each_millisecond(CongestionControl::Bbr, false);
+    assert!(counts[0] <= 17 && counts[1..].iter().all(|&count| count <= 9), "{counts:?}");
+    assert!(counts.iter().sum::<usize>() >= 30, "{counts:?}");
+}
+
+/// A path with a queue of one product of its rate and its round trip.
+fn path(bits_per_second: u64, round_trip: Duration, loss: f64) -> Path {
+    let product = bits_per_second as f64 / 8.0 * round_trip.as_secs_f64();
+    Path {
+        bits_per_second,
+        latency: round_trip / 2,
+        queue_frames: (product / 1_500.0) as usize,
+        loss,
+        ..Path::default()
+    }
+}
+
+/// Streams from a server to a client.
+struct Streams {
+    there: Path,
+    clock: Clock,
+    server: Ours,
+    client: Ours,
+}
+
+impl Streams {
+    /// So many streams of `bytes` each, `there` by this path.
+    fn new(seed: u64, there: Path, server: Config, streams: u16, bytes: u64) -> Self {
+        let back = Path { loss: 0.0, queue_frames: 10_000, ..there };
+        let (link, clock) = link(seed);
+        let mut server = Ours::new(&link, there, 1, 6_000, server);
+        let wide = Config { rx_window_bytes: 2 << 20, rx_buffers: 4_000, ..config(2) };
+        let mut client = Ours::new(&link, back, 2, 12_000, wide);
+        (server.copied_share, server.piece_bytes) = (0.0, 2_000);
+        let at = (ip(Version::V4, 1), 80).into();
+        let conversation = move |port: u16| Talk::new(port.into(), bytes, 1);
+        server.listen(at, 16, move |peer| conversation(peer.port()));
+        for port in 0..streams {
+            let from = (ip(Version::V4, 2), 2_000 + port).into();
+            client
+                .connect_from(clock.now(), at, Some(from), conversation(2_000 + port).other())
+                .expect("there is room");
+        }
+        Self { there, clock, server, client }
+    }
+
+    /// Bytes of each stream that have come.
+    fn heard(&self) -> Vec<u64> {
+        self.client.conns.values().map(|conn| conn.heard).collect()
+    }
+
+    /// Goes on until `is_over`; the share of the path that was taken meanwhile.
+    fn run(&mut self, is_over: impl Fn(&Self) -> bool) -> f64 {
+        let (start, before) = (self.clock.now(), self.heard().iter().sum::<u64>());
+        while !is_over(self) {
+            let goes_on =
+                self.clock.step(&mut [&mut self.server, &mut self.client], start + Duration::from_secs(100));
+            assert!(goes_on, "{}", self.client.report());
+        }
+        let took_s = (self.clock.now() - start).as_secs_f64();
+        let heard = self.heard().iter().sum::<u64>() - before;
+        heard as f64 * 8.0 * 1_514.0 / 1_448.0 / (self.there.bits_per_second as f64 * took_s)
+    }
+}
+
+/// The share of the path that a stream of these bytes takes, from the first SYN to the last byte.
+fn share_of_path(seed: u64, there: Path, server: Config, bytes: u64) -> f64 {
+    let mut streams = Streams::new(seed, there, server, 1, bytes);
+    let share = streams.run(|streams| streams.heard() == [bytes]);
+    let Streams { mut clock, mut server, mut client, .. } = streams;
+    talk(&mut clock, &mut server, &mut client, Duration::from_secs(100));
+    server.assert_nothing_leaked();
+    share
+}
+
+/// Slow start included.
+#[test]
+fn a_path_is_filled() {
+    let [cubic, newreno, bbr] = CongestionControl::ALL;
+    for (congestion, pacing, mbits, bytes, least) in [
+        (cubic, false, 200, 20_000_000, 0.9),
+        (bbr, false, 200, 20_000_000, 0.9),
+        (cubic, true, 100, 6_000_000, 0.85),
+        (newreno, false, 100, 6_000_000, 0.85),
+    ] {
+        let server = Config { congestion, pacing, ..config(1) };
+        let share = share_of_path(1, path(mbits * 1_000_000, MS(10), 0.0), server, bytes);
+        assert!(share >= least, "{congestion}, paced: {pacing}: {share}");
+    }
+}
+
+/// What an algorithm that takes each loss for congestion makes of it is the square root of it, and less.
+#[test]
+fn losses_by_chance_do_not_slow_bbr() {
+    for (loss, bytes, least) in [(0.01, 8_000_000, 0.8), (0.05, 5_000_000, 0.65)] {
+        let bbr = Config { congestion: CongestionControl::Bbr, ..config(1) };
+        let share = share_of_path(2, path(100_000_000, MS(10), loss), bbr, bytes);
+        println!("{loss}: {share}");
+        assert!(share >= least, "{loss}: {share}");
+    }
+}
+
+/// Two that begin at different times share a path, and fill it. (Jain's index, of two: 1 if they have the same, and 0.5 if
+/// one has all.)
+#[test]
+fn two_streams_share_a_path() {
+    for congestion in CongestionControl::ALL {
+        let server = Config { congestion, ..config(1) };
+        let mut streams = Streams::new(3, path(20_000_000, MS(20), 0.0), server, 2, 1 << 40);
+        let start = streams.clock.now();
+        streams.run(|streams| streams.clock.now() - start > Duration::from_secs(1));
+        let before = streams.heard();
+        let share = streams.run(|streams| streams.clock.now() - start > Duration::from_secs(5));
+        let heard: Vec<f64> =
+            streams.heard().iter().zip(before).map(|(now, before)| (now - before) as f64).collect();
+        let jain =
+            heard.iter().sum::<f64>().powi(2) / (2.0 * heard.iter().map(|bytes| bytes * bytes).sum::<f64>());
+        assert!(share >= 0.9, "{congestion}: {share}");
+        assert!(jain >= 0.9, "{congestion}: {heard:?}");
     }
 }

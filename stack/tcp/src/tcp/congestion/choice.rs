@@ -11,18 +11,26 @@ pub enum CongestionControl {
     Cubic,
     /// NewReno (RFC 5681, RFC 6582) with HyStart++.
     NewReno,
+    /// BBR, version 1: it goes by the rate at which the path delivers, not by losses, and sends at a rate.
+    Bbr,
 }
 
 impl CongestionControl {
     /// All of them, the usual one first.
-    pub const ALL: [Self; 2] = [Self::Cubic, Self::NewReno];
+    pub const ALL: [Self; 3] = [Self::Cubic, Self::NewReno, Self::Bbr];
 
     /// The name by which it is chosen.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Cubic => "cubic",
             Self::NewReno => "newreno",
+            Self::Bbr => "bbr",
         }
+    }
+
+    /// Whether it makes a model of the path, of the rates at which it delivers.
+    pub(crate) const fn models(self) -> bool {
+        matches!(self, Self::Bbr)
     }
 }
 
@@ -34,7 +42,7 @@ impl fmt::Display for CongestionControl {
 
 /// No algorithm has this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is no congestion control; name one of cubic, newreno")]
+#[error("{0} is no congestion control; name one of cubic, newreno, bbr")]
 pub struct UnknownCongestionControl(String);
 
 impl FromStr for CongestionControl {

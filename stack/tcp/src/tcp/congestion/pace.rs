@@ -21,10 +21,13 @@ impl Pace {
         Self { free_at_ns: i64::MIN, holds: false }
     }
 
-    /// Notes that bytes were sent, of a connection that may send `rate` bytes a second.
+    /// Notes that bytes were sent, of a connection that may send `rate` bytes a second; as many as it likes if that is 0.
     pub(super) fn sent(&mut self, now: Instant, bytes: u32, rate: u64) {
+        if rate == 0 {
+            return;
+        }
         let earliest_ns = nanos(now).saturating_sub(CATCH_UP.as_nanos() as i64);
-        let takes_ns = u64::from(bytes).saturating_mul(1_000_000_000) / rate.max(1);
+        let takes_ns = u64::from(bytes).saturating_mul(1_000_000_000) / rate;
         let takes_ns = i64::try_from(takes_ns).unwrap_or(i64::MAX);
         self.free_at_ns = self.free_at_ns.max(earliest_ns).saturating_add(takes_ns);
     }

@@ -29,11 +29,11 @@ impl Rig {
         rig
     }
 
-    /// As much as the window takes was sent before.
-    fn acked_in(&mut self, bytes: u32, rtt_us: u32) {
+    /// An acknowledgement of so much more; as much as the window takes was sent before.
+    fn acknowledgement(&mut self, bytes: u32, rtt_us: u32) -> Acked {
         let sent_to = self.ack + self.congestion.window();
         self.ack += bytes;
-        let acked = Acked {
+        Acked {
             now: self.now,
             mss: MSS,
             bytes,
@@ -41,7 +41,14 @@ impl Rig {
             sent_to: sent_to.max(self.ack),
             rtt_us: Some(rtt_us),
             srtt_us: rtt_us,
-        };
+            flight: 0,
+            rate: None,
+            loses: false,
+        }
+    }
+
+    fn acked_in(&mut self, bytes: u32, rtt_us: u32) {
+        let acked = self.acknowledgement(bytes, rtt_us);
         self.congestion.on_ack(&acked, &mut self.controls);
     }
 
@@ -151,7 +158,7 @@ fn rfc5681_3_2_recovery_halves_the_flight() {
     let mut rig = Rig::new(CongestionControl::NewReno);
     rig.lost(10 * MSS);
     assert_eq!(rig.window(), 5);
-    rig.congestion.recovered(6 * MSS, MSS);
+    rig.congestion.on_recovered(6 * MSS, MSS, &mut rig.controls);
     assert_eq!(rig.window(), 5);
 }
 
@@ -193,13 +200,13 @@ fn what_was_no_loss_is_undone() {
 #[test]
 fn a_window_that_is_not_used_halves_with_each_timeout_down_to_the_initial_one() {
     let mut rig = Rig::avoiding(CongestionControl::Cubic, 100);
-    rig.congestion.restarted_after_idle(500_000, 200_000, MSS);
+    rig.congestion.restarted_after_idle(500_000, 200_000, MSS, &rig.controls);
     assert_eq!(rig.window(), 25);
     assert_eq!(rig.congestion.window.ssthresh, 100 * MSS);
-    rig.congestion.restarted_after_idle(60_000_000, 200_000, MSS);
+    rig.congestion.restarted_after_idle(60_000_000, 200_000, MSS, &rig.controls);
     assert_eq!(rig.window(), 10);
     let mut small = Rig::avoiding(CongestionControl::Cubic, 4);
-    small.congestion.restarted_after_idle(60_000_000, 200_000, MSS);
+    small.congestion.restarted_after_idle(60_000_000, 200_000, MSS, &small.controls);
     assert_eq!(small.window(), 4, "it does not grow");
 }
 
@@ -349,7 +356,7 @@ fn a_loss_in_a_window_that_was_not_used_leaves_a_part_of_what_was() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Acked { bytes: u32, rtt_us: u32, wait_us: u64 },
+    Acked { bytes: u32, rtt_us: u32, wait_us: u64, flight: u32, rate: Option<RateSample>, loses: bool },
     Lost { flight: u32, was_full: bool },
     TimedOut { flight: u32, first: bool },
     Undone,
@@ -361,9 +368,19 @@ fn step() -> impl Strategy<Value = Step> {
     let bytes = prop_oneof![0..3000_u32, 0..1_u32 << 20, Just(u32::MAX >> 2)];
     let rtt_us = prop_oneof![0..100_u32, 0..1_000_000_u32, Just(u32::MAX)];
     let wait_us = prop_oneof![0..1000_u64, 0..10_000_000_u64];
+    let rate = (bytes.clone(), rtt_us.clone(), any::<u32>(), any::<bool>()).prop_map(
+        |(bytes, interval_us, delivered_before, is_limited)| RateSample {
+            bytes,
+            interval_us,
+            delivered_before,
+            is_limited,
+        },
+    );
     prop_oneof![
-        8 => (bytes.clone(), rtt_us, wait_us.clone())
-            .prop_map(|(bytes, rtt_us, wait_us)| Step::Acked { bytes, rtt_us, wait_us }),
+        8 => (bytes.clone(), rtt_us, wait_us.clone(), bytes.clone(), prop::option::of(rate), any::<bool>())
+            .prop_map(|(bytes, rtt_us, wait_us, flight, rate, loses)| Step::Acked {
+                bytes, rtt_us, wait_us, flight, rate, loses,
+            }),
         1 => (bytes.clone(), any::<bool>()).prop_map(|(flight, was_full)| Step::Lost { flight, was_full }),
         1 => (bytes.clone(), any::<bool>()).prop_map(|(flight, first)| Step::TimedOut { flight, first }),
         1 => Just(Step::Undone),
@@ -382,9 +399,11 @@ proptest! {
         let mut rig = Rig::new(control);
         for step in steps {
             match step {
-                Step::Acked { bytes, rtt_us, wait_us } => {
+                Step::Acked { bytes, rtt_us, wait_us, flight, rate, loses } => {
                     rig.now += Duration::from_micros(wait_us);
-                    rig.acked_in(bytes, rtt_us);
+                    let acked = Acked { flight, rate, loses, ..rig.acknowledgement(bytes, rtt_us) };
+                    rig.congestion.on_ack(&acked, &mut rig.controls);
+                    rig.congestion.on_sent(rig.now, bytes, flight, rtt_us, &mut rig.controls);
                 }
                 Step::Lost { flight, was_full } => {
                     let loss = Loss { was_full, ..rig.loss(flight) };
@@ -392,8 +411,8 @@ proptest! {
                 }
                 Step::TimedOut { flight, first } => rig.timed_out(flight, first),
                 Step::Undone => rig.undo(),
-                Step::Recovered { flight } => rig.congestion.recovered(flight, MSS),
-                Step::Idle { idle_us } => rig.congestion.restarted_after_idle(idle_us, 200_000, MSS),
+                Step::Recovered { flight } => rig.congestion.on_recovered(flight, MSS, &mut rig.controls),
+                Step::Idle { idle_us } => rig.congestion.restarted_after_idle(idle_us, 200_000, MSS, &rig.controls),
             }
             let Window { cwnd, ssthresh } = rig.congestion.window;
             prop_assert!((MSS..=MAX_WINDOW_BYTES).contains(&cwnd), "{cwnd}");

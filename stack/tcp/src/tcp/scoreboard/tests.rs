@@ -25,7 +25,7 @@ struct Tested {
 impl Tested {
     fn new(first: u32, lists: usize) -> Self {
         let first = Seq(first);
-        let board = Scoreboard::new(first);
+        let board = Scoreboard::new(first, true);
         Self { board, pool: RunPool::new(lists), first, bytes: VecDeque::new(), now_us: 5_000 }
     }
 
