@@ -133,7 +133,7 @@ impl RxBurst for Received<'_> {
         self.mbufs[at].untag();
     }
 
-    #[inline]
+    #[inline(always)]
     fn frame(&mut self, at: usize) -> Option<Frame<'_>> {
         self.buffers.warm_spares();
         let mbuf = &mut self.mbufs[at];

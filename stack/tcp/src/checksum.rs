@@ -27,6 +27,12 @@ impl From<u16> for Sum {
 }
 
 impl Sum {
+    /// The sum of words of 32 bits as they lie in memory, of which there are less than 2^16.
+    #[inline]
+    pub(crate) fn of_words(words: u64) -> Self {
+        Self { words, odd: false }
+    }
+
     #[inline]
     pub(crate) fn add(&mut self, bytes: &[u8]) {
         let sum = sum_words(bytes);

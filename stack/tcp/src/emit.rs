@@ -151,7 +151,7 @@ impl Layout {
         let (checksum, left) = if offload {
             (sums.pseudo(), self.left_to_the_device())
         } else {
-            let mut sum = Sum::from(sums.segment());
+            let mut sum = sums.segment();
             if !text.is_empty() {
                 sum.add(text);
             }

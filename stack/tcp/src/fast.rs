@@ -126,7 +126,7 @@ impl Ends {
 
 impl Usual {
     /// Judges the TCP checksum of the segment, which is that of `frame`, unless the device has.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn judge(&self, frame: &[u8], checksum: RxChecksum) -> Verdict {
         let may_be_partial = match checksum {
             RxChecksum::Good => return Verdict::Right,

@@ -58,13 +58,21 @@ impl WindowPool {
 
     /// Buffers that a connection may offer just now: what nobody else has offered, as long as that is a fair
     /// share or at most half of it.
-    #[inline]
     pub(crate) fn grant(&self, own: &Offer) -> usize {
         let free = self.free_buffers().saturating_sub(self.reserve);
         let unclaimed = free.saturating_sub(self.offered - own.open as usize);
         let fair = free / self.connections.max(1);
         let least = fair.clamp(1, LEAST_BUFFERS).max(fair / 2);
         unclaimed.min(fair.max(unclaimed / 2)).max(least).min(free)
+    }
+
+    /// As [`grant`](Self::grant), but no more than `most`.
+    #[inline]
+    pub(crate) fn grant_up_to(&self, most: usize, own: &Offer) -> usize {
+        let free = self.free_buffers().saturating_sub(self.reserve);
+        let unclaimed = free.saturating_sub(self.offered - own.open as usize);
+        // Half of that is granted whatever the share.
+        if most <= unclaimed / 2 { most } else { most.min(self.grant(own)) }
     }
 
     /// Notes that a connection's open window takes `buffers` buffers.

@@ -7,6 +7,7 @@
 use std::net::Ipv6Addr;
 
 use super::{HOP_LIMIT, Header, IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, Layout, TCP_HEADER_BYTES};
+use crate::checksum::Sum;
 use crate::config::ETHERNET_HEADER_BYTES;
 use crate::tcp::options::{TIMESTAMP_BYTES, Timestamp};
 
@@ -19,7 +20,8 @@ const TCP: u32 = 6;
 /// Two times no operation, then timestamps of ten bytes.
 const TIMESTAMP_KIND: u32 = 0x0101_080a;
 
-/// What TCP's checksum begins with. The words of a sum may be of 32 bits, as carries come back (RFC 1071, section 2).
+/// What TCP's checksum begins with, in this machine's byte order. The words of a sum may be of 32 bits, as carries come
+/// back (RFC 1071, section 2).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sums {
     pseudo: u64,
@@ -29,31 +31,32 @@ pub(super) struct Sums {
 impl Sums {
     /// The sum of the pseudo header.
     pub(super) fn pseudo(self) -> u16 {
-        folded(self.pseudo)
+        Sum::of_words(self.pseudo).folded()
     }
 
     /// The sum of pseudo header and header.
-    pub(super) fn segment(self) -> u16 {
-        folded(self.pseudo + self.header)
+    #[inline]
+    pub(super) fn segment(self) -> Sum {
+        Sum::of_words(self.pseudo + self.header)
     }
 }
 
 impl Header<'_> {
     /// Writes the headers into `head`: all of them but TCP's checksum.
     #[inline(always)]
-    pub(super) fn begin_usual(&self, timestamp: Timestamp, payload: usize, head: &mut Vec<u8>) -> Layout {
-        head.clear();
-        let tcp = self.tcp_words(timestamp);
+    pub(crate) fn begin_usual(&self, timestamp: Timestamp, payload: usize, head: &mut Vec<u8>) -> Layout {
+        // As they stand in the header.
+        let tcp = self.tcp_words(timestamp).map(u32::to_be);
         let tcp_len = (TCP_BYTES + payload) as u32;
         let v6 = !self.key.is_v4();
         let addresses =
             if v6 { self.write_v6(&tcp, tcp_len, head) } else { self.write_v4(&tcp, tcp_len, head) };
         let header = tcp.iter().copied().map(u64::from).sum();
-        let sums = Sums { pseudo: addresses + u64::from(TCP + tcp_len), header };
+        let sums = Sums { pseudo: addresses + u64::from((TCP + tcp_len).to_be()), header };
         Layout { v6, l4_at: head.len() - TCP_BYTES, payload_at: head.len(), sums: Some(sums) }
     }
 
-    /// Writes the headers, and returns the sum of the addresses.
+    /// Writes the headers, and returns the sum of the addresses, in this machine's byte order.
     #[inline(always)]
     fn write_v4(&self, tcp: &[u32; TCP_BYTES / 4], tcp_len: u32, head: &mut Vec<u8>) -> u64 {
         let ([.., local], [.., remote]) = (words(&self.key.local), words(&self.key.remote));
@@ -67,29 +70,29 @@ impl Header<'_> {
         ];
         let sum = ip.iter().copied().map(u64::from).sum();
         ip[2] |= u32::from(!folded(sum));
-        let mut bytes = [0; V4_BYTES];
-        self.write_ethernet([0x08, 0x00], &mut bytes);
-        write(&ip, &mut bytes[ETHERNET_HEADER_BYTES..V4_BYTES - TCP_BYTES]);
+        let bytes = only::<V4_BYTES>(head);
+        self.write_ethernet([0x08, 0x00], bytes);
+        write(&ip.map(u32::to_be), &mut bytes[ETHERNET_HEADER_BYTES..V4_BYTES - TCP_BYTES]);
         write(tcp, &mut bytes[V4_BYTES - TCP_BYTES..]);
-        head.extend_from_slice(&bytes);
-        u64::from(local) + u64::from(remote)
+        u64::from(local.to_be()) + u64::from(remote.to_be())
     }
 
     /// As [`write_v4`](Self::write_v4).
+    #[inline(always)]
     fn write_v6(&self, tcp: &[u32; TCP_BYTES / 4], tcp_len: u32, head: &mut Vec<u8>) -> u64 {
-        let (local, remote) = (words(&self.key.local), words(&self.key.remote));
+        let [local, remote] = [&self.key.local, &self.key.remote].map(|ip| words(ip).map(u32::to_be));
         let fixed = [
             0x6000_0000 | u32::from(self.traffic_class) << 20,
             tcp_len << 16 | TCP << 8 | u32::from(HOP_LIMIT),
         ];
-        let mut bytes = [0; V6_BYTES];
-        self.write_ethernet([0x86, 0xdd], &mut bytes);
+        let fixed = fixed.map(u32::to_be);
+        let bytes = only::<V6_BYTES>(head);
+        self.write_ethernet([0x86, 0xdd], bytes);
         let (ip, segment) = bytes[ETHERNET_HEADER_BYTES..].split_at_mut(IPV6_HEADER_BYTES);
         write(&fixed, &mut ip[..8]);
         write(&local, &mut ip[8..24]);
         write(&remote, &mut ip[24..]);
         write(tcp, segment);
-        head.extend_from_slice(&bytes);
         local.iter().chain(&remote).copied().map(u64::from).sum()
     }
 
@@ -124,11 +127,22 @@ fn words(address: &Ipv6Addr) -> [u32; 4] {
     [(bits >> 96) as u32, (bits >> 64) as u32, (bits >> 32) as u32, bits as u32]
 }
 
+/// Writes words as they lie.
 #[inline]
 fn write(words: &[u32], bytes: &mut [u8]) {
     for (word, bytes) in words.iter().zip(bytes.as_chunks_mut::<4>().0) {
-        *bytes = word.to_be_bytes();
+        *bytes = word.to_ne_bytes();
     }
+}
+
+/// So many bytes, which are all that there are then, to be written over: those of the last frame, or zeros.
+#[inline(always)]
+fn only<const N: usize>(head: &mut Vec<u8>) -> &mut [u8; N] {
+    if head.len() < N {
+        head.resize(N, 0);
+    }
+    head.truncate(N);
+    head.first_chunk_mut().expect("it was made as long")
 }
 
 /// A sum of words, folded to one of 16 bits; zero only if all were zero.

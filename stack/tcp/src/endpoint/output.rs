@@ -10,6 +10,8 @@ use crate::frame::{FrameSink, SinkFull, TxChecksum, TxFrame};
 use crate::neighbor::{Expired, Lookup};
 use crate::net::CloseReason;
 use crate::tcp::connection::{Context, Happened, Outcome, State};
+use crate::tcp::options::Options;
+use crate::tcp::seq::Seq;
 use crate::timer::NEVER;
 
 /// Segments that a connection sends before others have their turn.
@@ -107,6 +109,7 @@ impl Endpoint {
 
     /// Sends a connection's segments; true if there are more than its turn allows. Only if it `HEEDS_PATH` may its path take
     /// less than the link.
+    #[inline(always)]
     fn send_from<S: FrameSink, const HEEDS_PATH: bool>(
         &mut self,
         index: u32,
@@ -114,7 +117,7 @@ impl Endpoint {
     ) -> Result<bool, SinkFull> {
         let now = self.now;
         let connection = &mut self.places[index as usize].connection;
-        let mut cx = Context {
+        let cx = Context {
             config: &self.config,
             options: &self.options,
             counters: &mut self.counters,
@@ -133,6 +136,80 @@ impl Endpoint {
         if has_taken {
             connection.window_opened(edge);
         }
+        // Most have one segment to send, of the usual form.
+        let has_sent = !HEEDS_PATH && self.send_usual(index, edge, sink)?;
+        if has_sent && self.places[index as usize].connection.is_silent() {
+            return Ok(false);
+        }
+        self.send_any::<S, HEEDS_PATH>(index, edge, sink)
+    }
+
+    /// Sends what a connection has if it is one segment of the usual form; false, and nothing is sent, if not.
+    #[inline(always)]
+    fn send_usual<S: FrameSink>(&mut self, index: u32, edge: Seq, sink: &mut S) -> Result<bool, SinkFull> {
+        let now = self.now;
+        let connection = &mut self.places[index as usize].connection;
+        let Some(plan) = connection.plan_usual(now, &self.sending, &self.controls) else { return Ok(false) };
+        let Some(mac) = connection.mac else { return Ok(false) };
+        debug_assert_eq!(
+            Some(plan.into()),
+            connection.plan(now, self.config.tx_segmentation, &self.sending, &mut self.controls),
+            "what is usual is what is due"
+        );
+        let report = connection.report_usual(edge);
+        let header = Header {
+            key: &connection.key,
+            source_mac: self.config.mac,
+            mac,
+            seq: plan.seq,
+            ack: report.ack,
+            flags: plan.flags(),
+            window: report.window,
+            options: Options::default(),
+            traffic_class: self.config.dscp << 2,
+        };
+        let layout = header.begin_usual(plan.timestamp, plan.len as usize, &mut self.head);
+        connection.send.gather(plan.from, plan.len, &mut self.head, &mut self.pieces, &self.sending);
+        let checksum = layout.complete(&mut self.head, &self.pieces, self.config.tx_checksum_offload);
+        let sent =
+            sink.send(TxFrame { head: &self.head, payload: &self.pieces, checksum, segment_bytes: None });
+        if !self.pieces.is_empty() {
+            self.pieces.clear();
+        }
+        sent?;
+        let mut cx = Context {
+            config: &self.config,
+            options: &self.options,
+            counters: &mut self.counters,
+            pool: &mut self.pool,
+            pieces: &mut self.waiting,
+            sending: &mut self.sending,
+            controls: &mut self.controls,
+        };
+        connection.sent_usual(&plan, &report, now, &mut cx);
+        cx.counters.frames_out += 1;
+        cx.counters.segments_out += 1;
+        Ok(true)
+    }
+
+    /// As [`send_from`](Self::send_from), whatever the segments.
+    fn send_any<S: FrameSink, const HEEDS_PATH: bool>(
+        &mut self,
+        index: u32,
+        edge: Seq,
+        sink: &mut S,
+    ) -> Result<bool, SinkFull> {
+        let now = self.now;
+        let connection = &mut self.places[index as usize].connection;
+        let mut cx = Context {
+            config: &self.config,
+            options: &self.options,
+            counters: &mut self.counters,
+            pool: &mut self.pool,
+            pieces: &mut self.waiting,
+            sending: &mut self.sending,
+            controls: &mut self.controls,
+        };
         let mut longer = None;
         if HEEDS_PATH {
             longer = connection.probe_path(&mut self.paths, now, cx.sending, cx.controls);
@@ -170,7 +247,6 @@ impl Endpoint {
             } else {
                 header.begin(plan.len as usize, &mut self.head)
             };
-            self.pieces.clear();
             connection.send.gather(plan.from, plan.len, &mut self.head, &mut self.pieces, cx.sending);
             let checksum = layout.complete(&mut self.head, &self.pieces, cx.config.tx_checksum_offload);
             let segment_bytes = plan.segment_bytes;
@@ -195,7 +271,7 @@ impl Endpoint {
     }
 
     /// A connection has nothing more to send just now: what will wake it is noted.
-    #[inline]
+    #[inline(always)]
     fn rest(&mut self, index: u32) {
         let cx = Context {
             config: &self.config,

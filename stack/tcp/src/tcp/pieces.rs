@@ -52,7 +52,7 @@ impl PieceQueue {
     }
 
     /// Adds a piece; false, and it is dropped, if the pool is used up.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, extent: Extent, pool: &mut PiecePool) -> bool {
         let node = pool.free;
         let Some(entry) = pool.nodes.get_mut(node as usize) else { return false };

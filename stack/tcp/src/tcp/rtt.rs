@@ -127,6 +127,14 @@ impl Rtt {
         self.srtt_us
     }
 
+    /// Whether more than the timeout lies between two moments.
+    #[inline]
+    pub(crate) fn has_timed_out(&self, since: Instant, now: Instant) -> bool {
+        // The timeout is no shorter than without backoff: nearly always one look is enough.
+        let passed_us = now.as_micros().wrapping_sub(since.as_micros());
+        passed_us > self.rto_us.into() && now.micros_since(since) > self.timeout_us()
+    }
+
     /// The timeout, doubled for each backoff.
     #[inline]
     pub(crate) fn timeout_us(&self) -> u64 {

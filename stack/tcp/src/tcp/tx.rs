@@ -30,9 +30,43 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// How many segments it is on the wire.
+    #[inline]
     pub(crate) fn segments(&self) -> u32 {
         self.segment_bytes.map_or(1, |bytes| self.len.div_ceil(bytes.get().into()))
     }
+}
+
+/// A [plan](Plan) of the form that nearly all have: one segment of new data that has not been sent before, the last that
+/// waits, or none; and of TCP's options the timestamps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UsualPlan {
+    pub(crate) seq: Seq,
+    pub(crate) from: Cursor,
+    pub(crate) len: u32,
+    pub(crate) timestamp: Timestamp,
+}
+
+impl UsualPlan {
+    #[inline]
+    pub(crate) fn flags(&self) -> Flags {
+        if self.len > 0 { Flags::ACK | Flags::PSH } else { Flags::ACK }
+    }
+}
+
+impl From<UsualPlan> for Plan {
+    fn from(plan: UsualPlan) -> Self {
+        let kind = if plan.len > 0 { Kind::Data } else { Kind::Ack };
+        let UsualPlan { seq, from, len, .. } = plan;
+        Self { kind, seq, flags: plan.flags(), from, len, segment_bytes: None }
+    }
+}
+
+/// What a usual segment tells the peer of the receive side.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UsualReport {
+    pub(crate) ack: Seq,
+    pub(crate) window: u16,
+    edge: Seq,
 }
 
 /// Most payload of a frame that the device cuts: with the longest headers it fits an IP packet, whose length has 16 bits.
@@ -73,27 +107,6 @@ pub(crate) struct Report {
 }
 
 impl Connection {
-    /// The next segment to send, if any is due; several in one where the device `cuts` them apart. Of a connection that
-    /// [is silent](Self::is_silent) none is.
-    #[inline(always)]
-    pub(crate) fn plan(
-        &mut self,
-        now: Instant,
-        cuts: bool,
-        pool: &SendPool,
-        controls: &mut Controls,
-    ) -> Option<Plan> {
-        let Some(usual) = self.plan_usual(now, pool, controls) else {
-            return self.plan_due(now, cuts, pool, controls);
-        };
-        debug_assert_eq!(
-            Some(usual),
-            self.plan_due(now, cuts, pool, controls),
-            "what is usual is what is due"
-        );
-        Some(usual)
-    }
-
     /// Whether there is nothing to send: after one segment, or two, most have nothing more to say.
     #[inline(always)]
     pub(crate) fn is_silent(&self) -> bool {
@@ -105,44 +118,47 @@ impl Connection {
             && !self.owes_fin()
     }
 
-    /// What [`plan_due`](Self::plan_due) comes to where nothing else than a reply or an acknowledgement is due, and all
-    /// that waits is one segment that both windows take.
+    /// What [`plan`](Self::plan) comes to where nothing else than a reply or an acknowledgement is due, and all that waits
+    /// is one segment that both windows take.
     #[inline(always)]
-    fn plan_usual(&self, now: Instant, pool: &SendPool, controls: &Controls) -> Option<Plan> {
+    pub(crate) fn plan_usual(&self, now: Instant, pool: &SendPool, controls: &Controls) -> Option<UsualPlan> {
         let is_usual = matches!(self.state, State::Established | State::CloseWait)
             && self.recovery.is_calm()
             && self.due.is_empty()
             && !self.traits.contains(Traits::NAGLE)
             && !self.congestion.is_paced(controls)
-            && self.ack.duplicates | self.ack.quick == 0;
+            && self.ack.duplicates | self.ack.quick == 0
+            && self.recv.early.is_empty();
         let unsent = self.send.unsent();
         if !is_usual || unsent > self.mss {
             return None;
         }
+        let clock = self.clock.as_ref()?;
+        let timestamp = Timestamp { value: clock.now(now), echo: clock.recent };
         if unsent == 0 {
-            return self.ack.now.then(|| self.bare(Kind::Ack, self.bare_seq()));
+            let (seq, from) = (self.bare_seq(), self.send.front());
+            return self.ack.now.then_some(UsualPlan { seq, from, len: 0, timestamp });
         }
         let flight = self.flight();
         let fits = flight.saturating_add(unsent) <= self.snd_wnd.min(self.congestion.window());
         let from = self.send.cursor();
         let is_one = self.send.ends_in(from) || self.send.measure(from, unsent, pool) == unsent;
-        if !fits || self.was_idle(now) || !is_one {
+        if !fits || !is_one || self.snd_nxt != self.snd_max || self.was_idle(now) {
             return None;
         }
-        let flags = Flags::ACK | Flags::PSH;
-        Some(Plan { kind: Kind::Data, seq: self.snd_nxt, flags, from, len: unsent, segment_bytes: None })
+        Some(UsualPlan { seq: self.snd_nxt, from, len: unsent, timestamp })
     }
 
     /// Whether so much time has passed without anything in flight that the congestion window says nothing any more
     /// (RFC 5681, section 4.1).
     #[inline(always)]
     fn was_idle(&self, now: Instant) -> bool {
-        self.flight() == 0
-            && self.snd_max == self.snd_una
-            && now.micros_since(self.last_sent) > self.rtt.timeout_us()
+        self.flight() == 0 && self.snd_max == self.snd_una && self.rtt.has_timed_out(self.last_sent, now)
     }
 
-    fn plan_due(
+    /// The next segment to send, if any is due; several in one where the device `cuts` them apart. Of a connection that
+    /// [is silent](Self::is_silent) none is.
+    pub(crate) fn plan(
         &mut self,
         now: Instant,
         cuts: bool,
@@ -462,7 +478,7 @@ impl Connection {
     /// Bytes that the buffers hold which the connection may have, if each takes a whole segment.
     #[inline]
     fn buffered(&self, cx: &Context<'_>) -> usize {
-        self.recv.free_pieces().min(cx.pool.grant(&self.offer)) * self.peer_segment_bytes() as usize
+        cx.pool.grant_up_to(self.recv.free_pieces(), &self.offer) * self.peer_segment_bytes() as usize
     }
 
     /// The right edge of the window to offer. It stays while nothing has come in order and nothing was taken, whatever
@@ -535,20 +551,48 @@ impl Connection {
         matches!(self.state, State::Established | State::FinWait1 | State::FinWait2)
     }
 
-    /// Notes that a planned segment has gone out.
+    /// What [`report`](Self::report) comes to for a usual segment.
     #[inline(always)]
+    pub(crate) fn report_usual(&self, edge: Seq) -> UsualReport {
+        let ack = self.acknowledges();
+        let (window, edge) = self.window_to(edge, ack, self.rcv_scale);
+        UsualReport { ack, window, edge }
+    }
+
+    /// Notes that a usual segment has gone out.
+    #[inline(always)]
+    pub(crate) fn sent_usual(
+        &mut self,
+        plan: &UsualPlan,
+        report: &UsualReport,
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) {
+        self.reported(report.ack, report.edge, cx);
+        if plan.len > 0 {
+            self.sent_once(plan.from, plan.len, plan.seq + plan.len, false, now, cx);
+        }
+    }
+
+    /// Notes that the peer was told of the receive side.
+    #[inline(always)]
+    fn reported(&mut self, ack: Seq, edge: Seq, cx: &mut Context<'_>) {
+        self.last_ack_sent = ack;
+        self.has_taken = false;
+        self.ack.settle();
+        if self.rcv_adv != edge {
+            self.rcv_adv = edge;
+            self.note_offer(cx);
+        }
+    }
+
+    /// Notes that a planned segment has gone out.
     pub(crate) fn sent(&mut self, plan: &Plan, report: &Report, now: Instant, cx: &mut Context<'_>) {
         let end = plan.seq + plan.len + u32::from(plan.flags.contains(Flags::FIN));
         if plan.flags.contains(Flags::ACK) {
-            self.last_ack_sent = report.ack;
-            self.has_taken = false;
-            self.ack.settle();
+            self.reported(report.ack, report.edge, cx);
             if !self.recv.early.is_empty() {
                 self.ack.now = self.recv.early.told(report.options.sack.is_some());
-            }
-            if self.rcv_adv != report.edge {
-                self.rcv_adv = report.edge;
-                self.note_offer(cx);
             }
         }
         match plan.kind {
@@ -574,7 +618,7 @@ impl Connection {
             }
             Kind::Again | Kind::TailAgain => self.sent_again(plan, end, now, cx),
             Kind::Tail => {
-                self.sent_data_unusually(plan, end, now, cx);
+                self.sent_data(plan, end, now, cx);
                 self.probed(false, now, cx);
             }
             Kind::Probe => {
@@ -585,7 +629,7 @@ impl Connection {
                     // The number stays unsent: the peer may drop the byte.
                     self.timer = Timer::Persist(self.rtt.deadline(now));
                 } else {
-                    self.sent_data_unusually(plan, end, now, cx);
+                    self.sent_data(plan, end, now, cx);
                 }
             }
             Kind::Keepalive => {
@@ -598,8 +642,24 @@ impl Connection {
         }
     }
 
-    #[inline(always)]
     fn sent_data(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
+        // A probe of a closed window may have brought some of it.
+        let again = plan.seq.before(self.snd_max);
+        self.sent_once(plan.from, plan.len, end, again, now, cx);
+    }
+
+    /// Notes that `len` bytes were sent which the cursor stands at, and maybe FIN, up to `end`; or `again`, but not since
+    /// they were lost.
+    #[inline(always)]
+    fn sent_once(
+        &mut self,
+        from: Cursor,
+        len: u32,
+        end: Seq,
+        again: bool,
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) {
         // What answers follows requests, and takes their acknowledgements along.
         self.ack.quick = 0;
         self.last_sent = now;
@@ -607,41 +667,36 @@ impl Connection {
             now_us: now.as_micros() as u32,
             within_us: self.rtt.moment_us(),
             // Nobody asks for that of the first.
-            node: if self.board.is_empty() { NONE } else { self.send.node_at(plan.from, cx.sending) },
-            // A probe of a closed window may have brought some of it.
-            again: plan.seq.before(self.snd_max),
+            node: if self.board.is_empty() { NONE } else { self.send.node_at(from, cx.sending) },
+            again,
         };
         self.board.sent(end, &sending, &mut cx.sending.under_way);
-        self.send.advance(plan.len, cx.sending);
+        self.send.advance(len, cx.sending);
         if self.congestion.is_paced(cx.controls) {
-            self.note_pace(plan.len, now, cx);
+            self.note_pace(len, now, cx.controls);
         }
         if self.send.unsent() == 0 {
             self.board.limited();
         }
-        if sending.again {
+        if again {
             cx.counters.retransmits += 1;
         } else {
-            cx.counters.payload_out_bytes += u64::from(plan.len);
+            cx.counters.payload_out_bytes += u64::from(len);
         }
         self.snd_nxt = end;
         self.snd_max = self.snd_max.max(end);
         if !self.recovery.is_calm() {
-            self.note_sent(plan.len, false, None);
+            self.note_sent(len, false, None);
         }
         if !matches!(self.timer, Timer::Retransmit(_) | Timer::Reorder(_)) {
             self.timer = self.timer_of_flight(now);
         }
     }
 
-    fn sent_data_unusually(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
-        self.sent_data(plan, end, now, cx);
-    }
-
     /// Notes that so many bytes have gone out of a connection that sends at a rate.
-    fn note_pace(&mut self, bytes: u32, now: Instant, cx: &mut Context<'_>) {
+    fn note_pace(&mut self, bytes: u32, now: Instant, controls: &mut Controls) {
         let flight = self.in_flight().saturating_sub(bytes);
-        self.congestion.on_sent(now, bytes, flight, self.rtt.srtt_us(), cx.controls);
+        self.congestion.on_sent(now, bytes, flight, self.rtt.srtt_us(), controls);
     }
 
     fn sent_again(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
@@ -654,7 +709,7 @@ impl Connection {
         };
         self.board.sent_again(plan.seq, end, &sending, &mut cx.sending.under_way);
         if self.congestion.is_paced(cx.controls) {
-            self.note_pace(plan.len, now, cx);
+            self.note_pace(plan.len, now, cx.controls);
         }
         cx.counters.retransmits += 1;
         if self.retries == 0 {
