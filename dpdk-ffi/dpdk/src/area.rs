@@ -177,6 +177,12 @@ impl ExternalArea {
         self.addresses.runs().len()
     }
 
+    /// Whether the area is one such piece.
+    #[inline]
+    pub fn is_one_piece(&self) -> bool {
+        self.addresses.runs().len() == 1
+    }
+
     /// Whether devices see `bytes` in one piece. Only such buffers can be given to a pool or swapped into a packet;
     /// with virtual addresses that is every buffer in the area.
     #[inline]

@@ -260,7 +260,9 @@ impl Frame<'_> {
     #[inline]
     fn claim_at(&mut self, at: usize) -> Option<(Buffer, usize)> {
         let NamedBuffers { pool, arena, area, cold_spares, scattered, counters, .. } = &mut *self.buffers;
-        let Some(spare) = arena.lend_one(|buffer| area.is_contiguous(buffer), scattered) else {
+        let Some(spare) =
+            arena.lend_one(|buffer| area.is_one_piece() || area.is_contiguous(buffer), scattered)
+        else {
             counters.no_spare += 1;
             return None;
         };

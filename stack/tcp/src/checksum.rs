@@ -110,7 +110,7 @@ pub(crate) fn judge_v4(source: u32, destination: u32, segment: &[u8], may_be_par
 }
 
 /// Judges a segment, whose checksum is at `FIELD`, by the sum of its pseudo header.
-#[inline]
+#[inline(always)]
 fn judge_after<const FIELD: usize>(mut sum: Sum, segment: &[u8], may_be_partial: bool) -> Verdict {
     if may_be_partial && segment.get(FIELD..FIELD + 2) == Some(&sum.folded().to_be_bytes()) {
         return Verdict::Partial;

@@ -129,6 +129,28 @@ mod tests {
         assert_eq!((pool.offered, pool.connections), (0, 0));
     }
 
+    /// Whatever is free, offered and asked for: the shorter way comes to the same.
+    #[test]
+    fn a_part_of_a_grant_is_granted_at_one_look() {
+        let arena = arena(64);
+        let mut pool = WindowPool::new(arena.clone());
+        let mut offers: Vec<_> = (0..5).map(|_| Offer::default()).collect();
+        let mut taken = Vec::new();
+        for step in 0..2000_usize {
+            match step % 7 {
+                0 => taken.extend(arena.take()),
+                1 if step % 3 == 0 => taken.clear(),
+                2 if step % 5 == 0 => pool.connection_opened(),
+                3 => pool.set(&mut offers[step % 5], step * 31 % 13),
+                _ => {}
+            }
+            for offer in &offers {
+                let most = step * 17 % 70;
+                assert_eq!(pool.grant_up_to(most, offer), most.min(pool.grant(offer)), "step {step}");
+            }
+        }
+    }
+
     #[test]
     fn more_connections_than_buffers_still_go_on() {
         let arena = arena(64);

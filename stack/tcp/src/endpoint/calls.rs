@@ -221,7 +221,14 @@ impl Endpoint {
         Some(&mut place.connection)
     }
 
+    /// The application has taken the last of what an ended connection had for it.
+    #[cold]
+    fn is_drained(&mut self, index: u32) {
+        self.with(index, |connection, cx| connection.release(CloseReason::Finished, cx));
+    }
+
     /// Queues something for sending with `push`, which says whether there was room.
+    #[inline(always)]
     fn queue(
         &mut self,
         conn: ConnId,
@@ -255,7 +262,7 @@ impl Net for Endpoint {
         // How far that has opened the window is looked at once, when the connection has its turn to send.
         connection.has_taken = true;
         if connection.state == State::Drained && connection.recv.ready_bytes() == 0 {
-            self.with(conn.index, |connection, cx| connection.release(CloseReason::Finished, cx));
+            self.is_drained(conn.index);
         }
         self.settle(conn.index);
         Some(Slot::new(extent))

@@ -94,6 +94,7 @@ impl PieceQueue {
         self.len += other.len;
     }
 
+    #[inline(always)]
     pub(crate) fn pop(&mut self, pool: &mut PiecePool) -> Option<Extent> {
         let node = self.first;
         let entry = pool.nodes.get_mut(node as usize)?;

@@ -79,6 +79,7 @@ impl RecvQueue {
     }
 
     /// The next piece for the application.
+    #[inline(always)]
     pub(crate) fn pop(&mut self, pool: &mut PiecePool) -> Option<Extent> {
         let extent = self.ready.pop(pool)?;
         self.ready_bytes -= extent.len() as u32;
@@ -86,6 +87,7 @@ impl RecvQueue {
     }
 
     /// Bytes that wait for the application.
+    #[inline]
     pub(crate) fn ready_bytes(&self) -> u32 {
         self.ready_bytes
     }

@@ -119,29 +119,48 @@ impl SendQueue {
     }
 
     /// Whether nothing takes up room.
+    #[inline]
     pub(crate) fn is_unused(&self) -> bool {
         self.first == NONE
     }
 
     /// Copies `bytes` in, all or (false) nothing. So many bytes may be in flight.
+    #[inline(always)]
     pub(crate) fn push_bytes(&mut self, bytes: &[u8], flight: u32, pool: &mut SendPool) -> bool {
         if bytes.len() > self.own_bytes(pool) && bytes.len() > self.free_bytes(flight, pool) {
             return false;
         }
+        // Nearly every reply: short, and behind no other.
+        if self.first == NONE && bytes.len() <= BLOCK_BYTES && !bytes.is_empty() {
+            return self.push_block(bytes, pool);
+        }
+        self.push_blocks(bytes, pool)
+    }
+
+    fn push_blocks(&mut self, bytes: &[u8], pool: &mut SendPool) -> bool {
         let (here, mut rest) = bytes.split_at(bytes.len().min(self.room_in_last(pool)));
         self.extend_last(here, pool);
         while !rest.is_empty() {
             let (bytes, behind) = rest.split_at(rest.len().min(BLOCK_BYTES));
-            let Some(block) = pool.take_block() else { return false };
-            pool.bytes_mut(block, 0, bytes.len()).copy_from_slice(bytes);
-            if !self.append(Chunk::Copied { block, start: 0, len: bytes.len() as u16 }, pool) {
+            if !self.push_block(bytes, pool) {
                 return false;
             }
-            pool.block_shares.take(self.blocks);
-            self.blocks += 1;
-            self.copied_bytes += bytes.len() as u32;
             rest = behind;
         }
+        true
+    }
+
+    /// Copies as many bytes as a block takes into one of their own.
+    #[inline(always)]
+    fn push_block(&mut self, bytes: &[u8], pool: &mut SendPool) -> bool {
+        let Some(block) = pool.take_block() else { return false };
+        pool.bytes_mut(block, 0, bytes.len()).copy_from_slice(bytes);
+        if !self.append(Chunk::Copied { block, start: 0, len: bytes.len() as u16 }, pool) {
+            return false;
+        }
+        pool.block_shares.take(self.blocks);
+        self.blocks += 1;
+        self.copied_bytes += bytes.len() as u32;
         true
     }
 
@@ -181,6 +200,7 @@ impl SendQueue {
         self.copied_bytes += bytes.len() as u32;
     }
 
+    #[inline]
     fn append(&mut self, chunk: Chunk, pool: &mut SendPool) -> bool {
         let len = chunk.len();
         let begin = self.passed.wrapping_add(self.len);
@@ -195,7 +215,7 @@ impl SendQueue {
     }
 
     /// Drops `bytes` from the front: they are acknowledged. A cursor that stood among them moves to the front.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn acknowledge(&mut self, bytes: u32, pool: &mut SendPool) {
         let bytes = bytes.min(self.len);
         let mut left = bytes;
