@@ -23,7 +23,7 @@ const FUNCTIONS: [&str; 14] = [
     "rte_dev_(bus|devargs|dma_map|dma_unmap|name|numa_node|probe|remove)",
     "rte_eal_(cleanup|has_hugepages|init|iova_mode)",
     "rte_epoll_(ctl|wait_interruptible)",
-    "rte_eth_(allmulticast_enable|buffer_split_get_supported_hdr_ptypes|call_rx_callbacks|call_tx_callbacks|dev_adjust_nb_rx_tx_desc|dev_close|dev_configure|dev_get_mtu|dev_get_name_by_port|dev_get_port_by_name|dev_info_get|dev_is_removed|dev_set_mtu|dev_rx_intr_(ctl_q|ctl_q_get_fd|disable|enable)|dev_start|dev_stop|find_next|link_get_nowait|macaddr_get|promiscuous_enable|rx_queue_setup|stats_get|stats_reset|tx_done_cleanup|tx_prepare|tx_queue_setup|xstats_get|xstats_get_names|xstats_reset)",
+    "rte_eth_(allmulticast_enable|buffer_split_get_supported_hdr_ptypes|call_rx_callbacks|call_tx_callbacks|dev_adjust_nb_rx_tx_desc|dev_close|dev_configure|dev_get_mtu|dev_get_name_by_port|dev_get_port_by_name|dev_info_get|dev_is_removed|dev_set_mtu|dev_rss_(hash_conf_get|reta_query)|dev_rx_intr_(ctl_q|ctl_q_get_fd|disable|enable)|dev_start|dev_stop|find_next|link_get_nowait|macaddr_get|promiscuous_enable|rx_queue_setup|stats_get|stats_reset|tx_done_cleanup|tx_prepare|tx_queue_setup|xstats_get|xstats_get_names|xstats_reset)",
     "rte_extmem_(register|unregister)|rte_eth_from_rings",
     "rte_(ipv4|ipv6)_phdr_cksum",
     "rte_(log_cur_msg_loglevel|openlog_stream|strerror|version)",
@@ -44,7 +44,7 @@ const TYPES: [&str; 6] = [
 const CONSTANTS: [&str; 11] = [
     "RTE_CACHE_LINE_SIZE",
     "RTE_ETHER_(HDR_LEN|CRC_LEN|MAX_LEN|MTU)",
-    "RTE_ETH_(LINK|MQ|NAME|QUEUE|RSS|RX_OFFLOAD|TX_OFFLOAD|XSTATS)_.*",
+    "RTE_ETH_(LINK|MQ|NAME|QUEUE|RSS|RX_OFFLOAD|TX_OFFLOAD|XSTATS)_.*|RTE_ETH_RETA_GROUP_SIZE",
     "RTE_INTR_EVENT_(ADD|DEL)",
     "RTE_LOG_(EMERG|ALERT|CRIT|ERR|WARNING|NOTICE|INFO|DEBUG)",
     "RTE_MAX_(ETHPORTS|LCORE)",

@@ -7,7 +7,7 @@ use std::num::NonZeroU16;
 
 use dpdk::{
     Eal, ExternalPool, ExternalPoolConfig, IpVersion, MbufBatch, NotSwappedReason, Pool, PoolConfig,
-    PoolError, Port, RxQueue, TxChecksums, TxQueue,
+    PoolError, Port, PortConfig, RxQueue, TxChecksums, TxQueue,
 };
 use support::{BUFFER_BYTES, isolated, numbered_frame, receive, send_all};
 
@@ -266,6 +266,25 @@ fn null_makes_frames_in_the_file_forever() {
         }
         drop((port, rx, tx));
         assert_eq!(pool.available(), 127);
+    });
+}
+
+/// The null device has a key and a table, though it receives nothing by them; memif has neither.
+#[test]
+fn a_device_says_by_which_hash_it_spreads_what_it_receives() {
+    isolated("a_device_says_by_which_hash_it_spreads_what_it_receives", || {
+        let eal = support::eal();
+        let pool =
+            Pool::dram(eal, "dram", &PoolConfig { mbufs: 4095, cache: 0, ..PoolConfig::default() }).unwrap();
+        let start = |device: &str| {
+            let config = PortConfig { rx_queues: 2, tx_queues: 2, ..PortConfig::default() };
+            Port::start(eal.attach(device).unwrap(), &config, std::slice::from_ref(&pool)).unwrap()
+        };
+        let hash = start("net_null0").receive_hash().expect("it has one");
+        assert_eq!((hash.key.len(), &hash.key[..4]), (40, &[0x6d, 0x5a, 0x56, 0xda][..]));
+        assert!(hash.table.len() == 128 && hash.table.iter().all(|queue| *queue < 2), "{:?}", hash.table);
+        assert!(hash.tcp_v4 && hash.tcp_v6);
+        assert_eq!(start("net_memif0,role=server").receive_hash(), None);
     });
 }
 

@@ -6,13 +6,13 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 use dpdk::{
     Completions, Eal, ExternalPoolConfig, MbufBatch, Offloads, Pool, PoolConfig, Port, PortConfig, PortId,
-    PortInfo, QueuePlan, RxQueue, Sleeper, TxQueue, UnaskedSpread, queues_for,
+    PortInfo, QueuePlan, ReceiveHash, RxQueue, Sleeper, TxQueue, UnaskedSpread, queues_for,
 };
 use pmem::Arena;
 use stack_net::doze::Waker;
 use stack_net::time::Instant;
 use stack_tcp::config::{ETHERNET_HEADER_BYTES, VLAN_TAG_BYTES};
-use stack_tcp::{Config, CoreShare, Endpoint, FlowDirectory, RxChecksum, Steering};
+use stack_tcp::{Config, CoreShare, DeviceSpread, Endpoint, FlowDirectory, RxChecksum, Steering};
 
 use super::exchange::{Exchange, NEWS, STRAYS};
 use super::reach::Reach;
@@ -179,6 +179,15 @@ impl PortShare {
         self.is_taken = true;
         let CoreQueues { port, queues } = table.join(self.core, pools, mtu)?;
         let deals = table.plan.queues.get() < table.cores;
+        if !deals && table.plan.hashes != 0 {
+            match spread_of(&port, table.cores) {
+                Some(spread) => endpoint.spread_by(spread),
+                None => tracing::debug!(
+                    port = table.info.name,
+                    "the device does not say how it hashes: cores pass on what is of connections that they open"
+                ),
+            }
+        }
         let (rx, exit) = match queues {
             Some((rx, tx)) => (Some(rx), Exit::Queue { tx, of_others: deals.then(Box::default) }),
             None => (None, Exit::Core(usize::from(self.core % table.plan.queues))),
@@ -281,6 +290,12 @@ impl PortShare {
         let config = PoolConfig { mbufs, cache: POOL_CACHE, socket: info.socket, buffer_bytes };
         Ok(Pool::dram(*eal, &self.name(kind), &config)?)
     }
+}
+
+/// How a port's device gives frames to so many cores, if it says so and each gets some.
+fn spread_of(port: &Port, cores: u16) -> Option<DeviceSpread> {
+    let ReceiveHash { key, table, tcp_v4, tcp_v6 } = port.receive_hash()?;
+    DeviceSpread::new(&key, &table, cores, [tcp_v4, tcp_v6]).ok()
 }
 
 /// Whether a port that takes so many segments in a frame can be given frames to cut, with payload where it lies in an area

@@ -32,6 +32,7 @@ use crate::net::{CloseReason, ConnId};
 use crate::path_mtu::Paths;
 use crate::reassembly::{Reassembly, Whole};
 use crate::route::Routes;
+use crate::spread::DeviceSpread;
 use crate::steer::Steering;
 use crate::tcp::congestion::Controls;
 use crate::tcp::connection::{Connection, Context, Outcome, Profile, State, lies_in_its_lines};
@@ -104,6 +105,8 @@ pub struct Endpoint {
     routes: Routes,
     secret: Secret,
     steering: Steering,
+    /// How the device spreads frames over cores, if it does and says so.
+    spread: Option<DeviceSpread>,
     /// Free places.
     free: Vec<u32>,
     /// Connections whose window waits for free buffers.
@@ -276,6 +279,7 @@ impl Endpoint {
             routes: Routes::new(&config),
             secret: Secret::new(&config.isn_secret),
             steering: Steering::new(&config.isn_secret, config.core.count),
+            spread: None,
             free: (0..config.max_connections as u32).rev().collect(),
             starved: VecDeque::with_capacity(config.max_connections),
             refused: VecDeque::with_capacity(config.max_connections),
@@ -307,6 +311,12 @@ impl Endpoint {
     /// from before the first frame on. Without one, each segment that belongs to no flow goes from core to core.
     pub fn share_flows(&mut self, directory: FlowDirectory) {
         self.flows.share(directory);
+    }
+
+    /// Goes by how the device spreads frames over cores: connections that this core opens are from ports whose segments the
+    /// device gives to it. Without that, segments come to other cores, which pass them on.
+    pub fn spread_by(&mut self, spread: DeviceSpread) {
+        self.spread = Some(spread);
     }
 
     /// Asks the link whether another host has one of the own addresses: a few times, in the next 300 ms. If one

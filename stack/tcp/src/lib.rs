@@ -26,6 +26,7 @@ mod reassembly;
 mod route;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod spread;
 mod steer;
 mod tcp;
 #[cfg(any(test, feature = "sim"))]
@@ -47,6 +48,7 @@ pub use endpoint::{AddressConflict, BindError, ConnectError, Endpoint, ListenErr
 pub use frame::{FrameSink, RxBurst, RxChecksum, RxFrame, Share, SinkFull, TxChecksum, TxFrame};
 pub use route::{MAX_ROUTES, Route, RouteError, check_routes};
 pub use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr};
+pub use spread::{DeviceSpread, SpreadError};
 pub use steer::Steering;
 
 use stack_net::net;

@@ -203,11 +203,17 @@ impl Endpoint {
             self.ports_tried[counter] = self.ports_tried[counter].wrapping_add(1);
             let key = FlowKey::new(SocketAddr::new(source, FIRST_DYNAMIC_PORT + port as u16), remote);
             let is_free = self.flows.find(&key).is_none() && !self.listeners.is_port_used(key.local_port);
-            if is_free && self.steering.core_of(&key) == self.config.core.index {
+            if is_free && self.core_of(&key) == self.config.core.index {
                 return Some(key);
             }
         }
         None
+    }
+
+    /// The core to which a flow's segments come, as far as that can be known.
+    fn core_of(&self, key: &FlowKey) -> u16 {
+        let spread = self.spread.as_ref().and_then(|spread| spread.core_of(key));
+        spread.unwrap_or_else(|| self.steering.core_of(key))
     }
 
     /// The connection of that name, if it lives.

@@ -11,7 +11,7 @@ use stack::net::{Net as _, Transport as _};
 use stack::sim::{Clock, Host, Path};
 use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
-use stack::{Config, CoreShare};
+use stack::{Config, CoreShare, DeviceSpread};
 
 use crate::ours::{Ours, config};
 use crate::talk::{BOTH_VERSIONS, Talk, Talker, Version, for_each_seed, ip, link};
@@ -295,6 +295,57 @@ fn cores_connect_from_ports_of_their_own() {
     ports.sort_unstable();
     ports.dedup();
     assert_eq!(ports.len(), used.get());
+}
+
+/// Receive side scaling as the specification writes it down: bit by bit.
+fn toeplitz(key: &[u8], frame: &[u8]) -> u32 {
+    let input = match frame[12..14] {
+        [8, 0] => [&frame[26..34], &frame[34..38]].concat(),
+        _ => [&frame[22..54], &frame[54..58]].concat(),
+    };
+    let bit = |bytes: &[u8], n: usize| bytes[n / 8] >> (7 - n % 8) & 1;
+    let window = |from: usize| (from..from + 32).fold(0, |window, n| window << 1 | u32::from(bit(key, n)));
+    (0..8 * input.len()).filter(|&n| bit(&input, n) == 1).fold(0, |hash, n| hash ^ window(n))
+}
+
+/// On a device that spreads frames by a hash of its own, each core's connections are from ports whose segments come back to
+/// it: none has to be passed on.
+#[test]
+fn segments_of_connections_that_a_core_opens_come_to_it_by_the_devices_hash() {
+    for version in BOTH_VERSIONS {
+        for hashes_ports in [true, false] {
+            let mut rng = ChaCha8Rng::seed_from_u64(7);
+            let key: [u8; 52] = rng.random();
+            let table: Vec<u16> = (0..128).map(|_| rng.random_range(0..CORES as u16)).collect();
+            let (received, of_the_device) = (Rc::new(Cell::new(0)), table.clone());
+            let count = received.clone();
+            let core_of = move |frame: &[u8]| {
+                if Seg::parse(frame).is_none() {
+                    return 0;
+                }
+                count.set(count.get() + 1);
+                of_the_device[toeplitz(&key, frame) as usize % 128].into()
+            };
+            let (link, mut clock) = link(1);
+            let mut cores = Ours::cores(link.port(Path::default()), 600, &config(1), CORES, core_of);
+            let mut theirs = Theirs::new(&link, Path::default(), 2, 4_000);
+            let at = SocketAddr::new(ip(version, 2), 80);
+            for _ in 0..30 {
+                theirs.listen(at.port(), Talk::new(9, 100, 3_000).other());
+            }
+            for core in &mut cores {
+                let spread = DeviceSpread::new(&key, &table, CORES as u16, [hashes_ports; 2]);
+                core.net.endpoint_mut().spread_by(spread.expect("each core has a share"));
+                for _ in 0..10 {
+                    core.connect(clock.now(), at, Talk::new(9, 100, 3_000)).expect("there are ports");
+                }
+            }
+            run(&mut clock, &mut cores, &mut theirs, Duration::from_secs(60));
+            let taken_in: u64 = cores.iter().map(|core| core.net.endpoint().counters().segments_in).sum();
+            let passed_on = taken_in > received.get();
+            assert_eq!(passed_on, !hashes_ports, "{taken_in} of {}", received.get());
+        }
+    }
 }
 
 /// RFC 6056, section 3.3.4: an attempt that fails takes its port along, so that the next one is not taken for the last.
