@@ -60,9 +60,9 @@ pub use log::{
     record::{CheckedPieces, Lookup, Piece, Record, RecordInfo},
     shard::{Counters, Records, Shard, Trimmed},
 };
-pub use medium::{Domain, FlushInstruction, LINE_BYTES, LineModel, Medium, Spent};
+pub use medium::{DiskSync, Domain, FlushInstruction, LINE_BYTES, LineModel, Medium, Spent};
 pub use recovery::{error::OpenError, scan::Corruption};
-pub use region::{Kind, MEMORY, Options, Region, RegionInfo, ShardSeed};
+pub use region::{DomainChoice, Kind, MEMORY, Options, Region, RegionInfo, ShardSeed};
 pub use snapshot::{PieceName, ShardReport, Snapshot, SnapshotEvent, SnapshotRecord};
 pub use sum::sum_words;
 pub use watch::{Step, Watch, Work};

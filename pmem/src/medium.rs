@@ -3,17 +3,25 @@
 //! Every store, flush, fence and DMA arrival of this crate goes through [`Medium`], so that
 //! [`LineModel`](crate::LineModel) can stand in for real persistent memory in crash tests.
 
+mod behind;
+mod dirty;
+mod disk;
 mod fault;
 mod huge;
 mod layer;
 mod line_model;
 mod lock;
 mod mapped;
+mod paged;
+mod queue;
 mod slowed;
 mod timed;
 
-use std::{fmt, io, ptr::NonNull, sync::Arc};
+use std::{fmt, io, os::fd::OwnedFd, ptr::NonNull, sync::Arc};
 
+pub(crate) use behind::Handle;
+pub use disk::DiskSync;
+pub(crate) use disk::{BLOCK_BYTES, Disk};
 pub(crate) use fault::Named;
 #[cfg(test)]
 pub(crate) use huge::asked_for;
@@ -22,6 +30,7 @@ pub(crate) use layer::Layer;
 pub use line_model::LineModel;
 pub(crate) use lock::MediumLock;
 pub(crate) use mapped::{Mapped, Mapping, best_flush_instruction};
+pub(crate) use paged::{Paged, again};
 pub(crate) use slowed::Slowed;
 pub(crate) use timed::Timed;
 
@@ -66,6 +75,35 @@ pub unsafe trait Medium: Send + Sync {
     /// The medium refused the bytes. What was flushed since the last good fence may or may not be there.
     fn fence(&self) -> io::Result<()>;
 
+    /// Starts a [`fence`](Self::fence); true if it is done with that, and else [`is_fenced`](Self::is_fenced) tells when it
+    /// is. What is flushed meanwhile is for the next one. One is under way at a time: another is started, and `fence`
+    /// returns, after it is done. Where nothing is gained by going on meanwhile, this is a fence.
+    ///
+    /// # Errors
+    /// As [`fence`](Self::fence).
+    #[inline]
+    fn start_fence(&self) -> io::Result<bool> {
+        self.fence().map(|()| true)
+    }
+
+    /// Whether the fence that was started is done.
+    ///
+    /// # Errors
+    /// It failed, as [`fence`](Self::fence) does.
+    fn is_fenced(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    /// Whether there is something to be gained by [starting](Self::start_fence) fences.
+    fn fences_later(&self) -> bool {
+        false
+    }
+
+    /// Has `bell`, an eventfd, written to whenever a fence that was started may be done.
+    fn ring_bell(&self, bell: Arc<OwnedFd>) {
+        drop(bell);
+    }
+
     /// What flush and fence do here.
     fn domain(&self) -> Domain;
 
@@ -96,8 +134,10 @@ pub enum Domain {
     CacheLines(FlushInstruction),
     /// A fence is enough: the platform writes its caches out on power loss (`persistence_domain` is `cpu_cache`).
     FenceOnly,
-    /// The kernel holds the pages; a fence is one `msync`.
+    /// The kernel holds the pages, and a fence has it write those that were flushed.
     Msync,
+    /// A disk is written to past the page cache; memory holds all of it.
+    Disk(DiskSync),
     /// Nothing survives. Flushes and fences are executed all the same, so that they cost what they cost.
     Volatile(FlushInstruction),
     /// The line model of crash tests.
@@ -110,6 +150,7 @@ impl fmt::Display for Domain {
             Self::CacheLines(instruction) => write!(f, "cache lines ({instruction}, sfence)"),
             Self::FenceOnly => f.write_str("fence only (caches are persistent)"),
             Self::Msync => f.write_str("msync"),
+            Self::Disk(sync) => write!(f, "disk (O_DIRECT, {sync})"),
             Self::Volatile(instruction) => write!(f, "volatile ({instruction}, sfence)"),
             Self::Model => f.write_str("line model"),
         }
@@ -162,7 +203,7 @@ pub(crate) unsafe fn flush_found(medium: &dyn Medium, offset: usize, len: usize)
                 }
             }
         }
-        Domain::CacheLines(_) | Domain::FenceOnly | Domain::Volatile(_) => {}
+        Domain::CacheLines(_) | Domain::FenceOnly | Domain::Disk(_) | Domain::Volatile(_) => {}
     }
     medium.flush(offset, len);
 }

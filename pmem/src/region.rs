@@ -2,6 +2,7 @@
 
 mod backing;
 mod deferred;
+mod disk;
 mod map;
 mod options;
 mod room;
@@ -19,7 +20,7 @@ use uuid::Uuid;
 
 pub use backing::Kind;
 pub(crate) use map::ReadOnly;
-pub use options::{MEMORY, Options};
+pub use options::{DomainChoice, MEMORY, Options};
 pub use seed::ShardSeed;
 
 use self::{

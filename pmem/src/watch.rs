@@ -34,6 +34,8 @@ pub enum Work {
     Reserving,
     /// Pages are brought into memory.
     FaultingIn,
+    /// A store on a disk is read into memory.
+    Loading,
     /// A shard's log is read, and the records that it names.
     Recovering {
         /// The shard.
@@ -47,6 +49,7 @@ impl fmt::Display for Work {
             Self::ReadingZeros => f.write_str("making sure that nothing is there"),
             Self::Reserving => f.write_str("reserving blocks"),
             Self::FaultingIn => f.write_str("bringing pages into memory"),
+            Self::Loading => f.write_str("reading the store into memory"),
             Self::Recovering { shard } => write!(f, "recovering shard {shard}"),
         }
     }

@@ -13,6 +13,7 @@ use crate::{Over, cable, connect, health_of, options, over_each_transport, two_c
 over_each_transport! {
     acknowledged_records_survive_a_kill,
     acknowledged_records_of_two_cores_survive_a_kill,
+    acknowledged_records_on_a_disk_survive_a_kill,
 }
 
 const CLIENTS: u64 = 6;
@@ -31,6 +32,11 @@ fn acknowledged_records_survive_a_kill(lab: &Lab, over: Over) -> Result<()> {
 fn acknowledged_records_of_two_cores_survive_a_kill(lab: &Lab, over: Over) -> Result<()> {
     cable(lab, over)?;
     survive(&options(lab, over, "256MiB")?.option("--cores", &two_cpus()?))
+}
+
+fn acknowledged_records_on_a_disk_survive_a_kill(lab: &Lab, over: Over) -> Result<()> {
+    cable(lab, over)?;
+    survive(&options(lab, over, "256MiB")?.option("--domain", "disk").option("--cores", &two_cpus()?))
 }
 
 fn survive(options: &PmlogOptions) -> Result<()> {

@@ -6,6 +6,7 @@ use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 use bytesize::ByteSize;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
+use pmem::DomainChoice;
 use stack::{
     CongestionControl, EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr, Keepalive, Route, check_gateway,
     check_own, check_routes,
@@ -97,6 +98,9 @@ pub struct ServeArgs {
     /// Accept a store on memory that loses everything with the power (tmpfs, hugetlbfs).
     #[arg(long)]
     pub volatile: bool,
+    /// How records reach PATH.
+    #[arg(long, value_enum, default_value_t = DomainOption::Auto)]
+    pub domain: DomainOption,
     /// The CPUs to serve with, one core each, as taskset writes them: 0,1 or 0-3. Each has a shard of the store and
     /// a connection table of its own. Without it, one core serves, on whichever CPU the system likes.
     #[arg(long, value_name = "CPUS", value_parser = parse_cpus)]
@@ -188,6 +192,25 @@ struct NetworkArgs {
     dpdk: Option<DpdkArgs>,
     #[command(flatten)]
     kernel: Option<KernelArgs>,
+}
+
+/// How records reach the medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DomainOption {
+    /// Persistent memory by cache lines, and a file by the page cache.
+    Auto,
+    /// A file, or a whole block device, is held in memory as large as it is, and commits are written to it past the page
+    /// cache (O_DIRECT and io_uring). For disks.
+    Disk,
+}
+
+impl From<DomainOption> for DomainChoice {
+    fn from(option: DomainOption) -> Self {
+        match option {
+            DomainOption::Auto => Self::Found,
+            DomainOption::Disk => Self::Disk,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -238,6 +238,8 @@ impl LogService {
 }
 
 impl Service for LogService {
+    const TAKES_COMMITS_IN_PART: bool = true;
+
     fn requests(&self) -> u64 {
         self.common.counters.requests
     }

@@ -8,6 +8,7 @@ mod trim;
 use std::{
     cell::RefCell,
     fmt, io,
+    os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -62,6 +63,8 @@ pub struct Shard {
     quarantined: Quarantined,
     /// The buffer that short records are copied into.
     pack: Option<Pack>,
+    /// The commit that is under way.
+    underway: Option<Underway>,
     /// What the medium said when it failed.
     poison: Option<Arc<str>>,
     /// Tells this opening of this shard from any other in the process.
@@ -69,6 +72,15 @@ pub struct Shard {
     counters: Counters,
     /// Empty drafts, with the memory of those that were appended.
     spare: RefCell<Vec<Draft>>,
+}
+
+/// A commit that was started.
+#[derive(Clone, Copy, Debug)]
+struct Underway {
+    /// The first entry that is not in it.
+    next: u64,
+    /// When it was started.
+    begin: u64,
 }
 
 /// What a shard takes at most.
@@ -141,6 +153,7 @@ impl Shard {
             recovery: parts.recovery,
             quarantined: parts.quarantined,
             pack: None,
+            underway: None,
             poison: None,
             id: OPENED.fetch_add(1, Ordering::Relaxed),
             counters,
@@ -208,7 +221,8 @@ impl Shard {
     /// What has been done, and what is held.
     pub fn counters(&self) -> Counters {
         let buffers = u64::from(self.arena.logged_buffers()) * self.arena.buffer_bytes() as u64;
-        let flushes_lines = !matches!(self.arena.medium().domain(), Domain::FenceOnly | Domain::Msync);
+        let flushes_lines =
+            !matches!(self.arena.medium().domain(), Domain::FenceOnly | Domain::Msync | Domain::Disk(_));
         Counters {
             copied_bytes: self.counters.copied_bytes + self.arena.copied_bytes(),
             flushed_lines: if flushes_lines { self.counters.flushed_lines } else { 0 },
@@ -229,7 +243,7 @@ impl Shard {
         self.committed < self.next
     }
 
-    /// Makes everything appended so far durable, with one fence.
+    /// Makes everything appended so far durable, with one fence. A commit that is under way is waited for first.
     ///
     /// # Errors
     /// [`CommitError`]: what was appended since the last commit may or may not be durable, and the shard takes
@@ -245,8 +259,63 @@ impl Shard {
             took = self.clock.delta(begin, self.clock.raw());
             self.fenced(fenced)?;
             self.committed = self.next;
+            self.underway = None;
         }
         Ok(Durable::new(self.id, self.committed, took))
+    }
+
+    /// Starts to make durable what was appended so far, and gives the proof if that is done at once; else
+    /// [`look_at_commit`](Self::look_at_commit) does. Meanwhile the shard takes appends, which are for the next commit. A
+    /// commit that is under way is waited for first. Where a fence is an instruction, this is [`commit`](Self::commit).
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn start_commit(&mut self) -> Result<Option<Durable>, CommitError> {
+        self.sound()?;
+        let begin = self.clock.raw();
+        self.flush_pack();
+        self.counters.fences += 1;
+        let started = self.arena.medium().start_fence();
+        let is_done = self.fenced(started)?;
+        self.underway = Some(Underway { next: self.next, begin });
+        Ok(if is_done { self.end_commit() } else { None })
+    }
+
+    /// The proof for what was appended before the commit that was [started](Self::start_commit), once that is done; none
+    /// before, and if there is none under way.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn look_at_commit(&mut self) -> Result<Option<Durable>, CommitError> {
+        self.sound()?;
+        if self.underway.is_none() {
+            return Ok(None);
+        }
+        let looked = self.arena.medium().is_fenced();
+        Ok(if self.fenced(looked)? { self.end_commit() } else { None })
+    }
+
+    /// The commit that is under way is done.
+    fn end_commit(&mut self) -> Option<Durable> {
+        let Underway { next, begin } = self.underway.take()?;
+        self.committed = next;
+        Some(Durable::new(self.id, next, self.clock.delta(begin, self.clock.raw())))
+    }
+
+    /// Whether a commit was started and is not known to be done.
+    #[inline]
+    pub fn is_committing(&self) -> bool {
+        self.underway.is_some()
+    }
+
+    /// Whether commits take so long that there is something to be gained by [starting](Self::start_commit) them.
+    pub fn commits_later(&self) -> bool {
+        self.arena.medium().fences_later()
+    }
+
+    /// Has `bell`, an eventfd, written to when a commit that was [started](Self::start_commit) may be done.
+    pub fn ring_bell(&self, bell: Arc<OwnedFd>) {
+        self.arena.medium().ring_bell(bell);
     }
 
     /// Notes in the shard's header how far the log is durable, for idle moments and a clean end: records lost
@@ -282,7 +351,7 @@ impl Shard {
     }
 
     /// After a failed fence nobody knows what the medium holds: the shard takes nothing more.
-    fn fenced(&mut self, result: io::Result<()>) -> Result<(), CommitError> {
+    fn fenced<T>(&mut self, result: io::Result<T>) -> Result<T, CommitError> {
         result.map_err(|error| {
             let why: Arc<str> = error.to_string().into();
             self.poison = Some(why.clone());

@@ -1,6 +1,6 @@
 //! A medium around another one, which does more than the other at a flush or a fence.
 
-use std::{io, ptr::NonNull, sync::Arc};
+use std::{io, os::fd::OwnedFd, ptr::NonNull, sync::Arc};
 
 use super::{Domain, Medium, Spent};
 
@@ -13,6 +13,22 @@ pub(crate) trait Layer: Send + Sync + Sized + 'static {
 
     /// Fences `medium`.
     fn fence(&self, medium: &dyn Medium) -> io::Result<()>;
+
+    /// Starts a fence of `medium`; true if it is done.
+    fn start_fence(&self, medium: &dyn Medium) -> io::Result<bool> {
+        self.fence(medium).map(|()| true)
+    }
+
+    /// Whether the fence that was started is done.
+    fn is_fenced(&self, medium: &dyn Medium) -> io::Result<bool> {
+        medium.is_fenced()
+    }
+
+    /// Whether fences are started, and not waited for.
+    fn fences_later(&self, medium: &dyn Medium) -> bool {
+        let _ = medium;
+        false
+    }
 
     /// The same for another thread's handle.
     fn fork(&self) -> Self;
@@ -59,6 +75,22 @@ unsafe impl<L: Layer> Medium for Layered<L> {
 
     fn fence(&self) -> io::Result<()> {
         self.layer.fence(&*self.medium)
+    }
+
+    fn start_fence(&self) -> io::Result<bool> {
+        self.layer.start_fence(&*self.medium)
+    }
+
+    fn is_fenced(&self) -> io::Result<bool> {
+        self.layer.is_fenced(&*self.medium)
+    }
+
+    fn fences_later(&self) -> bool {
+        self.layer.fences_later(&*self.medium)
+    }
+
+    fn ring_bell(&self, bell: Arc<OwnedFd>) {
+        self.medium.ring_bell(bell);
     }
 
     fn domain(&self) -> Domain {

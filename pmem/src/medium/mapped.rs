@@ -5,17 +5,13 @@ compile_error!("flushing cache lines is written for x86_64 only");
 
 use std::{
     arch::asm,
-    fs::File,
     io,
-    os::fd::AsRawFd,
     ptr::{self, NonNull},
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering, fence},
+        Arc,
+        atomic::{Ordering, fence},
     },
 };
-
-use memmap2::MmapRaw;
 
 use super::{Domain, FlushInstruction, LINE_BYTES, Medium, line_range};
 
@@ -23,10 +19,6 @@ use super::{Domain, FlushInstruction, LINE_BYTES, Medium, line_range};
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
-    /// What the kernel said when it could not write pages back. It may be told to one handle only, and is then said to all.
-    failure: OnceLock<String>,
-    /// The file whose pages `msync` writes back.
-    file: Option<File>,
     /// What keeps the range mapped: dropped after the last access.
     _backing: Box<dyn Send + Sync>,
 }
@@ -42,83 +34,26 @@ impl Mapping {
     /// # Safety
     /// `base..base + len` stays mapped for reads and writes until `backing` is dropped.
     pub(crate) unsafe fn new(base: NonNull<u8>, len: usize, backing: Box<dyn Send + Sync>) -> Self {
-        Self { base, len, failure: OnceLock::new(), file: None, _backing: backing }
+        Self { base, len, _backing: backing }
     }
 
-    /// The same, over a file that `msync` writes back.
-    pub(crate) fn with_file(self, file: File) -> Self {
-        Self { file: Some(file), ..self }
-    }
-
-    /// Opens and maps the file once more, for another thread to sync. Linux tells a failed write once to each opening of
-    /// a file (fsync(2)): threads with one between them would take each other's errors.
-    fn map_again(&self) -> io::Result<MmapRaw> {
-        let file = self.file.as_ref().ok_or_else(|| io::Error::other("it has no file"))?;
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        // Of a file that is open for reading only, nothing would be written back.
-        let file = File::options().read(true).write(true).open(path)?;
-        memmap2::MmapOptions::new().len(self.len).map_raw_read_only(&file)
+    /// Where it is mapped, and how long it is.
+    pub(super) fn range(&self) -> (NonNull<u8>, usize) {
+        (self.base, self.len)
     }
 }
 
-/// A [`Mapping`] with one thread's flushes that wait for their fence.
+/// A [`Mapping`] that instructions make durable.
 pub(crate) struct Mapped {
     mapping: Arc<Mapping>,
     domain: Domain,
-    /// What the next `msync` must cover; empty while `from >= to`. One thread writes these: no order is needed.
-    dirty_from: AtomicUsize,
-    dirty_to: AtomicUsize,
-    /// The mapping that a forked handle syncs, or why there is none.
-    own: Option<io::Result<MmapRaw>>,
 }
 
 impl Mapped {
     pub(crate) fn new(mapping: Arc<Mapping>, domain: Domain) -> Self {
-        let (dirty_from, dirty_to) = (AtomicUsize::new(usize::MAX), AtomicUsize::new(0));
-        Self { mapping, domain, dirty_from, dirty_to, own: None }
-    }
-
-    /// Writes back what was flushed since the last time. An error is not the same one's again: Linux counts the pages as
-    /// written then, whether they are or not (fsync(2), "NOTES"), so that trying again would only seem to help.
-    fn msync(&self) -> io::Result<()> {
-        let failed =
-            |why: &String| io::Error::other(format!("an earlier write to the same store failed: {why}"));
-        if let Some(why) = self.mapping.failure.get() {
-            return Err(failed(why));
-        }
-        let from = self.dirty_from.load(Ordering::Relaxed);
-        let to = self.dirty_to.load(Ordering::Relaxed);
-        if from >= to {
-            return Ok(());
-        }
-        let from = from / PAGE_BYTES * PAGE_BYTES;
-        let base = match &self.own {
-            None => self.mapping.base.as_ptr(),
-            Some(Ok(map)) => map.as_mut_ptr(),
-            Some(Err(error)) => {
-                let why = format!("the store cannot be opened once more, for another core: {error}");
-                return Err(io::Error::new(error.kind(), why));
-            }
-        };
-        let address = base.wrapping_add(from).cast();
-        // SAFETY: the range lies inside either mapping, which `self` keeps alive.
-        let synced = unsafe { rustix::mm::msync(address, to - from, rustix::mm::MsyncFlags::SYNC) };
-        if let Err(errno) = synced {
-            let _ = self.mapping.failure.set(errno.to_string());
-            return Err(errno.into());
-        }
-        // What another handle has been told meanwhile ends this one's work too.
-        if let Some(why) = self.mapping.failure.get() {
-            return Err(failed(why));
-        }
-        self.dirty_from.store(usize::MAX, Ordering::Relaxed);
-        self.dirty_to.store(0, Ordering::Relaxed);
-        Ok(())
+        Self { mapping, domain }
     }
 }
-
-/// The unit of `msync`; larger pages are multiples of it.
-const PAGE_BYTES: usize = 4096;
 
 // SAFETY: `Mapping` keeps the range mapped at one address, and every method stays within it.
 unsafe impl Medium for Mapped {
@@ -153,22 +88,13 @@ unsafe impl Medium for Mapped {
                 let first = self.mapping.base.as_ptr().wrapping_add(lines.start);
                 flush_lines(instruction, first, lines.len() / LINE_BYTES);
             }
-            Domain::Msync => {
-                self.dirty_from.fetch_min(lines.start, Ordering::Relaxed);
-                self.dirty_to.fetch_max(lines.end.min(self.mapping.len), Ordering::Relaxed);
-            }
-            Domain::FenceOnly | Domain::Model => {}
+            Domain::FenceOnly | Domain::Msync | Domain::Disk(_) | Domain::Model => {}
         }
     }
 
     fn fence(&self) -> io::Result<()> {
-        match self.domain {
-            Domain::Msync => self.msync(),
-            Domain::CacheLines(_) | Domain::Volatile(_) | Domain::FenceOnly | Domain::Model => {
-                store_fence();
-                Ok(())
-            }
-        }
+        store_fence();
+        Ok(())
     }
 
     fn domain(&self) -> Domain {
@@ -176,8 +102,7 @@ unsafe impl Medium for Mapped {
     }
 
     fn fork(self: Arc<Self>) -> Arc<dyn Medium> {
-        let own = (self.domain == Domain::Msync).then(|| self.mapping.map_again());
-        Arc::new(Self { own, ..Self::new(self.mapping.clone(), self.domain) })
+        Arc::new(Self::new(self.mapping.clone(), self.domain))
     }
 }
 

@@ -53,6 +53,28 @@ impl Layer for Timed {
         fenced
     }
 
+    /// Of a fence that goes on, what the core spends at its beginning and at looks.
+    fn start_fence(&self, medium: &dyn Medium) -> io::Result<bool> {
+        if !medium.fences_later() {
+            return self.fence(medium).map(|()| true);
+        }
+        let begin = self.clock.raw();
+        let started = medium.start_fence();
+        self.note(&self.fence_ticks, begin);
+        started
+    }
+
+    fn is_fenced(&self, medium: &dyn Medium) -> io::Result<bool> {
+        let begin = self.clock.raw();
+        let fenced = medium.is_fenced();
+        self.note(&self.fence_ticks, begin);
+        fenced
+    }
+
+    fn fences_later(&self, medium: &dyn Medium) -> bool {
+        medium.fences_later()
+    }
+
     fn fork(&self) -> Self {
         Self::new()
     }

@@ -124,6 +124,20 @@ pub enum OpenError {
         /// The limit.
         limit: u64,
     },
+    /// A store on a disk is held in memory, and there is not as much.
+    #[error(
+        "{} takes {bytes} bytes of memory while it is served as a disk, and {available} are free; make a smaller store, or \
+         use the page cache (domain msync)",
+        path.display()
+    )]
+    NoMemory {
+        /// The path.
+        path: PathBuf,
+        /// Bytes that the store has.
+        bytes: u64,
+        /// Bytes of memory that are free, or can be made so.
+        available: u64,
+    },
     /// The watch ended it.
     #[error("opening {} was ended before it was done; what is there is as it was", path.display())]
     Interrupted {

@@ -14,6 +14,8 @@ pub enum Kind {
     FsDax,
     /// A regular file in the page cache.
     File,
+    /// A block device.
+    BlockDevice,
     /// A file on tmpfs or hugetlbfs.
     VolatileFile,
     /// Plain memory.
@@ -28,6 +30,7 @@ impl fmt::Display for Kind {
             Self::DeviceDax => "device-DAX",
             Self::FsDax => "file on a DAX file system",
             Self::File => "regular file",
+            Self::BlockDevice => "block device",
             Self::VolatileFile => "volatile file",
             Self::Memory => "plain memory",
             Self::Medium => "given medium",

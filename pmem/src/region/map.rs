@@ -1,12 +1,12 @@
 //! Mappings: a path becomes a locked, mapped medium.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     ops::Deref,
     os::{
         fd::AsFd,
-        unix::fs::{FileExt, FileTypeExt, MetadataExt},
+        unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     ptr::{self, NonNull},
@@ -22,12 +22,13 @@ use rustix::{
 
 use super::{
     backing::{Backing, Kind},
-    options::{MEMORY, Options},
+    disk,
+    options::{DomainChoice, MEMORY, Options},
     room::{self, Unfinished},
     sysfs::{Device, Keeping, Sysfs},
 };
 use crate::{
-    medium::{Domain, Mapped, Mapping, Named, best_flush_instruction},
+    medium::{Domain, Handle, Mapped, Mapping, Named, Paged, best_flush_instruction},
     recovery::error::{OpenError, io_error, stopped},
     watch::Work,
 };
@@ -37,12 +38,20 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<(Backing, Unfinishe
     if path == Path::new(MEMORY) {
         return Ok((memory(options)?, Unfinished::nothing()));
     }
-    let existing = OpenOptions::new().read(true).write(true).open(path);
+    let mut open = OpenOptions::new();
+    // Of a block device: nobody else has it, and no file system is on it that is mounted.
+    if fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device()) {
+        open.custom_flags(libc::O_EXCL);
+    }
+    let existing = open.read(true).write(true).open(path);
     let (file, mut unfinished) = match existing {
         Ok(file) => (file, Unfinished::nothing()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => create(path, options)?,
         Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
             return Err(unsupported(path, "a directory", "name a file in it"));
+        }
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            return Err(OpenError::Locked { path: path.into() });
         }
         Err(source) => return Err(io_error("opening", path)(source)),
     };
@@ -56,12 +65,18 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<(Backing, Unfinishe
     };
     let meta = file.metadata().map_err(io_error("inspecting", path))?;
     let kind = meta.file_type();
-    let backing = if kind.is_char_device() {
+    let backing = if options.domain == DomainChoice::Disk && !kind.is_char_device() {
+        disk::open(path, file, &meta, options, &mut unfinished)?
+    } else if options.domain == DomainChoice::Disk {
+        let remedy = "its lines are flushed, which needs no disk: leave the domain out";
+        return Err(unsupported(path, "a character device, and no disk", remedy));
+    } else if kind.is_char_device() {
         device_dax(path, file, &meta, options, &Sysfs::new("/sys"))?
     } else if kind.is_file() {
         regular(path, file, &meta, options, &Sysfs::new("/sys"), &mut unfinished)?
     } else if kind.is_block_device() {
-        let remedy = "make a file on a DAX file system on it, or turn the namespace into device-DAX (ndctl create-namespace --mode=devdax)";
+        let remedy = "serve it as a disk (domain disk), which takes all of it; or, if it is persistent memory, make a file on a \
+                      DAX file system on it, or turn the namespace into device-DAX (ndctl create-namespace --mode=devdax)";
         return Err(unsupported(path, "a block device", remedy));
     } else {
         return Err(unsupported(path, "no file and no device", "name a file or a device-DAX device"));
@@ -177,7 +192,7 @@ impl Drop for Locked {
 fn regular(
     path: &Path,
     file: Locked,
-    meta: &std::fs::Metadata,
+    meta: &fs::Metadata,
     options: &Options,
     sysfs: &Sysfs,
     unfinished: &mut Unfinished,
@@ -209,15 +224,15 @@ fn regular(
             let map =
                 memmap2::MmapOptions::new().len(len).map_raw(&*file).map_err(io_error("mapping", &path))?;
             let synced = file.try_clone().map_err(io_error("opening", &path))?;
-            let mapping = mapping(&path, map, Some(file)).with_file(synced);
-            let medium = Arc::new(Mapped::new(Arc::new(mapping), Domain::Msync));
+            let paged = Paged::new(mapping(&path, map, Some(file)), synced);
+            let medium = Arc::new(Handle::new(Arc::new(paged)));
             Ok(Backing { path, kind: Kind::File, platform: None, medium, size })
         }
         Err(errno) => Err(io_error("mapping", &path)(errno.into())),
     }
 }
 
-fn volatile_filesystem(file: &File, path: &Path) -> Result<Option<&'static str>, OpenError> {
+pub(super) fn volatile_filesystem(file: &File, path: &Path) -> Result<Option<&'static str>, OpenError> {
     let stat = fstatfs(file).map_err(|errno| io_error("inspecting", path)(errno.into()))?;
     // statfs(2) lists the magic numbers.
     Ok(match stat.f_type as u64 & 0xffff_ffff {
@@ -237,7 +252,7 @@ fn huge_page_bytes(file: &File) -> Option<u64> {
 fn device_dax(
     path: &Path,
     file: Locked,
-    meta: &std::fs::Metadata,
+    meta: &fs::Metadata,
     options: &Options,
     sysfs: &Sysfs,
 ) -> Result<Backing, OpenError> {
@@ -284,7 +299,7 @@ fn dax_domain(platform: Option<&str>) -> Domain {
     }
 }
 
-fn char_device(meta: &std::fs::Metadata) -> Device {
+fn char_device(meta: &fs::Metadata) -> Device {
     Device::Char { major: libc::major(meta.rdev()), minor: libc::minor(meta.rdev()) }
 }
 
@@ -348,20 +363,20 @@ impl Drop for Span {
 }
 
 /// A length that can be mapped.
-fn mapped_len(bytes: u64) -> Result<usize, OpenError> {
+pub(super) fn mapped_len(bytes: u64) -> Result<usize, OpenError> {
     usize::try_from(bytes).map_err(|_| OpenError::Geometry(format!("{bytes} bytes are too many")))
 }
 
 /// Asks for huge pages where the memory is DRAM. The kernel may have none: transparent ones are off there, or, on tmpfs,
 /// off as it was mounted.
-fn prefer_huge_pages(map: &MmapRaw) {
+pub(super) fn prefer_huge_pages(map: &MmapRaw) {
     if let Err(error) = map.advise(memmap2::Advice::HugePage) {
         tracing::debug!("a region in memory stays in small pages: {error}");
     }
 }
 
 /// Faults all pages in, if that is wanted. A kernel that cannot (before Linux 5.14) faults them in one by one later.
-fn populate(path: &Path, map: &MmapRaw, options: &Options) -> Result<(), OpenError> {
+pub(super) fn populate(path: &Path, map: &MmapRaw, options: &Options) -> Result<(), OpenError> {
     let total = map.len();
     let mut from = 0;
     while options.populate && from < total {
@@ -388,7 +403,7 @@ fn mapped(path: &Path, map: MmapRaw, file: Option<Locked>, domain: Domain) -> Ar
     Arc::new(Mapped::new(Arc::new(mapping(path, map, file)), domain))
 }
 
-fn mapping(path: &Path, map: MmapRaw, file: Option<Locked>) -> Mapping {
+pub(super) fn mapping(path: &Path, map: MmapRaw, file: Option<Locked>) -> Mapping {
     let base = NonNull::new(map.as_mut_ptr()).expect("a mapping does not lie at address 0");
     let len = map.len();
     let named = file.as_ref().map(|file| Named::new(base, len, path, file.as_fd()));
@@ -400,7 +415,7 @@ fn not_dax(path: &Path) -> OpenError {
     unsupported(path, "a character device, but not device-DAX", "name a device like /dev/dax0.0")
 }
 
-fn unsupported(path: &Path, what: &'static str, remedy: &'static str) -> OpenError {
+pub(super) fn unsupported(path: &Path, what: &'static str, remedy: &'static str) -> OpenError {
     OpenError::Unsupported { path: path.into(), what, remedy }
 }
 

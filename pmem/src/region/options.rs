@@ -33,6 +33,8 @@ pub struct Options {
     pub max_record_bytes: u32,
     /// A busy wait behind each fence; none by default. Models slower media, as PASTE's evaluation does.
     pub persist_delay: Duration,
+    /// How what is flushed reaches the medium.
+    pub domain: DomainChoice,
     /// Times each flush and each fence, for [`Shard::spent`](crate::Shard::spent).
     pub timed: bool,
     /// Has all pages of memory that does not survive in place from the start, so that no page fault interrupts a
@@ -59,6 +61,7 @@ impl Default for Options {
             reserve: None,
             max_record_bytes: 16 << 20,
             persist_delay: Duration::ZERO,
+            domain: DomainChoice::Found,
             timed: false,
             populate: false,
             volatile: false,
@@ -66,6 +69,16 @@ impl Default for Options {
             watch: Watch::default(),
         }
     }
+}
+
+/// How flushed lines reach the medium, where there is a choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DomainChoice {
+    /// As what is there asks for: persistent memory by lines, and a file by the page cache.
+    #[default]
+    Found,
+    /// A file or a block device as a disk: memory holds all of it, and commits are written past the page cache.
+    Disk,
 }
 
 /// The name of a region that is plain memory and gone with the process.

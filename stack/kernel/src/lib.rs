@@ -432,11 +432,18 @@ impl Transport for KernelTransport {
     }
 
     fn waker(&mut self) -> Result<Option<Waker>, KernelError> {
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from);
-        let event = Arc::new(event.map_err(KernelError::of_ring)?);
-        self.ring.wake_by(event.clone()).map_err(KernelError::of_ring)?;
+        let event = match self.ring.event() {
+            Some(event) => event,
+            None => {
+                let event =
+                    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from);
+                let event = Arc::new(event.map_err(KernelError::of_ring)?);
+                self.ring.wake_by(event.clone()).map_err(KernelError::of_ring)?;
+                event
+            }
+        };
         // The count is never read: it is the writing that counts. A count at its end has been written to before.
-        Ok(Some(Waker::new(move || {
+        Ok(Some(Waker::of_event(event.clone(), move || {
             let _ = rustix::io::write(&event, &1_u64.to_ne_bytes());
         })))
     }

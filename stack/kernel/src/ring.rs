@@ -135,6 +135,11 @@ impl Ring {
         self.push(entry.user_data(WAKE))
     }
 
+    /// What ends waits when it is written to, if anything does.
+    pub(super) fn event(&self) -> Option<Arc<OwnedFd>> {
+        self.event.clone()
+    }
+
     /// Ends the receiving and sending of a socket; their completions still come.
     pub(super) fn cancel(&mut self, socket: &impl AsFd) -> io::Result<()> {
         let socket = CancelBuilder::fd(Fd(socket.as_fd().as_raw_fd())).all();

@@ -1,6 +1,7 @@
 //! Waking a core that sleeps when another has left something for it, without a system call while it is awake.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
@@ -13,17 +14,30 @@ pub struct Doze {
 
 /// Wakes a core that sleeps, or keeps it from falling asleep, from any thread.
 #[derive(Clone)]
-pub struct Waker(Arc<dyn Fn() + Send + Sync>);
+pub struct Waker {
+    wake: Arc<dyn Fn() + Send + Sync>,
+    event: Option<Arc<OwnedFd>>,
+}
 
 impl Waker {
     /// Wakes by calling `wake`, which may happen in any thread and at any time.
     pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Self {
-        Self(Arc::new(wake))
+        Self { wake: Arc::new(wake), event: None }
+    }
+
+    /// The same for an eventfd, to which `wake` writes and the kernel may, too.
+    pub fn of_event(event: Arc<OwnedFd>, wake: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { wake: Arc::new(wake), event: Some(event) }
+    }
+
+    /// The eventfd that wakes the core when it is written to, if there is one.
+    pub fn event(&self) -> Option<Arc<OwnedFd>> {
+        self.event.clone()
     }
 
     /// Wakes the core.
     pub fn wake(&self) {
-        (self.0)();
+        (self.wake)();
     }
 }
 

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod doze;
+mod group;
 pub mod net;
 pub mod profile;
 pub mod server;

@@ -313,7 +313,12 @@ pub trait Service {
     /// One event happened. Appends made here become durable together, after the burst's last event.
     fn event<N: Net>(&mut self, event: Event, net: &mut N, shard: &mut Shard);
 
-    /// The burst's appends are durable: confirm the pending ones, and reply with the [receipts](pmem::Receipt), which
+    /// Whether [`committed`](Self::committed) may come when some of the appends are durable, and others are not yet: then
+    /// the core need not wait for a slow medium, and goes on receiving. It comes again for the others.
+    const TAKES_COMMITS_IN_PART: bool = false;
+
+    /// The appends so far are durable, or [those of them](Self::TAKES_COMMITS_IN_PART) that the proof confirms: confirm the
+    /// pending ones, and reply with the [receipts](pmem::Receipt), which
     /// nothing else makes.
     fn committed<N: Net>(&mut self, durable: &Durable, net: &mut N, shard: &mut Shard);
 

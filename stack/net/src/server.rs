@@ -1,13 +1,15 @@
 //! The loop of one core: receive a burst, let the application work, make it durable, answer.
 //!
 //! Everything that a burst appended is made durable by one fence, whatever the number of requests in it;
-//! the replies leave after that fence and in the same step.
+//! the replies leave after that fence and in the same step. Where a fence takes as long as a disk does, it is only started
+//! there: bursts go on, the replies leave with the one that finds it done, and what came meanwhile is in the next.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use pmem::Shard;
+use pmem::{CommitError, Durable, Shard};
 
+use crate::group::Group;
 use crate::net::{Service, Transport};
 use crate::profile::{Laps, NoLaps, Profile, Profiler, Stage};
 use crate::time::{Clock, Instant};
@@ -20,6 +22,10 @@ pub struct Server<T, S> {
     transport: T,
     service: S,
     shard: Shard,
+    /// Where commits are started, and not waited for.
+    group: Option<Box<Group>>,
+    /// Whether the transport's waits end with a commit.
+    is_rung: bool,
     /// Where time is measured.
     profiler: Option<Box<Profiler>>,
 }
@@ -63,7 +69,9 @@ pub struct Turn {
 impl<T: Transport, S: Service> Server<T, S> {
     /// Puts the three together.
     pub fn new(transport: T, service: S, shard: Shard) -> Self {
-        Self { transport, service, shard, profiler: None }
+        let starts = S::TAKES_COMMITS_IN_PART && shard.commits_later();
+        let group = starts.then(|| Box::new(Group::new(shard.next_seq())));
+        Self { transport, service, shard, group, is_rung: false, profiler: None }
     }
 
     /// Runs one burst at time `now`.
@@ -100,6 +108,7 @@ impl<T: Transport, S: Service> Server<T, S> {
         rest: Rest,
         mut look: impl FnMut(&mut Self, Instant, Turn) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.wake_by_commits()?;
         let mut idle_since = clock.now();
         while !stop.load(Ordering::Relaxed) {
             let now = clock.now();
@@ -117,27 +126,47 @@ impl<T: Transport, S: Service> Server<T, S> {
                 self.rest(rest, clock.now(), idle)?;
             }
         }
-        while self.shard.uncommitted() {
-            // A failed commit leaves nothing to be tried again.
-            if !self.step(clock.now())?.committed {
-                break;
-            }
+        // A failed commit leaves nothing to be tried again.
+        while self.shard.uncommitted() && self.commit() {}
+        self.transport.transmit(clock.now())?;
+        Ok(())
+    }
+
+    /// Has the transport's waits end when a commit is done that was started, where the transport can.
+    fn wake_by_commits(&mut self) -> Result<(), T::Error> {
+        if self.group.is_some()
+            && !self.is_rung
+            && let Some(waker) = self.transport.waker()?
+            && let Some(bell) = waker.event()
+        {
+            self.shard.ring_bell(bell);
+            self.is_rung = true;
         }
         Ok(())
     }
 
-    /// Rests after having had nothing to do for `idle`, as `rest` says: until something comes, or is due. Not at all while
-    /// something was appended and is not committed, or [other threads](Service::may_rest) want something.
+    /// Rests after having had nothing to do for `idle`, as `rest` says: until something comes, or is due, or a commit is done.
+    /// Not at all while something was appended and is in no commit, or [other threads](Service::may_rest) want something.
     ///
     /// # Errors
     /// The transport failed for good.
     #[inline]
     pub fn rest(&mut self, rest: Rest, now: Instant, idle: Duration) -> Result<(), T::Error> {
         let Rest::Wait { after, limit } = rest else { return Ok(()) };
-        if idle < after || self.shard.uncommitted() {
+        if idle < after {
             return Ok(());
         }
+        let limit = if self.shard.uncommitted() { limit.min(self.held(now)) } else { limit };
         self.wait(limit, now)
+    }
+
+    /// How long nothing needs to be done for what is not committed, unless the transport's waits end.
+    fn held(&mut self, now: Instant) -> Duration {
+        match &mut self.group {
+            Some(_) if self.is_rung && self.shard.is_committing() => Duration::MAX,
+            Some(group) if !self.shard.is_committing() => group.holds(now, self.shard.next_seq()),
+            _ => Duration::ZERO,
+        }
     }
 
     fn wait(&mut self, limit: Duration, now: Instant) -> Result<(), T::Error> {
@@ -180,17 +209,50 @@ impl<T: Transport, S: Service> Server<T, S> {
             step.events += 1;
         }
         if self.shard.uncommitted() {
-            step.committed = self.commit();
+            step.committed = if self.group.is_none() { self.commit() } else { self.advance(now) };
         }
         laps.lap(Stage::App);
         step.sent = self.transport.transmit_in_laps(now, laps)?;
         Ok(step)
     }
 
-    /// Makes durable what the burst has appended; false if that failed.
+    /// Makes durable what was appended; false if that failed.
     fn commit(&mut self) -> bool {
-        match self.shard.commit() {
+        let committed = self.shard.commit();
+        self.tell(committed)
+    }
+
+    /// Looks whether the commit is done that is under way, and starts one if none is; true if something is durable by it.
+    #[cold]
+    fn advance(&mut self, now: Instant) -> bool {
+        let mut has_committed = false;
+        if self.shard.is_committing() {
+            match self.shard.look_at_commit().transpose() {
+                None => return false,
+                Some(looked) => has_committed = self.tell(looked),
+            }
+        }
+        let next = self.shard.next_seq();
+        if let Some(group) = &mut self.group
+            && self.shard.uncommitted()
+            && group.holds(now, next).is_zero()
+        {
+            group.started(next);
+            if let Some(started) = self.shard.start_commit().transpose() {
+                has_committed |= self.tell(started);
+            }
+        }
+        has_committed
+    }
+
+    /// Tells the application how a commit ended; true if it was well.
+    #[inline]
+    fn tell(&mut self, committed: Result<Durable, CommitError>) -> bool {
+        match committed {
             Ok(durable) => {
+                if let Some(group) = &mut self.group {
+                    group.done(durable.took());
+                }
                 self.service.committed(&durable, &mut self.transport, &mut self.shard);
                 true
             }
@@ -231,7 +293,7 @@ impl<T: Transport, S: Service> Server<T, S> {
 mod tests {
     use std::convert::Infallible;
 
-    use pmem::{CommitError, Durable, Extent, MEMORY, Options, Pending, Region};
+    use pmem::{Extent, MEMORY, Options, Pending, Region};
 
     use super::*;
     use crate::doze::Waker;

@@ -25,6 +25,7 @@ pub(super) fn open(
         buffer_bytes: args.buffer_bytes,
         contents: Contents::Bodies,
         max_record_bytes: u32::try_from(args.max_record.as_u64()).unwrap_or(u32::MAX),
+        domain: args.domain.into(),
         volatile: args.volatile,
         force: args.force,
         timed: args.profile,

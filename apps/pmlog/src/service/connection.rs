@@ -166,9 +166,14 @@ impl Connection {
         net: &mut N,
         shard: &mut Shard,
     ) {
-        self.awaits_commit = false;
-        let Common { replies, counters, .. } = common;
-        self.replies.for_each(replies, |reply| reply.confirm(durable, counters));
+        let Common { replies, counters, awaiting, .. } = common;
+        let mut awaits_commit = false;
+        self.replies.for_each(replies, |reply| awaits_commit |= !reply.confirm(durable, counters));
+        // What came after the commit was started is for the next one.
+        self.awaits_commit = awaits_commit;
+        if awaits_commit && let Some(conn) = self.id {
+            awaiting.push(conn);
+        }
         self.go_on(common, net, shard);
     }
 

@@ -102,11 +102,11 @@ impl Reply {
         self.content.take(reading, common);
     }
 
-    /// Turns an append that `durable` covers into its receipt.
+    /// Turns an append that `durable` covers into its receipt; false if the reply waits on for another commit.
     #[inline]
-    pub(super) fn confirm(&mut self, durable: &Durable, counters: &mut Counters) {
+    pub(super) fn confirm(&mut self, durable: &Durable, counters: &mut Counters) -> bool {
         if !self.awaits_commit() {
-            return;
+            return true;
         }
         // The placeholder is replaced on the next lines.
         if let Content::Waiting(pending) = std::mem::replace(&mut self.content, Content::Continue) {
@@ -116,9 +116,13 @@ impl Reply {
                     counters.appended_bytes += receipt.len;
                     Content::Appended(receipt)
                 }
-                Err(pending) => Content::Waiting(pending),
+                Err(pending) => {
+                    self.content = Content::Waiting(pending);
+                    return false;
+                }
             };
         }
+        true
     }
 
     /// Gives the network what it takes of this reply; also says how many bytes that was.
