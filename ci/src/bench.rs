@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measurements, as a table and as JSON.
 
+pub mod kv;
 mod micro;
 
 use std::process::Command;
@@ -84,6 +85,13 @@ Leave the machine alone meanwhile; it needs two CPUs, and is better off with thr
         #[arg(long)]
         quick: bool,
     },
+    /// pmkv beside redis-server, with redis-benchmark: requests by second, and the server's CPU time by request.
+    #[command(after_help = "\
+Examples:
+  cargo xtask bench kv            SET and GET, four sizes, 1 and 50 connections, six servers: 8 minutes after the build
+  cargo xtask bench kv --quick    1 KiB and 50 connections, in a program that is sooner built
+Leave the machine alone meanwhile; it needs two CPUs.")]
+    Kv(kv::Options),
     /// pmfwd beside dpdk-testpmd, on the same virtual devices: packets by second of CPU time.
     #[command(after_help = "\
 Examples:
@@ -137,6 +145,7 @@ pub fn run(options: &Options) -> Result<()> {
             let [pmbench, _] = programs_in(profile, ["pmbench", "pmlog"])?;
             measure(Command::new(pmbench).args(["cores", "--rounds", rounds]), "cores")
         }
+        Suite::Kv(options) => kv::run(options),
         Suite::Fwd { quick, device } => {
             setup::provide(&TESTPMD, Verbosity::WhenInstalling)?;
             let (rounds, seconds) = if *quick { ("3", "0.1") } else { ("11", "0.3") };

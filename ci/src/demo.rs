@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: real requests, a kill -9 in mid-load, and every acknowledged record back.
 
+mod kv;
 mod load;
 
 use std::collections::BTreeMap;
@@ -10,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytesize::ByteSize;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use lab::{Connection, Curl, Lab, Pmlog, PmlogOptions, wire};
 
 use crate::inside;
+use crate::setup::Packages;
 use crate::steps::{Step, programs, workspace};
 
 /// Room for the load of some seconds.
@@ -21,22 +23,47 @@ const STORE: ByteSize = ByteSize::gib(1);
 /// How long wrk runs before the server is killed.
 const LOAD_BEFORE_KILL: Duration = Duration::from_millis(2500);
 
+#[derive(Args)]
+pub struct Options {
+    #[command(flatten)]
+    packages: Packages,
+    /// Which program is shown.
+    #[arg(value_enum, default_value_t = What::Log)]
+    what: What,
+}
+
+/// What is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// pmlog: records over HTTP.
+    Log,
+    /// pmkv: keys and values over Redis' protocol.
+    Kv,
+}
+
 /// Builds, and runs the rest inside namespaces. Returns whether it passed.
-pub fn run() -> Result<bool> {
-    println!("paste-dpdk: HTTP requests become durable in the packet buffers where they arrive\n");
-    let [pmlog] = programs(["pmlog"])?;
+pub fn run(options: &Options) -> Result<bool> {
+    options.packages.provide()?;
+    let (program, what, requests) = match options.what {
+        What::Log => ("pmlog", "log", "HTTP requests"),
+        What::Kv => ("pmkv", "kv", "values of keys"),
+    };
+    println!("paste-dpdk: {requests} become durable in the packet buffers where they arrive\n");
+    let [program] = programs([program])?;
 
     let scratch = lab::scratch_directory("demo-")?;
     let mut command = lab::inside(&std::env::current_exe()?)?;
-    command.arg("demo-inside").arg("--pmlog").arg(&pmlog).arg("--scratch").arg(scratch.path());
+    command.args(["demo-inside", what, "--program"]).arg(&program).arg("--scratch").arg(scratch.path());
     let ended = inside::run(&mut command)?;
     Ok(ended.context("interrupted")?.success())
 }
 
 #[derive(Args)]
 pub struct Inside {
+    #[arg(value_enum)]
+    what: What,
     #[arg(long)]
-    pmlog: PathBuf,
+    program: PathBuf,
     #[arg(long)]
     scratch: PathBuf,
 }
@@ -44,12 +71,15 @@ pub struct Inside {
 /// The demo itself, as root of its own namespaces.
 pub fn run_inside(options: &Inside) -> Result<()> {
     inside::end_on_signals()?;
-    let outcome = Demo::new(options)?.play()?;
+    let outcome = match options.what {
+        What::Log => Demo::new(options)?.play()?,
+        What::Kv => kv::play(&options.program, &options.scratch)?,
+    };
     println!("\nPASS acknowledged={} recovered={} lost=0", outcome.acknowledged, outcome.recovered);
     Ok(())
 }
 
-/// How many records were acknowledged before the kill, and how many were there after it.
+/// How many records or keys were acknowledged before the kill, and how many were there after it.
 struct Outcome {
     acknowledged: usize,
     recovered: u64,
@@ -84,8 +114,8 @@ impl Demo {
         let lab = Lab::enter(&inside.scratch)?;
         let store = lab.path("store.pm");
         let size = STORE.as_u64().to_string();
-        let server = PmlogOptions::of_binary(&inside.pmlog, &store).option("--pm-size", &size);
-        Ok(Self { lab, server, pmlog: inside.pmlog.clone(), store, acknowledged: BTreeMap::new() })
+        let server = PmlogOptions::of_binary(&inside.program, &store).option("--pm-size", &size);
+        Ok(Self { lab, server, pmlog: inside.program.clone(), store, acknowledged: BTreeMap::new() })
     }
 
     fn play(mut self) -> Result<Outcome> {

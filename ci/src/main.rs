@@ -17,7 +17,6 @@ mod vm;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use setup::Packages;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Sets paste-dpdk up, demonstrates, tests and measures it")]
@@ -30,10 +29,10 @@ struct Cli {
 enum Task {
     /// Installs the Debian packages that building, testing and the demo need.
     Setup,
-    /// Real requests from Linux into named packet buffers in a file, a kill -9, and every record back.
+    /// Real requests from Linux into named packet buffers in a file, a kill -9, and every record back, or every key.
     #[command(after_help = "Needs no network card, persistent memory or hugepages, and no root once \
                             the packages are there.")]
-    Demo(Packages),
+    Demo(demo::Options),
     /// Formatting, lints, all tests and documentation, as CI runs them.
     Test(test::Options),
     /// Conversations of our TCP with itself and with smoltcp's over simulated links that do their worst.
@@ -58,6 +57,9 @@ enum Task {
     /// What `demo` runs inside its namespaces.
     #[command(hide = true)]
     DemoInside(demo::Inside),
+    /// What `bench kv` runs inside its namespaces.
+    #[command(hide = true)]
+    BenchKvInside(bench::kv::Inside),
     /// What `interop --loss` runs inside its namespaces.
     #[command(hide = true)]
     InteropInside(interop::Inside),
@@ -66,7 +68,7 @@ enum Task {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Task::Setup => setup::run(setup::Verbosity::Always).map(|()| true),
-        Task::Demo(packages) => packages.provide().and_then(|()| demo::run()),
+        Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Sim(options) => sim::run(&options),
         Task::Interop(options) => interop::run(&options),
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         Task::Vm(options) => vm::run(&options),
         Task::VmInside(inside) => vm::run_inside(&inside),
         Task::DemoInside(inside) => demo::run_inside(&inside).map(|()| true),
+        Task::BenchKvInside(inside) => bench::kv::run_inside(&inside).map(|()| true),
         Task::InteropInside(inside) => interop::run_inside(&inside),
     };
     match outcome {

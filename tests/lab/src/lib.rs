@@ -20,7 +20,7 @@ pub use frames::Frames;
 pub use http::{Connection, Reply};
 pub use link::{Link, Path, PathCounters};
 pub use namespace::{Lab, inside, inside_as_root, isolated};
-pub use pmlog::{Pmlog, PmlogOptions, built, pmlog_binary};
+pub use pmlog::{Pmlog, PmlogOptions, built, cpu_time, pmlog_binary};
 pub use scratch::{scratch_directory, target_directory};
 pub use trunk::Trunk;
 

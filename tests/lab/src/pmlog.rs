@@ -228,9 +228,7 @@ impl Pmlog {
     /// # Errors
     /// It has ended.
     pub fn cpu_time(&self) -> Result<Duration> {
-        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into()?);
-        let clock = ClockId::pid_cpu_clock_id(pid).context("the server has no CPU clock any more")?;
-        Ok(clock.now()?.into())
+        cpu_time(&self.child)
     }
 
     /// Cuts it off with SIGKILL, at whatever it was doing.
@@ -334,4 +332,14 @@ fn newer_source(list: &Path, built: SystemTime) -> Result<Option<PathBuf>> {
         }
     }
     Ok(None)
+}
+
+/// CPU time that a child process has taken so far, that of the kernel for it included.
+///
+/// # Errors
+/// It has ended.
+pub fn cpu_time(child: &Child) -> Result<Duration> {
+    let pid = nix::unistd::Pid::from_raw(child.id().try_into()?);
+    let clock = ClockId::pid_cpu_clock_id(pid).context("the process has no CPU clock any more")?;
+    Ok(clock.now()?.into())
 }
