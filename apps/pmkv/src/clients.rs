@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
 
 use crate::glob;
 use crate::resp::{Reply, Request};
@@ -48,6 +49,24 @@ pub struct Client {
     pub is_leaving: bool,
 }
 
+/// A client's place, which it can be taken out of in no time.
+#[derive(Debug, Default)]
+pub struct Place(Box<Client>);
+
+impl Deref for Place {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.0
+    }
+}
+
+impl DerefMut for Place {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.0
+    }
+}
+
 /// Commands of a transaction.
 #[derive(Debug, Default)]
 pub struct Transaction {
@@ -81,7 +100,7 @@ impl Client {
 #[derive(Debug, Default)]
 pub struct Clients {
     /// By their places.
-    pub places: Vec<Client>,
+    pub places: Vec<Place>,
     /// How many are connected.
     pub connected: u32,
     /// The number of the next that comes.
@@ -98,7 +117,7 @@ pub struct Clients {
 impl Clients {
     /// So many places.
     pub fn new(places: usize) -> Self {
-        let place = |index| Client { index, ..Client::default() };
+        let place = |index| Place(Box::new(Client { index, ..Client::default() }));
         Self { places: (0..places as u32).map(place).collect(), next_id: 1, ..Self::default() }
     }
 

@@ -36,6 +36,7 @@ pub fn handle(cx: &mut Context<'_>) -> Outcome {
             Outcome::Done
         }
         Ok(command) => {
+            cx.client.last_command = command.name;
             let is_queued = cx.client.transaction.is_some()
                 && !command.is(Flag::NoMulti)
                 && command.name != "reset"

@@ -12,7 +12,7 @@ use pmem::{CommitError, Durable, Pending, Shard};
 use stack::net::{ConnId, Event, Net, Service};
 use stack::time::Instant;
 
-use crate::clients::{Client, Clients};
+use crate::clients::{Client, Clients, Place};
 use crate::commands;
 use crate::resp::Request;
 use crate::server::{Config, Server, Stats};
@@ -46,6 +46,8 @@ struct Shared {
     clients: Clients,
     server: Server,
     spare: Vec<Request>,
+    /// Stands in the place of a client that is not among the others.
+    nobody: Option<Place>,
     /// The last append, while it is not known to be durable.
     pending: Option<Pending>,
     /// Connections whose replies wait for it.
@@ -98,6 +100,7 @@ impl KvService {
                 clients: Clients::new(places),
                 server: Server { config, stats, started_ms: now_ms },
                 spare: Vec::with_capacity(SPARE_REQUESTS),
+                nobody: None,
                 pending: None,
                 awaiting: Vec::with_capacity(places),
                 told_off: 0,
@@ -173,7 +176,7 @@ impl KvService {
             last_ms: now_ms,
             ..Client::default()
         };
-        places[conn.index as usize] = client;
+        *places[conn.index as usize] = client;
         place.open(conn);
         *connected += 1;
         if *connected - shared.told_off > shared.server.config.max_clients {
@@ -226,11 +229,10 @@ impl KvService {
 impl Shared {
     /// Works with a client that is not among the others meanwhile.
     fn with_client<T>(&mut self, index: u32, work: impl FnOnce(&mut Client, &mut Self) -> T) -> T {
-        let mut client = std::mem::take(&mut self.clients.places[index as usize]);
+        let nobody = self.nobody.take().unwrap_or_default();
+        let mut client = std::mem::replace(&mut self.clients.places[index as usize], nobody);
         let result = work(&mut client, self);
-        // Messages that came meanwhile went to the client itself; what has changed meanwhile was noted here.
-        client.is_dirty |= self.clients.places[index as usize].is_dirty;
-        self.clients.places[index as usize] = client;
+        self.nobody = Some(std::mem::replace(&mut self.clients.places[index as usize], client));
         result
     }
 

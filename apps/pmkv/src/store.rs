@@ -18,7 +18,7 @@ use pmem::{AppendError, Extent, Lookup, Pending, Shard};
 
 pub use batch::Source;
 pub use dict::Dict;
-pub use format::{MAX_KEY_BYTES, Reader, Unreadable, put_bytes, put_number};
+pub use format::{Reader, Unreadable, put_bytes, put_number};
 pub use load::LoadError;
 pub use object::{Data, Entry, Object, Stream, StreamId, Value};
 
@@ -167,11 +167,8 @@ impl Store {
             return Ok(extents.to_vec());
         }
         let Lookup::Live(record) = shard.lookup(seq) else { return Err(Damaged { seq }) };
-        let mut checked = record.clone().into_checked_pieces();
-        if checked.any(|piece| piece.is_err()) {
-            return Err(Damaged { seq });
-        }
-        let mut reader = Reader::of_record(record);
+        let pieces = record.into_checked_pieces().collect::<Result<_, _>>().map_err(|_| Damaged { seq })?;
+        let mut reader = Reader::new(pieces);
         let found = reader.skip(offset as usize).and_then(|()| reader.extents(len as usize));
         found.map_err(|_| Damaged { seq })
     }
@@ -291,6 +288,31 @@ impl Store {
         self.batch.number(expires_ms);
         let value = self.put(end, source, shard)?;
         self.apply_string(key, value, expires_ms);
+        self.tell(key);
+        Ok(())
+    }
+
+    /// Makes a key a string that does not expire: `request` says so, and holds the value in `value`. It becomes the record, as it
+    /// is: there must be no other change in it.
+    ///
+    /// # Errors
+    /// There is no room; nothing was changed.
+    pub fn set_as_it_came(
+        &mut self,
+        key: &[u8],
+        request: &Extent,
+        value: &Extent,
+        shard: &Shard,
+    ) -> Result<(), AppendError> {
+        let offset = value.offset().checked_sub(request.offset());
+        let is_inside = value.buffer_id() == request.buffer_id();
+        let (true, true, Some(offset)) = (self.batch.is_empty(), is_inside, offset) else {
+            return self.set_string(key, Source::Extents(std::slice::from_ref(value)), 0, shard);
+        };
+        let data = Data::Long { offset: offset as u32, len: value.len() as u32 };
+        self.batch.set_whole(request.clone());
+        self.fresh.insert((self.seq, offset as u32), Box::new([value.clone()]));
+        self.apply_string(key, Value { seq: self.seq, data }, 0);
         self.tell(key);
         Ok(())
     }

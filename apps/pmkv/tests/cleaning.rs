@@ -88,8 +88,16 @@ fn many_times_a_store_is_written_into_it_and_nothing_is_lost_by_cleaning_or_by_k
     for number in 0..100 {
         let (key, value) = (format!("cold{number}"), vec![b'c'; 10 * number + 1]);
         assert_eq!(client.ask(&[b"SET", key.as_bytes(), &value]), Reply::ok());
+        if number % 2 == 0 {
+            assert_eq!(client.ask(&["EXPIREAT", &key, "4000000000"]), Reply::Integer(1));
+            model.expiring.insert(key.clone(), 4_000_000_000);
+        }
         model.strings.insert(key, value);
     }
+    client.say("HSET cold f v");
+    client.say("EXPIREAT cold 4000000000");
+    model.hashes.entry("cold".into()).or_default().insert("f".into(), b"v".to_vec());
+    model.expiring.insert("cold".into(), 4_000_000_000);
     for step in 0..12_000 {
         let len = match rng.random_range(0..10) {
             0..6 => rng.random_range(0..100),
@@ -198,10 +206,17 @@ fn many_times_a_store_is_written_into_it_and_nothing_is_lost_by_cleaning_or_by_k
 
 #[test]
 fn a_full_store_refuses_what_takes_room_and_serves_all_else_and_what_is_removed_makes_room() {
+    // Long values fill the buffers, and short ones the log.
+    for len in [2000, 100] {
+        fill(len);
+    }
+}
+
+fn fill(len: usize) {
     let scratch = common::scratch();
     let server = Pmkv::start(&scratch.path().join("store.pm"), &["--volatile", "--pm-size", "4MiB"]);
     let mut client = server.client();
-    let value = vec![b'v'; 2000];
+    let value = vec![b'v'; len];
     let mut count = 0;
     loop {
         match client.ask(&[b"SET", format!("k{count}").as_bytes(), &value]) {
@@ -214,7 +229,7 @@ fn a_full_store_refuses_what_takes_room_and_serves_all_else_and_what_is_removed_
         count += 1;
     }
     assert!(count > 500, "{count}");
-    assert_eq!(client.say("STRLEN k0"), Reply::Integer(2000));
+    assert_eq!(client.say("STRLEN k0"), Reply::Integer(len as i64));
     // What is too long is read over, whatever the connection was sent.
     assert_eq!(
         client.ask(&[b"SET", &b"long"[..], &vec![b'x'; 1 << 20]]).text().split(' ').next(),

@@ -121,6 +121,25 @@ fn who_waits_for_a_stream_is_woken_by_its_next_entry_and_no_longer_than_he_has_s
 }
 
 #[test]
+fn a_long_value_stays_where_it_arrived() {
+    let lab = Lab::new();
+    let mut client = lab.client();
+    let value = vec![b'v'; 1000];
+    for number in 0..10 {
+        assert_eq!(client.ask(&[b"SET", format!("k{number}").as_bytes(), &value]), Reply::ok());
+    }
+    assert_eq!(client.ask(&["GET", "k7"]), Reply::Bulk(value.clone()));
+    let info = client.say("INFO").text();
+    assert!(info.lines().any(|line| line == "copied_payload_bytes:0"), "{info}");
+    // One that is told when to expire needs words of the server's own, and no more is copied than those.
+    assert_eq!(client.ask(&[b"SET", &b"k1"[..], &value, b"EX", b"100"]), Reply::ok());
+    let info = client.say("INFO").text();
+    let copied = info.lines().find_map(|line| line.strip_prefix("copied_payload_bytes:")).expect("a line");
+    assert!((1..50).contains(&copied.parse::<u32>().expect("a number")), "{copied}");
+    assert_eq!(client.ask(&["GET", "k1"]), Reply::Bulk(value));
+}
+
+#[test]
 fn keys_expire_by_themselves() {
     let lab = Lab::new();
     let mut client = lab.client();

@@ -185,7 +185,12 @@ fn client(cx: &mut Context<'_>) -> Result<(), Refusal> {
         }
         (b"LIST", 2) => {
             let (now_ms, own) = (cx.store.now_ms(), &*cx.client);
-            let others = cx.clients.places.iter().filter(|other| other.id != 0 && other.id != own.id);
+            let others = cx
+                .clients
+                .places
+                .iter()
+                .map(|place| &**place)
+                .filter(|other| other.id != 0 && other.id != own.id);
             let mut all: Vec<&Client> = others.chain([own]).collect();
             all.sort_unstable_by_key(|client| client.id);
             let text: String = all.into_iter().map(|client| line(client, now_ms)).collect();

@@ -104,7 +104,11 @@ fn set(cx: &mut Context<'_>) -> Result<(), Refusal> {
 /// Makes a key a string: an argument, where it lies.
 fn store(cx: &mut Context<'_>, key: &[u8], index: usize, expires_ms: u64) -> Result<(), Refusal> {
     let (req, shard) = (cx.req, cx.shard);
+    let is_alone = cx.name == "set" && req.len() == 3 && !cx.is_in_transaction;
     match req.in_place(index) {
+        Some([value]) if is_alone && let Some(whole) = req.whole() => {
+            cx.store.set_as_it_came(key, whole, value, shard)?;
+        }
         Some(extents) => cx.store.set_string(key, Source::Extents(extents), expires_ms, shard)?,
         None => cx.store.set_string(key, Source::Bytes(&req.arg(index)), expires_ms, shard)?,
     }

@@ -74,6 +74,8 @@ pub struct Decoder {
     /// The line that is being read. It takes no memory between requests that come whole.
     line: Vec<u8>,
     request: Option<Request>,
+    /// The slot in which the request began, from there on, while no other one was needed.
+    begun_in: Option<Extent>,
     /// Arguments that are still to come.
     left: u32,
 }
@@ -129,13 +131,29 @@ impl Decoder {
         spare: &mut Vec<Request>,
         room: &Room<'_>,
     ) -> Result<Option<Request>, ProtocolError> {
+        let next = self.step(input, spare, room);
+        if !matches!(next, Ok(Some(_))) {
+            self.begun_in = None;
+        }
+        next
+    }
+
+    fn step(
+        &mut self,
+        input: &mut Option<Extent>,
+        spare: &mut Vec<Request>,
+        room: &Room<'_>,
+    ) -> Result<Option<Request>, ProtocolError> {
         loop {
             match self.state {
                 State::Start => {
                     let Some(slot) = input.as_ref() else { return Ok(None) };
                     match slot.bytes().first() {
                         None => _ = input.take(),
-                        Some(b'*') => self.state = State::Count,
+                        Some(b'*') => {
+                            self.begun_in = Some(slot.clone());
+                            self.state = State::Count;
+                        }
                         Some(_) => self.state = State::Inline,
                     }
                 }
@@ -218,6 +236,7 @@ impl Decoder {
                             self.left -= 1;
                             if self.left == 0 {
                                 self.state = State::Start;
+                                self.note_whole(input);
                                 return Ok(self.request.take());
                             }
                             self.state = State::Length;
@@ -226,6 +245,18 @@ impl Decoder {
                     }
                 }
             }
+        }
+    }
+
+    /// The request ends where `rest` begins: notes all of it, if it began in the same slot.
+    fn note_whole(&mut self, rest: &Option<Extent>) {
+        let Some(request) = self.request.as_mut().filter(|request| !request.pieces.is_empty()) else {
+            self.begun_in = None;
+            return;
+        };
+        if let Some(slot) = self.begun_in.take() {
+            let len = slot.len() - rest.as_ref().map_or(0, Extent::len);
+            request.whole = slot.slice(0, len);
         }
     }
 

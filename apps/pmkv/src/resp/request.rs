@@ -18,6 +18,8 @@ pub struct Request {
     pub(super) pieces: Vec<Extent>,
     /// Bytes of all arguments.
     pub(super) bytes: u64,
+    /// All of it as it came, if it came in one piece and has a long argument.
+    pub(super) whole: Option<Extent>,
     /// Whether there was no room for some argument. Its bytes are gone, and the request cannot be served.
     pub(super) is_cut: bool,
 }
@@ -90,6 +92,11 @@ impl Request {
         self.pieces.get(from..from + count).unwrap_or_default()
     }
 
+    /// All of it as it came, ends of lines and lengths included, if it came in one piece and has a long argument.
+    pub fn whole(&self) -> Option<&Extent> {
+        self.whole.as_ref()
+    }
+
     /// Whether an argument is a word, in capitals or not. `word` is in capitals.
     pub fn is(&self, index: usize, word: &str) -> bool {
         index < self.len() && self.arg(index).eq_ignore_ascii_case(word.as_bytes())
@@ -100,6 +107,7 @@ impl Request {
         self.text.clear();
         self.args.clear();
         self.pieces.clear();
+        self.whole = None;
         (self.bytes, self.is_cut) = (0, false);
     }
 

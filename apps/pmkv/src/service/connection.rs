@@ -7,7 +7,7 @@ use stack::net::{ConnId, LEAST_SEND_BYTES, Net, SendError};
 use stack::time::Instant;
 
 use super::{SPARE_REQUESTS, Shared};
-use crate::command::{Command, Context};
+use crate::command::Context;
 use crate::dispatch::{self, Outcome};
 use crate::resp::{Decoder, Part, Room};
 
@@ -269,7 +269,6 @@ fn act(request: crate::resp::Request, index: u32, shared: &mut Shared, shard: &m
     shared.with_client(index, |client, shared| {
         let Some(asked) = &request else { return };
         client.last_ms = shared.store.now_ms();
-        client.last_command = Command::find(&asked.arg(0)).map_or("NULL", |command| command.name);
         let mut out = std::mem::take(&mut client.out);
         client.out.set_resp3(out.is_resp3());
         let mut cx = Context {

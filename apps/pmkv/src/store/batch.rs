@@ -35,13 +35,20 @@ pub(super) struct Batch {
     /// Pieces of long values, each with the place in the text that it stands before.
     pieces: Vec<(usize, Extent)>,
     piece_bytes: usize,
+    /// The only change, as it came.
+    whole: Option<Extent>,
     /// Where text between long values is put.
     shelf: Option<Shelf>,
 }
 
 impl Batch {
     pub(super) fn is_empty(&self) -> bool {
-        self.text.is_empty()
+        self.text.is_empty() && self.whole.is_none()
+    }
+
+    /// The only change of the record: a request that makes a key a string, as it came.
+    pub(super) fn set_whole(&mut self, request: Extent) {
+        self.whole = Some(request);
     }
 
     /// Begins a change.
@@ -105,6 +112,10 @@ impl Batch {
 
     /// Appends the record, and begins another.
     pub(super) fn append(&mut self, shard: &mut Shard) -> Result<Pending, AppendError> {
+        if let Some(request) = self.whole.take() {
+            debug_assert!(self.text.is_empty());
+            return shard.append_extent(request);
+        }
         let appended =
             if self.pieces.is_empty() { shard.append_copy(&self.text) } else { self.append_pieces(shard) };
         self.text.clear();

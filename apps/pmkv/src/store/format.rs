@@ -19,14 +19,14 @@
 //! | 11 | an entry of the stream is gone | milliseconds, count |
 //! | 12 | there is the stream, and its highest number | milliseconds, count |
 //! | 13 | all keys are gone; its own key is empty | |
+//!
+//! A record that begins with `*` is one change, in the words of the request that asked for it, as it came: `SET`, a key, and a
+//! value of 512 bytes or more.
 
 use pmem::{Extent, Piece, Record};
 
 use super::object::{Data, StreamId};
-use crate::resp::IN_PLACE_BYTES;
-
-/// The longest key, and the longest field or member, in bytes.
-pub const MAX_KEY_BYTES: usize = 64 << 20;
+use crate::resp::{IN_PLACE_BYTES, parse_integer};
 
 /// One change, as a record tells it.
 #[derive(Debug)]
@@ -61,6 +61,8 @@ pub(super) mod code {
     pub const ENTRY_GONE: u8 = 11;
     pub const LAST: u8 = 12;
     pub const ALL_GONE: u8 = 13;
+    /// A request as it came.
+    pub const REQUEST: u8 = b'*';
 }
 
 /// A list's position as it is written.
@@ -116,7 +118,7 @@ impl Reader {
         Self::new(extents.iter().cloned().map(Piece::Extent).collect())
     }
 
-    fn new(pieces: Vec<Piece>) -> Self {
+    pub(super) fn new(pieces: Vec<Piece>) -> Self {
         Self { pieces, piece: 0, at: 0, position: 0 }
     }
 
@@ -203,10 +205,10 @@ impl Reader {
     /// Bytes behind their length.
     ///
     /// # Errors
-    /// [`Unreadable`]: there are none, or they are too many for a key.
+    /// [`Unreadable`]: there are none.
     pub fn bytes(&mut self) -> Result<Vec<u8>, Unreadable> {
         let len = self.number()? as usize;
-        if len > MAX_KEY_BYTES { Err(self.unreadable()) } else { self.take(len) }
+        self.take(len)
     }
 
     fn value(&mut self) -> Result<Data, Unreadable> {
@@ -226,12 +228,51 @@ impl Reader {
         Ok(StreamId { ms: self.number()?, seq: self.number()? })
     }
 
+    /// A line up to its end, without it: a number.
+    fn line(&mut self) -> Result<usize, Unreadable> {
+        let mut line = Vec::new();
+        loop {
+            match self.byte()? {
+                b'\n' => break,
+                _ if line.len() > 20 => return Err(self.unreadable()),
+                byte => line.push(byte),
+            }
+        }
+        let digits = line.strip_suffix(b"\r").unwrap_or(&line);
+        let digits = digits.strip_prefix(b"$").unwrap_or(digits);
+        parse_integer(digits).and_then(|len| len.try_into().ok()).ok_or(self.unreadable())
+    }
+
+    /// What a request as it came says, behind its first byte.
+    fn request(&mut self) -> Result<(Vec<u8>, Change), Unreadable> {
+        let count = self.line()?;
+        let len = self.line()?;
+        let name = self.take(len)?;
+        self.skip(2)?;
+        if count != 3 || !name.eq_ignore_ascii_case(b"SET") {
+            return Err(self.unreadable());
+        }
+        let len = self.line()?;
+        let key = self.take(len)?;
+        self.skip(2)?;
+        let len = self.line()?;
+        let (Ok(offset), Ok(value_len)) = (u32::try_from(self.position), u32::try_from(len)) else {
+            return Err(self.unreadable());
+        };
+        self.skip(len)?;
+        self.skip(2)?;
+        Ok((key, Change::String { expires_ms: 0, value: Data::Long { offset, len: value_len } }))
+    }
+
     /// The next change, and its key; none at the end.
     pub(super) fn change(&mut self) -> Result<Option<(Vec<u8>, Change)>, Unreadable> {
         if self.is_at_end() {
             return Ok(None);
         }
         let code = self.byte()?;
+        if code == code::REQUEST {
+            return self.request().map(Some);
+        }
         let key = self.bytes()?;
         let change = match code {
             code::STRING => Change::String { expires_ms: self.number()?, value: self.value()? },
