@@ -223,9 +223,12 @@ pub(crate) struct AckState {
     pub quick: u8,
 }
 
-/// Acknowledgements of a peer that begins to send. With one for every second segment they see it through its initial
+/// Acknowledgements of a peer that begins to send, or has lost something. With one for every second segment they see it through its initial
 /// window and the next.
 const QUICK_ACKS: u8 = 16;
+
+/// Added to their number where a single segment has brought all that the next one is of: it passes over what it may.
+const OF_ONE: u8 = 0x80;
 
 impl AckState {
     /// Of a connection whose payload begins at `first`.
@@ -241,13 +244,34 @@ impl AckState {
 
     /// The peer begins to send, or sends far more than before: so many segments that are acknowledged by pairs.
     pub(super) fn quicken(&mut self, segments: u32) {
-        self.quick = segments.div_ceil(2).clamp(QUICK_ACKS.into(), u8::MAX.into()) as u8;
+        self.quick = segments.div_ceil(2).clamp(QUICK_ACKS.into(), (OF_ONE - 1).into()) as u8;
     }
 
     /// The peer has sent next to nothing for long, and sends again, from `first` on.
     #[cold]
     pub(super) fn begin_again(&mut self, first: Seq, now: Instant) {
         (self.round, self.quick, self.now) = (Round::new(first, now), QUICK_ACKS, true);
+    }
+
+    /// The peer has lost something, and may have so little under way that it waits for each.
+    pub(super) fn recovers(&mut self) {
+        self.quick = self.quick.max(QUICK_ACKS);
+    }
+
+    /// What is acknowledged next has come with a single segment, which filled a hole.
+    pub(super) fn jumps(&mut self) {
+        self.quick |= OF_ONE;
+    }
+
+    /// Whether what a burst has brought is acknowledged by pairs of segments.
+    pub(super) fn goes_by_pairs(&self) -> bool {
+        (1..OF_ONE).contains(&self.quick)
+    }
+
+    /// One went out that takes no payload along.
+    #[inline]
+    pub(super) fn went_alone(&mut self) {
+        self.quick = (self.quick & !OF_ONE).saturating_sub(1);
     }
 
     /// One is owed before long.

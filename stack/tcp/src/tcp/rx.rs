@@ -282,9 +282,9 @@ impl Connection {
             }
             let (next, copied_bytes) = self.recv.fill_from_early(piece.to, cx.pieces, cx.pool.arena());
             self.rcv_nxt = next;
+            self.ack.recovers();
             if next != piece.to {
-                // One segment has brought all this: it is no burst, and has one acknowledgement.
-                self.ack.quick = 0;
+                self.ack.jumps();
             }
             cx.counters.copied_bytes += copied_bytes;
             self.note_early(cx);
@@ -368,6 +368,7 @@ impl Connection {
         let to = to.min(self.rcv_nxt);
         if from.before(to) {
             self.came_again(Block { from, to });
+            self.ack.recovers();
         }
     }
 

@@ -212,7 +212,7 @@ impl Connection {
     /// Whether a peer that begins to send, or sends more and more, is owed an acknowledgement before the last one: what a
     /// burst has brought is acknowledged by pairs of segments, as if each had come alone.
     fn owes_pair(&self) -> bool {
-        self.ack.quick > 0 && self.acknowledges().since(self.last_ack_sent) >= 4 * self.rcv_mss
+        self.ack.goes_by_pairs() && self.acknowledges().since(self.last_ack_sent) >= 4 * self.rcv_mss
     }
 
     #[inline]
@@ -597,13 +597,13 @@ impl Connection {
         }
         match plan.kind {
             Kind::Data => self.sent_data(plan, end, now, cx),
-            Kind::Ack => self.ack.quick = self.ack.quick.saturating_sub(1),
+            Kind::Ack => self.ack.went_alone(),
             _ => self.sent_unusual(plan, end, now, cx),
         }
     }
 
     fn sent_unusual(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
-        self.ack.quick = self.ack.quick.saturating_sub(1);
+        self.ack.went_alone();
         match plan.kind {
             Kind::Syn => {
                 self.due -= Due::SYN;

@@ -111,3 +111,43 @@ fn requests_that_are_answered_have_no_acknowledgements_of_their_own() {
         s.expect_nothing();
     }
 }
+
+/// Who has lost something may have a single segment under way, and waits for each acknowledgement until he sends more.
+#[test]
+fn after_losses_segments_are_acknowledged_at_once() {
+    for is_late in [false, true] {
+        let (mut s, _) = open();
+        for n in 0..16 {
+            s.send(data(1 + n * 1_000, 1, &[7; 1_000]));
+            s.expect(seg(ACK, 1, 1_001 + n * 1_000));
+        }
+        let mut next = if is_late {
+            // Nothing was lost but time: it comes again.
+            s.send(data(15_001, 1, &[7; 1_000]));
+            s.expect(seg(ACK, 1, 16_001));
+            16_001
+        } else {
+            s.send(data(17_001, 1, &[7; 1_000]));
+            s.send(data(18_001, 1, &[7; 1_000]));
+            s.send(data(19_001, 1, &[7; 1_000]));
+            s.send(data(20_001, 1, &[7; 1_000]));
+            for _ in 0..4 {
+                s.expect(seg(ACK, 1, 16_001));
+            }
+            // One acknowledgement, not one for every second segment.
+            s.send(data(16_001, 1, &[7; 1_000]));
+            s.expect(seg(ACK, 1, 21_001));
+            21_001
+        };
+        s.expect_nothing();
+        for _ in 0..15 {
+            s.send(data(next, 1, &[7; 1_000]));
+            next += 1_000;
+            s.expect(seg(ACK, 1, next));
+        }
+        s.send(data(next, 1, &[7; 1_000]));
+        s.expect_nothing();
+        s.advance(MS(41));
+        s.expect(seg(ACK, 1, next + 1_000));
+    }
+}
