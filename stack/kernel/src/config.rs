@@ -16,6 +16,8 @@ pub struct KernelConfig {
     pub tx_bytes: usize,
     /// Extents that a connection's send queue holds.
     pub tx_extents: usize,
+    /// Datagrams of all UDP ports that may wait to be sent.
+    pub tx_datagrams: usize,
 }
 
 impl Default for KernelConfig {
@@ -26,6 +28,7 @@ impl Default for KernelConfig {
             connection_buffers: 256,
             tx_bytes: 4096,
             tx_extents: 128,
+            tx_datagrams: 256,
         }
     }
 }
@@ -72,6 +75,14 @@ pub enum KernelError {
     /// A listening socket.
     #[error("cannot listen on {address}: {reason}; choose another address or end who uses it")]
     Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The kernel's reason.
+        reason: io::Error,
+    },
+    /// A UDP socket.
+    #[error("cannot bind UDP {address}: {reason}; choose another address or end who uses it")]
+    Bind {
         /// The address.
         address: SocketAddr,
         /// The kernel's reason.
@@ -133,6 +144,14 @@ pub struct KernelCounters {
     pub refused: u64,
     /// Times when a connection could not be accepted, for want of descriptors or memory.
     pub not_accepted: u64,
+    /// Datagrams received.
+    pub datagrams: u64,
+    /// Datagrams dropped since a buffer does not hold them; a store with longer buffers has room for them.
+    pub datagrams_too_long: u64,
+    /// Datagrams dropped since too many waited for the application.
+    pub datagrams_dropped: u64,
+    /// Datagrams that the kernel did not send: it has no route, or no memory for them.
+    pub datagrams_not_sent: u64,
     /// Bytes of named buffers sent from where they lie.
     pub zero_copy_bytes: u64,
     /// Bytes of named buffers that the kernel copied in order to send them, since they are few.

@@ -1,4 +1,4 @@
-//! The same slots and replies over Linux' own TCP: the kernel receives into named buffers through io_uring.
+//! The same slots and replies over Linux' own TCP and UDP: the kernel receives into named buffers through io_uring.
 //!
 //! This is PASTE's shape on a stock kernel. A ring of provided buffers, each a named buffer of the arena, takes
 //! what arrives; a completion says which one, and so the payload's name; a spare takes its place in the ring.
@@ -17,6 +17,7 @@ mod connection;
 pub mod kcm;
 mod listener;
 mod ring;
+mod udp;
 
 use std::collections::VecDeque;
 use std::io;
@@ -29,7 +30,10 @@ use pmem::{Arena, Extent};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{self, Shutdown, sockopt};
 use stack_net::doze::Waker;
-use stack_net::net::{CloseReason, ConnId, Event, Net, SendError, SendSpace, Slot, Transport};
+use stack_net::net::{
+    CloseReason, ConnId, Datagram, DatagramError, Event, Net, Remote, SendError, SendSpace, Slot, Transport,
+    UdpPort,
+};
 use stack_net::time::Instant;
 
 pub use config::{KernelConfig, KernelCounters, KernelError};
@@ -37,6 +41,7 @@ pub use listener::{Listener, Stacks};
 
 use connection::Connection;
 use ring::{Completion, Ring};
+use udp::UdpSocket;
 
 /// How long a listener is left alone after it could not accept: descriptors and memory come back when other
 /// connections end, not at once.
@@ -61,6 +66,9 @@ pub struct KernelTransport {
     active: VecDeque<u32>,
     /// Connections whose receiving stopped for want of buffers.
     starved: VecDeque<u32>,
+    udp: Vec<UdpSocket>,
+    /// Datagrams that wait for the application at all of these.
+    datagrams_waiting: usize,
     counters: KernelCounters,
 }
 
@@ -84,6 +92,8 @@ impl KernelTransport {
             events: VecDeque::with_capacity(4 * config.max_connections),
             active: VecDeque::with_capacity(config.max_connections),
             starved: VecDeque::with_capacity(config.max_connections),
+            udp: Vec::new(),
+            datagrams_waiting: 0,
             counters: KernelCounters::default(),
         };
         transport.refill();
@@ -137,6 +147,7 @@ impl KernelTransport {
             zero_copy_bytes: self.ring.counters.zero_copy_bytes,
             sent_copied_bytes: self.ring.counters.copied_bytes,
             calls: self.ring.counters.calls,
+            datagrams_not_sent: self.ring.counters.datagrams_not_sent,
             ..self.counters
         }
     }
@@ -382,6 +393,9 @@ impl Transport for KernelTransport {
                 self.resume(index).map_err(KernelError::of_ring)?;
             }
         }
+        if self.rested.is_none() {
+            self.receive_datagrams().map_err(KernelError::of_ring)?;
+        }
         self.ring.look().map_err(KernelError::of_ring)?;
         let mut count = 0;
         while let Some(completion) = self.ring.next().map_err(KernelError::of_ring)? {
@@ -390,6 +404,7 @@ impl Transport for KernelTransport {
                 Completion::Accepted { token, result, more } => self.accepted(token, result, more),
                 Completion::Received { token, result, more } => self.received(token, result, more),
                 Completion::Sent { token, result } => self.sent(token, result),
+                Completion::Datagram { token, result, more } => self.datagram(token, result, more),
             }
             .map_err(KernelError::of_ring)?;
         }
@@ -398,10 +413,14 @@ impl Transport for KernelTransport {
 
     fn next_event(&mut self) -> Option<Event> {
         let event = self.events.pop_front()?;
-        if let Event::Readable { conn } = event
-            && let Some(connection) = self.live(conn)
-        {
-            connection.is_told = false;
+        match event {
+            Event::Readable { conn } => {
+                if let Some(connection) = self.live(conn) {
+                    connection.is_told = false;
+                }
+            }
+            Event::Datagrams { port } => self.told_of_datagrams(port),
+            _ => {}
         }
         Some(event)
     }
@@ -424,7 +443,8 @@ impl Transport for KernelTransport {
     /// A signal ends it, too.
     fn wait(&mut self, limit: Duration) -> Result<(), KernelError> {
         let can_refill = self.ring.missing_buffers() > 0 && self.arena.free_buffers() > 0;
-        let can_resume = !self.starved.is_empty() && self.ring.provided_buffers() > 0;
+        let waits = !self.starved.is_empty() || self.wants_datagrams() && self.rested.is_none();
+        let can_resume = waits && self.ring.provided_buffers() > 0;
         if !self.events.is_empty() || !self.active.is_empty() || can_refill || can_resume {
             return Ok(());
         }
@@ -498,6 +518,20 @@ impl Net for KernelTransport {
             connection.die(CloseReason::Aborted);
             self.activate(conn.index);
         }
+    }
+
+    fn recv_datagram(&mut self, port: UdpPort) -> Option<Datagram> {
+        self.take_datagram(port)
+    }
+
+    fn send_datagram(
+        &mut self,
+        port: UdpPort,
+        to: Remote,
+        text: &[u8],
+        pieces: &[Extent],
+    ) -> Result<(), DatagramError> {
+        self.queue_datagram(port, to, text, pieces)
     }
 }
 

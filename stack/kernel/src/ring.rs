@@ -1,10 +1,11 @@
-//! io_uring behind a safe interface: multishot accept and receive into provided buffers, batched sends.
+//! io_uring behind a safe interface: multishot accept and receive into provided buffers, batched sends, datagrams.
 //!
 //! The ring owns all memory that the kernel reads or writes: provided buffers until their completion hands them
 //! out, and what is being sent until the kernel has given its last notice of it.
 #![allow(unsafe_code)]
 
 mod buffers;
+mod datagrams;
 mod send;
 mod setup;
 
@@ -19,6 +20,10 @@ use pmem::Extent;
 
 use super::KernelError;
 use buffers::ProvidedBuffers;
+use datagrams::{Form, Sending};
+pub(super) use datagrams::{
+    Outgoing as OutgoingDatagram, PAYLOAD_AT, Received as ReceivedDatagram, ask_for_destinations,
+};
 use send::Send;
 pub(super) use send::{MAX_PIECES, Piece};
 pub(super) use setup::probe;
@@ -33,6 +38,8 @@ const RECEIVE: u64 = 2 << 56;
 const SEND: u64 = 3 << 56;
 const CANCEL: u64 = 4 << 56;
 const WAKE: u64 = 5 << 56;
+const DATAGRAM: u64 = 6 << 56;
+const SEND_DATAGRAM: u64 = 7 << 56;
 const KIND: u64 = 0xff << 56;
 
 /// What has happened.
@@ -45,6 +52,8 @@ pub(super) enum Completion {
     Received { token: u32, result: io::Result<Option<(&'static mut [u8], usize)>>, more: bool },
     /// All of a send went out, or the connection failed.
     Sent { token: u32, result: io::Result<()> },
+    /// A socket's datagram; none if it did not fit a buffer. It goes on receiving while `more`.
+    Datagram { token: u32, result: io::Result<Option<ReceivedDatagram>>, more: bool },
 }
 
 /// A ring and its provided buffers.
@@ -54,6 +63,11 @@ pub(super) struct Ring {
     /// They never move, since the kernel has their addresses.
     sends: Box<[Send]>,
     free_sends: Vec<u32>,
+    /// How datagrams are received. It stays where it is: the kernel has its address.
+    form: Box<Form>,
+    /// None before a socket is bound. They never move.
+    datagrams: Box<[Sending]>,
+    free_datagrams: Vec<u32>,
     /// Sends of each connection that are pinned.
     pinned: Box<[u8]>,
     sends_zero_copy: bool,
@@ -70,6 +84,7 @@ pub(super) struct Counters {
     pub zero_copy_bytes: u64,
     pub copied_bytes: u64,
     pub calls: u64,
+    pub datagrams_not_sent: u64,
 }
 
 impl Ring {
@@ -88,6 +103,9 @@ impl Ring {
             pinned: vec![0; connections].into(),
             sends: (0..sends).map(|_| Send::default()).collect(),
             free_sends: (0..sends as u32).rev().collect(),
+            form: Box::new(Form::new()),
+            datagrams: Box::default(),
+            free_datagrams: Vec::new(),
             sends_zero_copy,
             is_fresh: false,
             event: None,
@@ -126,6 +144,34 @@ impl Ring {
     pub(super) fn receive(&mut self, socket: &impl AsFd, token: u32) -> io::Result<()> {
         let entry = opcode::RecvMulti::new(Fd(socket.as_fd().as_raw_fd()), GROUP).build();
         self.push(entry.user_data(RECEIVE | u64::from(token)))
+    }
+
+    /// Takes memory for so many datagrams on their way out, if there is none yet.
+    pub(super) fn make_places_for_datagrams(&mut self, places: usize) {
+        if self.datagrams.is_empty() {
+            self.datagrams = (0..places).map(|_| Sending::default()).collect();
+            self.free_datagrams = (0..places as u32).rev().collect();
+        }
+    }
+
+    /// Receives datagrams into provided buffers until these run out.
+    pub(super) fn receive_datagrams(&mut self, socket: &impl AsFd, token: u32) -> io::Result<()> {
+        let entry = opcode::RecvMsgMulti::new(Fd(socket.as_fd().as_raw_fd()), self.form.header(), GROUP);
+        self.push(entry.build().user_data(DATAGRAM | u64::from(token)))
+    }
+
+    /// Sends a datagram by a socket that stays open for as long as the ring; false if too many are on their way.
+    pub(super) fn send_datagram(
+        &mut self,
+        socket: &impl AsFd,
+        outgoing: &OutgoingDatagram<'_>,
+    ) -> io::Result<bool> {
+        let Some(index) = self.free_datagrams.pop() else { return Ok(false) };
+        let sending = &mut self.datagrams[index as usize];
+        self.counters.copied_bytes += sending.fill(outgoing) as u64;
+        let entry = sending.entry(socket, SEND_DATAGRAM | u64::from(index));
+        self.push(entry)?;
+        Ok(true)
     }
 
     /// Has waits end whenever `event` is written to. It stays open for as long as the ring.
@@ -255,6 +301,30 @@ impl Ring {
                     };
                     return Ok(Some(Completion::Received { token, result, more }));
                 }
+                DATAGRAM => {
+                    let buffer = cqueue::buffer_select(flags).and_then(|place| self.buffers.take(place));
+                    let result = match (outcome, buffer) {
+                        (Ok(len), Some(buffer)) => match self.form.read(buffer, len) {
+                            Ok(received) => Ok(Some(received)),
+                            Err(unused) => {
+                                // Its place has just become empty.
+                                let _ = self.buffers.provide(unused);
+                                self.buffers.publish();
+                                Ok(None)
+                            }
+                        },
+                        (outcome, unused) => {
+                            unused.map(|buffer| self.buffers.provide(buffer));
+                            outcome.map(|_| None)
+                        }
+                    };
+                    return Ok(Some(Completion::Datagram { token, result, more }));
+                }
+                SEND_DATAGRAM => {
+                    self.counters.datagrams_not_sent += u64::from(outcome.is_err());
+                    self.datagrams[token as usize].clear();
+                    self.free_datagrams.push(token);
+                }
                 SEND => {
                     if let Some(completion) = self.sent(token, outcome, flags)? {
                         return Ok(Some(completion));
@@ -331,6 +401,9 @@ impl Drop for Ring {
         // The kernel may read what is still being sent after the ring is closed.
         if self.free_sends.len() < self.sends.len() {
             std::mem::forget(std::mem::take(&mut self.sends));
+        }
+        if self.free_datagrams.len() < self.datagrams.len() {
+            std::mem::forget(std::mem::take(&mut self.datagrams));
         }
     }
 }
