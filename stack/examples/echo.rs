@@ -1,4 +1,4 @@
-//! Sends back what comes, from where it lies: nothing is kept, and nothing is copied.
+//! Sends back what comes over TCP and UDP, from where it lies: nothing is kept, and nothing is copied.
 
 use std::collections::HashMap;
 
@@ -56,5 +56,5 @@ impl Service for Echo {
 }
 
 fn main() -> common::Result {
-    common::serve(Echo::default(), common::Acknowledge::OnArrival)
+    common::serve(Echo::default(), common::Listen { tcp: Some(common::Acknowledge::OnArrival), udp: true })
 }

@@ -56,5 +56,5 @@ impl Service for Logger {
     }
 }
 fn main() -> common::Result {
-    common::serve(Logger::default(), common::Acknowledge::OnArrival)
+    common::serve(Logger::default(), common::Listen { tcp: Some(common::Acknowledge::OnArrival), udp: false })
 }

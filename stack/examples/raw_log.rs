@@ -58,5 +58,8 @@ impl Service for RawLog {
     }
 }
 fn main() -> common::Result {
-    common::serve(RawLog::default(), common::Acknowledge::WhenDurable)
+    common::serve(
+        RawLog::default(),
+        common::Listen { tcp: Some(common::Acknowledge::WhenDurable), udp: false },
+    )
 }

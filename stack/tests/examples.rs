@@ -2,15 +2,17 @@
 
 use std::env::current_exe;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 /// A running example; killed when dropped.
 struct Example {
     child: Child,
     address: SocketAddr,
+    /// What it says after its first line.
+    output: BufReader<ChildStdout>,
 }
 
 impl Example {
@@ -26,10 +28,10 @@ impl Example {
         command.args(["--pm", pm, "--listen", "127.0.0.1:0"]).stdout(Stdio::piped());
         let mut child = command.spawn().expect("the example is built");
         let mut line = String::new();
-        let output = child.stdout.take().expect("a pipe");
-        BufReader::new(output).read_line(&mut line).expect("its first line");
+        let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+        output.read_line(&mut line).expect("its first line");
         let address = line.trim().strip_prefix("listening on ").and_then(|address| address.parse().ok());
-        Self { child, address: address.unwrap_or_else(|| panic!("{name} said {line:?}")) }
+        Self { child, address: address.unwrap_or_else(|| panic!("{name} said {line:?}")), output }
     }
 
     fn connect(&self) -> TcpStream {
@@ -114,6 +116,86 @@ fn echo_sends_back_what_comes() {
     let echo = Example::start("echo", "memory:");
     let bytes: Vec<u8> = (0..3_000_000_u32).map(|at| (at % 251) as u8).collect();
     assert!(echo.ask(&bytes) == bytes, "other bytes came back");
+}
+
+#[test]
+fn echo_sends_back_datagrams() {
+    let echo = Example::start("echo", "memory:");
+    let client = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    client.connect(echo.address).expect("an address");
+    client.set_read_timeout(Some(Duration::from_secs(60))).expect("a time");
+    for len in [0, 1, 2_000] {
+        client.send(&vec![7; len]).expect("it is there");
+        let mut answer = [0; 3_000];
+        let got = client.recv(&mut answer).expect("an answer");
+        assert_eq!(answer[..got], vec![7; len]);
+    }
+}
+
+/// The number of durable messages in a line of syslog's.
+fn durable(line: &str) -> Option<u64> {
+    line.split_once(" durable")?.0.parse().ok()
+}
+
+/// What syslog has said is durable is there, whenever it is killed; what is no message is not.
+#[test]
+fn syslog_has_after_a_crash_what_it_said_is_durable() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = folder.path().join("syslog.pm");
+    let mut syslog = Example::start("syslog", path(&store));
+    let port = syslog.address.port().to_string();
+    let logger = Command::new("logger")
+        .args([
+            "--udp",
+            "--server",
+            "127.0.0.1",
+            "--port",
+            &port,
+            "--tag",
+            "test",
+            "--priority",
+            "user.notice",
+        ])
+        .arg("by logger")
+        .status();
+    assert!(logger.expect("bsdutils has it").success());
+    let mut line = String::new();
+    syslog.output.read_line(&mut line).expect("it says so");
+    assert_eq!(line, "1 durable, 0 refused\n");
+
+    let client = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    client.connect(syslog.address).expect("an address");
+    let mut sent = 0_u32;
+    let mut durable_messages = 0;
+    while durable_messages < 2_000 {
+        for _ in 0..50 {
+            client.send(b"no message").expect("it is there");
+            client.send(format!("<13>message {sent}").as_bytes()).expect("it is there");
+            sent += 1;
+        }
+        line.clear();
+        syslog.output.read_line(&mut line).expect("it goes on");
+        durable_messages = durable(&line).expect("a number");
+    }
+    syslog.child.kill().expect("it runs");
+    let mut rest = String::new();
+    syslog.output.read_to_string(&mut rest).expect("text");
+    // The last line may have been cut off.
+    let lines = rest.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    let durable_messages = lines.filter_map(durable).next_back().unwrap_or(durable_messages);
+    drop(syslog);
+
+    let options = pmem::Options::default();
+    let shard = pmem::Region::open(&store, &options).expect("a store").into_shard().expect("its records");
+    let records: Vec<_> = shard.records(shard.head_seq()).collect();
+    assert!(records.len() as u64 >= durable_messages, "{} of {durable_messages} are there", records.len());
+    let texts = records.iter().map(|info| shard.record(info.seq).expect("it is there").to_vec());
+    let texts: Vec<_> = texts.map(|text| String::from_utf8(text).expect("text")).collect();
+    assert!(texts[0].starts_with("<13>") && texts[0].contains("by logger"), "{}", texts[0]);
+    let number = |text: &String| text.strip_prefix("<13>message ").and_then(|number| number.parse().ok());
+    let numbers: Option<Vec<u32>> = texts[1..].iter().map(number).collect();
+    let numbers = numbers.expect("each is a message");
+    assert!(numbers.is_sorted_by(|one, next| one < next), "each is there once, in order");
 }
 
 /// Linux' TCP acknowledges by itself: who asks for more is told what does it, and nothing is served or made.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -93,6 +93,81 @@ fn echo_on_a_dpdk_port_sends_back_what_comes() {
         let _echo = Example::start(lab, "echo", wire::TAP_DEVICE)?;
         let bytes = noise(1, 3_000_000);
         ensure!(ask(&bytes)? == bytes, "other bytes came back");
+        Ok(())
+    });
+}
+
+#[test]
+fn echo_on_a_dpdk_port_sends_back_datagrams() {
+    isolated(|lab| {
+        wire::veth()?;
+        let _echo = Example::start(lab, "echo", wire::VETH_DEVICE)?;
+        let client = UdpSocket::bind("0.0.0.0:0")?;
+        client.connect(SERVER)?;
+        client.set_read_timeout(Some(Duration::from_secs(60)))?;
+        // Up to the longest that goes back in a frame.
+        for len in [0, 1, 1_472] {
+            let bytes = noise(len as u64, len);
+            client.send(&bytes)?;
+            let mut answer = [0; 3_000];
+            let got = client.recv(&mut answer)?;
+            ensure!(answer[..got] == bytes, "{len} bytes came back as {got} others");
+        }
+        Ok(())
+    });
+}
+
+/// The messages in syslog's store.
+fn messages(lab: &Lab) -> Result<Vec<String>> {
+    let shard = Region::open(lab.path("lines.pm"), &Options::default())?.into_shard()?;
+    let records = shard.records(shard.head_seq());
+    records.map(|info| Ok(String::from_utf8(shard.record(info.seq).context("a record")?.to_vec())?)).collect()
+}
+
+/// How many messages syslog has last said are durable.
+fn said_durable(lab: &Lab) -> Result<usize> {
+    let said = std::fs::read_to_string(lab.path("syslog.log"))?;
+    let whole = said.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    let mut numbers = whole.filter_map(|line| line.split_once(" durable")?.0.parse().ok());
+    Ok(numbers.next_back().unwrap_or(0))
+}
+
+/// Linux' own `logger` in both forms of messages, and then more of them than are waited for until syslog is killed.
+#[test]
+fn syslog_on_a_dpdk_port_has_after_a_crash_what_it_said_is_durable() {
+    isolated(|lab| {
+        wire::veth()?;
+        let syslog = Example::start(lab, "syslog", wire::VETH_DEVICE)?;
+        // Longer than a frame, which the kernel has put together where it comes out of the packet socket.
+        let long = "x".repeat(1_700);
+        for (form, text) in [("--rfc5424", "modern"), ("--rfc3164", "old"), ("--rfc5424", &long)] {
+            let server = SERVER.ip().to_string();
+            let status = Command::new("logger")
+                .args(["--udp", "--server", &server, "--port", "7000", "--size", "4096", form, text])
+                .status()?;
+            ensure!(status.success(), "logger {form} failed");
+        }
+        wait_until("three are durable", || Ok(said_durable(lab)? == 3))?;
+        let client = UdpSocket::bind("0.0.0.0:0")?;
+        client.connect(SERVER)?;
+        let mut sent = 0;
+        wait_until("many are durable", || {
+            for _ in 0..100 {
+                client.send(format!("<13>message {sent}").as_bytes())?;
+                sent += 1;
+            }
+            Ok(said_durable(lab)? >= 1_000)
+        })?;
+        drop(syslog);
+        let (durable, messages) = (said_durable(lab)?, messages(lab)?);
+        ensure!(messages.len() >= durable, "{} of {durable} are there", messages.len());
+        for (message, text) in messages.iter().zip(["modern", "old", &long]) {
+            ensure!(message.starts_with("<13>") && message.ends_with(text), "{message}");
+        }
+        let number = |text: &String| text.strip_prefix("<13>message ").and_then(|number| number.parse().ok());
+        let numbers: Option<Vec<u32>> = messages[3..].iter().map(number).collect();
+        let numbers = numbers.context("each is a message")?;
+        ensure!(numbers.is_sorted_by(|one, next| one < next), "each is there once, in order");
         Ok(())
     });
 }

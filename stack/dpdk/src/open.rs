@@ -1,6 +1,6 @@
-//! A device, a store and a listener in one step, with nothing forgotten on the way.
+//! A device, a store and an address in one step, with nothing forgotten on the way.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use dpdk::{AttachError, Eal, EalError, PortError};
@@ -55,9 +55,7 @@ pub enum ServeError {
 pub struct AddressTaken(pub AddressConflict);
 
 impl DpdkTransport {
-    /// Serves `listen` on `device` with one core, in a network of 24 bits, or of 64 with IPv6: starts the EAL, lets the
-    /// device reach the store's first shard, and only then opens that, listens, and claims the address. What else
-    /// there is to choose goes by [`PortShare`](super::PortShare).
+    /// Serves `listen` on `device` as [`open_host`](Self::open_host) does, and listens there.
     ///
     /// # Errors
     /// [`ServeError`]; until the shard was opened the store is as it was.
@@ -81,19 +79,35 @@ impl DpdkTransport {
         store: Region,
         clock: &Clock,
     ) -> Result<(Self, Shard), ServeError> {
+        let (mut transport, shard) = Self::open_host(device, listen.ip(), store, clock)?;
+        transport.endpoint_mut().listen_with(listen, BACKLOG, options)?;
+        Ok((transport, shard))
+    }
+
+    /// Is the host `ip` on `device` with one core, in a network of 24 bits, or of 64 with IPv6: starts the EAL, lets the
+    /// device reach the store's first shard, and only then opens that, and claims the address. Nothing is listened for
+    /// yet. What else there is to choose goes by [`PortShare`](super::PortShare).
+    ///
+    /// # Errors
+    /// [`ServeError`]; until the shard was opened the store is as it was.
+    pub fn open_host(
+        device: &str,
+        ip: IpAddr,
+        store: Region,
+        clock: &Clock,
+    ) -> Result<(Self, Shard), ServeError> {
         let eal = Eal::init(dpdk::arguments_for(&[device], &[]))?;
         let id = eal.attach(device)?;
         let info = store.info().clone();
         let seed = store.into_seeds().swap_remove(0);
         let reach = Reach::new(eal, &info, &seed, &[id])?;
-        let address = IpCidr::new(listen.ip().into(), if listen.is_ipv4() { 24 } else { 64 });
+        let address = IpCidr::new(ip.into(), if ip.is_ipv4() { 24 } else { 64 });
         let config = Config::new(id.info()?.host_mac(), vec![address])
             .map_err(|error| ServeError::Random(error.to_string()))?;
         let shard = seed.open()?;
         let arena = shard.arena().clone();
         let rings = DpdkConfig::default();
         let mut transport = Self::new(eal, id, config, rings, reach, arena, clock.now())?;
-        transport.endpoint_mut().listen_with(listen, BACKLOG, options)?;
         transport.claim_addresses(|| clock.now())?;
         Ok((transport, shard))
     }

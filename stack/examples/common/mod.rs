@@ -1,4 +1,4 @@
-//! What a service is run on: a store, and connections of Linux' or, with feature `dpdk`, those of a DPDK port.
+//! What a service is run on: a store, and Linux' own TCP and UDP or, with feature `dpdk`, the stack's on a DPDK port.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -48,10 +48,19 @@ pub enum Acknowledge {
     WhenDurable,
 }
 
+/// What a service listens for at its address.
+#[derive(Clone, Copy)]
+pub struct Listen {
+    /// Connections.
+    pub tcp: Option<Acknowledge>,
+    /// Datagrams.
+    pub udp: bool,
+}
+
 /// Serves until the program is killed; what was acknowledged is found again.
-pub fn serve(service: impl Service, acknowledge: Acknowledge) -> Result {
+pub fn serve(service: impl Service, listen: Listen) -> Result {
     let args = Args::parse();
-    if acknowledge == Acknowledge::WhenDurable && !args.has_own_tcp() {
+    if listen.tcp == Some(Acknowledge::WhenDurable) && !args.has_own_tcp() {
         return Err("Linux' TCP acknowledges what arrives before it is durable, and nothing can have it wait: serve on a \
                     DPDK device with --dev, which an example built with `--features dpdk` takes"
             .into());
@@ -59,17 +68,32 @@ pub fn serve(service: impl Service, acknowledge: Acknowledge) -> Result {
     let region = Region::open(&args.pm, &Options { size: Some(64 << 20), ..Options::default() })?;
     #[cfg(feature = "dpdk")]
     if let Some(device) = &args.dev {
-        use stack::{ConnectionOptions, transport::dpdk::DpdkTransport};
+        use stack::ConnectionOptions;
+        use stack::transport::{OverEndpoint as _, dpdk::DpdkTransport};
         let clock = Clock::start();
-        let durable_ack = acknowledge == Acknowledge::WhenDurable;
-        let options = ConnectionOptions { durable_ack, ..ConnectionOptions::default() };
-        let (transport, shard) = DpdkTransport::open_with(device, args.listen, &options, region, &clock)?;
+        let (mut transport, shard) = DpdkTransport::open_host(device, args.listen.ip(), region, &clock)?;
+        let endpoint = transport.endpoint_mut();
+        if let Some(acknowledge) = listen.tcp {
+            let durable_ack = acknowledge == Acknowledge::WhenDurable;
+            let options = ConnectionOptions { durable_ack, ..ConnectionOptions::default() };
+            endpoint.listen_with(args.listen, 128, &options)?;
+        }
+        if listen.udp {
+            endpoint.bind_udp(args.listen)?;
+        }
         println!("listening on {}", args.listen);
         return run(transport, service, shard, &clock, Rest::Spin);
     }
     let shard = region.into_shard()?;
     let mut transport = KernelTransport::new(KernelConfig::default(), shard.arena().clone())?;
-    println!("listening on {}", transport.listen(args.listen, 128)?);
+    let mut address = args.listen;
+    if listen.tcp.is_some() {
+        address = transport.listen(address, 128)?;
+    }
+    if listen.udp {
+        (_, address) = transport.bind_udp(address)?;
+    }
+    println!("listening on {address}");
     run(transport, service, shard, &Clock::start(), Rest::UNTIL_WOKEN)
 }
 
