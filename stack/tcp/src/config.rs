@@ -313,6 +313,11 @@ impl Config {
         }
     }
 
+    /// The largest packet of an IP version.
+    pub(crate) fn mtu_of(&self, is_v4: bool) -> usize {
+        if is_v4 { self.mtu } else { self.mtu_v6.unwrap_or(self.mtu) }
+    }
+
     /// Whether frames with the tag of that VLAN, or without one, are this host's.
     #[inline]
     pub(crate) fn is_of_vlan(&self, tag: Option<u16>) -> bool {

@@ -134,7 +134,8 @@ impl Endpoint {
     /// known: through them go packets that any link takes.
     fn most_datagram_bytes(&self, remote: IpAddr) -> usize {
         let is_near = remote.is_ipv4() || self.local.on_link_prefix(remote).is_some();
-        let mtu = if is_near { self.config.mtu } else { self.config.mtu.min(MIN_MTU_V6) };
+        let mtu = self.config.mtu_of(remote.is_ipv4());
+        let mtu = if is_near { mtu } else { mtu.min(MIN_MTU_V6) };
         mtu - datagram_header_bytes(remote.is_ipv4())
     }
 

@@ -822,7 +822,7 @@ const HALF_CLOSED_KEEPALIVE: Keepalive =
 
 /// The MSS that this side names.
 pub(crate) fn own_mss(config: &Config, v4: bool) -> u16 {
-    (if v4 { config.mtu - 40 } else { config.mtu_v6.unwrap_or(config.mtu) - 60 }) as u16
+    (config.mtu_of(v4) - if v4 { 40 } else { 60 }) as u16
 }
 
 /// The shift of the windows that this side offers.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use smoltcp::wire::{EthernetAddress, EthernetFrame, Ipv6Packet};
-use stack::net::{CloseReason, ConnId, Event};
+use stack::net::{CloseReason, ConnId, DatagramError, Event, Net as _, Remote};
 use stack::sim::{Host, Path};
 use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
@@ -276,6 +276,10 @@ fn rfc4861_6_3_4_ipv6_packets_are_as_long_as_a_router_says_that_the_link_takes()
     s.inject(advertisement_with(router(9), MEDIUM, 0, &[mtu(1_400)]));
     assert_eq!(own_mss(&mut s, Version::V6, 40_001), 1_340);
     assert_eq!(own_mss(&mut s, Version::V4, 40_002), 1_460, "it is no word about IPv4");
+    let (own, peer) = (SocketAddr::new(ip(Version::V6, 1), 514), SocketAddr::new(ip(Version::V6, 2), 514));
+    let port = s.stack.endpoint_mut().bind_udp(own).expect("the address is ours and free");
+    let refused = DatagramError::TooLong { bytes: 1_353, most: 1_352 };
+    assert_eq!(s.stack.send_datagram(port, Remote::from(peer), &[0; 1_353], &[]), Err(refused));
     for (n, wrong) in [0, 576, 1_279, 1_501, 9_000, u32::MAX].into_iter().enumerate() {
         s.inject(advertisement_with(router(9), MEDIUM, 0, &[mtu(wrong)]));
         assert_eq!(own_mss(&mut s, Version::V6, 41_000 + n as u16), 1_340, "{wrong}");
