@@ -12,7 +12,7 @@ use crate::setup::{self, Packages, Verbosity};
 use crate::steps::{Step, cargo, lines, workspace};
 
 /// All targets of tests/fuzz.
-const TARGETS: [&str; 4] = ["frames", "options", "http", "medium"];
+const TARGETS: [&str; 5] = ["frames", "options", "http", "kv", "medium"];
 
 /// libFuzzer comes as source.
 const COMPILER: [(&str, &str); 1] = [("g++", "libFuzzer, which is built with the fuzzer")];

@@ -129,6 +129,8 @@ pub enum Refusal {
     OutOfMemory,
     #[error("OOM command not allowed: the store is full; remove keys, or make it larger with --pm-size")]
     Full,
+    #[error("ERR more than 2 GiB would change at once; change less at a time")]
+    LongRecord,
     #[error("NOAUTH Authentication required.")]
     NoAuth,
     #[error("WRONGPASS invalid username-password pair or user is disabled.")]
@@ -142,8 +144,8 @@ pub enum Refusal {
 }
 
 impl From<AppendError> for Refusal {
-    fn from(_: AppendError) -> Self {
-        Self::Full
+    fn from(error: AppendError) -> Self {
+        if matches!(error, AppendError::TooLong { .. }) { Self::LongRecord } else { Self::Full }
     }
 }
 

@@ -16,7 +16,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use pmem::{AppendError, Extent, Lookup, Pending, Shard};
 
-pub use batch::Source;
+pub use batch::{MAX_RECORD_BYTES, Source};
 pub use dict::Dict;
 pub use format::{Reader, Unreadable, put_bytes, put_number};
 pub use load::LoadError;

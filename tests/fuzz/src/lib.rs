@@ -5,6 +5,7 @@
 //! `corpus/`, a folder for each target.
 
 mod frames;
+mod keys;
 mod medium;
 mod requests;
 
@@ -25,5 +26,6 @@ pub const TARGETS: &[Target] = &[
     Target { name: "frames", run: frames::run },
     Target { name: "options", run: frames::run_options },
     Target { name: "http", run: requests::run },
+    Target { name: "kv", run: keys::run },
     Target { name: "medium", run: medium::run },
 ];

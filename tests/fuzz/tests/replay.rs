@@ -35,6 +35,11 @@ fn http() {
 }
 
 #[test]
+fn kv() {
+    replay("kv");
+}
+
+#[test]
 fn medium() {
     replay("medium");
 }

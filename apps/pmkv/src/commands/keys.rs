@@ -2,7 +2,7 @@
 
 use super::command;
 use crate::command::{Command, Context, Refusal};
-use crate::store::{Bytes, Object, Source, StreamId};
+use crate::store::{Bytes, MAX_RECORD_BYTES, Object, Source, StreamId};
 
 pub(super) const COMMANDS: &[Command] = &[
     command!("copy", -3, [Write Denyoom], (1, 2, 1), copy),
@@ -227,6 +227,9 @@ fn copy_key(cx: &mut Context<'_>, from: &[u8], to: &[u8]) -> Result<(), Refusal>
     let (expires_ms, bytes) = (entry.expires_ms, bytes_of(&entry.object));
     if !store.has_room(bytes, shard) {
         return Err(Refusal::Full);
+    }
+    if bytes > MAX_RECORD_BYTES {
+        return Err(Refusal::LongRecord);
     }
     let (mut parts, mut last) = (Vec::new(), None);
     match &entry.object {

@@ -86,6 +86,10 @@ impl Batch {
             Source::Bytes(bytes) => stored(bytes, shard)?,
             Source::Extents(extents) => extents.to_vec(),
         };
+        let total = (self.len() + len) as u64;
+        if total > MAX_RECORD_BYTES {
+            return Err(AppendError::TooLong { len: total, max: MAX_RECORD_BYTES });
+        }
         put_number(&mut self.text, len as u64);
         let (offset, at) = ((self.text.len() + self.piece_bytes) as u32, self.text.len());
         self.pieces.extend(extents.iter().map(|extent| (at, extent.clone())));
@@ -149,6 +153,9 @@ impl Batch {
         on_shelf(&mut self.shelf, text, shard)
     }
 }
+
+/// The longest record: places in it are told in 32 bits, and what is not a value has room behind it.
+pub const MAX_RECORD_BYTES: u64 = 2 << 30;
 
 /// Memory that is kept for the next record.
 const KEPT_BYTES: usize = 64 * 1024;
