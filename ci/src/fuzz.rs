@@ -12,7 +12,7 @@ use crate::setup::{self, Packages, Verbosity};
 use crate::steps::{Step, cargo, lines, workspace};
 
 /// All targets of tests/fuzz.
-const TARGETS: [&str; 5] = ["frames", "options", "http", "kv", "medium"];
+const TARGETS: [&str; 6] = ["frames", "options", "datagrams", "http", "kv", "medium"];
 
 /// libFuzzer comes as source.
 const COMPILER: [(&str, &str); 1] = [("g++", "libFuzzer, which is built with the fuzzer")];
@@ -30,7 +30,7 @@ const MOST_SECONDS: u32 = 10;
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  cargo xtask fuzz --seconds 60                     a quarter of a minute for each target, after the build
+  cargo xtask fuzz --seconds 60                     ten seconds for each target, after the build
   cargo xtask fuzz --target http --seconds 3600     one of them for an hour
   cargo xtask fuzz --target frames --replay FILE    what was found, once more
   cargo xtask fuzz --keep                           takes into tests/fuzz/corpus what reaches more than what is there

@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
 use pmem::{Arena, MEMORY, Options, Region};
-use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket};
+use smoltcp::wire::{
+    EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket,
+};
 use stack::Config;
 use stack::net::{ConnId, Event, Net as _, Transport as _};
 use stack::sim::{Clock, Link, Path, Port, SimConfig, SimTransport};
 use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
 
-const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const PEER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(crate) const PEER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const PORT: u16 = 80;
 /// Peers' ports, each of which can have a connection.
@@ -320,7 +322,7 @@ fn tcp(
     frame
 }
 
-fn packet(protocol: u8, body: &[u8]) -> Vec<u8> {
+pub(crate) fn packet(protocol: u8, body: &[u8]) -> Vec<u8> {
     let mut frame = vec![0; 34 + body.len()];
     frame[..6].copy_from_slice(&HOST_MAC);
     frame[6..12].copy_from_slice(&PEER_MAC);
@@ -341,13 +343,23 @@ fn repair(frame: &mut [u8]) {
     let Some(bytes) = frame.get_mut(14..) else { return };
     let Ok(mut ip) = Ipv4Packet::new_checked(bytes) else { return };
     ip.fill_checksum();
-    let (from, to, is_tcp) = (ip.src_addr(), ip.dst_addr(), ip.next_header() == IpProtocol::Tcp);
-    if is_tcp && let Ok(mut tcp) = TcpPacket::new_checked(ip.payload_mut()) {
-        tcp.fill_checksum(&from.into(), &to.into());
+    let (from, to, protocol) = (ip.src_addr(), ip.dst_addr(), ip.next_header());
+    match protocol {
+        IpProtocol::Tcp => {
+            if let Ok(mut tcp) = TcpPacket::new_checked(ip.payload_mut()) {
+                tcp.fill_checksum(&from.into(), &to.into());
+            }
+        }
+        IpProtocol::Udp => {
+            if let Ok(mut udp) = UdpPacket::new_checked(ip.payload_mut()) {
+                udp.fill_checksum(&from.into(), &to.into());
+            }
+        }
+        _ => {}
     }
 }
 
-fn arp_answer() -> Vec<u8> {
+pub(crate) fn arp_answer() -> Vec<u8> {
     let mut frame = Vec::with_capacity(42);
     frame.extend(HOST_MAC.into_iter().chain(PEER_MAC));
     frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);

@@ -4,6 +4,7 @@
 //! `cargo xtask fuzz` looks for bytes that break this, led by which code they reach; the test `replay` runs what is in
 //! `corpus/`, a folder for each target.
 
+mod datagrams;
 mod frames;
 mod keys;
 mod medium;
@@ -25,6 +26,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "frames", run: frames::run },
     Target { name: "options", run: frames::run_options },
+    Target { name: "datagrams", run: datagrams::run },
     Target { name: "http", run: requests::run },
     Target { name: "kv", run: keys::run },
     Target { name: "medium", run: medium::run },

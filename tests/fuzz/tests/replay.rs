@@ -30,6 +30,11 @@ fn options() {
 }
 
 #[test]
+fn datagrams() {
+    replay("datagrams");
+}
+
+#[test]
 fn http() {
     replay("http");
 }
