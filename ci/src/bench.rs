@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measurements, as a table and as JSON.
 
+mod disk;
 pub mod kv;
 mod micro;
 
@@ -92,6 +93,17 @@ Examples:
   cargo xtask bench kv --quick    1 KiB and 50 connections, in a program that is sooner built
 Leave the machine alone meanwhile; it needs two CPUs.")]
     Kv(kv::Options),
+    /// Durable appends on a disk: pmlog by the page cache and past it, and redis-server, in one run.
+    #[command(after_help = "\
+Examples:
+  cargo xtask bench disk            four numbers of connections, three sizes: 8 minutes after the build
+  cargo xtask bench disk --quick    1 KiB, 1 and 50 connections, for a second each
+The files lie in target/bench/disk: the disk that is measured is that one's. Leave the machine alone meanwhile.")]
+    Disk {
+        /// Few cells, in programs that are sooner built.
+        #[arg(long)]
+        quick: bool,
+    },
     /// pmfwd beside dpdk-testpmd, on the same virtual devices: packets by second of CPU time.
     #[command(after_help = "\
 Examples:
@@ -146,6 +158,7 @@ pub fn run(options: &Options) -> Result<()> {
             measure(Command::new(pmbench).args(["cores", "--rounds", rounds]), "cores")
         }
         Suite::Kv(options) => kv::run(options),
+        Suite::Disk { quick } => disk::run(*quick),
         Suite::Fwd { quick, device } => {
             setup::provide(&TESTPMD, Verbosity::WhenInstalling)?;
             let (rounds, seconds) = if *quick { ("3", "0.1") } else { ("11", "0.3") };

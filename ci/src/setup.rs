@@ -17,8 +17,8 @@ const PACKAGES: [(&str, &str); 13] = [
     ("libclang-dev", "bindgen, for the bindings to DPDK"),
     ("libdpdk-dev", "the library itself"),
     ("pkg-config", "finds libdpdk for the build"),
-    ("redis-server", "what pmkv has to answer like"),
-    ("redis-tools", "redis-cli and redis-benchmark, clients in the tests"),
+    ("redis-server", "what pmkv has to answer like, and pmlog is measured beside"),
+    ("redis-tools", "redis-cli and redis-benchmark, clients in the tests and in that comparison"),
     ("valgrind", "counts instructions"),
     ("wrk", "load in the demo, the tests and the comparison"),
 ];
