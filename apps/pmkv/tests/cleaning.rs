@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::{BTreeMap, HashMap};
 
-use common::{Pmkv, Reply};
+use common::{Pmkv, Reply, command};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -205,6 +205,25 @@ fn many_times_a_store_is_written_into_it_and_nothing_is_lost_by_cleaning_or_by_k
 }
 
 #[test]
+fn what_comes_in_bursts_and_replaces_what_was_there_never_finds_the_store_full() {
+    let scratch = common::scratch();
+    let server = Pmkv::start(&scratch.path().join("store.pm"), &["--volatile", "--pm-size", "16MiB"]);
+    let mut clients: Vec<_> = (0..20).map(|_| server.client()).collect();
+    let value = vec![b'v'; 1024];
+    let keys: Vec<String> = (0..50).map(|number| format!("k{number}")).collect();
+    let burst: Vec<u8> = keys.iter().flat_map(|key| command(&[b"SET", key.as_bytes(), &value])).collect();
+    for _ in 0..60 {
+        clients.iter_mut().for_each(|client| client.send(&burst));
+        for client in &mut clients {
+            keys.iter().for_each(|key| assert_eq!(client.reply(), Reply::ok(), "{key}"));
+        }
+    }
+    for key in &keys {
+        assert_eq!(clients[0].ask(&["GET", key]), Reply::Bulk(value.clone()));
+    }
+}
+
+#[test]
 fn a_full_store_refuses_what_takes_room_and_serves_all_else_and_what_is_removed_makes_room() {
     // Long values fill the buffers, and short ones the log.
     for len in [2000, 100] {
@@ -237,7 +256,13 @@ fn fill(len: usize) {
     );
     assert_eq!(client.say("PING"), Reply::Simple("PONG".into()));
     for number in 0..count / 2 {
-        assert_eq!(client.ask(&["DEL", &format!("k{number}")]), Reply::Integer(1));
+        let reply = client.ask(&["DEL", &format!("k{number}")]);
+        assert_eq!(
+            reply,
+            Reply::Integer(1),
+            "{number} of {count}: {}",
+            client.say("INFO persistence").text()
+        );
     }
     let begun = std::time::Instant::now();
     while client.ask(&[b"SET", &b"new"[..], &value]) != Reply::ok() {

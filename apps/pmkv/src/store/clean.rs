@@ -11,8 +11,11 @@ use super::{Source, Store};
 
 /// Bytes of records that one turn reads, and while there is little room; and records.
 const TURN_BYTES: u64 = 64 * 1024;
-const HURRIED_BYTES: u64 = 1024 * 1024;
-const TURN_RECORDS: usize = 256;
+const TURN_RECORDS: u64 = 256;
+/// How many times as much as has come since the last turn one turn cleans, at least; and while there is little room. Else what
+/// comes in bursts would fill the store with garbage.
+const AHEAD: u64 = 2;
+const HURRIED_AHEAD: u64 = 6;
 /// Trimming takes two fences, and waits for so many records, for a share of the store, or for the end.
 const TRIM_RECORDS: u64 = 1024;
 const TRIM_SHARE: u64 = 32;
@@ -30,6 +33,8 @@ pub(super) struct Cleaning {
     /// Records that were looked at since the log was trimmed, and their bytes.
     records: u64,
     bytes: u64,
+    /// What had come by the last turn: records and their bytes.
+    seen: (u64, u64),
     /// Bytes that were written again.
     pub(super) moved_bytes: u64,
 }
@@ -56,7 +61,13 @@ impl Store {
     /// # Errors
     /// The store cannot go on.
     pub fn clean(&mut self, shard: &mut Shard) -> Result<bool, CleanError> {
+        let counters = shard.counters();
+        let seen = (counters.appended_records, counters.payload_bytes);
+        let come = (seen.0 - self.cleaning.seen.0, seen.1 - self.cleaning.seen.1);
         let is_due = self.is_dirty(shard);
+        if !is_due {
+            self.cleaning.seen = seen;
+        }
         let cleaned_to = self.cleaning.next;
         let share = shard.arena().len_bytes() as u64 / TRIM_SHARE;
         let is_enough = self.cleaning.records >= TRIM_RECORDS
@@ -66,19 +77,20 @@ impl Store {
         if is_enough && cleaned_to > shard.head_seq() && self.cleaning.written <= shard.committed_seq() {
             shard.trim(cleaned_to)?;
             (self.cleaning.records, self.cleaning.bytes) = (0, 0);
-            return Ok(true);
         }
         // What is trimmed and not free yet comes first.
         if !is_due || shard.tend() {
             return Ok(is_due);
         }
         let is_hurried = !self.has_share_free(shard, 4);
-        let budget = if is_hurried { HURRIED_BYTES.min(share) } else { TURN_BYTES.min(share) };
+        let ahead = if is_hurried { HURRIED_AHEAD } else { AHEAD };
+        let most_records = (ahead * come.0).max(TURN_RECORDS);
+        let budget = (ahead * come.1).max(TURN_BYTES.min(share));
         self.begin(shard);
         let from = self.cleaning.next.max(shard.head_seq());
         let mut to = from;
         let (mut bytes, mut records) = (0, 0);
-        while bytes < budget && records < TURN_RECORDS {
+        while bytes < budget && records < most_records {
             let Some(info) = shard.records(to).next().filter(|info| info.seq < self.seq) else { break };
             match self.clean_record(info.seq, shard) {
                 Ok(()) => {}
@@ -91,13 +103,16 @@ impl Store {
             records += 1;
         }
         self.cleaning.next = to;
-        self.cleaning.records += records as u64;
+        self.cleaning.records += records;
         self.cleaning.bytes += bytes;
         self.cleaning.moved_bytes += self.batch.len() as u64;
+        self.cleaning.seen = seen;
         if let Some(pending) = self.finish(shard)? {
             // It is durable with the next commit, as the log's order has it.
             drop(pending);
             self.cleaning.written = shard.next_seq();
+            let counters = shard.counters();
+            self.cleaning.seen = (counters.appended_records, counters.payload_bytes);
         }
         Ok(to > from)
     }
