@@ -277,7 +277,9 @@ impl Connection {
         let before = self.rcv_nxt;
         self.rcv_nxt = piece.to;
         if fills_hole {
-            if let Some(known) = self.recv.early.known(piece.from, piece.to) {
+            if let Some(known) = self.recv.early.known(piece.from, piece.to)
+                && !self.traits.contains(Traits::DURABLE_ACK)
+            {
                 self.came_again(known);
             }
             let (next, copied_bytes) = self.recv.fill_from_early(piece.to, cx.pieces, cx.pool.arena());
@@ -363,9 +365,10 @@ impl Connection {
         part.is_some_and(|part| self.recv.early.insert(from, part, is_first))
     }
 
-    /// Notes what of `from..to` was delivered before (RFC 2883).
+    /// Notes what of `from..to` was delivered before (RFC 2883), and is acknowledged: a block beyond that would tell of what
+    /// is behind a hole.
     fn note_again(&mut self, from: Seq, to: Seq) {
-        let to = to.min(self.rcv_nxt);
+        let to = to.min(self.acknowledges());
         if from.before(to) {
             self.came_again(Block { from, to });
             self.ack.recovers();

@@ -491,14 +491,26 @@ impl Connection {
     }
 
     /// The right edge that there is room for: never left of what was offered before, and only moved by steps that are
-    /// worth a segment, or half of all there is (RFC 9293, section 3.8.6.2.2).
+    /// worth a segment, or half of all there is (RFC 9293, section 3.8.6.2.2), or where it takes a segment again.
     #[inline]
     pub(crate) fn best_edge(&self, cx: &Context<'_>) -> Seq {
         let buffered = self.buffered(cx);
         let edge = self.rcv_nxt + self.affordable_of(buffered);
         let whole = buffered.min(self.recv.window() as usize);
         let step = self.peer_segment_bytes().min(whole as u32 / 2);
-        if edge.after(self.rcv_adv) && edge.since(self.rcv_adv) >= step { edge } else { self.rcv_adv }
+        let is_worth = edge.after(self.rcv_adv) && edge.since(self.rcv_adv) >= step;
+        if is_worth || self.takes_a_segment_again(edge) { edge } else { self.rcv_adv }
+    }
+
+    /// Whether a window up to `edge` takes a whole segment, and the one that was offered does not: its sender may wait for
+    /// that (RFC 9293, section 3.8.6.2.1).
+    #[inline]
+    fn takes_a_segment_again(&self, edge: Seq) -> bool {
+        let open = self.rcv_adv.since(self.rcv_nxt);
+        open < self.own_mss.into() && {
+            let segment = self.peer_segment_bytes();
+            open < segment && edge.at_or_after(self.rcv_nxt + segment)
+        }
     }
 
     /// Looks at what has come in a round trip.
@@ -527,11 +539,12 @@ impl Connection {
     }
 
     /// Whether the peer should hear of a window that has opened up to `edge` since it last did: when it can send at
-    /// least twice as much as before.
+    /// least twice as much as before, or a whole segment again.
     #[inline]
     pub(crate) fn window_opened(&mut self, edge: Seq) -> bool {
         let open = self.rcv_adv.since(self.rcv_nxt);
-        let opened = self.receives() && edge.since(self.rcv_nxt) >= (2 * open).max(1);
+        let is_worth = edge.since(self.rcv_nxt) >= (2 * open).max(1) || self.takes_a_segment_again(edge);
+        let opened = is_worth && self.receives();
         if opened {
             self.ack.now = true;
         }

@@ -99,6 +99,31 @@ fn what_comes_again_is_answered_with_what_is_durable() {
     s.expect_nothing();
 }
 
+/// RFC 2883, section 4: a block beyond the number that is acknowledged tells of what lies behind a hole. What came twice and is
+/// not durable lies behind none.
+#[test]
+fn rfc2883_4_only_what_is_acknowledged_is_told_of_as_a_duplicate() {
+    let mut s = Script::new(Version::V4);
+    s.stack.endpoint_mut().listen_with(s.local.at, 4, &options()).expect("the address is free");
+    let conn = s.open_with(seg(SYN, 0, 0).mss(1_000).sack_permitted(true));
+    s.send(data(1, 1, &[7; 1_000]));
+    s.send(data(1_001, 1, &[7; 1_000]));
+    assert_eq!(s.read(conn).len(), 2_000);
+    acknowledge(&mut s, conn, 500);
+    s.expect(seg(ACK, 1, 501));
+    s.send(data(1_001, 1, &[7; 1_000]));
+    s.expect(seg(ACK, 1, 501).sack(&[]));
+    s.send(data(1, 1, &[7; 1_000]));
+    s.expect(seg(ACK, 1, 501).sack(&[(1, 501)]));
+    // What a hole's filling brings a second time waits, too.
+    s.send(data(3_001, 1, &[7; 1_000]));
+    s.expect(seg(ACK, 1, 501).sack(&[(3_001, 4_001)]));
+    s.send(data(2_001, 1, &[7; 1_400]));
+    assert_eq!(s.read(conn).len(), 2_000);
+    acknowledge(&mut s, conn, 1_500);
+    s.expect(seg(ACK, 1, 2_001).sack(&[]));
+}
+
 /// FIN is taken in behind what is before it: it is not acknowledged, nor told, nor does it end anything.
 #[test]
 fn a_fin_waits_for_what_is_before_it() {

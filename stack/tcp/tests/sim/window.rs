@@ -265,6 +265,26 @@ fn rfc9293_3_8_6_2_2_the_receiver_avoids_silly_windows() {
     s.assert_nothing_leaked();
 }
 
+/// A sender of whole segments waits while the window takes none (section 3.8.6.2.1): that it does again is told, by however
+/// little it has opened.
+#[test]
+fn rfc9293_3_8_6_2_2_a_window_that_takes_a_segment_again_is_told() {
+    let config = Config { rx_window_bytes: 1_280, ..config(1) };
+    let mut s = Script::with_config(Version::V4, config);
+    s.listen();
+    let conn = s.open_with(seg(SYN, 0, 0).mss(1_000));
+    s.send(data(1, 1, &[7; 600]));
+    s.expect(seg(ACK, 1, 601).window(680));
+    assert_eq!(s.read(conn).len(), 600);
+    s.expect(seg(ACK, 1, 601).window(1_280));
+    // The window takes a segment all the while: nothing is said of what it opens by.
+    s.send(data(601, 1, &[7; 200]));
+    s.expect(seg(ACK, 1, 801).window(1_080));
+    assert_eq!(s.read(conn).len(), 200);
+    s.expect_nothing();
+    s.assert_nothing_leaked();
+}
+
 /// A peer that sends single bytes does not pin a buffer with each of them.
 #[test]
 fn one_byte_segments_share_buffers() {
