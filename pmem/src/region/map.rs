@@ -15,7 +15,7 @@ use std::{
 
 use memmap2::MmapRaw;
 use rustix::{
-    fs::{FlockOperation, flock, fstatfs},
+    fs::{FlockOperation, SeekFrom, flock, fstatfs, seek},
     io::Errno,
     mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap},
 };
@@ -86,7 +86,7 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<(Backing, Unfinishe
 
 /// A store that is only read, wherever it ends.
 pub(crate) enum ReadOnly {
-    /// A file, read with system calls: a mapping would fault where the file is cut off.
+    /// A file or a block device, read with system calls: a mapping would fault where the file is cut off.
     File(Locked),
     /// A device that can only be mapped.
     Device { _named: Named, map: MmapRaw, _lock: Locked },
@@ -109,8 +109,12 @@ impl ReadOnly {
             let named = Named::new(base, len, path, file.as_fd());
             return Ok(Self::Device { _named: named, map, _lock: file });
         }
-        if !meta.is_file() {
-            return Err(unsupported(path, "no file and no device", "name a file or a device-DAX device"));
+        if !meta.is_file() && !meta.file_type().is_block_device() {
+            return Err(unsupported(
+                path,
+                "no file and no device",
+                "name a file, a disk or a device-DAX device",
+            ));
         }
         Ok(Self::File(file))
     }
@@ -118,7 +122,8 @@ impl ReadOnly {
     /// Length in bytes.
     pub(crate) fn len(&self) -> u64 {
         match self {
-            Self::File(file) => file.metadata().map_or(0, |meta| meta.len()),
+            // What the metadata of a block device say is 0.
+            Self::File(file) => seek(&**file, SeekFrom::End(0)).unwrap_or(0),
             Self::Device { map, .. } => map.len() as u64,
         }
     }
