@@ -179,14 +179,21 @@ fn another_version_is_refused_and_left_alone() {
     copy[12..16].fill(0);
     let crc = crc32c::crc32c(&copy);
     copy[12..16].copy_from_slice(&crc.to_le_bytes());
-    patch(&path, 0, &copy);
-    patch(&path, 256, &copy);
-    let before = fs::read(&path).unwrap();
-    for result in [open(&path, &Options::default()).map(|_| ()), Snapshot::open(&path).map(|_| ())] {
-        let error = result.unwrap_err();
-        assert!(matches!(error, OpenError::Version { found: 7, supported: 1, .. }), "{error}");
+    let made = fs::read(&path).unwrap();
+    // In one copy alone it is no damage that this program may repair.
+    for places in [[0, 0], [256, 256], [0, 256]] {
+        patch(&path, 0, &made[..512]);
+        places.iter().for_each(|&place| patch(&path, place, &copy));
+        let before = fs::read(&path).unwrap();
+        for result in [open(&path, &Options::default()).map(|_| ()), Snapshot::open(&path).map(|_| ())] {
+            let error = result.unwrap_err();
+            assert!(
+                matches!(error, OpenError::Version { found: 7, supported: 1, .. }),
+                "{places:?}: {error}"
+            );
+        }
+        assert!(fs::read(&path).unwrap() == before);
     }
-    assert!(fs::read(&path).unwrap() == before);
 }
 
 #[test]

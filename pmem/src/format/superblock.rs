@@ -354,6 +354,13 @@ impl Superblock {
                 Found::Store { superblock, damaged_copy: Some(0) }
             }
             [Some(_), Some(_)] => Found::Damaged,
+            // A newer program was ended while it wrote its copies: only it knows what it was about to do.
+            [Some(_), None] | [None, Some(_)]
+                if let Some(found) =
+                    copies.into_iter().find_map(|copy| Self::version(copy).filter(|&v| v != VERSION)) =>
+            {
+                Found::Version(found)
+            }
             [Some(superblock), None] => Found::Store { superblock, damaged_copy: Some(1) },
             [None, Some(superblock)] => Found::Store { superblock, damaged_copy: Some(0) },
             [None, None] => match copies.map(Self::version) {

@@ -139,10 +139,16 @@ impl Quarantined {
         if self.entries == 0 {
             return;
         }
-        for seq in from..to {
-            let (word, bit) = self.bit_of(seq);
-            self.entries -= u64::from(self.bits[word] & bit != 0);
-            self.bits[word] &= !bit;
+        // Whole words at a time: a trim may be as long as the log.
+        let mut seq = from;
+        while seq < to {
+            let (word, _) = self.bit_of(seq);
+            let begin = seq % 64;
+            let count = (64 - begin).min(to - seq);
+            let mask = u64::MAX >> (64 - count) << begin;
+            self.entries -= u64::from((self.bits[word] & mask).count_ones());
+            self.bits[word] &= !mask;
+            seq += count;
         }
         let first = self.runs.partition_point(|run| run.end() <= from);
         let last = self.runs.partition_point(|run| run.end() <= to);
@@ -187,6 +193,23 @@ mod tests {
         );
         all.forget(270, 302);
         assert_eq!((all.counts(), all.runs().len()), ((0, 0), 0));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_just_the_range_wherever_it_begins_and_ends() {
+        let slots = 256;
+        for (from, to) in
+            [(0, 1), (63, 64), (63, 65), (1, 64), (64, 128), (64, 192), (70, 75), (200, 300), (256, 512)]
+        {
+            let mut all = Quarantined::new(slots);
+            (256..512).for_each(|seq| all.add(run(seq, 1)));
+            all.forget(from + 256, to + 256);
+            let is_forgotten = |seq: u64| (from..to).any(|gone| gone % slots == seq % slots);
+            for seq in 256..512 {
+                assert_eq!(all.holds(seq), !is_forgotten(seq), "{seq} of {from}..{to}");
+            }
+            assert_eq!(all.counts().1, slots - (to - from).min(slots), "{from}..{to}");
+        }
     }
 
     #[test]
