@@ -58,7 +58,7 @@ pub use log::{
     proof::{Durable, Pending, Receipt},
     quarantine::{MAX_NAMED, Quarantine},
     record::{CheckedPieces, Lookup, Piece, Record, RecordInfo},
-    shard::{Counters, Records, Shard, Trimmed},
+    shard::{Counters, Records, Scrubbed, Shard, Trimmed},
 };
 pub use medium::{DiskSync, Domain, FlushInstruction, LINE_BYTES, LineModel, Medium, Spent};
 pub use recovery::{error::OpenError, scan::Corruption};

@@ -42,12 +42,15 @@ pub(crate) struct UnopenedShard {
     pub(crate) path: PathBuf,
     pub(crate) watch: Watch,
     pub(crate) is_new: bool,
+    /// Whether the payload of records that are known to have been durable is left unread.
+    pub(crate) trusts_durable: bool,
 }
 
 impl UnopenedShard {
     /// Recovers the shard, and opens it. `begin` is done before anything else of the medium is read or written.
     pub(crate) fn open(self, begin: impl FnOnce() -> Result<(), OpenError>) -> Result<Shard, OpenError> {
-        let Self { medium, lock, geometry, uuid, index, limits, latest_epoch, path, watch, is_new } = self;
+        let Self { medium, lock, geometry, uuid, index, limits, latest_epoch, path, watch, is_new, .. } =
+            self;
         let mut progress = Progress::new(&watch, index);
         progress.tell();
         let interrupted = || OpenError::Interrupted { path: path.clone() };
@@ -73,6 +76,8 @@ impl UnopenedShard {
             seed,
             buffers: geometry.buffers,
             buffer_bytes: geometry.buffer_bytes,
+            may_be_stale: headers.damage.is_some() || !found.is_mirrored,
+            checks_durable: !self.trusts_durable,
         };
         let mut lost = None;
         let source = Open { arena: &arena, ring: &ring, progress: &progress };
@@ -80,14 +85,23 @@ impl UnopenedShard {
         // Counted, and found to share bytes with another only then.
         let mut uncounted = Vec::new();
         let outcome = scan(&source, &plan, &mut |scanned| match scanned {
-            Scanned::Record(info, _) => {
+            Scanned::Record(info, names) => {
                 tally.add(info.seq, info.entries, Count::of(info.len));
+                names.iter().for_each(|&name| arena.restore_logged(name));
                 ControlFlow::Continue(())
             }
             // One record more or less to serve; the others are what they are.
             Scanned::Corrupt(Corruption::Record { seq, entries, fault, .. }) => {
                 if matches!(fault, EntryFault::Shared { .. }) {
                     uncounted.push((seq, entries));
+                    return ControlFlow::Continue(());
+                }
+                // A buffer that only a damaged record names is not reused either, as far as its entries can be read.
+                for entry in (seq..seq + entries).filter_map(|seq| ring.read(seq).ok()) {
+                    let names = entry.extents().iter();
+                    names
+                        .filter(|name| arena.holds(name.buffer, name.offset, name.len))
+                        .for_each(|&name| arena.restore_logged(name));
                 }
                 ControlFlow::Continue(())
             }
@@ -108,13 +122,6 @@ impl UnopenedShard {
             let entries = (seq..seq + entries).filter_map(|seq| ring.read(seq).ok());
             tally.take_out(seq, Count::of(entries.map(|entry| entry.payload_len()).sum()));
         }
-        // A buffer that only a damaged record names is not reused either, as far as its entries can be read.
-        for entry in (found.head..outcome.next).filter_map(|seq| ring.read(seq).ok()) {
-            let names = entry.extents().iter();
-            names
-                .filter(|name| arena.holds(name.buffer, name.offset, name.len))
-                .for_each(|&name| arena.restore_logged(name));
-        }
         arena.rebuild_free_list();
 
         let failed =
@@ -125,7 +132,8 @@ impl UnopenedShard {
             .map_err(failed("making the recovered log durable"))?;
         let mut header = HeaderCell::new(medium, geometry.header_of(index), seed, &headers);
         let epoch = found.epoch.max(latest_epoch).checked_add(1).ok_or(corrupt(Corruption::Header))?;
-        let next = Header { epoch, first_seq: outcome.next, durable_seq: outcome.next - 1, ..found };
+        let ahead = limits.ahead;
+        let next = Header { epoch, first_seq: outcome.next, durable_seq: outcome.next - 1, ahead, ..found };
         header.persist(next).map_err(failed("writing the shard's header"))?;
         let recovery = Recovery {
             records: outcome.records,
@@ -136,8 +144,10 @@ impl UnopenedShard {
             header_damage: headers.damage,
         };
         recovery.warn(index, outcome.quarantined.runs());
-        let Outcome { next, quarantined, .. } = outcome;
-        Ok(Shard::new(Parts { arena, ring, header, limits, next, recovery, quarantined, tally }))
+        let Outcome { next, known_durable, quarantined, .. } = outcome;
+        let unread =
+            if self.trusts_durable { found.head..known_durable.min(next - 1) + 1 } else { next..next };
+        Ok(Shard::new(Parts { arena, ring, header, limits, next, recovery, quarantined, tally, unread }))
     }
 }
 

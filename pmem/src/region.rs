@@ -102,6 +102,7 @@ pub struct Region {
     medium: Arc<dyn Medium>,
     info: RegionInfo,
     limits: Limits,
+    trusts_durable: bool,
     watch: Watch,
 }
 
@@ -164,6 +165,7 @@ impl Region {
                 path: self.info.path.clone(),
                 watch: self.watch.clone(),
                 is_new: self.info.is_new,
+                trusts_durable: self.trusts_durable,
             },
         };
         (0..self.info.geometry.shards).map(seed).collect()
@@ -205,14 +207,20 @@ impl Region {
         let Backing { path, kind, platform, medium, .. } = backing;
         let (domain, geometry) = (medium.domain(), store.geometry);
         let reserve = options.reserve.unwrap_or((geometry.buffers / 8).max(64)).min(geometry.buffers / 2);
-        let limits = Limits { max_record_bytes: options.max_record_bytes.into(), reserve: reserve as usize };
+        let limits = Limits {
+            max_record_bytes: options.max_record_bytes.into(),
+            reserve: reserve as usize,
+            ahead: options.checkpoint_entries.max(1),
+        };
         let Superblock { uuid, contents, .. } = store;
         let info = RegionInfo { path, kind, domain, platform, uuid, geometry, contents, is_new, repaired };
         let delay = options.persist_delay;
         let medium = if delay.is_zero() { medium } else { Slowed(delay).over(medium) };
         let medium = if options.timed { Timed::new().over(medium) } else { medium };
         let watch = options.watch.clone();
-        Ok(Self { deferred: Arc::new(deferred), medium, lock: Arc::new(lock), info, limits, watch })
+        let (deferred, lock) = (Arc::new(deferred), Arc::new(lock));
+        let trusts_durable = options.trust_durable;
+        Ok(Self { deferred, medium, lock, info, limits, trusts_durable, watch })
     }
 }
 

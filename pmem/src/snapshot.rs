@@ -233,6 +233,8 @@ impl Snapshot {
             seed,
             buffers: geometry.buffers,
             buffer_bytes: geometry.buffer_bytes,
+            may_be_stale: found.damage.is_some() || !found.header.is_mirrored,
+            checks_durable: true,
         };
         Some((plan, found.damage))
     }

@@ -294,7 +294,7 @@ impl History {
                 self.end_soon(6);
             }
             match self.random.random_range(0..100) {
-                0..45 => self.append(medium, &mut shard, &mut pending),
+                0..45 => self.append(medium, &mut shard, &mut pending)?,
                 45..65 => self.commit(medium, &mut shard, &mut pending)?,
                 65..75 => {
                     if self.trim(medium, &mut shard)? {
@@ -322,7 +322,12 @@ impl History {
         self.die(image)
     }
 
-    fn append(&mut self, medium: &Forgetful, shard: &mut Shard, pending: &mut Vec<Pending>) {
+    fn append(
+        &mut self,
+        medium: &Forgetful,
+        shard: &mut Shard,
+        pending: &mut Vec<Pending>,
+    ) -> Result<(), String> {
         self.payloads += 1;
         let most = *[40, 300, 600, 3000, 9000].get(self.random.random_range(0..5)).unwrap();
         let bytes = payload(self.payloads, self.random.random_range(0..most));
@@ -341,8 +346,10 @@ impl History {
                 self.records += 1;
             }
             Err(AppendError::Full(_)) => {}
-            Err(other) => panic!("{other}"),
+            // A header had to be written first.
+            Err(other) => return Err(other.to_string()),
         }
+        Ok(())
     }
 
     fn commit(

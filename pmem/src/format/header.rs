@@ -33,6 +33,9 @@ pub(crate) struct Header {
     pub head: u64,
     /// An entry up to which everything was durable when the header was written.
     pub durable_seq: u64,
+    /// No entry is written that is further than this beyond `durable_seq`, before another header is durable. 0 where nobody
+    /// keeps to such a bound, as with older programs.
+    pub ahead: u32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -45,7 +48,8 @@ struct Raw {
     head: U64,
     durable_seq: U64,
     mirrored: U32,
-    reserved: [u8; 212],
+    ahead: U32,
+    reserved: [u8; 208],
 }
 
 /// What both copies of a shard's header are.
@@ -92,7 +96,7 @@ const MAX_SEQ: u64 = 1 << 62;
 impl Header {
     /// The header of a shard that was never opened.
     pub(crate) const NEW: Self =
-        Self { generation: 0, is_mirrored: true, epoch: 0, first_seq: 1, head: 1, durable_seq: 0 };
+        Self { generation: 0, is_mirrored: true, epoch: 0, first_seq: 1, head: 1, durable_seq: 0, ahead: 0 };
 
     pub(crate) fn encode(&self, seed: u32) -> [u8; HEADER_BYTES] {
         let mut raw = Raw {
@@ -103,7 +107,8 @@ impl Header {
             head: self.head.into(),
             durable_seq: self.durable_seq.into(),
             mirrored: u32::from(self.is_mirrored).into(),
-            reserved: [0; 212],
+            ahead: self.ahead.into(),
+            reserved: [0; 208],
         };
         raw.crc = crc::crc32c_append(seed, &raw.as_bytes()[4..]).into();
         zerocopy::transmute!(raw)
@@ -119,6 +124,7 @@ impl Header {
             first_seq: raw.first_seq.get(),
             head: raw.head.get(),
             durable_seq: raw.durable_seq.get(),
+            ahead: raw.ahead.get(),
         };
         let next = header.durable_seq.checked_add(1)?;
         let sound = raw.crc.get() == crc::crc32c_append(seed, &bytes[4..])

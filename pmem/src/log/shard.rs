@@ -3,11 +3,13 @@
 mod append;
 mod damage;
 mod read;
+mod scrub;
 mod trim;
 
 use std::{
     cell::RefCell,
     fmt, io,
+    ops::Range,
     os::fd::OwnedFd,
     sync::{
         Arc,
@@ -17,9 +19,10 @@ use std::{
 };
 
 pub use read::Records;
+pub use scrub::Scrubbed;
 pub use trim::Trimmed;
 
-use self::append::SPARE_DRAFTS;
+use self::{append::SPARE_DRAFTS, scrub::Unread};
 use super::{
     draft::{Draft, Pack},
     error::CommitError,
@@ -53,6 +56,8 @@ pub struct Shard {
     next: u64,
     /// The first entry whose buffers the log still holds; those before the head are trimmed.
     held: u64,
+    /// The first entry that may not be written now: its slot is held, or it is too far ahead of what the header vouches for.
+    write_end: u64,
     tally: Tally,
     /// What the tally had counted before the head.
     before_head: Count,
@@ -61,6 +66,7 @@ pub struct Shard {
     clock: quanta::Clock,
     recovery: Recovery,
     quarantined: Quarantined,
+    unread: Unread,
     /// The buffer that short records are copied into.
     pack: Option<Pack>,
     /// The commit that is under way.
@@ -90,6 +96,8 @@ pub(crate) struct Limits {
     pub max_record_bytes: u64,
     /// Buffers that the log leaves to the network.
     pub reserve: usize,
+    /// Entries that may be written beyond what the header says is durable.
+    pub ahead: u32,
 }
 
 /// What a shard has done since it was opened, and what it holds.
@@ -130,6 +138,8 @@ pub(crate) struct Parts {
     pub quarantined: Quarantined,
     /// Of what was recovered.
     pub tally: Tally,
+    /// Entries of which no payload was read.
+    pub unread: Range<u64>,
 }
 
 impl Shard {
@@ -138,7 +148,7 @@ impl Shard {
         let head = parts.header.current().head;
         let Recovery { records: live_records, payload_bytes: live_payload_bytes, .. } = parts.recovery;
         let counters = Counters { live_records, live_payload_bytes, ..Counters::default() };
-        Self {
+        let mut shard = Self {
             arena: parts.arena,
             ring: parts.ring,
             header: parts.header,
@@ -146,19 +156,23 @@ impl Shard {
             committed: parts.next,
             next: parts.next,
             held: head,
+            write_end: 0,
             tally: parts.tally,
             before_head: Count::default(),
             limits: parts.limits,
             clock: quanta::Clock::new(),
             recovery: parts.recovery,
             quarantined: parts.quarantined,
+            unread: Unread::new(parts.unread),
             pack: None,
             underway: None,
             poison: None,
             id: OPENED.fetch_add(1, Ordering::Relaxed),
             counters,
             spare: RefCell::new(Vec::with_capacity(SPARE_DRAFTS)),
-        }
+        };
+        shard.set_write_end();
+        shard
     }
 
     /// The shard's buffers.
@@ -328,7 +342,7 @@ impl Shard {
         if self.header.current().durable_seq + 1 == self.committed {
             return Ok(());
         }
-        self.persist_header(self.head)
+        self.persist_header(self.head, 0)
     }
 
     #[inline]
@@ -336,11 +350,23 @@ impl Shard {
         self.ring.read(seq)
     }
 
-    fn persist_header(&mut self, head: u64) -> Result<(), CommitError> {
-        let header = Header { head, durable_seq: self.committed - 1, ..self.header.current() };
-        let persisted = self.header.persist(header);
+    /// Makes a header durable with this head, and with what is durable now. From then on so many more entries may be
+    /// written at least.
+    fn persist_header(&mut self, head: u64, more: u64) -> Result<(), CommitError> {
+        let durable_seq = self.committed - 1;
+        let ahead = (self.next + more - self.committed).max(self.limits.ahead.into());
+        let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
+        let persisted = self.header.persist(Header { head, durable_seq, ahead, ..self.header.current() });
         self.counters.fences += persisted.as_ref().copied().unwrap_or(1);
-        self.fenced(persisted.map(|_| ()))
+        self.fenced(persisted.map(|_| ()))?;
+        self.set_write_end();
+        Ok(())
+    }
+
+    /// To be called when entries were released, or another header is durable.
+    fn set_write_end(&mut self) {
+        let Header { durable_seq, ahead, .. } = self.header.current();
+        self.write_end = (self.held + self.ring.slots()).min(durable_seq + 1 + u64::from(ahead));
     }
 
     fn sound(&self) -> Result<(), CommitError> {

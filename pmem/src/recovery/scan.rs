@@ -32,6 +32,10 @@ pub(crate) struct LogPlan {
     pub seed: u32,
     pub buffers: u32,
     pub buffer_bytes: u16,
+    /// Whether the header may be older than the log: by the copies that were found, or the program that wrote them.
+    pub may_be_stale: bool,
+    /// Whether the payload of records is checked that are known to have been durable.
+    pub checks_durable: bool,
 }
 
 /// What a scan comes upon, oldest first.
@@ -114,7 +118,7 @@ pub(crate) fn scan<S: Source>(
     let Vouched { known_durable, latest } = vouched(source, plan, visit)?;
     let limit = plan.header.head + plan.slots;
     let mut walk = Walk { source, plan, limit, min_epoch: 0, names: Vec::new() };
-    let mut pieces = Vec::new();
+    let mut spans = Spans::new(plan.buffers);
     let mut outcome = Outcome {
         next: plan.header.head,
         known_durable,
@@ -126,10 +130,10 @@ pub(crate) fn scan<S: Source>(
     };
     let mut seq = plan.header.head;
     while seq < limit {
-        match walk.record(seq) {
+        match walk.record(seq, plan.checks_durable || seq > known_durable) {
             Ok(Step::Record(info)) => {
                 visit(Scanned::Record(info, &walk.names))?;
-                pieces.extend(walk.names.iter().map(|&name| pack(name)));
+                walk.names.iter().for_each(|&name| spans.add(name));
                 outcome.records += 1;
                 outcome.payload_bytes += info.len;
                 seq += info.entries;
@@ -155,7 +159,8 @@ pub(crate) fn scan<S: Source>(
         }
     }
     outcome.next = seq;
-    check_shared(&walk, pieces, &mut outcome, visit)?;
+    outcome.live_buffers = spans.named;
+    check_shared(&walk, &spans, &mut outcome, visit)?;
     ControlFlow::Continue(outcome)
 }
 
@@ -176,7 +181,11 @@ fn vouched<S: Source>(
     let mut found = Vouched { known_durable: header.durable_seq, latest: None };
     let mut latest_epoch = header.epoch;
     let mut stale = None;
-    for index in 0..plan.slots {
+    // None but these can say more than the header does: entries up to its `durable_seq` vouch for what comes before them.
+    let first = header.durable_seq + 1;
+    let beyond = if plan.may_be_stale || header.ahead == 0 { plan.slots } else { header.ahead.into() };
+    for seq in first..first + beyond.min(plan.slots) {
+        let index = seq % plan.slots;
         let Some(bytes) = source.slot(index) else { continue };
         let Ok(entry) = Entry::decode(&bytes, plan.seed) else { continue };
         if entry.seq % plan.slots != index {
@@ -221,15 +230,16 @@ struct Walk<'a, S> {
 }
 
 impl<S: Source> Walk<'_, S> {
-    /// Reads the record that begins at `seq`; else the entry that is wrong, and how.
-    fn record(&mut self, seq: u64) -> Result<Step, (u64, EntryFault)> {
+    /// Reads the record that begins at `seq`, and its payload if that is to be checked; else the entry that is wrong, and
+    /// how.
+    fn record(&mut self, seq: u64, is_checked: bool) -> Result<Step, (u64, EntryFault)> {
         self.names.clear();
         let mut info = RecordInfo { seq, epoch: 0, len: 0, crc32c: 0, entries: 0, extents: 0 };
         loop {
             let at = seq + info.entries;
             let entry = self.entry(at, &info).map_err(|fault| (at, fault))?;
             info.epoch = entry.epoch;
-            info.crc32c = self.checksum(&entry, info.crc32c).map_err(|fault| (at, fault))?;
+            info.crc32c = self.checksum(&entry, info.crc32c, is_checked).map_err(|fault| (at, fault))?;
             info.len += entry.payload_len();
             info.extents += entry.extents().len() as u32;
             info.entries += 1;
@@ -296,36 +306,93 @@ impl<S: Source> Walk<'_, S> {
         Ok(entry)
     }
 
-    /// The record's checksum up to the end of `entry`, if it is the one that the entry holds.
-    fn checksum(&mut self, entry: &Entry, so_far: u32) -> Result<u32, EntryFault> {
+    /// The record's checksum up to the end of `entry`, if it is the one that the entry holds, or nobody looks.
+    fn checksum(&mut self, entry: &Entry, so_far: u32, is_checked: bool) -> Result<u32, EntryFault> {
+        // What lies in the entry is at hand.
+        let is_checked = is_checked || entry.inline().is_some();
         let mut crc = entry.inline().map_or(so_far, crc::crc32c);
         for &name in entry.extents() {
             let end = u32::from(name.offset) + u32::from(name.len);
             if name.buffer.0 >= self.plan.buffers || end > u32::from(self.plan.buffer_bytes) {
                 return Err(name.out_of_bounds());
             }
-            crc = self.source.checksum(crc, name).ok_or(EntryFault::Missing)?;
+            if is_checked {
+                crc = self.source.checksum(crc, name).ok_or(EntryFault::Missing)?;
+            }
             self.names.push(name);
         }
-        if crc == entry.payload_crc { Ok(crc) } else { Err(EntryFault::Payload) }
+        if crc == entry.payload_crc || !is_checked { Ok(entry.payload_crc) } else { Err(EntryFault::Payload) }
     }
 }
 
-/// Finds records that name the same bytes, and counts how many buffers are named at all. Of records that share bytes the
-/// oldest stays; the others are damage, though all checksums match.
+/// What records name of each buffer: one span of bytes, so that it takes little memory however many records there are.
+struct Spans {
+    /// Empty while `from >= to`.
+    spans: Box<[(u16, u16)]>,
+    /// Buffers that are named at all.
+    named: u32,
+    /// A bit for each buffer of which a record names bytes within the span of others. Empty while there is none.
+    doubtful: Vec<u64>,
+}
+
+impl Spans {
+    fn new(buffers: u32) -> Self {
+        Self { spans: vec![(0, 0); buffers as usize].into(), named: 0, doubtful: Vec::new() }
+    }
+
+    /// Adds a piece, which lies in a buffer and is not empty.
+    fn add(&mut self, name: ExtentName) {
+        let buffers = self.spans.len();
+        let span = &mut self.spans[name.buffer.0 as usize];
+        let (from, to) = (name.offset, name.offset + name.len);
+        if span.0 >= span.1 {
+            *span = (from, to);
+            self.named += 1;
+            return;
+        }
+        if from < span.1 && span.0 < to {
+            if self.doubtful.is_empty() {
+                self.doubtful = vec![0; buffers.div_ceil(64)];
+            }
+            self.doubtful[name.buffer.0 as usize / 64] |= 1 << (name.buffer.0 % 64);
+        }
+        *span = (span.0.min(from), span.1.max(to));
+    }
+
+    fn is_doubtful(&self, buffer: BufferId) -> bool {
+        self.doubtful.get(buffer.0 as usize / 64).is_some_and(|bits| bits >> (buffer.0 % 64) & 1 == 1)
+    }
+}
+
+/// Finds records that name the same bytes. Of records that share bytes the oldest stays; the others are damage, though all
+/// checksums match.
 fn check_shared<S: Source>(
     walk: &Walk<'_, S>,
-    mut pieces: Vec<u64>,
+    spans: &Spans,
     outcome: &mut Outcome,
     visit: &mut dyn FnMut(Scanned<'_>) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
+    // Records in the order of a buffer's bytes, as most are, leave no doubt.
+    if spans.doubtful.is_empty() {
+        return ControlFlow::Continue(());
+    }
+    let mut pieces = Vec::new();
+    let mut seq = walk.plan.header.head;
+    loop {
+        seq = outcome.quarantined.skip(seq, outcome.next);
+        if seq >= outcome.next {
+            break;
+        }
+        let (entries, _, names) = walk.names_of(seq);
+        pieces.extend(names.into_iter().filter(|name| spans.is_doubtful(name.buffer)).map(pack));
+        seq += entries;
+    }
     pieces.sort_unstable();
     let mut suspects: Vec<u64> = Vec::new();
     // The piece that reaches furthest into its buffer so far.
     let mut furthest: Option<ExtentName> = None;
     for name in pieces.iter().copied().map(unpack) {
         let before = furthest.filter(|before| before.buffer == name.buffer);
-        outcome.live_buffers += u32::from(before.is_none());
         if let Some(before) = before.filter(|before| u32::from(name.offset) < before.end()) {
             suspects.extend([pack(before), pack(name)]);
         }

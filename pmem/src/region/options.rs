@@ -31,6 +31,12 @@ pub struct Options {
     pub reserve: Option<u32>,
     /// The longest record in bytes.
     pub max_record_bytes: u32,
+    /// Log entries after which a shard notes in its header how far its log is durable, at the latest: no more than so many
+    /// need be looked through for it when the store is opened.
+    pub checkpoint_entries: u32,
+    /// Does not read the payload of records that are known to have been durable: damage in it is found when it is read, or by
+    /// [`Shard::scrub`](crate::Shard::scrub). Opening takes a time by the number of records then, and not of their bytes.
+    pub trust_durable: bool,
     /// A busy wait behind each fence; none by default. Models slower media, as PASTE's evaluation does.
     pub persist_delay: Duration,
     /// How what is flushed reaches the medium.
@@ -60,6 +66,8 @@ impl Default for Options {
             contents: Contents::Unknown,
             reserve: None,
             max_record_bytes: 16 << 20,
+            checkpoint_entries: 1 << 16,
+            trust_durable: false,
             persist_delay: Duration::ZERO,
             domain: DomainChoice::Found,
             timed: false,

@@ -12,9 +12,17 @@ use rand_chacha::ChaCha8Rng;
 /// Where payload begins in a buffer: behind headroom and headers.
 pub const PAYLOAD_OFFSET: usize = 128 + 66;
 
-/// Small buffers, so that small regions have many, and a short log, so that it is gone round often.
+/// Small buffers, so that small regions have many, and a short log, so that it is gone round often, with a header written
+/// several times meanwhile.
 pub fn tiny() -> Options {
-    Options { buffer_bytes: Some(1024), log_entries: Some(64), reserve: Some(4), ..Options::default() }
+    let checkpoint_entries = 8;
+    Options {
+        buffer_bytes: Some(1024),
+        log_entries: Some(64),
+        reserve: Some(4),
+        checkpoint_entries,
+        ..Options::default()
+    }
 }
 
 pub fn open(model: &Arc<LineModel>, options: &Options) -> Shard {

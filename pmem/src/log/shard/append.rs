@@ -251,8 +251,21 @@ impl Shard {
 
     #[inline]
     fn has_entries(&mut self, needed: u64) -> Result<(), AppendError> {
+        if self.next + needed <= self.write_end { Ok(()) } else { self.make_entries(needed) }
+    }
+
+    /// Has slots released, and a header written, so that entries may be.
+    #[cold]
+    fn make_entries(&mut self, needed: u64) -> Result<(), AppendError> {
         self.make_room(|shard| needed <= shard.free_log_entries());
         let free = self.free_log_entries();
-        if needed <= free { Ok(()) } else { Err(AppendError::Full(Full::LogEntries { needed, free })) }
+        if needed > free {
+            return Err(AppendError::Full(Full::LogEntries { needed, free }));
+        }
+        if self.next + needed > self.write_end {
+            let persisted = self.persist_header(self.head, needed);
+            persisted.map_err(|error| AppendError::Poisoned { why: error.to_string().into() })?;
+        }
+        Ok(())
     }
 }

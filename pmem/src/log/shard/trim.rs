@@ -54,7 +54,7 @@ impl Shard {
             return Ok(Trimmed { head, records: 0, payload_bytes: 0 });
         }
         let before_head = self.count_before(head);
-        self.persist_header(head)?;
+        self.persist_header(head, 0)?;
         let Count { records, payload_bytes } = before_head.less(self.before_head);
         self.quarantined.forget(self.head, head);
         (self.head, self.before_head) = (head, before_head);
@@ -101,6 +101,7 @@ impl Shard {
             }
         }
         self.held = to;
+        self.set_write_end();
         self.held < self.head
     }
 
