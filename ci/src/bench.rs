@@ -3,6 +3,7 @@
 mod disk;
 pub mod kv;
 mod micro;
+mod open;
 
 use std::process::Command;
 
@@ -104,6 +105,16 @@ The files lie in target/bench/disk: the disk that is measured is that one's. Lea
         #[arg(long)]
         quick: bool,
     },
+    /// How long stores of several sizes take to open after a kill, and how much memory.
+    #[command(after_help = "\
+Examples:
+  cargo xtask bench open            up to 16 GiB, for which there must be room in target/bench: some minutes
+  cargo xtask bench open --quick    up to 1 GiB")]
+    Open {
+        /// Smaller stores.
+        #[arg(long)]
+        quick: bool,
+    },
     /// pmfwd beside dpdk-testpmd, on the same virtual devices: packets by second of CPU time.
     #[command(after_help = "\
 Examples:
@@ -159,6 +170,9 @@ pub fn run(options: &Options) -> Result<()> {
         }
         Suite::Kv(options) => kv::run(options),
         Suite::Disk { quick } => disk::run(*quick),
+        Suite::Open { quick } => {
+            open::run(if *quick { &["256", "1024"] } else { &["1024", "4096", "16384"] })
+        }
         Suite::Fwd { quick, device } => {
             setup::provide(&TESTPMD, Verbosity::WhenInstalling)?;
             let (rounds, seconds) = if *quick { ("3", "0.1") } else { ("11", "0.3") };

@@ -118,6 +118,10 @@ pub struct ServeArgs {
     /// for an MTU of 9000; over net_af_packet as much as a frame of its ring has (framesz=12288,blocksz=12288), and 128. Without it, 2176; an existing store must have such buffers.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(1024..))]
     pub buffer_bytes: Option<u16>,
+    /// How many bytes each core reads in a second, while it serves, of what it had not read when the store was opened: so
+    /// damage is found that nobody asks for. 0 leaves it to be found when it is read.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
+    pub scrub_rate: ByteSize,
     /// Report as JSON lines instead of text.
     #[arg(long)]
     pub json: bool,

@@ -16,6 +16,7 @@ mod peers;
 mod render;
 mod replies;
 mod reply;
+mod scrub;
 mod stream;
 mod text;
 
@@ -32,6 +33,7 @@ use connection::Connection;
 use peers::Peers;
 use render::Rendered;
 use replies::ReplyPool;
+use scrub::Scrubber;
 
 use crate::http::HeadCache;
 
@@ -65,6 +67,8 @@ pub struct ServiceConfig {
     /// Whether appends become records. Without, bodies are received and given up, and acknowledged by their number: what
     /// is left of the server without its log, to be measured beside it.
     pub keeps_records: bool,
+    /// Bytes that are read in a second of what nobody had read when the store was opened; 0 for none.
+    pub scrub_bytes_per_s: u64,
     /// The persistence domain, as `GET /health` gives it.
     pub domain: String,
     /// Where `GET /health` reads how the network is.
@@ -80,6 +84,7 @@ impl Default for ServiceConfig {
             idle_timeout: Duration::from_secs(75),
             stall_timeout: Duration::from_secs(30),
             keeps_records: true,
+            scrub_bytes_per_s: 256 << 20,
             domain: String::new(),
             network: SharedNetworkState::default(),
         }
@@ -102,6 +107,7 @@ pub struct LogService {
     /// Room for the connections that a commit wakes.
     woken: Vec<ConnId>,
     ticked: Instant,
+    scrubber: Scrubber,
 }
 
 impl LogService {
@@ -143,6 +149,7 @@ impl LogService {
             },
             woken: Vec::with_capacity(connections),
             ticked: now,
+            scrubber: Scrubber::new(config.scrub_bytes_per_s, now),
         }
     }
 
@@ -203,6 +210,18 @@ impl LogService {
             }
         }
         has_worked
+    }
+
+    /// Reads some of what nobody has read since the store was opened, if there is any; whether it did.
+    #[inline]
+    fn scrub(&mut self, now: Instant, shard: &mut Shard) -> bool {
+        if self.scrubber.is_done() {
+            return false;
+        }
+        let peers = &mut self.common.peers;
+        let main = peers.own_index();
+        let archive = peers.archive_mut().iter_mut().map(|(index, shard)| (*index, shard));
+        self.scrubber.turn(now, std::iter::once((main, shard)).chain(archive))
     }
 
     /// Says what time it is. Once a second, clients that stand still lose their connection.
@@ -297,7 +316,8 @@ impl Service for LogService {
 
     fn between_bursts<N: Net>(&mut self, now: Instant, net: &mut N, shard: &mut Shard) -> bool {
         self.tick(now, net, shard);
-        self.attend(net, shard)
+        let has_scrubbed = self.scrub(now, shard);
+        self.attend(net, shard) || has_scrubbed
     }
 
     fn may_rest(&self) -> bool {

@@ -22,6 +22,7 @@ use stack::transport::dpdk::DpdkError;
 use super::access::{Access, Served, Traffic};
 use super::report::{Report, Started};
 use super::run::{self, LogServer, Spent, Surroundings};
+use super::store;
 use super::totals::{ShardStart, Totals};
 use super::watch::Watch;
 use crate::cli::ServeArgs;
@@ -260,7 +261,7 @@ impl<A: Access> Core<'_, A> {
         let mut shards = Vec::new();
         for seed in seeds {
             let number = seed.index();
-            shards.push((number, seed.open()?));
+            shards.push((number, store::open_shard(seed)?));
         }
         anyhow::ensure!(!shards.is_empty(), "a core has no shard");
         exchange.publish(shards.iter().map(|(number, shard)| (*number, shard)));
@@ -282,6 +283,7 @@ impl<A: Access> Core<'_, A> {
             spare_places: SPARE_PLACES,
             domain: setting.info.domain.to_string(),
             network: network.clone(),
+            scrub_bytes_per_s: args.scrub_rate.as_u64(),
             ..ServiceConfig::default()
         };
         let service = LogService::among(config, exchange.clone(), index, shards, clock.now());

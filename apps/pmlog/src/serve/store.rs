@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, anyhow, ensure};
-use pmem::{Contents, OpenError, Options, Region, RegionInfo, ShardSeed};
+use pmem::{Contents, OpenError, Options, Region, RegionInfo, Shard, ShardSeed};
 
 use crate::cli::ServeArgs;
 use crate::service::MAX_SHARDS;
@@ -30,6 +30,7 @@ pub(super) fn open(
         force: args.force,
         timed: args.profile,
         populate: true,
+        trust_durable: true,
         watch: program::watch_opening("pmlog", args.json, stop),
         ..Options::default()
     };
@@ -51,6 +52,20 @@ pub(super) fn open(
         args.pm.display()
     );
     Ok((info, region.into_seeds()))
+}
+
+/// Payload of each shard that is read before it is served.
+const READ_BYTES: u64 = 128 << 20;
+
+/// Opens a shard. Of a large one most payload is left to the scrub that goes on while it is served, so that opening takes a
+/// time by the number of its records, and not of their bytes.
+pub(super) fn open_shard(seed: ShardSeed) -> Result<Shard> {
+    let mut shard = seed.open()?;
+    let mut left = READ_BYTES;
+    while left > 0 && !shard.is_scrubbed() {
+        left = left.saturating_sub(shard.scrub(left).bytes);
+    }
+    Ok(shard)
 }
 
 /// The option that grants what the store's error asks for.

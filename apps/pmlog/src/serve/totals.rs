@@ -46,7 +46,11 @@ impl ShardStart {
     pub(super) fn of(index: u32, shard: &Shard) -> Self {
         let (head, next, epoch) = (shard.head_seq(), shard.next_seq(), shard.epoch());
         let damaged = shard.quarantines().iter().take(NAMED).copied().collect();
-        Self { index, head, next, epoch, recovery: *shard.recovery(), damaged }
+        // Some may have been found damaged since.
+        let (counters, mut recovery) = (shard.counters(), *shard.recovery());
+        recovery.quarantined = shard.quarantine_counts().0;
+        (recovery.records, recovery.payload_bytes) = (counters.live_records, counters.live_payload_bytes);
+        Self { index, head, next, epoch, recovery, damaged }
     }
 }
 

@@ -47,7 +47,8 @@ impl Checked {
                 return Err(Unreadable { refusal: Refusal::NoRecord { seq, head, next }, found: None });
             }
         };
-        if shard.quarantine(damage) {
+        // What nobody has read since the store was opened may have been so before.
+        if shard.quarantine(damage) && !shard.is_unread(seq) {
             return Err(Unreadable { refusal: Refusal::Altered { seq }, found: Some(damage) });
         }
         let refusal = Refusal::Damaged { seq, entry: damage.entry, fault: damage.fault };

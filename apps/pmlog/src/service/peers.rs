@@ -359,6 +359,16 @@ impl Peers {
     pub(super) fn archive(&self) -> &[(u32, Shard)] {
         &self.archive
     }
+
+    /// The core's further shards, to be changed.
+    pub(super) fn archive_mut(&mut self) -> &mut [(u32, Shard)] {
+        &mut self.archive
+    }
+
+    /// Which shard appends go to.
+    pub(super) fn own_index(&self) -> u32 {
+        self.core as u32
+    }
 }
 
 /// An answer.

@@ -42,6 +42,12 @@ impl Shard {
         self.unread.entries.is_empty() && self.unread.record.is_none()
     }
 
+    /// Whether nobody has read a record's payload since the shard was opened, as far as scrubbing goes: damage in it may be
+    /// older than this opening.
+    pub fn is_unread(&self, seq: u64) -> bool {
+        self.unread.entries.contains(&seq)
+    }
+
     /// Reads payload that nobody has read since the shard was opened, and checks it: so many bytes, up to the end of a log
     /// entry's. What is damaged is taken into quarantine.
     pub fn scrub(&mut self, max_bytes: u64) -> Scrubbed {
