@@ -75,9 +75,9 @@ pub use stack_tcp::sim;
 #[cfg(feature = "tcp")]
 pub use stack_tcp::{
     AddressConflict, AddressError, BindError, Config, ConfigError, CongestionControl, ConnectError,
-    ConnectionOptions, CoreShare, Counters, DeviceSpread, Drops, Endpoint, EthernetAddress, FlowDirectory,
-    FrameSink, IpCidr, Ipv4Cidr, Ipv6Cidr, Keepalive, ListenError, MAX_ROUTES, OptionError, Route,
-    RouteError, RxBurst, RxChecksum, RxFrame, Share, SinkFull, SpreadError, TxChecksum, TxFrame,
+    ConnectionOptions, CoreShare, Counters, DeviceSpread, Drops, Ecn, Endpoint, EthernetAddress,
+    FlowDirectory, FrameSink, IpCidr, Ipv4Cidr, Ipv6Cidr, Keepalive, ListenError, MAX_ROUTES, OptionError,
+    Route, RouteError, RxBurst, RxChecksum, RxFrame, Share, SinkFull, SpreadError, TxChecksum, TxFrame,
     UnknownCongestionControl, check_gateway, check_own, check_routes, config, counters, endpoint, frame,
 };
 

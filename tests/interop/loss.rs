@@ -31,6 +31,35 @@ fn there_and_back(lab: &Lab, server: IpAddr, path: Path) -> Result<()> {
     Ok(())
 }
 
+/// Linux asks for it, and is answered: routers mark packets both ways, of which each would be lost otherwise.
+fn there_and_back_by_marks(lab: &Lab, server: IpAddr) -> Result<()> {
+    std::fs::write("/proc/sys/net/ipv4/tcp_ecn", "1")?;
+    let mut link = Link::new("c0", &["s0"], path(), 7)?;
+    wire::link_to_device("c0", "s0")?;
+    let options = PmlogOptions::new(&lab.path("store.pm"))?.option("--pm-size", "64MiB");
+    let pmlog = options.device("net_af_packet0,iface=s0").start()?;
+    link.change(Path { mark: 0.02, ..path() }, 7)?;
+    let body = noise(1, RECORD_BYTES);
+    let mut connection = Connection::open(SocketAddr::new(server, 80))?;
+    connection.set_patience(Duration::from_secs(60))?;
+    let seq = connection.append(&body)?.seq()?;
+    let reply = connection.get(&format!("/records/{seq}"))?;
+    ensure!(reply.body == body, "the record differs\n{}", pmlog.output());
+    let [up, down] = link.counters()?;
+    ensure!(up.marked > FRAMES / 100 && down.marked > FRAMES / 100, "{up:?} and {down:?}");
+    Ok(())
+}
+
+#[test]
+fn linux_and_the_stack_heed_marks_of_congestion() {
+    isolated(|lab| there_and_back_by_marks(lab, IpAddr::V4(SERVER_V4)));
+}
+
+#[test]
+fn linux_and_the_stack_heed_marks_of_congestion_over_ipv6() {
+    isolated(|lab| there_and_back_by_marks(lab, IpAddr::V6(SERVER_V6)));
+}
+
 fn path() -> Path {
     Path::clean(500_000_000, Duration::from_millis(4))
 }

@@ -275,6 +275,9 @@ pub struct DpdkArgs {
     /// delivers and not by losses.
     #[arg(long, value_name = "NAME", default_value_t = CongestionControl::default())]
     pub congestion: CongestionControl,
+    /// Whether routers may mark packets as a sign of congestion, instead of dropping them (RFC 3168). With bbr none may.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Ecn::Answer)]
+    pub ecn: Ecn,
     /// The TCP port.
     #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
@@ -405,6 +408,15 @@ pub enum PartialChecksums {
     Accept,
     /// Drops and counts them, as on any other device.
     Refuse,
+}
+
+/// Whether marks of congestion are heeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Ecn {
+    /// On connections whose client asks for it.
+    Answer,
+    /// On none.
+    Off,
 }
 
 /// Whether headers and payload lie apart.

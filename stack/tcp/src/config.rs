@@ -33,6 +33,19 @@ impl CoreShare {
     pub const ALONE: Self = Self { index: 0, count: 1 };
 }
 
+/// Whether routers may mark packets as a sign of congestion, instead of dropping them (RFC 3168). Both sides of a connection
+/// have to agree. With [BBR](CongestionControl::Bbr) none does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ecn {
+    /// Never.
+    Off,
+    /// Where the peer asks for it.
+    #[default]
+    Answer,
+    /// This side asks for it, too.
+    Ask,
+}
+
 /// Settings of an [`Endpoint`](crate::Endpoint). All memory these limits allow is taken at the start.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -91,6 +104,8 @@ pub struct Config {
     pub udp_tx_datagrams: usize,
     /// What decides how much a connection has in flight.
     pub congestion: CongestionControl,
+    /// Whether marks of congestion by routers are heeded.
+    pub ecn: Ecn,
     /// Whether connections whose congestion control has no rate of its own send at one, too: a little more than the
     /// congestion window in a round trip, instead of as much at once as acknowledgements allow.
     pub pacing: bool,
@@ -286,6 +301,7 @@ impl Config {
             udp_rx_datagrams: 256,
             udp_tx_datagrams: 256,
             congestion: CongestionControl::default(),
+            ecn: Ecn::default(),
             pacing: false,
             time_wait: Duration::from_secs(60),
             connection: ConnectionOptions::default(),
@@ -298,6 +314,16 @@ impl Config {
             tx_checksum_offload: false,
             tx_segmentation: false,
         }
+    }
+
+    /// Whether this side heeds marks of congestion where the peer asks for that; BBR's first version would pass them over.
+    pub(crate) fn answers_marks(&self) -> bool {
+        self.ecn != Ecn::Off && !self.congestion.models()
+    }
+
+    /// Whether it asks for that where it opens a connection.
+    pub(crate) fn asks_for_marks(&self) -> bool {
+        self.ecn == Ecn::Ask && self.answers_marks()
     }
 
     /// What the send queues of all connections may hold, in extents of buffers of this length.

@@ -29,6 +29,12 @@ pub struct Counters {
     pub recoveries: u64,
     /// Losses that turned out to be none: the answer was late, and the window is as it was before.
     pub undone: u64,
+    /// Segments that a router had marked as a sign of congestion (RFC 3168).
+    pub ce_in: u64,
+    /// Segments by which peers have said that what was sent to them was marked.
+    pub ece_in: u64,
+    /// Segments that have told peers of a lower window, for marks or for losses.
+    pub cwr_out: u64,
     /// Probes for losses at the tail.
     pub tail_probes: u64,
     /// Connections whose segments were taken for too long for their path, as often as that was so (RFC 4821).

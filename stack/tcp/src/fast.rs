@@ -1,5 +1,5 @@
 //! Segments of the form that nearly all have: TCP over IPv4 on Ethernet, without IP options, whole, ACK and at most PSH
-//! set, and no TCP options or the timestamps alone as RFC 7323, appendix A, lays them out.
+//! set, no mark of congestion, and no TCP options or the timestamps alone as RFC 7323, appendix A, lays them out.
 //!
 //! A few wide compares recognise it. What they do not, right or wrong, is for [`frame::parse`](crate::frame::parse),
 //! which finds the same in such a segment.
@@ -73,7 +73,9 @@ impl Form {
         let begins = u64_at(head, 12) & BEGIN.1 == BEGIN.0;
         let is_whole_tcp = u32_at(head, 20) & WHOLE_TCP.1 == WHOLE_TCP.0;
         let form = u16_at(head, TCP_AT + 12) & FORM;
-        if !(own & from_other & begins & is_whole_tcp) || !is_header_right(head) {
+        // What a router has marked (RFC 3168).
+        let is_unmarked = head[15] & 3 != 3;
+        if !(own & from_other & begins & is_whole_tcp & is_unmarked) || !is_header_right(head) {
             return None;
         }
         let payload_at = match form {

@@ -225,6 +225,9 @@ bitflags::bitflags! {
         const RST = 0x04;
         const PSH = 0x08;
         const ACK = 0x10;
+        /// Marks were seen, and less is sent for that (RFC 3168, section 6.1).
+        const ECE = 0x40;
+        const CWR = 0x80;
     }
 }
 
@@ -245,6 +248,8 @@ pub(crate) struct Segment {
     pub payload_len: usize,
     /// Whether its checksum is the pseudo header's alone.
     pub is_partial: bool,
+    /// Whether a router has met with congestion, and says so (RFC 3168).
+    pub is_marked: bool,
 }
 
 impl Segment {
@@ -357,7 +362,7 @@ pub(crate) fn parse(frame: &[u8], apart: usize, local: &Local, checksum: RxCheck
         Ok(ip) => ip,
         Err(parsed) => return parsed,
     };
-    let Ip { protocol, source, destination, at, packet, len } = ip;
+    let Ip { protocol, source, destination, at, packet, len, is_marked } = ip;
     // Whoever sends TCP to a group is not a peer (RFC 9293, section 3.9.2.3, MUST-57), nor is it on Ethernet.
     // Nor does what comes back to its sender. No groups' datagrams are taken either.
     let to_us = ethernet.dst_addr() == EthernetAddress(local.mac) && local.has(destination);
@@ -402,6 +407,7 @@ pub(crate) fn parse(frame: &[u8], apart: usize, local: &Local, checksum: RxCheck
         payload_at,
         payload_len: len - header_len,
         is_partial: verdict == Verdict::Partial,
+        is_marked,
     })
 }
 
@@ -479,6 +485,9 @@ pub(crate) fn flow_of(frame: &[u8], apart: usize) -> Option<FlowKey> {
     })
 }
 
+/// What IP's field for that says if a router has met with congestion.
+const MARKED: u8 = 3;
+
 /// An IP packet that carries TCP or UDP.
 struct Ip<'a> {
     protocol: IpProtocol,
@@ -490,6 +499,8 @@ struct Ip<'a> {
     packet: &'a [u8],
     /// Length of all of it in bytes.
     len: usize,
+    /// Whether a router has met with congestion (RFC 3168, section 5).
+    is_marked: bool,
 }
 
 #[expect(clippy::result_large_err, reason = "what is large is never the error: segments come later")]
@@ -524,6 +535,7 @@ fn parse_v4(bytes: &[u8], apart: usize) -> Result<Ip<'_>, Parsed> {
         at,
         packet: &bytes[at..end.min(bytes.len())],
         len: end - at,
+        is_marked: packet.ecn() == MARKED,
     })
 }
 
@@ -559,5 +571,6 @@ fn parse_v6(bytes: &[u8], apart: usize) -> Result<Ip<'_>, Parsed> {
         at,
         packet: &bytes[at..end],
         len: IPV6_HEADER_LEN + len - at,
+        is_marked: packet.traffic_class() & 3 == MARKED,
     })
 }

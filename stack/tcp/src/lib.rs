@@ -39,7 +39,7 @@ mod window;
 
 pub use address::{AddressError, check_gateway, check_own};
 pub use config::{
-    Config, ConfigError, CongestionControl, ConnectionOptions, CoreShare, Keepalive, OptionError,
+    Config, ConfigError, CongestionControl, ConnectionOptions, CoreShare, Ecn, Keepalive, OptionError,
     UnknownCongestionControl,
 };
 pub use counters::{Counters, Drops};

@@ -171,10 +171,11 @@ impl Listeners {
 
     /// SYN and ACK go out again, since the peer's SYN came again, from `mac`: which of them it will answer cannot be
     /// told.
-    pub(crate) fn answered_again(&mut self, place: u32, mac: [u8; 6]) {
+    pub(crate) fn answered_again(&mut self, place: u32, mac: [u8; 6], heeds_marks: bool) {
         if let Some(half_open) = &mut self.half_open[place as usize] {
             half_open.handshake.sent_at = None;
             half_open.handshake.mac = mac;
+            half_open.handshake.heeds_marks = heeds_marks;
         }
     }
 }
@@ -213,6 +214,7 @@ mod tests {
             mss: 1460,
             window_scale: None,
             sacks: false,
+            heeds_marks: false,
             clock: None,
             offered: 0,
             sent_at: None,

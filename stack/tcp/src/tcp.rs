@@ -4,6 +4,7 @@ mod ack;
 pub(crate) mod congestion;
 pub(crate) mod connection;
 pub(crate) mod early;
+mod ecn;
 mod expected;
 pub(crate) mod isn;
 pub(crate) mod options;

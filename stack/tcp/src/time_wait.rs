@@ -122,6 +122,7 @@ mod tests {
             seq: Seq(seq),
             ack: Seq(0),
             flags,
+            is_marked: false,
             window: 0,
             options: Options { timestamp, ..Options::default() },
             payload_at: 0,

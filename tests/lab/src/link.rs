@@ -228,6 +228,7 @@ impl Carrier {
             let direction = &mut self.directions[if from == 0 { UP } else { DOWN }];
             let now_ns = self.started.elapsed().as_nanos() as u64;
             if let Fate::Arrives(arrives_ns) = direction.send(now_ns, len) {
+                direction.mark(&mut self.frames[at..at + len]);
                 self.free.pop();
                 self.order += 1;
                 let frame =

@@ -19,7 +19,7 @@ use stack::{AddressConflict, Config, ConnectionOptions};
 use stack::{EthernetAddress, IpCidr};
 
 use super::access::{Access, BACKLOG, SLEEP, Served, Traffic, receive_buffers_for};
-use crate::cli::{DpdkArgs, HeaderSplit, IdleMode, PartialChecksums, ServeArgs};
+use crate::cli::{DpdkArgs, Ecn, HeaderSplit, IdleMode, PartialChecksums, ServeArgs};
 use crate::service::Drops;
 
 /// Where nothing says otherwise (RFC 894).
@@ -130,6 +130,10 @@ impl Access for Device<'_> {
             dscp: options.dscp,
             max_connections: args.places(),
             congestion: options.congestion,
+            ecn: match options.ecn {
+                Ecn::Answer => stack::Ecn::Answer,
+                Ecn::Off => stack::Ecn::Off,
+            },
             connection: ConnectionOptions {
                 keepalive: args.keepalive(),
                 user_timeout: args.user_timeout(),

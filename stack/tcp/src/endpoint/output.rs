@@ -216,7 +216,7 @@ impl Endpoint {
         }
         let divides = HEEDS_PATH && connection.is_divisible();
         // What may be divided has to be told apart, packet by packet.
-        let cuts = cx.config.tx_segmentation && !divides;
+        let cuts = cx.config.tx_segmentation && !divides && !connection.owes_cwr();
         let mut left = QUANTUM;
         while left > 0 {
             let longer = if HEEDS_PATH { longer.take() } else { None };
@@ -230,16 +230,17 @@ impl Endpoint {
             };
             let Some(mac) = connection.mac else { return Ok(false) };
             let report = connection.report(&plan, edge, now, &cx);
+            let (flags, mark) = connection.with_marks(&plan);
             let header = Header {
                 key: &connection.key,
                 source_mac: cx.config.mac,
                 mac,
                 seq: plan.seq,
                 ack: report.ack,
-                flags: plan.flags,
+                flags,
                 window: report.window,
                 options: report.options,
-                traffic_class: cx.config.dscp << 2,
+                traffic_class: cx.config.dscp << 2 | mark,
             };
             let layout = if divides {
                 self.divisible_ident = self.divisible_ident.wrapping_add(1);

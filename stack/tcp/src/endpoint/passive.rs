@@ -61,6 +61,7 @@ impl Endpoint {
             mss: options.mss.unwrap_or(default_mss(&key)),
             window_scale: options.window_scale,
             sacks: options.sack_permitted,
+            heeds_marks: segment.asks_for_marks() && self.config.answers_marks(),
             clock,
             offered: self.first_window(key.is_v4(), options.mss),
             sent_at: Some(self.now),
@@ -86,10 +87,11 @@ impl Endpoint {
                 }
                 self.last_cookie = Some(self.now);
                 self.counters.syn_cookies_sent += 1;
-                let value = Secret::cookie_clock(clock_now(offset, self.now), &options);
+                let heeds_marks = handshake.heeds_marks && clock.is_some();
+                let value = Secret::cookie_clock(clock_now(offset, self.now), &options, heeds_marks);
                 // Without timestamps to remember it by, windows are not scaled.
                 let window_scale = handshake.window_scale.filter(|_| clock.is_some());
-                let handshake = Handshake { iss: cookie, window_scale, ..handshake };
+                let handshake = Handshake { iss: cookie, window_scale, heeds_marks, ..handshake };
                 self.send_syn_ack(&handshake, clock.map(|_| value));
             }
         }
@@ -137,7 +139,7 @@ impl Endpoint {
             mac: handshake.mac,
             seq: handshake.iss,
             ack: handshake.irs + 1,
-            flags: Flags::SYN | Flags::ACK,
+            flags: Flags::SYN | Flags::ACK | if handshake.heeds_marks { Flags::ECE } else { Flags::empty() },
             window: handshake.offered as u16,
             options,
         });
@@ -171,8 +173,10 @@ impl Endpoint {
         if segment.flags.contains(Flags::SYN) {
             if segment.seq == handshake.irs && !segment.flags.contains(Flags::ACK) {
                 let mac = segment.source_mac;
-                self.listeners.answered_again(place, mac);
-                self.send_syn_ack(&Handshake { mac, ..handshake }, clock);
+                // Who asks no more has given it up (RFC 3168, section 6.1.1.1).
+                let heeds_marks = handshake.heeds_marks && segment.asks_for_marks();
+                self.listeners.answered_again(place, mac, heeds_marks);
+                self.send_syn_ack(&Handshake { mac, heeds_marks, ..handshake }, clock);
             } else {
                 // RFC 5961, section 4: whoever has really begun again answers with RST.
                 self.challenge_half_open(&handshake);
@@ -255,6 +259,7 @@ impl Endpoint {
             mss: cookie.mss,
             window_scale: cookie.window_scale,
             sacks: cookie.sacks,
+            heeds_marks: cookie.heeds_marks && self.config.answers_marks(),
             clock,
             offered: self.first_window(key.is_v4(), Some(cookie.mss)),
             sent_at: None,

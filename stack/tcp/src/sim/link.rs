@@ -11,7 +11,7 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use smoltcp::phy::{PcapLinkType, PcapSink};
-use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol};
+use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol, Ipv4Packet, Ipv6Packet};
 use stack_net::time::Instant;
 
 use super::smoltcp_time;
@@ -30,6 +30,8 @@ pub struct Path {
     pub bits_per_second: u64,
     /// Frames that may wait; further ones are lost.
     pub queue_frames: usize,
+    /// Frames that wait before a further one is marked as a sign of congestion, if it may be (RFC 3168).
+    pub marks_behind_frames: usize,
     /// The longest IP packet; longer ones are lost and counted as oversized.
     pub mtu: usize,
     /// Share of frames lost, or of those with which a burst of losses begins.
@@ -55,6 +57,7 @@ impl Default for Path {
             latency: Duration::from_micros(50),
             bits_per_second: 1_000_000_000,
             queue_frames: 1_000,
+            marks_behind_frames: usize::MAX,
             mtu: 1_500,
             loss: 0.0,
             loss_burst: 1,
@@ -77,6 +80,8 @@ pub struct LinkCounters {
     pub lost: u64,
     /// Frames lost since the queue was full.
     pub overflowed: u64,
+    /// Frames marked since many waited.
+    pub marked: u64,
     /// Frames lost since they were longer than the path's MTU.
     pub oversized: u64,
     /// Frames that a port's filter took away.
@@ -227,6 +232,9 @@ impl Wire {
             self.counters.overflowed += 1;
             return;
         };
+        if line.waiting.len() > path.marks_behind_frames && mark(&mut frame) {
+            self.counters.marked += 1;
+        }
         let Ok(header) = EthernetFrame::new_checked(&frame) else { return };
         let destination = header.dst_addr();
         if header.src_addr().is_unicast() {
@@ -287,6 +295,29 @@ impl Wire {
         self.frames += 1;
         self.counters.carried += 1;
         self.lines[to].arriving.push(Reverse(Arrival { at, order: self.frames, frame }));
+    }
+}
+
+/// Marks a frame as a sign of congestion, if it is one that may be marked (RFC 3168, section 5).
+fn mark(frame: &mut [u8]) -> bool {
+    let Ok(mut ethernet) = EthernetFrame::new_checked(frame) else { return false };
+    match ethernet.ethertype() {
+        EthernetProtocol::Ipv4 => {
+            let Ok(mut ip) = Ipv4Packet::new_checked(ethernet.payload_mut()) else { return false };
+            let may_be = ip.ecn() != 0;
+            if may_be {
+                ip.set_ecn(3);
+                ip.fill_checksum();
+            }
+            may_be
+        }
+        EthernetProtocol::Ipv6 => {
+            let Ok(mut ip) = Ipv6Packet::new_checked(ethernet.payload_mut()) else { return false };
+            let class = ip.traffic_class();
+            ip.set_traffic_class(if class & 3 == 0 { class } else { class | 3 });
+            class & 3 != 0
+        }
+        _ => false,
     }
 }
 

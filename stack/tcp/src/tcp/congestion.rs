@@ -84,6 +84,8 @@ pub(crate) struct Loss {
     pub sent_to: Seq,
     /// Whether what was lost was sent while the window was full.
     pub was_full: bool,
+    /// Whether nothing was lost, but marked as a sign of congestion (RFC 3168).
+    pub is_mark: bool,
 }
 
 impl Loss {

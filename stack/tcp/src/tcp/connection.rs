@@ -133,6 +133,8 @@ pub(crate) struct Connection {
     // Line 6.
     pub(super) board: Scoreboard,
     pub(super) reordering: Reordering,
+    /// What was sent when the window was last lowered, where marks of congestion are heeded.
+    pub(super) reduced_to: Seq,
     /// Since when the peer has acknowledged nothing, once something was sent again: the low bits of the millisecond.
     pub(super) stalled_ms: u32,
     /// Most payload bytes of a segment if its path takes them.
@@ -187,6 +189,14 @@ bitflags::bitflags! {
         /// Its packets may be divided on the way: the path takes next to nothing.
         const DIVISIBLE = 8;
         const DURABLE_ACK = 2;
+        /// The SYN has asked for marks of congestion to be heeded (RFC 3168).
+        const ECN_ASKED = 16;
+        /// Both sides heed them.
+        const ECN = 32;
+        /// One has come, and the peer has not said that it sends less.
+        const ECN_ECHOES = 64;
+        /// The window was lowered, and the peer is yet to be told.
+        const ECN_REDUCED = 128;
     }
 }
 
@@ -400,6 +410,8 @@ pub(crate) struct Handshake {
     pub window_scale: Option<u8>,
     /// Whether the peer understands selective acknowledgements.
     pub sacks: bool,
+    /// Whether both sides heed marks of congestion (RFC 3168).
+    pub heeds_marks: bool,
     pub clock: Option<Clock>,
     /// The window that was offered with SYN and ACK.
     pub offered: u32,
@@ -453,6 +465,7 @@ impl Connection {
             board: Scoreboard::new(Seq(0), config.congestion.models()),
             reordering: Reordering::new(),
             undisturbed: Seq(0),
+            reduced_to: Seq(0),
             congestion: Congestion::new(),
             stalled_ms: 0,
             held: 0,
@@ -510,6 +523,8 @@ impl Connection {
         (self.reordering, self.undisturbed) = (Reordering::new(), iss);
         (self.last_sent, self.last_heard) = (now, now);
         self.challenges = RateLimit::new();
+        self.traits -= Traits::ECN_ASKED | Traits::ECN | Traits::ECN_ECHOES | Traits::ECN_REDUCED;
+        self.reduced_to = iss;
         self.events = Happened::empty();
         self.wants_room.set(false);
     }
@@ -530,6 +545,7 @@ impl Connection {
         self.state = State::SynSent;
         self.clock = Some(clock);
         self.due = Due::SYN;
+        self.traits.set(Traits::ECN_ASKED, cx.config.asks_for_marks());
         cx.pool.connection_opened();
     }
 
@@ -543,6 +559,7 @@ impl Connection {
         self.retries = handshake.retries;
         self.clock = handshake.clock;
         self.sacks = handshake.sacks;
+        self.traits.set(Traits::ECN, handshake.heeds_marks);
         self.agree(handshake.irs, handshake.mss, handshake.window_scale, cx.config, now);
         self.rcv_adv = self.rcv_nxt + handshake.offered;
         cx.pool.connection_opened();

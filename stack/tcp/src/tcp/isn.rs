@@ -42,6 +42,8 @@ pub(crate) struct Cookie {
     pub window_scale: Option<u8>,
     /// Whether the peer understands selective acknowledgements.
     pub sacks: bool,
+    /// Whether marks of congestion are heeded: only with timestamps that can say so.
+    pub heeds_marks: bool,
 }
 
 impl Secret {
@@ -76,13 +78,13 @@ impl Secret {
         Seq((period as u32 & 15) << 28 | said << 24 | self.cookie_hash(key, irs, period, said))
     }
 
-    /// The low bits of the timestamp that goes out with a cookie hold the peer's window shift. It is at most 15 ms
-    /// behind the clock and never ahead of it: the connection's first segments carry the clock itself, and would be
+    /// The low bits of the timestamp that goes out with a cookie hold the peer's window shift, and whether marks of
+    /// congestion are heeded. It is at most 31 ms behind the clock and never ahead of it: the connection's first segments carry the clock itself, and would be
     /// dropped as old ones (RFC 7323, section 5.3).
-    pub(crate) fn cookie_clock(clock: u32, options: &Options) -> u32 {
-        let scale = options.window_scale.map_or(NO_SCALE, u32::from);
-        let back = if scale > clock & 15 { 16 } else { 0 };
-        ((clock & !15) | scale).wrapping_sub(back)
+    pub(crate) fn cookie_clock(clock: u32, options: &Options, heeds_marks: bool) -> u32 {
+        let said = u32::from(heeds_marks) << 4 | options.window_scale.map_or(NO_SCALE, u32::from);
+        let back = if said > clock & 31 { 32 } else { 0 };
+        ((clock & !31) | said).wrapping_sub(back)
     }
 
     /// Verifies the cookie that an ACK acknowledges; `echo` is the timestamp echoed with it.
@@ -102,7 +104,8 @@ impl Secret {
         }
         let scale = echo.map_or(NO_SCALE, |echo| echo & 15);
         let window_scale = u8::try_from(scale).ok().filter(|&shift| u32::from(shift) != NO_SCALE);
-        Some(Cookie { mss: COOKIE_MSS[said as usize & 7], window_scale, sacks: said & 8 != 0 })
+        let heeds_marks = echo.is_some_and(|echo| echo & 16 != 0);
+        Some(Cookie { mss: COOKIE_MSS[said as usize & 7], window_scale, sacks: said & 8 != 0, heeds_marks })
     }
 
     fn cookie_hash(&self, key: &FlowKey, irs: Seq, period: i64, said: u32) -> u32 {
@@ -140,11 +143,11 @@ mod tests {
     #[test]
     fn a_cookie_s_timestamp_is_never_ahead_of_the_clock() {
         for clock in (0..64).chain(u32::MAX - 64..=u32::MAX) {
-            for scale in 0..=15u8 {
-                let options = Options { window_scale: Some(scale), ..Options::default() };
-                let value = Secret::cookie_clock(clock, &options);
-                assert_eq!(value & 15, scale.into());
-                assert!(clock.wrapping_sub(value) < 16, "{value} for {clock}");
+            for said in 0..=31u8 {
+                let options = Options { window_scale: Some(said & 15), ..Options::default() };
+                let value = Secret::cookie_clock(clock, &options, said & 16 != 0);
+                assert_eq!(value & 31, said.into());
+                assert!(clock.wrapping_sub(value) < 32, "{value} for {clock}");
             }
         }
     }
@@ -155,10 +158,10 @@ mod tests {
         let (now, irs) = (Instant::from_secs(1000), Seq(99));
         let cookie = secret.cookie(&key(1), irs, 1459, true, now);
         let scaled = Options { window_scale: Some(9), ..Options::default() };
-        let echo = Some(Secret::cookie_clock(123_456, &scaled));
+        let echo = Some(Secret::cookie_clock(123_456, &scaled, true));
         let soon = Instant::from_secs(1050);
         let open = |key, irs, cookie, at| secret.open_cookie(&key, irs, cookie, echo, at);
-        let expected = Cookie { mss: 1452, window_scale: Some(9), sacks: true };
+        let expected = Cookie { mss: 1452, window_scale: Some(9), sacks: true, heeds_marks: true };
         assert_eq!(open(key(1), irs, cookie, soon), Some(expected));
         assert_eq!(open(key(2), irs, cookie, soon), None);
         assert_eq!(open(key(1), irs + 1, cookie, soon), None);
@@ -168,6 +171,6 @@ mod tests {
         assert_eq!(open(key(1), irs, plain, soon), Some(Cookie { sacks: false, ..expected }));
         assert_eq!(open(key(1), irs, Seq(plain.0 ^ 1 << 27), soon), None, "what it says is part of the hash");
         let unscaled = secret.open_cookie(&key(1), irs, cookie, None, soon).unwrap();
-        assert_eq!(unscaled.window_scale, None);
+        assert_eq!((unscaled.window_scale, unscaled.heeds_marks), (None, false));
     }
 }

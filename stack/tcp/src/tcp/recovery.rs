@@ -112,7 +112,7 @@ impl Recovery {
         self.point = self.point.max(acked.back(1));
     }
 
-    fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         !self.doubt.intersects(Doubt::RECOVERY | Doubt::TIMEOUT)
     }
 }
@@ -377,7 +377,12 @@ impl Connection {
     /// A loss of some of so many bytes under way, as congestion control sees it.
     fn loss(&self, flight: u32) -> Loss {
         let was_full = self.congestion.is_full(self.snd_una);
-        Loss { mss: self.mss, flight, sent_to: self.snd_max, was_full }
+        Loss { mss: self.mss, flight, sent_to: self.snd_max, was_full, is_mark: false }
+    }
+
+    /// A mark of what is under way, as congestion control sees it.
+    pub(super) fn mark(&self) -> Loss {
+        Loss { is_mark: true, ..self.loss(self.flight()) }
     }
 
     /// A loss was found, by an acknowledgement that has told of so many bytes: recovery begins.
@@ -386,6 +391,7 @@ impl Connection {
         // What was sent only to find out does not count (RFC 3042, section 4).
         let flight = self.undisturbed.max(self.snd_una).since(self.snd_una);
         self.congestion.on_recovery(&self.loss(flight), cx.controls);
+        self.note_reduction();
         self.recovery.doubt |= Doubt::RECOVERY;
         self.recovery.point = self.snd_nxt;
         let models = self.congestion.models(cx.controls);
@@ -443,6 +449,7 @@ impl Connection {
         }
         let is_first = self.retries == 1;
         self.congestion.on_timeout(&self.loss(self.flight()), is_first, cx.controls);
+        self.note_reduction();
         self.recovery.duplicates = 0;
         self.recovery.doubt = (self.recovery.doubt - Doubt::RECOVERY) | Doubt::TIMEOUT;
         self.recovery.point = self.snd_nxt;

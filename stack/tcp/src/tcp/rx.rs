@@ -58,6 +58,7 @@ impl Connection {
         }
         self.mac = Some(segment.source_mac);
         self.remember_clock(now, &segment);
+        self.take_marks(&segment, cx);
         let outcome = self.acknowledged(now, &segment, scale, cx);
         if outcome != Outcome::Goes {
             return outcome;
@@ -181,6 +182,7 @@ impl Connection {
             _ => None,
         };
         self.sacks = segment.options.sack_permitted;
+        self.agree_on_marks(segment);
         let mss = segment.options.mss.unwrap_or(default_mss(&self.key));
         self.agree(segment.seq, mss, segment.options.window_scale, cx.config, now);
         self.mac = Some(segment.source_mac);

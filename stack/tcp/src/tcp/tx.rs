@@ -29,6 +29,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Whether it is data that was not sent before, of a connection that has sent all before that number, and no probe.
+    pub(super) fn is_new_data(&self, sent_to: Seq) -> bool {
+        self.kind == Kind::Data && self.len > 0 && self.seq == sent_to
+    }
+
     /// How many segments it is on the wire.
     #[inline]
     pub(crate) fn segments(&self) -> u32 {
@@ -125,7 +130,7 @@ impl Connection {
         let is_usual = matches!(self.state, State::Established | State::CloseWait)
             && self.recovery.is_calm()
             && self.due.is_empty()
-            && !self.traits.contains(Traits::NAGLE)
+            && !self.traits.intersects(Traits::NAGLE | Traits::ECN)
             && !self.congestion.is_paced(controls)
             && self.ack.duplicates | self.ack.quick == 0
             && self.recv.early.is_empty();
@@ -203,7 +208,8 @@ impl Connection {
     fn plan_handshake(&self) -> Option<Plan> {
         if self.due.contains(Due::SYN) && self.mac.is_some() {
             let ack = if self.state == State::SynReceived { Flags::ACK } else { Flags::empty() };
-            return Some(Plan { flags: Flags::SYN | ack, ..self.bare(Kind::Syn, self.snd_una) });
+            let flags = Flags::SYN | ack | self.asks_for_marks();
+            return Some(Plan { flags, ..self.bare(Kind::Syn, self.snd_una) });
         }
         let owes = self.state == State::SynReceived && self.ack.now;
         owes.then(|| self.bare(Kind::Ack, self.snd_nxt))
@@ -658,6 +664,9 @@ impl Connection {
     fn sent_data(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
         // A probe of a closed window may have brought some of it.
         let again = plan.seq.before(self.snd_max);
+        if self.owes_cwr() {
+            self.note_cwr(plan, cx);
+        }
         self.sent_once(plan.from, plan.len, end, again, now, cx);
     }
 

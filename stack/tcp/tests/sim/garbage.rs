@@ -11,7 +11,8 @@ use stack::net::Event;
 use crate::script::Script;
 use crate::talk::{BOTH_VERSIONS, Version};
 use crate::wire::{
-    ACK, FIN, PSH, RST, SYN, Seg, arp, echo_request, icmpv4_error, icmpv6_error, neighbor_solicit, seg,
+    ACK, CWR, ECE, FIN, PSH, RST, SYN, Seg, arp, echo_request, icmpv4_error, icmpv6_error, neighbor_solicit,
+    seg,
 };
 
 /// What is done to a good frame before it is sent.
@@ -87,6 +88,9 @@ fn segment() -> impl Strategy<Value = Seg> {
         SYN | RST | FIN | ACK,
         0,
         FIN,
+        SYN | ECE | CWR,
+        ACK | ECE,
+        ACK | CWR,
     ]);
     let near = || prop_oneof![4 => 0u32..3_000, 1 => any::<u32>()];
     let payload = prop_oneof![2 => Just(0usize), 1 => 1..1_400usize];
@@ -94,25 +98,28 @@ fn segment() -> impl Strategy<Value = Seg> {
         flags,
         near(),
         near(),
-        any::<u16>(),
+        (any::<u16>(), prop::option::of(0u8..4)),
         payload,
         any::<Option<u16>>(),
         any::<Option<u8>>(),
         any::<Option<(u32, u32)>>(),
         (any::<Option<bool>>(), prop::collection::vec((near(), near()), 0..=2)),
     )
-        .prop_map(|(flags, seq, ack, window, len, mss, scale, timestamps, (sack_permitted, sack))| Seg {
-            flags,
-            seq,
-            ack,
-            window: Some(window),
-            mss,
-            scale,
-            timestamps,
-            sack_permitted,
-            sack: Some(sack),
-            payload: vec![b'g'; len],
-        })
+        .prop_map(
+            |(flags, seq, ack, (window, ecn), len, mss, scale, timestamps, (sack_permitted, sack))| Seg {
+                flags,
+                seq,
+                ack,
+                window: Some(window),
+                mss,
+                scale,
+                timestamps,
+                sack_permitted,
+                sack: Some(sack),
+                ecn,
+                payload: vec![b'g'; len],
+            },
+        )
 }
 
 /// The good frames that are damaged: segments for the open connection, the listener or a closed port, and the

@@ -9,6 +9,7 @@ mod data;
 mod datagrams;
 mod durable;
 mod durable_ack;
+mod ecn;
 mod extensions;
 mod floods;
 mod fragments;

@@ -18,7 +18,7 @@ use stack::net::CloseReason;
 use stack::sim::{Clock, Host, Link, Path, Port, SimConfig};
 use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
-use stack::{Config, ConnectionOptions, Keepalive};
+use stack::{Config, ConnectionOptions, Ecn, Keepalive};
 
 use crate::ours::{Ours, config};
 use crate::talk::{Talk, Talker, Version, ip, mac};
@@ -93,6 +93,7 @@ impl Weather {
                 latency,
                 bits_per_second: [1_000_000, 10_000_000, 1_000_000_000][rng.random_range(0..3)],
                 queue_frames: [8, 50, 1_000][rng.random_range(0..3)],
+                marks_behind_frames: [2, 20, usize::MAX][rng.random_range(0..3)],
                 mtu,
             };
             match rng.random_range(0..6) {
@@ -160,6 +161,7 @@ impl Weather {
             rx_window_bytes: self.window_bytes,
             tx_checksum_offload: self.cuts,
             tx_segmentation: self.cuts,
+            ecn: Ecn::Ask,
             // In such weather a handshake may take long.
             syn_timeout: Duration::from_secs(600),
             connection: ConnectionOptions {

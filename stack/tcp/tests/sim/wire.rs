@@ -14,6 +14,8 @@ pub const SYN: u8 = 2;
 pub const RST: u8 = 4;
 pub const PSH: u8 = 8;
 pub const ACK: u8 = 16;
+pub const ECE: u8 = 64;
+pub const CWR: u8 = 128;
 
 /// The kind of a selective acknowledgement. smoltcp's parser knows no more than three of its four blocks.
 const SACK: u8 = 5;
@@ -41,6 +43,8 @@ pub struct Seg {
     pub sack_permitted: Option<bool>,
     /// The blocks of a selective acknowledgement, each from its first number up to one beyond its last.
     pub sack: Option<Vec<(u32, u32)>>,
+    /// What IP says of marks of congestion (RFC 3168): 2 of packets that may be marked, 3 of those that are.
+    pub ecn: Option<u8>,
     pub payload: Vec<u8>,
 }
 
@@ -77,6 +81,14 @@ impl Seg {
         Self { sack: Some(blocks.to_vec()), ..self }
     }
 
+    pub fn flagged(self, flags: u8) -> Self {
+        Self { flags: self.flags | flags, ..self }
+    }
+
+    pub fn ecn(self, ecn: u8) -> Self {
+        Self { ecn: Some(ecn), ..self }
+    }
+
     pub fn payload(self, payload: &[u8]) -> Self {
         Self { payload: payload.to_vec(), ..self }
     }
@@ -100,6 +112,7 @@ impl Seg {
             && fits(&self.timestamps, &seen.timestamps)
             && fits(&self.sack_permitted, &seen.sack_permitted)
             && fits(&self.sack, &seen.sack)
+            && fits(&self.ecn, &seen.ecn)
     }
 
     /// The frame that carries this segment, with all checksums right. The window defaults to 65,535.
@@ -107,7 +120,7 @@ impl Seg {
         let (source, destination) = (IpAddress::from(from.at.ip()), IpAddress::from(to.at.ip()));
         let options = self.options();
         let len = 20 + options.len() + self.payload.len();
-        ip_frame(from, to, IpProtocol::Tcp, len, |bytes| {
+        let mut frame = ip_frame(from, to, IpProtocol::Tcp, len, |bytes| {
             let mut tcp = TcpPacket::new_unchecked(bytes);
             tcp.clear_flags();
             tcp.set_header_len(20 + options.len() as u8);
@@ -120,12 +133,18 @@ impl Seg {
             tcp.set_rst(self.has(RST));
             tcp.set_psh(self.has(PSH));
             tcp.set_ack(self.has(ACK));
+            tcp.set_ece(self.has(ECE));
+            tcp.set_cwr(self.has(CWR));
             tcp.set_window_len(self.window.unwrap_or(u16::MAX));
             tcp.set_urgent_at(0);
             tcp.options_mut().copy_from_slice(&options);
             tcp.payload_mut().copy_from_slice(&self.payload);
             tcp.fill_checksum(&source, &destination);
-        })
+        });
+        if let Some(ecn) = self.ecn {
+            set_ecn(&mut frame, ecn);
+        }
+        frame
     }
 
     fn options(&self) -> Vec<u8> {
@@ -157,30 +176,30 @@ impl Seg {
     /// When a checksum is wrong or the segment is malformed: the stack must not send such a thing.
     pub fn parse(frame: &[u8]) -> Option<(Side, Side, Self)> {
         let ethernet = EthernetFrame::new_checked(frame).expect("the frame has a header");
-        let (source, destination, bytes): (IpAddr, IpAddr, &[u8]) = match ethernet.ethertype() {
+        let (source, destination, ecn, bytes): (IpAddr, IpAddr, u8, &[u8]) = match ethernet.ethertype() {
             EthernetProtocol::Ipv4 => {
                 let ip = Ipv4Packet::new_checked(ethernet.payload()).expect("the IPv4 header is whole");
                 assert!(ip.verify_checksum(), "the IPv4 header checksum is wrong");
                 if ip.next_header() != IpProtocol::Tcp {
                     return None;
                 }
-                (ip.src_addr().into(), ip.dst_addr().into(), ip.payload())
+                (ip.src_addr().into(), ip.dst_addr().into(), ip.ecn(), ip.payload())
             }
             EthernetProtocol::Ipv6 => {
                 let ip = Ipv6Packet::new_checked(ethernet.payload()).expect("the IPv6 header is whole");
                 if ip.next_header() != IpProtocol::Tcp {
                     return None;
                 }
-                (ip.src_addr().into(), ip.dst_addr().into(), ip.payload())
+                (ip.src_addr().into(), ip.dst_addr().into(), ip.traffic_class() & 3, ip.payload())
             }
             _ => return None,
         };
         let tcp = TcpPacket::new_checked(bytes).expect("the TCP header is whole");
         assert!(tcp.verify_checksum(&source.into(), &destination.into()), "the TCP checksum is wrong");
         let mut seg = Self {
-            flags: [FIN, SYN, RST, PSH, ACK]
+            flags: [FIN, SYN, RST, PSH, ACK, ECE, CWR]
                 .into_iter()
-                .zip([tcp.fin(), tcp.syn(), tcp.rst(), tcp.psh(), tcp.ack()])
+                .zip([tcp.fin(), tcp.syn(), tcp.rst(), tcp.psh(), tcp.ack(), tcp.ece(), tcp.cwr()])
                 .filter_map(|(flag, set)| set.then_some(flag))
                 .sum(),
             seq: tcp.seq_number().0 as u32,
@@ -189,6 +208,7 @@ impl Seg {
             payload: tcp.payload().to_vec(),
             sack_permitted: Some(false),
             sack: Some(vec![]),
+            ecn: Some(ecn),
             ..Self::default()
         };
         let mut options = tcp.options();
@@ -219,6 +239,19 @@ impl Seg {
         let from = Side { mac: ethernet.src_addr(), at: (source, tcp.src_port()).into() };
         let to = Side { mac: ethernet.dst_addr(), at: (destination, tcp.dst_port()).into() };
         Some((from, to, seg))
+    }
+}
+
+/// Writes what IP says of marks of congestion into a frame.
+pub fn set_ecn(frame: &mut [u8], ecn: u8) {
+    let is_v4 = frame[14] >> 4 == 4;
+    if is_v4 {
+        let mut ip = Ipv4Packet::new_unchecked(&mut frame[14..]);
+        ip.set_ecn(ecn);
+        ip.fill_checksum();
+    } else {
+        let mut ip = Ipv6Packet::new_unchecked(&mut frame[14..]);
+        ip.set_traffic_class(ip.traffic_class() & !3 | ecn);
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Path {
     pub reorder: f64,
     /// By how much these are late.
     pub reorder_delay: Duration,
+    /// Share of frames that are marked as a sign of congestion, of those that may be (RFC 3168).
+    pub mark: f64,
 }
 
 impl Path {
@@ -36,6 +38,7 @@ impl Path {
             burst: 1,
             reorder: 0.0,
             reorder_delay: round_trip / 8,
+            mark: 0.0,
         }
     }
 }
@@ -51,6 +54,8 @@ pub struct PathCounters {
     pub overflowed: u64,
     /// Late.
     pub reordered: u64,
+    /// Marked as a sign of congestion.
+    pub marked: u64,
 }
 
 /// A frame's fate.
@@ -128,6 +133,38 @@ impl Direction {
             arrives_ns = arrives_ns.saturating_add(path.reorder_delay.as_nanos() as u64);
         }
         Fate::Arrives(arrives_ns)
+    }
+
+    /// Marks a frame, if chance will have it and if it may be.
+    pub(super) fn mark(&mut self, frame: &mut [u8]) {
+        if self.path.mark > 0.0 && self.rng.random_bool(self.path.mark.min(1.0)) && mark(frame) {
+            self.counters.marked += 1;
+        }
+    }
+}
+
+/// Says in an IP packet that there is congestion; false if nobody would heed that (RFC 3168, section 5).
+fn mark(frame: &mut [u8]) -> bool {
+    match frame {
+        [_, _, _, _, _, _, _, _, _, _, _, _, 0x08, 0x00, version, class, rest @ ..]
+            if rest.len() >= 18 && *class & 3 != 0 =>
+        {
+            let before = u16::from_be_bytes([*version, *class]);
+            *class |= 3;
+            let after = u16::from_be_bytes([*version, *class]);
+            // RFC 1624, equation 3.
+            let sum = u16::from_be_bytes([rest[8], rest[9]]);
+            let sum = u32::from(!sum) + u32::from(!before) + u32::from(after);
+            let sum = (sum & 0xffff) + (sum >> 16);
+            let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+            rest[8..10].copy_from_slice(&sum.to_be_bytes());
+            true
+        }
+        [_, _, _, _, _, _, _, _, _, _, _, _, 0x86, 0xdd, _, class, ..] if *class & 0x30 != 0 => {
+            *class |= 0x30;
+            true
+        }
+        _ => false,
     }
 }
 

@@ -546,7 +546,7 @@ mod tests {
         let mut run = Run::new(10_000_000, 20);
         run.run(1000);
         let before = run.window;
-        let loss = Loss { mss: MSS, flight: 150_000, sent_to: Seq(0), was_full: true };
+        let loss = Loss { mss: MSS, flight: 150_000, sent_to: Seq(0), was_full: true, is_mark: false };
         run.bbr.on_recovery(&mut run.window, &loss);
         assert_eq!(run.window.cwnd, 150_000, "as much as is in flight");
         run.bbr.on_recovered(&mut run.window, 100_000, MSS);

@@ -12,6 +12,8 @@ use super::{Acked, Control, Loss, Undo, Window};
 const C: f64 = 0.4;
 /// What a loss leaves of the window (section 4.6).
 const BETA: f64 = 0.7;
+/// What a mark leaves of it: marks come before queues are full (RFC 8511, section 3.1).
+const BETA_OF_A_MARK: f64 = 0.85;
 /// Segments by which a window grows in a round trip that is to be fair to Reno (section 4.3).
 const ALPHA: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
 
@@ -140,6 +142,7 @@ impl Cubic {
         self.epoch = None;
         self.rest_bytes = 0.0;
         let used = f64::from(loss.used(window));
-        window.ssthresh = ((used * BETA).round() as u32).max(2 * loss.mss);
+        let beta = if loss.is_mark { BETA_OF_A_MARK } else { BETA };
+        window.ssthresh = ((used * beta).round() as u32).max(2 * loss.mss);
     }
 }

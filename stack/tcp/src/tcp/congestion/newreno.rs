@@ -52,10 +52,11 @@ impl Control for NewReno {
 }
 
 impl NewReno {
-    /// RFC 5681, equation 4.
+    /// RFC 5681, equation 4, and RFC 8511, section 3.1.
     fn reduce(&mut self, window: &mut Window, loss: &Loss) {
         self.undo = Some(Undo(*window));
         self.counted = 0;
-        window.ssthresh = (loss.flight / 2).max(2 * loss.mss);
+        let left = if loss.is_mark { loss.flight / 5 * 4 } else { loss.flight / 2 };
+        window.ssthresh = left.max(2 * loss.mss);
     }
 }

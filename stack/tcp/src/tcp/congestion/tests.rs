@@ -66,7 +66,7 @@ impl Rig {
     }
 
     fn loss(&self, flight: u32) -> Loss {
-        Loss { mss: MSS, flight, sent_to: self.ack + flight, was_full: true }
+        Loss { mss: MSS, flight, sent_to: self.ack + flight, was_full: true, is_mark: false }
     }
 
     fn lost(&mut self, flight: u32) {

@@ -180,7 +180,9 @@ impl Peer {
                 return None;
             }
             self.state = State::Opening;
-            (draft.seq, draft.ack, draft.flags) = (self.iss, 0, SYN);
+            // Some ask for marks of congestion to be heeded.
+            let asks = if rng.random() { 0xc0 } else { 0 };
+            (draft.seq, draft.ack, draft.flags) = (self.iss, 0, SYN | asks);
             draft.payload.clear();
             let scale = [0, 2, 7][usize::from(self.number) % 3];
             draft.options.splice(0..0, [2, 4, 5, 0xb4, NOP, 3, 3, scale]);
@@ -215,13 +217,14 @@ impl Peer {
             from: SocketAddr::new(self.ip, self.port),
             to: self.host(),
             macs: [self.mac, HOST_MAC],
-            tos: 0,
+            // ECT(0), now and then marked.
+            tos: if rng.random_bool(0.01) { 3 } else { pick(rng, &[0, 2]) },
             fragment: 0x4000,
             ttl: 64,
             ip_options: Vec::new(),
             seq: self.next,
             ack: self.expected,
-            flags: ACK | if rng.random() { PSH } else { 0 },
+            flags: ACK | if rng.random() { PSH } else { 0 } | if rng.random_bool(0.005) { 0x40 } else { 0 },
             reserved: 0,
             window: if rng.random_bool(self.oddness) { pick(rng, &[0x4000, 500, 0]) } else { 0xffff },
             options,
