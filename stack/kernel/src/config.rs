@@ -18,6 +18,10 @@ pub struct KernelConfig {
     pub tx_extents: usize,
     /// Datagrams of all UDP ports that may wait to be sent.
     pub tx_datagrams: usize,
+    /// Whether long sends of named buffers go out from where they lie, if the kernel can do that, instead of being copied:
+    /// for applications whose buffers keep their bytes, as a log's do. Linux 6.18 was seen to hand peers on the same host
+    /// other bytes, of buffers that were used again after its last notice of the send.
+    pub sends_in_place: bool,
 }
 
 impl Default for KernelConfig {
@@ -29,6 +33,7 @@ impl Default for KernelConfig {
             tx_bytes: 4096,
             tx_extents: 128,
             tx_datagrams: 256,
+            sends_in_place: false,
         }
     }
 }

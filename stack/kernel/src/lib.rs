@@ -80,7 +80,7 @@ impl KernelTransport {
     pub fn new(config: KernelConfig, arena: Arena) -> Result<Self, KernelError> {
         config.check(arena.free_buffers())?;
         let mut transport = Self {
-            ring: Ring::new(config.rx_buffers, config.max_connections)?,
+            ring: Ring::new(config.rx_buffers, config.max_connections, config.sends_in_place)?,
             arena,
             config,
             listeners: Vec::new(),
@@ -135,8 +135,8 @@ impl KernelTransport {
         &self.listeners
     }
 
-    /// Whether long sends of named buffers are sent from where they lie. Without it, which takes Linux 6.1, the
-    /// kernel copies them.
+    /// Whether long sends of named buffers are sent from where they lie, which takes [`KernelConfig::sends_in_place`] and
+    /// Linux 6.1. Otherwise the kernel copies them.
     pub fn sends_without_copying(&self) -> bool {
         self.ring.sends_without_copying()
     }

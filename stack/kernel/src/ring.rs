@@ -89,10 +89,10 @@ pub(super) struct Counters {
 
 impl Ring {
     /// A ring with room for `buffers` provided buffers (a power of two) and `connections`, which are the tokens below
-    /// that number.
-    pub(super) fn new(buffers: u16, connections: usize) -> Result<Self, KernelError> {
+    /// that number. Long sends are not copied where that `may_pin`, and the kernel can do without.
+    pub(super) fn new(buffers: u16, connections: usize, may_pin: bool) -> Result<Self, KernelError> {
         let uring = uring(&SUBMISSIONS)?;
-        let sends_zero_copy = features(&uring)?;
+        let sends_zero_copy = features(&uring)? && may_pin;
         let buffers = ProvidedBuffers::new(buffers).map_err(KernelError::Ring)?;
         register(&uring, &buffers)?;
         // Each has one send on its way, and others whose pages are still pinned.

@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant as Clock};
 
-use pmem::{Options, Region, Shard};
+use pmem::{Extent, Options, Region, Shard};
 use stack::net::{CloseReason, ConnId, Event, Net, SendError, Transport};
 use stack::time::Instant;
 use stack::transport::kernel::{KernelConfig, KernelError, KernelTransport};
@@ -45,7 +45,13 @@ fn run(transport: &mut KernelTransport, mut done: impl FnMut(&mut KernelTranspor
 }
 
 /// Sends back what comes, from where it lies, until every client has gone.
-fn echo(transport: &mut KernelTransport, shard: &Shard, clients: usize) -> Vec<CloseReason> {
+/// Sends back what comes, until so many clients are gone; `kept` keeps the buffers of all of it from being used again.
+fn echo(
+    transport: &mut KernelTransport,
+    shard: &Shard,
+    clients: usize,
+    mut kept: Option<&mut Vec<Extent>>,
+) -> Vec<CloseReason> {
     let mut closed = Vec::new();
     let mut finished: Vec<ConnId> = Vec::new();
     let range = shard.arena().base() as usize..shard.arena().base() as usize + shard.arena().len_bytes();
@@ -66,7 +72,11 @@ fn echo(transport: &mut KernelTransport, shard: &Shard, clients: usize) -> Vec<C
             && let Some(slot) = transport.recv(conn)
         {
             assert!(range.contains(&(slot.bytes().as_ptr() as usize)), "payload lies in a named buffer");
-            transport.send_extent(conn, slot.keep()).unwrap();
+            let extent = slot.keep();
+            if let Some(kept) = &mut kept {
+                kept.push(extent.clone());
+            }
+            transport.send_extent(conn, extent).unwrap();
         }
         if transport.send_space(conn).extents == 0 {
             // Asks for the event that tells of room.
@@ -90,16 +100,20 @@ fn assert_no_leak(transport: KernelTransport, shard: &Shard, before: usize) {
     drop(transport);
 }
 
-#[test]
-fn bytes_come_back_as_they_were_sent_both_ways_at_once() {
-    let shard = shard(4096);
-    let (mut transport, address) =
-        transport(KernelConfig { rx_buffers: 64, ..KernelConfig::default() }, &shard);
+/// Has four clients send so much each, and get it back from a transport of this configuration; and how many buffers were
+/// free before.
+fn send_and_get_back(
+    config: KernelConfig,
+    shard: &Shard,
+    len: usize,
+    kept: Option<&mut Vec<Extent>>,
+) -> (KernelTransport, usize) {
+    let (mut transport, address) = transport(config, shard);
     let before = shard.arena().free_buffers();
     let clients: Vec<_> = (0..4u8)
         .map(|seed| {
             thread::spawn(move || {
-                let sent = pattern(8 << 20, seed);
+                let sent = pattern(len, seed);
                 let stream = TcpStream::connect(address).unwrap();
                 let mut reader = stream.try_clone().unwrap();
                 let reading = thread::spawn(move || {
@@ -113,13 +127,34 @@ fn bytes_come_back_as_they_were_sent_both_ways_at_once() {
             })
         })
         .collect();
-    let closed = echo(&mut transport, &shard, clients.len());
+    let closed = echo(&mut transport, shard, clients.len(), kept);
     clients.into_iter().for_each(|client| client.join().unwrap());
     assert_eq!(closed, [CloseReason::Finished; 4]);
     let counters = transport.counters();
-    assert_eq!(counters.received_bytes, 4 * (8 << 20));
+    assert_eq!(counters.received_bytes, 4 * len as u64);
     assert_eq!(counters.zero_copy_bytes + counters.sent_copied_bytes, counters.received_bytes);
-    assert!(counters.zero_copy_bytes > 0, "long sends are not copied: {counters:?}");
+    (transport, before)
+}
+
+#[test]
+fn bytes_come_back_as_they_were_sent_both_ways_at_once() {
+    let shard = shard(4096);
+    let config = KernelConfig { rx_buffers: 64, ..KernelConfig::default() };
+    let (mut transport, before) = send_and_get_back(config, &shard, 8 << 20, None);
+    assert_eq!(transport.counters().zero_copy_bytes, 0, "buffers that are used again are copied");
+    run(&mut transport, |_, _| shard.arena().free_buffers() + 64 >= before);
+    transport.receive(Instant::ZERO).unwrap();
+    assert_no_leak(transport, &shard, before);
+}
+
+#[test]
+fn long_sends_of_what_stays_where_it_is_are_not_copied() {
+    let shard = shard(8192);
+    let mut kept = Vec::new();
+    let config = KernelConfig { rx_buffers: 64, sends_in_place: true, ..KernelConfig::default() };
+    let (mut transport, before) = send_and_get_back(config, &shard, 1 << 20, Some(&mut kept));
+    assert!(transport.counters().zero_copy_bytes > 0, "{:?}", transport.counters());
+    kept.clear();
     // The kernel's last notices of what it no longer reads.
     run(&mut transport, |_, _| shard.arena().free_buffers() + 64 >= before);
     transport.receive(Instant::ZERO).unwrap();

@@ -120,6 +120,8 @@ fn config(args: &ServeArgs, buffers: usize) -> KernelConfig {
     KernelConfig {
         max_connections: args.places(),
         rx_buffers: receive_buffers_for(buffers),
+        // Records stay where they are until they are trimmed.
+        sends_in_place: true,
         ..KernelConfig::default()
     }
 }
