@@ -337,7 +337,7 @@ impl ShardState {
         Self {
             head: shard.head_seq(),
             next: shard.committed_seq(),
-            records: shard.recovery().records + counters.appended_records - counters.trimmed_records,
+            records: counters.live_records,
             free_buffers: shard.arena().free_buffers() as u64,
             free_log_entries: shard.free_log_entries(),
             damaged: shard.quarantine_counts().0,
