@@ -138,9 +138,15 @@ pub enum Refusal {
     #[error("EXECABORT Transaction discarded because of previous errors.")]
     Aborted,
     #[error("ERR {0}")]
-    Damaged(#[from] Damaged),
+    Damaged(Damaged),
     #[error("{0}")]
     Other(Cow<'static, str>),
+}
+
+impl From<Damaged> for Refusal {
+    fn from(damaged: Damaged) -> Self {
+        Self::Damaged(damaged)
+    }
 }
 
 impl From<AppendError> for Refusal {

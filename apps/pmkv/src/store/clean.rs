@@ -43,10 +43,10 @@ pub(super) struct Cleaning {
 #[derive(Debug, thiserror::Error)]
 pub enum CleanError {
     /// The log did not take what was live.
-    #[error("{0}")]
+    #[error(transparent)]
     Append(#[from] AppendError),
     /// The log could not be trimmed.
-    #[error("{0}")]
+    #[error(transparent)]
     Trim(#[from] CommitError),
 }
 
