@@ -434,6 +434,9 @@ mod tests {
             assert_eq!(&bytes[..8], b"question");
             assert_eq!((table.read)(host, conn, bytes.as_mut_ptr().cast(), 100), -1);
             assert_eq!(*libc::__errno_location(), libc::EAGAIN);
+            // The first of a connection's segments are acknowledged at once.
+            let (_, _, seq, ack, payload, _) = sniff();
+            assert_eq!((seq, ack, payload.len()), (iss + 1, TcpSeqNumber(9), 0));
             assert_eq!((table.write)(host, conn, b"answer".as_ptr().cast(), 6), 6);
             let (_, _, seq, ack, payload, sent_us) = sniff();
             assert_eq!((seq, ack, &payload[..]), (iss + 1, TcpSeqNumber(9), &b"answer"[..]));
