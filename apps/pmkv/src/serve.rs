@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use pmem::{Contents, OpenError, Options, Region, RegionInfo, Shard};
+use pmem::{Contents, Options, Region, RegionInfo, Shard};
 use stack::net::Transport;
 use stack::server::{Rest, Server};
 use stack::time::{Clock, Instant};
@@ -229,24 +229,12 @@ fn open(args: &ServeArgs, stop: &Arc<AtomicBool>) -> Result<Region> {
         watch: program::watch_opening("pmkv", false, stop),
         ..Options::default()
     };
-    Region::open(&args.pm, &options).map_err(|error| match option_for(&error) {
-        Some(option) => anyhow!("{error} (here: {option})"),
-        None => error.into(),
+    Region::open(&args.pm, &options).map_err(|error| {
+        match program::option_for(&error, "--pm-size, --force") {
+            Some(option) => anyhow!("{error} (here: {option})"),
+            None => error.into(),
+        }
     })
-}
-
-/// The option that grants what the store's error asks for.
-fn option_for(error: &OpenError) -> Option<&'static str> {
-    match error {
-        OpenError::NoSize { .. } => Some("--pm-size 1GiB"),
-        OpenError::Volatile { .. } => Some("--volatile"),
-        OpenError::NotAStore { .. }
-        | OpenError::Version { .. }
-        | OpenError::Damaged { .. }
-        | OpenError::Contents { .. } => Some("--force"),
-        OpenError::Mismatch { .. } => Some("--pm-size, --force"),
-        _ => None,
-    }
 }
 
 /// Who may do what: the password is in a file or in the environment, and never on the command line, which others can read.

@@ -17,7 +17,7 @@ use tracing_subscriber::EnvFilter;
 
 pub use descriptors::allow_descriptors;
 pub use memory::Memory;
-pub use progress::{is_interrupted, watch_opening};
+pub use progress::{is_interrupted, option_for, watch_opening};
 
 /// Runs a program's work. It logs to standard error, warnings and worse or what the variable `NAME_LOG` says, and an
 /// error is written there, too.

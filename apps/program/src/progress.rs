@@ -1,4 +1,4 @@
-//! How far opening a store has come, for whoever waits for it; and its end by a signal.
+//! How far opening a store has come, for whoever waits for it; its end by a signal, and what helps where it fails.
 
 use std::io::IsTerminal as _;
 use std::ops::ControlFlow;
@@ -30,6 +30,20 @@ pub fn watch_opening(name: &'static str, is_quiet: bool, stop: &Arc<AtomicBool>)
 /// Whether a store was not opened because its watch ended that.
 pub fn is_interrupted(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(OpenError::Interrupted { .. }))
+}
+
+/// The option that grants what a store's error asks for; `shape` are those that say how the store is made.
+pub fn option_for(error: &OpenError, shape: &'static str) -> Option<&'static str> {
+    match error {
+        OpenError::NoSize { .. } => Some("--pm-size 1GiB"),
+        OpenError::Volatile { .. } => Some("--volatile"),
+        OpenError::NotAStore { .. }
+        | OpenError::Version { .. }
+        | OpenError::Damaged { .. }
+        | OpenError::Contents { .. } => Some("--force"),
+        OpenError::Mismatch { .. } => Some(shape),
+        _ => None,
+    }
 }
 
 /// Shows on the standard error how far something has come: on a terminal a line that changes until this is dropped,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, anyhow, ensure};
-use pmem::{Contents, OpenError, Options, Region, RegionInfo, Shard, ShardSeed};
+use pmem::{Contents, Options, Region, RegionInfo, Shard, ShardSeed};
 
 use crate::cli::ServeArgs;
 use crate::service::MAX_SHARDS;
@@ -34,9 +34,11 @@ pub(super) fn open(
         watch: program::watch_opening("pmlog", args.json, stop),
         ..Options::default()
     };
-    let region = Region::open(&args.pm, &options).map_err(|error| match option_for(&error) {
-        Some(option) => anyhow!("{error} (here: {option})"),
-        None => error.into(),
+    let region = Region::open(&args.pm, &options).map_err(|error| {
+        match program::option_for(&error, "--pm-size, --shards, --log-entries, --buffer-bytes, --force") {
+            Some(option) => anyhow!("{error} (here: {option})"),
+            None => error.into(),
+        }
     })?;
     let info = region.info().clone();
     let shards = info.geometry.shards;
@@ -66,18 +68,4 @@ pub(super) fn open_shard(seed: ShardSeed) -> Result<Shard> {
         left = left.saturating_sub(shard.scrub(left).bytes);
     }
     Ok(shard)
-}
-
-/// The option that grants what the store's error asks for.
-fn option_for(error: &OpenError) -> Option<&'static str> {
-    match error {
-        OpenError::NoSize { .. } => Some("--pm-size 1GiB"),
-        OpenError::Volatile { .. } => Some("--volatile"),
-        OpenError::NotAStore { .. }
-        | OpenError::Version { .. }
-        | OpenError::Damaged { .. }
-        | OpenError::Contents { .. } => Some("--force"),
-        OpenError::Mismatch { .. } => Some("--pm-size, --shards, --log-entries, --buffer-bytes, --force"),
-        _ => None,
-    }
 }
