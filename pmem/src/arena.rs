@@ -13,7 +13,7 @@ use crate::{
     format::{
         crc,
         entry::{BufferId, ExtentName},
-        superblock::{ALIGN_BYTES, Geometry},
+        geometry::{ALIGN_BYTES, Geometry},
     },
     medium::{LINE_BYTES, Medium, MediumLock, collapse},
 };
@@ -73,8 +73,8 @@ impl Arena {
         geometry: &Geometry,
         shard: u32,
     ) -> Self {
-        let Geometry { buffers, buffer_bytes, arena_stride, .. } = *geometry;
-        let (offset, len_bytes) = (geometry.arena_of(shard), arena_stride as usize);
+        let Geometry { buffers, buffer_bytes, .. } = *geometry;
+        let (offset, len_bytes) = (geometry.arena_of(shard), geometry.arena_bytes(shard));
         assert!(buffers as usize * buffer_bytes as usize <= len_bytes && offset + len_bytes <= medium.len());
         let metas: Box<[Meta]> = (0..buffers).map(|_| Meta::default()).collect();
         let free = FreeList::all(buffers);

@@ -4,5 +4,7 @@
 
 pub(crate) mod crc;
 pub(crate) mod entry;
+pub(crate) mod found;
+pub(crate) mod geometry;
 pub(crate) mod header;
 pub(crate) mod superblock;

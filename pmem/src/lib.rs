@@ -48,8 +48,9 @@ pub use arena::{Arena, Buffer, Extent, Shelf};
 pub use format::{
     crc::{crc32c, crc32c_append},
     entry::{BufferId, EntryFault, INLINE_BYTES},
+    geometry::{DEFAULT_BUFFER_BYTES, Geometry},
     header::HeaderDamage,
-    superblock::{Contents, DEFAULT_BUFFER_BYTES, Geometry},
+    superblock::Contents,
 };
 pub use log::{
     draft::{Draft, PACK_BYTES},

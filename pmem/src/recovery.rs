@@ -15,8 +15,8 @@ use crate::{
     arena::Arena,
     format::{
         entry::{ENTRY_BYTES, EntryFault, ExtentName, crc_seed},
-        header::{HEADERS_BYTES, Header},
-        superblock::Geometry,
+        geometry::Geometry,
+        header::{HEADER_BYTES, Header},
     },
     log::{
         findings::Recovery,
@@ -65,7 +65,8 @@ impl UnopenedShard {
         }
         let seed = crc_seed(uuid, index);
         let corrupt = |corruption| OpenError::Corrupt { shard: index, corruption };
-        let headers = HeaderCell::read(&*medium, geometry.header_of(index));
+        let places = geometry.headers_of(index);
+        let headers = HeaderCell::read(&*medium, places);
         let headers = Header::find(&headers, seed).ok_or(corrupt(Corruption::Header))?;
         let found = headers.header;
         let arena = Arena::new(medium.clone(), lock, &geometry, index);
@@ -126,11 +127,13 @@ impl UnopenedShard {
 
         let failed =
             |what| move |reason| OpenError::Io { what, path: format!("shard {index}").into(), reason };
-        // SAFETY: a shard's header is its one owner's, and that is being made here.
-        unsafe { flush_found(&*medium, geometry.header_of(index), HEADERS_BYTES) };
+        for place in places {
+            // SAFETY: a shard's header is its one owner's, and that is being made here.
+            unsafe { flush_found(&*medium, place, HEADER_BYTES) };
+        }
         rescue(&*medium, &arena, &mut ring, &found, &outcome)
             .map_err(failed("making the recovered log durable"))?;
-        let mut header = HeaderCell::new(medium, geometry.header_of(index), seed, &headers);
+        let mut header = HeaderCell::new(medium, places, seed, &headers);
         let epoch = found.epoch.max(latest_epoch).checked_add(1).ok_or(corrupt(Corruption::Header))?;
         let ahead = limits.ahead;
         let next = Header { epoch, first_seq: outcome.next, durable_seq: outcome.next - 1, ahead, ..found };

@@ -32,8 +32,10 @@ use self::{
 use crate::{
     format::{
         entry::crc_seed,
+        found::{Found, Unknown},
+        geometry::Geometry,
         header::Header,
-        superblock::{Contents, Found, Geometry, SUPERBLOCKS_BYTES, Superblock, VERSION},
+        superblock::{Contents, SUPERBLOCK_BYTES, Superblock, VERSION},
     },
     log::{
         header::HeaderCell,
@@ -67,6 +69,8 @@ pub struct RegionInfo {
     pub contents: Contents,
     /// Whether the store was made just now.
     pub is_new: bool,
+    /// The version of its format, as it was found. An older one becomes this program's when the first shard is opened.
+    pub version: u32,
     /// Whether one copy of the superblock was damaged and was written again.
     pub repaired: bool,
 }
@@ -90,6 +94,13 @@ impl fmt::Display for RegionInfo {
             geometry.log_entries,
         )?;
         write!(f, "; {}", self.contents)?;
+        if self.version < VERSION {
+            write!(
+                f,
+                "; of format {} so far, and of format {VERSION} once it is written to: older programs will refuse it",
+                self.version
+            )?;
+        }
         if self.repaired { f.write_str("; repaired a copy of the superblock") } else { Ok(()) }
     }
 }
@@ -181,28 +192,36 @@ impl Region {
 
     /// A shard's header, if it is sound.
     fn header(&self, shard: u32) -> Option<Header> {
-        let copies = HeaderCell::read(&*self.medium, self.info.geometry.header_of(shard));
+        let copies = HeaderCell::read(&*self.medium, self.info.geometry.headers_of(shard));
         Header::find(&copies, crc_seed(self.info.uuid, shard)).map(|found| found.header)
     }
 
     fn inspect(backing: Backing, unfinished: Unfinished, options: &Options) -> Result<Self, OpenError> {
         let lock = MediumLock::new(&*backing.medium)
             .ok_or_else(|| OpenError::Locked { path: backing.path.clone() })?;
-        let (store, task) = match look(&*backing.medium) {
+        let (store, task, repaired) = match look(&*backing.medium, options.size) {
             Found::Store { superblock, damaged_copy } if !options.force => {
                 check(&backing.path, backing.medium.len() as u64, &superblock.geometry, options)?;
                 check_contents(&backing.path, superblock.contents, options.contents)?;
-                (superblock, damaged_copy.map_or(Task::Keep, |copy| Task::Repair { superblock, copy }))
+                let task = match damaged_copy {
+                    _ if superblock.version < VERSION => {
+                        Task::TakeOver(Superblock { version: VERSION, ..superblock })
+                    }
+                    None => Task::Keep(superblock),
+                    Some(copy) => Task::Repair { superblock, copy },
+                };
+                (superblock, task, damaged_copy.is_some())
             }
             found => {
                 may_format(&backing, found, options)?;
                 let geometry =
                     plan(backing.size.unwrap_or(u64::MAX).min(backing.medium.len() as u64), options)?;
-                let superblock = Superblock { uuid: Uuid::new_v4(), geometry, contents: options.contents };
-                (superblock, Task::Format(superblock))
+                let (uuid, contents) = (Uuid::new_v4(), options.contents);
+                let superblock = Superblock { version: VERSION, uuid, geometry, contents };
+                (superblock, Task::Format(superblock), false)
             }
         };
-        let (is_new, repaired) = (matches!(task, Task::Format(_)), matches!(task, Task::Repair { .. }));
+        let is_new = matches!(task, Task::Format(_));
         let deferred = Deferred::new(task, backing.path.clone(), backing.medium.clone(), unfinished);
         let Backing { path, kind, platform, medium, .. } = backing;
         let (domain, geometry) = (medium.domain(), store.geometry);
@@ -212,8 +231,9 @@ impl Region {
             reserve: reserve as usize,
             ahead: options.checkpoint_entries.max(1),
         };
-        let Superblock { uuid, contents, .. } = store;
-        let info = RegionInfo { path, kind, domain, platform, uuid, geometry, contents, is_new, repaired };
+        let Superblock { version, uuid, contents, .. } = store;
+        let info =
+            RegionInfo { path, kind, domain, platform, uuid, geometry, contents, is_new, version, repaired };
         let delay = options.persist_delay;
         let medium = if delay.is_zero() { medium } else { Slowed(delay).over(medium) };
         let medium = if options.timed { Timed::new().over(medium) } else { medium };
@@ -224,14 +244,18 @@ impl Region {
     }
 }
 
-/// What lies at the beginning of a medium.
-fn look(medium: &dyn Medium) -> Found {
-    if medium.len() < SUPERBLOCKS_BYTES {
+/// What store lies in a medium.
+fn look(medium: &dyn Medium, asked: Option<u64>) -> Found {
+    if medium.len() < 2 * SUPERBLOCK_BYTES {
         return Found::Foreign;
     }
-    // SAFETY: the medium is at least this long, and nothing writes to it before its shards are open.
-    let start = unsafe { slice::from_raw_parts(medium.base().as_ptr(), SUPERBLOCKS_BYTES) };
-    Superblock::find(start.try_into().expect("the slice was made with this length"))
+    // SAFETY: the medium is mapped, and nothing writes to it before its shards are open.
+    let all = unsafe { slice::from_raw_parts(medium.base().as_ptr(), medium.len()) };
+    let read = |offset: u64, bytes: &mut [u8]| match all.get(offset as usize..) {
+        Some(rest) if rest.len() >= bytes.len() => bytes.copy_from_slice(&rest[..bytes.len()]),
+        _ => bytes.fill(0),
+    };
+    Unknown { bytes: medium.len() as u64, asked, is_read_only: false, read: &read }.find()
 }
 
 /// Checks that making a store destroys nothing that nobody asked to destroy.

@@ -12,8 +12,10 @@ use crate::{
     format::{
         crc,
         entry::{ENTRY_BYTES, Entry, ExtentName, crc_seed},
-        header::{HEADERS_BYTES, Header, HeaderDamage},
-        superblock::{Contents, Found, Geometry, SUPERBLOCKS_BYTES, Superblock, VERSION},
+        found::{Found, Unknown},
+        geometry::Geometry,
+        header::{HEADER_BYTES, Header, HeaderDamage},
+        superblock::{Contents, Superblock, VERSION},
     },
     log::{findings::Torn, record::RecordInfo},
     recovery::{
@@ -102,13 +104,20 @@ impl Snapshot {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref().to_path_buf();
         let source = ReadOnly::open(&path)?;
-        let mut start = [0; SUPERBLOCKS_BYTES];
+        let len = source.len();
         // A store may be cut off within its superblock: what is missing reads as zeros.
-        let there = source.len().min(SUPERBLOCKS_BYTES as u64) as usize;
-        source.read(0, &mut start[..there]);
-        match Superblock::find(&start) {
+        let read = |offset: u64, bytes: &mut [u8]| {
+            let there = len.saturating_sub(offset).min(bytes.len() as u64) as usize;
+            bytes.fill(0);
+            source.read(offset, &mut bytes[..there]);
+        };
+        let found = Unknown { bytes: len, asked: None, is_read_only: true, read: &read }.find();
+        match found {
             Found::Store { superblock, damaged_copy } => {
-                Ok(Self { source, path, superblock, damaged_copy: damaged_copy.is_some() })
+                // What was cut off is not damaged besides.
+                let place = damaged_copy.map(|copy| superblock.geometry.superblocks()[copy] as u64);
+                let damaged_copy = place.is_some_and(|place| place < len);
+                Ok(Self { source, path, superblock, damaged_copy })
             }
             Found::Version(found) => Err(OpenError::Version { path, found, supported: VERSION }),
             Found::Damaged => Err(OpenError::Damaged { path }),
@@ -129,6 +138,11 @@ impl Snapshot {
     /// What its records are.
     pub fn contents(&self) -> Contents {
         self.superblock.contents
+    }
+
+    /// The version of its format.
+    pub fn version(&self) -> u32 {
+        self.superblock.version
     }
 
     /// Whether one of the two copies of the superblock is damaged; opening the store for writing repairs it.
@@ -224,9 +238,13 @@ impl Snapshot {
     fn plan(&self, shard: u32) -> Option<(LogPlan, Option<HeaderDamage>)> {
         let geometry = self.geometry();
         let seed = crc_seed(self.uuid(), shard);
-        let mut headers = [0; HEADERS_BYTES];
-        self.source.read(geometry.header_of(shard) as u64, &mut headers)?;
-        let found = Header::find(&headers, seed)?;
+        // A copy that was cut off, with the store's end, is as good as damaged, and need not be told of twice.
+        let read = |place: usize| {
+            let mut copy = [0; HEADER_BYTES];
+            self.source.read(place as u64, &mut copy).map(|()| copy)
+        };
+        let copies = geometry.headers_of(shard).map(read);
+        let found = Header::find(&copies.map(|copy| copy.unwrap_or([0; HEADER_BYTES])), seed)?;
         let plan = LogPlan {
             header: found.header,
             slots: geometry.log_entries.into(),
@@ -236,7 +254,7 @@ impl Snapshot {
             may_be_stale: found.damage.is_some() || !found.header.is_mirrored,
             checks_durable: true,
         };
-        Some((plan, found.damage))
+        Some((plan, found.damage.filter(|damage| copies[usize::from(damage.copy)].is_some())))
     }
 
     fn log(&self, shard: u32) -> Log<'_> {

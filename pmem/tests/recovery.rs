@@ -131,17 +131,48 @@ fn every_byte_flipped_in_the_log_costs_the_record_that_it_is_of_at_most() {
 #[test]
 fn every_byte_flipped_in_either_copy_of_the_header_costs_nothing_and_is_said() {
     let (image, geometry, records) = sample();
-    let headers = geometry.headers_offset as usize;
-    for at in headers..headers + 512 {
+    for (copy, at) in header_bytes(&geometry) {
         let mut image = image.clone();
         image[at] ^= 1 << (at % 8);
         let shard = boot(image.clone()).unwrap();
         let damage = shard.recovery().header_damage.unwrap();
-        assert_eq!((usize::from(damage.copy), damage.may_be_newer), ((at - headers) / 256, false));
+        assert_eq!((usize::from(damage.copy), damage.may_be_newer), (copy, false));
         drop(shard);
         let fate = fate(image, &records, &format!("byte {at}"));
         assert!(fate.cut.is_empty() && fate.quarantined.is_empty(), "byte {at}: {fate:?}");
     }
+}
+
+/// Where the bytes of both copies of the header are, with the copy's number.
+fn header_bytes(geometry: &Geometry) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let copies = geometry.headers_of(0).into_iter().enumerate();
+    copies.flat_map(|(copy, from)| (from..from + 256).map(move |at| (copy, at)))
+}
+
+/// No block of a disk, and nothing smaller, holds both copies of anything: each is lost in turn, whatever it reads as then.
+#[test]
+fn a_block_of_superblock_or_header_that_is_lost_costs_nothing() {
+    let (image, geometry, records) = sample();
+    let blocks: Vec<_> =
+        [geometry.superblocks(), geometry.headers_of(0)].concat().iter().map(|at| at / 4096 * 4096).collect();
+    for (place, &block) in blocks.iter().enumerate() {
+        assert!(blocks.iter().filter(|&&other| other == block).count() == 1, "{blocks:?}");
+        for byte in [0x00, 0xff] {
+            let mut image = image.clone();
+            image[block..block + 4096].fill(byte);
+            let what = format!("block at {block} with {byte:#x}");
+            if place == 0 && byte != 0 {
+                // It may be somebody's: it can be read, and is not written over.
+                let dir = tempfile::tempdir().unwrap();
+                assert_eq!(look(dir.path(), &image).unwrap().0.len(), records.len());
+                assert!(matches!(boot(image.clone()), Err(OpenError::NotAStore { .. })), "{what}");
+                continue;
+            }
+            let fate = fate(image, &records, &what);
+            assert!(fate.cut.is_empty() && fate.quarantined.is_empty(), "{what}: {fate:?}");
+        }
+    }
+    assert!(blocks[1] - blocks[0] > image.len() / 2 && blocks[3] - blocks[2] > image.len() / 2, "{blocks:?}");
 }
 
 /// The bytes of both copies are flipped one by one after each kind of write to them.
@@ -159,7 +190,6 @@ fn what_was_acknowledged_depends_on_no_single_copy_of_the_header() {
         }),
     ];
     let (image, geometry, _) = sample();
-    let headers = geometry.headers_offset as usize;
     for (what, work) in works {
         for again in [false, true] {
             let model = LineModel::from_image(image.clone());
@@ -173,7 +203,7 @@ fn what_was_acknowledged_depends_on_no_single_copy_of_the_header() {
             }
             // Nothing but what was fenced.
             let image = model.crash(|| 0);
-            for at in headers..headers + 512 {
+            for (_, at) in header_bytes(&geometry) {
                 let mut image = image.clone();
                 image[at] ^= 0x04;
                 let shard = boot(image).unwrap();
@@ -193,20 +223,19 @@ fn what_was_acknowledged_depends_on_no_single_copy_of_the_header() {
 fn a_store_with_copies_of_two_generations_is_opened_by_the_newer_and_says_what_a_lost_one_may_mean() {
     let model = LineModel::new(96 << 10);
     let geometry = Region::over(model.clone(), &tiny()).unwrap().info().geometry;
-    let headers = geometry.headers_offset as usize;
+    let headers = geometry.headers_of(0);
     let mut shard = open(&model, &tiny());
     (0..8).for_each(|number| _ = store(&mut shard, format!("record {number}").as_bytes(), 700));
     let before = model.crash(|| 0);
     shard.trim(5).unwrap();
     let mut image = model.crash(|| 0);
     let seed = crc32c::crc32c_append(crc32c::crc32c(&image[16..32]), &0u32.to_le_bytes());
-    let generation = |image: &[u8], copy: usize| image[headers + 256 * copy + 8];
+    let generation = |image: &[u8], copy: usize| image[headers[copy] + 8];
     let newer = usize::from(generation(&image, 0) % 2 == 1);
-    image[headers + 256 * (1 - newer)..][..256]
-        .copy_from_slice(&before[headers + 256 * (1 - newer)..][..256]);
+    image[headers[1 - newer]..][..256].copy_from_slice(&before[headers[1 - newer]..][..256]);
     // Neither says that there are always two.
     for copy in 0..2 {
-        let header = &mut image[headers + 256 * copy..][..256];
+        let header = &mut image[headers[copy]..][..256];
         header[40..44].fill(0);
         let crc = crc32c::crc32c_append(seed, &header[4..]);
         header[..4].copy_from_slice(&crc.to_le_bytes());
@@ -216,7 +245,7 @@ fn a_store_with_copies_of_two_generations_is_opened_by_the_newer_and_says_what_a
     drop(shard);
     for (copy, head) in [(newer, 1), (1 - newer, 5)] {
         let mut image = image.clone();
-        image[headers + 256 * copy + 24] ^= 1;
+        image[headers[copy] + 24] ^= 1;
         let shard = boot(image).unwrap();
         assert_eq!(shard.head_seq(), head);
         let damage = shard.recovery().header_damage.unwrap();
@@ -424,8 +453,7 @@ fn entries_beyond_a_gap_never_come_back() {
 #[test]
 fn a_shard_without_its_header_is_refused_by_name() {
     let (mut image, geometry, _) = sample();
-    let headers = geometry.headers_offset as usize;
-    image[headers..headers + 512].fill(7);
+    geometry.headers_of(0).into_iter().for_each(|at| image[at..at + 256].fill(7));
     let error = boot(image).unwrap_err();
     assert!(matches!(error, OpenError::Corrupt { corruption: Corruption::Header, .. }));
     assert!(error.to_string().contains("both copies"), "{error}");
@@ -435,14 +463,15 @@ fn a_shard_without_its_header_is_refused_by_name() {
 #[test]
 fn a_header_from_before_the_last_opening_is_refused() {
     let (image, geometry, _) = sample();
-    let headers = geometry.headers_offset as usize;
     let model = LineModel::from_image(image);
     drop(open(&model, &tiny()));
-    let old = model.crash(|| 0)[headers..headers + 512].to_vec();
+    let old = model.crash(|| 0);
     let mut shard = open(&model, &tiny());
     store(&mut shard, b"later", 700);
     let mut image = model.crash(|| 0);
-    image[headers..headers + 512].copy_from_slice(&old);
+    for at in geometry.headers_of(0) {
+        image[at..at + 256].copy_from_slice(&old[at..at + 256]);
+    }
     let error = boot(image).unwrap_err();
     assert!(
         matches!(
@@ -587,18 +616,20 @@ proptest! {
         }
     }
 
-    /// Superblocks with good checksums and any geometry at all: bytes 32 to 96 are all that one says.
+    /// Superblocks with good checksums and any geometry at all: bytes 32 to 104 are all that one says.
     #[test]
-    fn forged_superblocks_never_panic(changes in prop::collection::vec((32usize..96, any::<u8>()), 1..6)) {
-        let (mut image, _, _) = sample();
+    fn forged_superblocks_never_panic(changes in prop::collection::vec((32usize..104, any::<u8>()), 1..6)) {
+        let (mut image, geometry, _) = sample();
         for (at, byte) in changes {
             image[at] = byte;
         }
         image[12..16].fill(0);
         let crc = crc32c::crc32c(&image[..256]);
         image[12..16].copy_from_slice(&crc.to_le_bytes());
-        let (first, second) = image.split_at_mut(256);
-        second[..256].copy_from_slice(first);
+        let first = image[..256].to_vec();
+        for at in [256, geometry.superblocks()[1]] {
+            image[at..at + 256].copy_from_slice(&first);
+        }
         let dir = tempfile::tempdir().unwrap();
         let _ = look(dir.path(), &image);
         if let Ok(region) = Region::over(LineModel::from_image(image), &Options::default()) {

@@ -170,6 +170,9 @@ fn made(dir: &tempfile::TempDir) -> PathBuf {
     path
 }
 
+/// Where a store of 1 MiB has the second copy of its superblock.
+const LAST_BLOCK: u64 = (1 << 20) - 4096;
+
 #[test]
 fn another_version_is_refused_and_left_alone() {
     let dir = disk();
@@ -181,14 +184,17 @@ fn another_version_is_refused_and_left_alone() {
     copy[12..16].copy_from_slice(&crc.to_le_bytes());
     let made = fs::read(&path).unwrap();
     // In one copy alone it is no damage that this program may repair.
-    for places in [[0, 0], [256, 256], [0, 256]] {
-        patch(&path, 0, &made[..512]);
+    let second = LAST_BLOCK;
+    for places in [[0, 0], [second, second], [0, second]] {
+        for place in [0, second] {
+            patch(&path, place, &made[place as usize..][..256]);
+        }
         places.iter().for_each(|&place| patch(&path, place, &copy));
         let before = fs::read(&path).unwrap();
         for result in [open(&path, &Options::default()).map(|_| ()), Snapshot::open(&path).map(|_| ())] {
             let error = result.unwrap_err();
             assert!(
-                matches!(error, OpenError::Version { found: 7, supported: 1, .. }),
+                matches!(error, OpenError::Version { found: 7, supported: 2, .. }),
                 "{places:?}: {error}"
             );
         }
@@ -200,7 +206,7 @@ fn another_version_is_refused_and_left_alone() {
 fn one_damaged_superblock_is_repaired_and_two_are_reported() {
     let dir = disk();
     let path = made(&dir);
-    for copy in [0, 256] {
+    for copy in [0, LAST_BLOCK] {
         patch(&path, copy + 40, &[0xff; 8]);
         assert!(Snapshot::open(&path).unwrap().has_damaged_superblock());
         let region = open(&path, &Options::default()).unwrap();
@@ -210,11 +216,59 @@ fn one_damaged_superblock_is_repaired_and_two_are_reported() {
         open(&path, &Options::default()).unwrap().into_shard().unwrap();
         assert!(!open(&path, &Options::default()).unwrap().info().repaired);
     }
-    patch(&path, 0, &[b"PASTE-PM".as_slice(), &[0xff; 504]].concat());
+    for copy in [0, LAST_BLOCK] {
+        patch(&path, copy, &[b"PASTE-PM".as_slice(), &[0xff; 504]].concat());
+    }
     for result in [open(&path, &Options::default()).map(|_| ()), Snapshot::open(&path).map(|_| ())] {
         let error = result.unwrap_err();
         assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
     }
+}
+
+/// Of a store that is shorter than what it lies on, the size says where the second copy is.
+#[test]
+fn a_store_whose_first_block_is_lost_is_found_by_its_last_one() {
+    let dir = disk();
+    let (path, longer) = (made(&dir), dir.path().join("longer"));
+    patch(&path, 0, &[0; 4096]);
+    fs::write(&longer, [fs::read(&path).unwrap(), vec![0xee; 300_000]].concat()).unwrap();
+    let snapshot = Snapshot::open(&path).unwrap();
+    assert!(snapshot.has_damaged_superblock() && snapshot.scan(0, |_| {}).unwrap().records == 1);
+    drop(snapshot);
+    for (path, options) in [(&path, Options::default()), (&longer, new(1 << 20))] {
+        let region = open(path, &options).unwrap();
+        assert!(region.info().repaired && !region.info().is_new, "{}", region.info());
+        assert_eq!(contents(&region.into_shard().unwrap()), [(1, b"record".to_vec())]);
+        assert!(!open(path, &Options::default()).unwrap().info().repaired);
+    }
+    patch(&longer, 0, &[0; 4096]);
+    let error = open(&longer, &Options::default()).map(drop).unwrap_err();
+    assert!(matches!(error, OpenError::NotAStore { .. }), "{error}");
+}
+
+/// A store that was formatted over does not come back when the new one's first block is lost.
+#[test]
+fn the_last_block_of_an_older_store_is_not_taken_for_that_of_a_shorter_one() {
+    let medium: Arc<dyn Medium> = LineModel::new(2 << 20);
+    let make = |size: u64| {
+        let options = Options { force: true, ..new(size) };
+        drop(Region::over(medium.clone(), &options).unwrap().into_shard().unwrap());
+    };
+    make(2 << 20);
+    let old = Region::over(medium.clone(), &Options::default()).unwrap().info().uuid;
+    make(1 << 20);
+    let region = Region::over(medium.clone(), &Options::default()).unwrap();
+    assert!(region.info().uuid != old && region.info().geometry.region_bytes == 1 << 20);
+    drop(region);
+    // SAFETY: inside of the medium, which nobody has open.
+    #[allow(unsafe_code, reason = "the medium changes as a lost block would change it")]
+    unsafe {
+        medium.store(0, &[0; 4096]);
+    }
+    let found = Region::over(medium.clone(), &Options::default()).map(|region| region.info().uuid);
+    assert!(found.as_ref().is_ok_and(|&uuid| uuid != old) || found.is_err(), "{found:?}");
+    let found = Region::over(medium, &Options { size: Some(1 << 20), ..Options::default() }).unwrap();
+    assert!(found.info().repaired && found.info().uuid != old, "{}", found.info());
 }
 
 #[test]
@@ -747,14 +801,14 @@ fn a_store_is_of_one_kind_of_records() {
     plain[12..16].copy_from_slice(&crc.to_le_bytes());
     for copy in 0..2 {
         fs::write(&path, &before).unwrap();
-        patch(&path, 256 * copy, &plain);
+        patch(&path, copy * LAST_BLOCK, &plain);
         let region = open(&path, &Options::default()).unwrap();
         assert_eq!((region.info().contents, region.info().repaired), (Contents::Bodies, true));
         drop(region.into_shard().unwrap());
-        assert!(fs::read(&path).unwrap()[..512] == before[..512]);
+        assert!(fs::read(&path).unwrap()[..4096] == before[..4096]);
     }
     patch(&path, 0, &plain);
-    patch(&path, 256, &plain);
+    patch(&path, LAST_BLOCK, &plain);
     let region = open(&path, &of(Contents::Frames)).unwrap();
     assert_eq!(region.info().contents, Contents::Unknown);
     assert!(region.info().to_string().contains("unknown kind"), "{}", region.info());

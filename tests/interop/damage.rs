@@ -15,9 +15,13 @@ over_each_transport! {
     a_lost_end_of_the_log_is_noticed_once_the_server_was_idle_or_only_read,
 }
 
-/// Where the headers of a store's shards lie, and how long a copy is.
-const HEADERS: usize = 4096;
-const HEADER_BYTES: usize = 256;
+/// What each copy of superblock and header has for itself.
+const BLOCK_BYTES: usize = 4096;
+
+/// Where both copies of a shard's header lie in a store: behind the first superblock, and before the second.
+fn headers(image: &[u8], shards: usize, shard: usize) -> [usize; 2] {
+    [BLOCK_BYTES, image.len() - BLOCK_BYTES * (1 + shards)].map(|from| from + shard * BLOCK_BYTES)
+}
 
 fn number(image: &[u8], at: usize) -> Result<u64> {
     Ok(u64::from_le_bytes(image[at..at + 8].try_into()?))
@@ -133,7 +137,7 @@ fn a_trim_survives_damage_to_either_copy_of_the_header(lab: &Lab, over: Over) ->
         // Generation, first number, head, known to be durable.
         for field in [4, 8, 16, 24, 32] {
             fs::write(&store, &image)?;
-            flip(&store, HEADERS + copy * HEADER_BYTES + field)?;
+            flip(&store, headers(&image, 1, 0)[copy] + field)?;
             let (_, output) = pmlog("verify", &store, &[])?;
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
             ensure!(said.contains(&format!("copy {copy} of the shard's header is damaged")), "{said}");
@@ -156,8 +160,10 @@ fn a_trim_survives_damage_to_either_copy_of_the_header(lab: &Lab, over: Over) ->
             ensure!(code == 0 && !said.contains("header is damaged"), "it is not repaired: {said}");
         }
     }
-    let head = number(&image, HEADERS + 24)?;
-    ensure!(head == seqs[19] && number(&image, HEADERS + HEADER_BYTES + 24)? == head, "head {head}");
+    for copy in headers(&image, 1, 0) {
+        let head = number(&image, copy + 24)?;
+        ensure!(head == seqs[19], "head {head}");
+    }
     Ok(())
 }
 
@@ -196,9 +202,8 @@ fn a_lost_end_of_the_log_is_noticed_once_the_server_was_idle_or_only_read(
             }
             let image = fs::read(&store)?;
             Ok((0..2).all(|shard| {
-                let header = HEADERS + shard * 2 * HEADER_BYTES;
-                (0..2).all(|copy| {
-                    let noted = number(&image, header + copy * HEADER_BYTES + 32).unwrap_or(0);
+                headers(&image, 2, shard).iter().all(|copy| {
+                    let noted = number(&image, copy + 32).unwrap_or(0);
                     noted >= last_of(shard).unwrap_or(0)
                 })
             }))

@@ -268,7 +268,9 @@ fn damaged_records_of_several_shards_are_dropped_by_their_names() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("store.pm");
     let options = Options { size: Some(4 << 20), shards: Some(2), volatile: true, ..Options::default() };
-    for seed in Region::open(&path, &options).expect("a store").into_seeds() {
+    let region = Region::open(&path, &options).expect("a store");
+    let geometry = region.info().geometry;
+    for seed in region.into_seeds() {
         let mut lab = Lab::over(seed.open().expect("it opens"), ServiceConfig::default());
         let conn = lab.connect();
         (0..3).for_each(|seed| assert_eq!(lab.append(conn, &body(seed, 700)), seed + 1));
@@ -308,7 +310,7 @@ fn damaged_records_of_several_shards_are_dropped_by_their_names() {
     // Of a shard without a header nobody knows what is damaged.
     let mut image = fs::read(&path).expect("the store");
     for copy in 0..2 {
-        image[4096 + 2 * 256 + copy * 256 + 20] ^= 1;
+        image[geometry.headers_of(1)[copy] + 20] ^= 1;
     }
     fs::write(&path, image).expect("the store");
     for more in [&[][..], &["--json"], &["--drop", "all"]] {

@@ -14,7 +14,9 @@ pub const INLINE_BYTES: usize = 32;
 /// Pieces of buffers that one entry names.
 pub(crate) const ENTRY_EXTENTS: usize = 4;
 
-const VERSION: u8 = 1;
+/// What is written; entries of version 1 are read, too.
+const VERSION: u8 = 2;
+const FIRST_VERSION: u8 = 1;
 const FIRST: u8 = 1 << 0;
 const LAST: u8 = 1 << 1;
 const INLINE: u8 = 1 << 2;
@@ -27,6 +29,8 @@ pub(crate) struct Entry {
     pub seq: u64,
     /// The highest number that had been fenced when the entry was written.
     pub durable_seq: u64,
+    /// When it was written, in seconds since 1970; 0 where nobody knew.
+    pub time_s: u32,
     pub epoch: u32,
     /// CRC-32C of the record's bytes up to the end of this entry.
     pub payload_crc: u32,
@@ -127,7 +131,9 @@ struct Raw {
     count: u8,
     reserved: u8,
     seq: U64,
-    durable_seq: U64,
+    /// How far behind `seq` the highest entry is that had been fenced; in version 1 that entry's number, in all eight bytes.
+    behind: U32,
+    time_s: U32,
     epoch: U32,
     payload_crc: U32,
     body: [u8; INLINE_BYTES],
@@ -178,7 +184,9 @@ impl Entry {
             count,
             reserved: 0,
             seq: self.seq.into(),
-            durable_seq: self.durable_seq.into(),
+            // A log has fewer entries than that, and so many at most are not fenced.
+            behind: ((self.seq - self.durable_seq) as u32).into(),
+            time_s: self.time_s.into(),
             epoch: self.epoch.into(),
             payload_crc: self.payload_crc.into(),
             body,
@@ -208,14 +216,19 @@ impl Entry {
         } else {
             Body::extents(zerocopy::transmute!(raw.body), raw.count)
         };
-        let known = raw.version == VERSION
-            && raw.flags & !(FIRST | LAST | INLINE | DROPPED) == 0
-            && raw.reserved == 0;
-        let body =
-            body.filter(|_| known && raw.durable_seq.get() < raw.seq.get()).ok_or(EntryFault::Malformed)?;
+        let known = raw.flags & !(FIRST | LAST | INLINE | DROPPED) == 0 && raw.reserved == 0;
+        let (seq, behind, time_s) = (raw.seq.get(), raw.behind.get(), raw.time_s.get());
+        let (durable_seq, time_s) = match raw.version {
+            VERSION => (seq.checked_sub(behind.into()), time_s),
+            FIRST_VERSION => (Some(u64::from(time_s) << 32 | u64::from(behind)), 0),
+            _ => (None, 0),
+        };
+        let durable_seq = durable_seq.filter(|&durable_seq| known && durable_seq < seq);
+        let (Some(durable_seq), Some(body)) = (durable_seq, body) else { return Err(EntryFault::Malformed) };
         Ok(Self {
-            seq: raw.seq.get(),
-            durable_seq: raw.durable_seq.get(),
+            seq,
+            durable_seq,
+            time_s,
             epoch: raw.epoch.get(),
             payload_crc: raw.payload_crc.get(),
             is_first,
@@ -254,11 +267,12 @@ impl Entry {
 
 impl Entry {
     /// What stands in the place of a damaged entry that was given up.
-    pub(crate) fn dropped(seq: u64, epoch: u32) -> Self {
+    pub(crate) fn dropped(seq: u64, time_s: u32, epoch: u32) -> Self {
         Self {
             seq,
             // It was damage, and not a torn end, because all before was durable.
             durable_seq: seq - 1,
+            time_s,
             epoch,
             payload_crc: crc::crc32c(&[]),
             is_first: true,

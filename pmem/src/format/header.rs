@@ -15,8 +15,8 @@ use super::crc;
 
 /// Length of one copy.
 pub(crate) const HEADER_BYTES: usize = 256;
-/// Length of both copies.
-pub(crate) const HEADERS_BYTES: usize = 2 * HEADER_BYTES;
+/// Both copies, as they lie in a medium.
+pub(crate) type Copies = [[u8; HEADER_BYTES]; 2];
 
 /// What a shard's header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,11 +136,8 @@ impl Header {
     }
 
     /// What two copies are; none if neither is sound, or they contradict each other.
-    pub(crate) fn find(copies: &[u8; HEADERS_BYTES], seed: u32) -> Option<Found> {
-        let (first, second) = copies.split_at(HEADER_BYTES);
-        let copies: [&[u8; HEADER_BYTES]; 2] =
-            [first, second].map(|copy| copy.try_into().expect("the headers are two copies long"));
-        match copies.map(|copy| Self::decode(copy, seed)) {
+    pub(crate) fn find(copies: &Copies, seed: u32) -> Option<Found> {
+        match copies.each_ref().map(|copy| Self::decode(copy, seed)) {
             [None, None] => None,
             [Some(first), Some(second)] if first.generation == second.generation => {
                 (first == second).then_some(Found { header: first, at: None, damage: None })
@@ -150,8 +147,8 @@ impl Header {
                 let at = usize::from(second.generation > first.generation);
                 Some(Found { header: [first, second][at], at: Some(at), damage: None })
             }
-            [Some(header), None] => Some(Found::beside(header, 0, copies[1])),
-            [None, Some(header)] => Some(Found::beside(header, 1, copies[0])),
+            [Some(header), None] => Some(Found::beside(header, 0, &copies[1])),
+            [None, Some(header)] => Some(Found::beside(header, 1, &copies[0])),
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     format::{
         crc,
         entry::{ENTRY_EXTENTS, ExtentName},
-        superblock::MIN_BUFFER_BYTES,
+        geometry::MIN_BUFFER_BYTES,
     },
     medium::LINE_BYTES,
 };

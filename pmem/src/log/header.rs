@@ -3,14 +3,14 @@
 use std::{io, ptr, sync::Arc};
 
 use crate::{
-    format::header::{Found, HEADER_BYTES, HEADERS_BYTES, Header},
+    format::header::{Copies, Found, HEADER_BYTES, Header},
     medium::Medium,
 };
 
 /// Where a shard's header lies, and what it says now.
 pub(crate) struct HeaderCell {
     medium: Arc<dyn Medium>,
-    offset: usize,
+    places: [usize; 2],
     seed: u32,
     current: Header,
     /// The one copy that has it; none if both have.
@@ -18,20 +18,22 @@ pub(crate) struct HeaderCell {
 }
 
 impl HeaderCell {
-    pub(crate) fn new(medium: Arc<dyn Medium>, offset: usize, seed: u32, found: &Found) -> Self {
-        assert!(offset + HEADERS_BYTES <= medium.len());
-        Self { medium, offset, seed, current: found.header, at: found.at }
+    pub(crate) fn new(medium: Arc<dyn Medium>, places: [usize; 2], seed: u32, found: &Found) -> Self {
+        assert!(places.iter().all(|place| place + HEADER_BYTES <= medium.len()));
+        Self { medium, places, seed, current: found.header, at: found.at }
     }
 
     /// Both copies as they lie in the medium.
-    pub(crate) fn read(medium: &dyn Medium, offset: usize) -> [u8; HEADERS_BYTES] {
-        assert!(offset + HEADERS_BYTES <= medium.len());
-        let mut bytes = [0; HEADERS_BYTES];
-        // SAFETY: the range was checked; only the shard's one owner writes it, and that is the caller.
-        unsafe {
-            ptr::copy_nonoverlapping(medium.base().as_ptr().add(offset), bytes.as_mut_ptr(), HEADERS_BYTES);
-        }
-        bytes
+    pub(crate) fn read(medium: &dyn Medium, places: [usize; 2]) -> Copies {
+        places.map(|place| {
+            assert!(place + HEADER_BYTES <= medium.len());
+            let mut bytes = [0; HEADER_BYTES];
+            // SAFETY: the range was checked; only the shard's one owner writes it, and that is the caller.
+            unsafe {
+                ptr::copy_nonoverlapping(medium.base().as_ptr().add(place), bytes.as_mut_ptr(), HEADER_BYTES);
+            }
+            bytes
+        })
     }
 
     #[inline]
@@ -55,7 +57,7 @@ impl HeaderCell {
     }
 
     fn write(&self, copy: usize, header: &Header) -> io::Result<()> {
-        let offset = self.offset + copy * HEADER_BYTES;
+        let offset = self.places[copy];
         // SAFETY: the range was checked in `new`; this is its only owner, and no references to it are ever made.
         unsafe { self.medium.store(offset, &header.encode(self.seed)) };
         self.medium.flush(offset, HEADER_BYTES);

@@ -61,6 +61,8 @@ pub struct RecordInfo {
     pub entries: u64,
     /// Pieces of buffers that hold it; 0 if it lies in its log entry.
     pub extents: u32,
+    /// When it was appended, in seconds since 1970; 0 where that is not known, as of records of older programs.
+    pub time_s: u32,
 }
 
 /// Consecutive bytes of a record.
@@ -96,6 +98,11 @@ impl Record {
     /// The epoch in which it was written.
     pub fn epoch(&self) -> u32 {
         self.info.epoch
+    }
+
+    /// When it was appended, in seconds since 1970; 0 where that is not known.
+    pub fn time_s(&self) -> u32 {
+        self.info.time_s
     }
 
     /// Length in bytes.
@@ -210,6 +217,11 @@ impl fmt::Debug for CheckedPieces {
 }
 
 impl RecordInfo {
+    /// A record of which nothing has been read.
+    pub(crate) fn new(seq: u64) -> Self {
+        Self { seq, epoch: 0, len: 0, crc32c: 0, entries: 0, extents: 0, time_s: 0 }
+    }
+
     fn is_empty(&self) -> bool {
         self.len == 0
     }

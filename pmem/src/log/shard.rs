@@ -58,6 +58,8 @@ pub struct Shard {
     held: u64,
     /// The first entry that may not be written now: its slot is held, or it is too far ahead of what the header vouches for.
     write_end: u64,
+    /// What is written into entries as their time.
+    time_s: u32,
     tally: Tally,
     /// What the tally had counted before the head.
     before_head: Count,
@@ -157,6 +159,7 @@ impl Shard {
             next: parts.next,
             held: head,
             write_end: 0,
+            time_s: 0,
             tally: parts.tally,
             before_head: Count::default(),
             limits: parts.limits,
@@ -197,6 +200,13 @@ impl Shard {
     #[inline]
     pub fn committed_seq(&self) -> u64 {
         self.committed
+    }
+
+    /// Says what time it is, in seconds since 1970: records that are appended from now on have this time, until there is
+    /// another. A shard reads no clock.
+    #[inline]
+    pub fn set_time(&mut self, now_s: u32) {
+        self.time_s = now_s;
     }
 
     /// The epoch of this opening.

@@ -234,11 +234,12 @@ impl<S: Source> Walk<'_, S> {
     /// how.
     fn record(&mut self, seq: u64, is_checked: bool) -> Result<Step, (u64, EntryFault)> {
         self.names.clear();
-        let mut info = RecordInfo { seq, epoch: 0, len: 0, crc32c: 0, entries: 0, extents: 0 };
+        let mut info = RecordInfo::new(seq);
         loop {
             let at = seq + info.entries;
             let entry = self.entry(at, &info).map_err(|fault| (at, fault))?;
             info.epoch = entry.epoch;
+            info.time_s = entry.time_s;
             info.crc32c = self.checksum(&entry, info.crc32c, is_checked).map_err(|fault| (at, fault))?;
             info.len += entry.payload_len();
             info.extents += entry.extents().len() as u32;
@@ -255,7 +256,7 @@ impl<S: Source> Walk<'_, S> {
     /// known to be durable.
     fn end_of_damage(&self, seq: u64, at: u64, fault: EntryFault, known_durable: u64) -> u64 {
         let end = known_durable + 1;
-        let mut so_far = RecordInfo { seq, epoch: 0, len: 0, crc32c: 0, entries: 0, extents: 0 };
+        let mut so_far = RecordInfo::new(seq);
         let mut at = at;
         let is_payload =
             matches!(fault, EntryFault::Payload | EntryFault::Bounds { .. } | EntryFault::Missing);

@@ -3,6 +3,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    slice,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -10,8 +11,9 @@ use super::room::Unfinished;
 use crate::{
     format::{
         entry::crc_seed,
-        header::{HEADERS_BYTES, Header},
-        superblock::{SUPERBLOCK_BYTES, SUPERBLOCKS_BYTES, Superblock},
+        geometry::last_block,
+        header::{HEADER_BYTES, Header},
+        superblock::{SUPERBLOCK_BYTES, Superblock},
     },
     medium::{Medium, flush_found},
     recovery::error::OpenError,
@@ -40,7 +42,9 @@ struct Job {
 /// What is to be written.
 pub(super) enum Task {
     /// The store is there.
-    Keep,
+    Keep(Superblock),
+    /// It is of an older version, and this is what it becomes.
+    TakeOver(Superblock),
     /// A copy of the superblock is damaged.
     Repair { superblock: Superblock, copy: usize },
     /// There is no store yet, or one that is to go.
@@ -79,16 +83,28 @@ impl Deferred {
 impl Task {
     fn write(&self, medium: &dyn Medium, path: &Path) -> io::Result<()> {
         match self {
-            Self::Keep => {
+            Self::Keep(superblock) => {
                 // Whoever made the store may have been told that it is not on the medium, and has left it in memory.
-                // SAFETY: a region is longer than its superblocks, and its shards are not open yet.
-                unsafe { flush_found(medium, 0, SUPERBLOCKS_BYTES) };
+                flush_superblocks(medium, superblock);
                 medium.fence()
+            }
+            Self::TakeOver(superblock) => {
+                tracing::info!(
+                    path = %path.display(),
+                    "a store of an older format is taken over; older programs will refuse it"
+                );
+                flush_superblocks(medium, superblock);
+                medium.fence()?;
+                // Until the first of these is durable nothing of the new format may be in the store.
+                for copy in 0..2 {
+                    write_superblock(medium, superblock, copy);
+                    medium.fence()?;
+                }
+                Ok(())
             }
             Self::Repair { superblock, copy } => {
                 tracing::warn!(path = %path.display(), copy, "repairing a copy of the superblock");
-                // SAFETY: as above.
-                unsafe { flush_found(medium, 0, SUPERBLOCKS_BYTES) };
+                flush_superblocks(medium, superblock);
                 write_superblock(medium, superblock, *copy);
                 medium.fence()
             }
@@ -100,17 +116,23 @@ impl Task {
 /// Makes a new, empty store. The superblock comes last: before it is durable there is no store.
 fn format(medium: &dyn Medium, superblock: &Superblock) -> io::Result<()> {
     let geometry = &superblock.geometry;
-    // What an older store left must not outlive the first of these writes.
-    // SAFETY: as for every store in this file: inside the medium, and its shards are not open yet.
-    unsafe { medium.store(0, &[0; SUPERBLOCKS_BYTES]) };
-    medium.flush(0, SUPERBLOCKS_BYTES);
+    // What an older store left must not outlive the first of these writes: where a first copy lies, and a second.
+    let last = last_block(medium.len() as u64) as usize;
+    let [first, second] = geometry.superblocks();
+    let old = Some(last).filter(|&last| is_superblock(medium, last));
+    for place in [first, SUPERBLOCK_BYTES, second].into_iter().chain(old) {
+        // SAFETY: as for every store in this file: inside the medium, and its shards are not open yet.
+        unsafe { medium.store(place, &[0; SUPERBLOCK_BYTES]) };
+        medium.flush(place, SUPERBLOCK_BYTES);
+    }
     medium.fence()?;
     for shard in 0..geometry.shards {
         let header = Header::NEW.encode(crc_seed(superblock.uuid, shard));
-        let offset = geometry.header_of(shard);
-        // SAFETY: the geometry lies inside the medium, and its shards are not open yet.
-        unsafe { medium.store(offset, &[header, header].concat()) };
-        medium.flush(offset, HEADERS_BYTES);
+        for place in geometry.headers_of(shard) {
+            // SAFETY: the geometry lies inside the medium, and its shards are not open yet.
+            unsafe { medium.store(place, &header) };
+            medium.flush(place, HEADER_BYTES);
+        }
     }
     medium.fence()?;
     (0..2).for_each(|copy| write_superblock(medium, superblock, copy));
@@ -118,8 +140,23 @@ fn format(medium: &dyn Medium, superblock: &Superblock) -> io::Result<()> {
 }
 
 fn write_superblock(medium: &dyn Medium, superblock: &Superblock, copy: usize) {
-    let offset = copy * SUPERBLOCK_BYTES;
+    let place = superblock.geometry.superblocks()[copy];
     // SAFETY: a region is longer than its superblocks, and its shards are not open yet.
-    unsafe { medium.store(offset, &superblock.encode()) };
-    medium.flush(offset, SUPERBLOCK_BYTES);
+    unsafe { medium.store(place, &superblock.encode()) };
+    medium.flush(place, SUPERBLOCK_BYTES);
+}
+
+/// Flushes both copies as they were found.
+fn flush_superblocks(medium: &dyn Medium, superblock: &Superblock) {
+    for place in superblock.geometry.superblocks() {
+        // SAFETY: the geometry lies inside the medium, and its shards are not open yet.
+        unsafe { flush_found(medium, place, SUPERBLOCK_BYTES) };
+    }
+}
+
+/// Whether there is a copy of a superblock.
+fn is_superblock(medium: &dyn Medium, place: usize) -> bool {
+    // SAFETY: the last block of a region lies in it, and nothing writes to it before its shards are open.
+    let bytes = unsafe { slice::from_raw_parts(medium.base().as_ptr().add(place), SUPERBLOCK_BYTES) };
+    bytes.try_into().is_ok_and(Superblock::is_one)
 }

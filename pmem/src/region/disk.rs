@@ -22,7 +22,7 @@ use super::{
     room::{self, Unfinished},
 };
 use crate::{
-    format::superblock::{Found, SUPERBLOCKS_BYTES, Superblock},
+    format::{found::Found, superblock::SUPERBLOCK_BYTES},
     medium::{BLOCK_BYTES, Disk, Handle, again},
     recovery::error::{OpenError, io_error, stopped},
     watch::{Watch, Work},
@@ -87,9 +87,12 @@ fn refuses_direct(path: &Path) -> OpenError {
 /// How much of a block device is a store, or becomes one.
 fn device_bytes(path: &Path, file: &File, options: &Options) -> Result<u64, OpenError> {
     let there = seek(file, SeekFrom::End(0)).map_err(|errno| io_error("inspecting", path)(errno.into()))?;
-    let mut start = [0; SUPERBLOCKS_BYTES];
-    file.read_exact_at(&mut start, 0).map_err(io_error("reading", path))?;
-    match Superblock::find(&start) {
+    if let Err(reason) = file.read_exact_at(&mut [0; SUPERBLOCK_BYTES], 0)
+        && reason.raw_os_error() != Some(libc::EIO)
+    {
+        return Err(io_error("reading", path)(reason));
+    }
+    match room::find(file, there, options.size) {
         Found::Store { superblock, .. } if !options.force => Ok(superblock.geometry.region_bytes.min(there)),
         _ => match options.size {
             Some(asked) if asked > there => Err(OpenError::Geometry(format!(

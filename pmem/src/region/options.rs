@@ -3,7 +3,10 @@
 use std::{path::Path, time::Duration};
 
 use crate::{
-    format::superblock::{Contents, Geometry, GeometryOptions},
+    format::{
+        geometry::{Geometry, GeometryOptions},
+        superblock::Contents,
+    },
     recovery::error::OpenError,
     watch::Watch,
 };

@@ -19,7 +19,10 @@ use rustix::{
 
 use super::options::{Options, check, plan};
 use crate::{
-    format::superblock::{Found, SUPERBLOCKS_BYTES, Superblock},
+    format::{
+        found::{Found, Unknown},
+        superblock::SUPERBLOCK_BYTES,
+    },
     recovery::error::{OpenError, io_error, stopped},
     watch::{Watch, Work},
 };
@@ -97,9 +100,8 @@ pub(super) fn prepare(
     unfinished: &mut Unfinished,
 ) -> Result<u64, OpenError> {
     let len = file.metadata().map_err(io_error("inspecting", path))?.len();
-    let mut start = [0; SUPERBLOCKS_BYTES];
-    let is_read = file.read_exact_at(&mut start, 0).is_ok();
-    let found = if is_read { Superblock::find(&start) } else { Found::Foreign };
+    let found =
+        if len < 2 * SUPERBLOCK_BYTES as u64 { Found::Foreign } else { find(file, len, options.size) };
     let bytes = match found {
         _ if len == 0 || options.force => {
             let given = options.size.or(Some(len).filter(|&len| len > 0));
@@ -138,6 +140,16 @@ pub(super) fn prepare(
     }
     reserve(path, file, len, bytes, &options.watch)?;
     Ok(bytes)
+}
+
+/// What store is in a file or device of so many bytes.
+pub(super) fn find(file: &File, bytes: u64, asked: Option<u64>) -> Found {
+    let read = |offset: u64, bytes: &mut [u8]| {
+        if file.read_exact_at(bytes, offset).is_err() {
+            bytes.fill(0);
+        }
+    };
+    Unknown { bytes, asked, is_read_only: false, read: &read }.find()
 }
 
 fn is_zero(path: &Path, file: &File, len: u64, watch: &Watch) -> Result<bool, OpenError> {

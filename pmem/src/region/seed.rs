@@ -26,7 +26,7 @@ impl ShardSeed {
     pub fn arena_memory(&self) -> (*const u8, usize) {
         let UnopenedShard { geometry, medium, .. } = &self.shard;
         let offset = geometry.arena_of(self.shard.index);
-        (medium.base().as_ptr().wrapping_add(offset), geometry.arena_stride as usize)
+        (medium.base().as_ptr().wrapping_add(offset), geometry.arena_bytes(self.shard.index))
     }
 
     /// Recovers the shard, and opens it for the thread that calls this. With the first shard of a region, what opening

@@ -31,8 +31,8 @@ fn options() -> Options {
 }
 
 /// A sound store with some records in it, of which the oldest are trimmed.
-fn sound() -> &'static (Vec<u8>, [usize; 4]) {
-    static SOUND: OnceLock<(Vec<u8>, [usize; 4])> = OnceLock::new();
+fn sound() -> &'static (Vec<u8>, [usize; 6]) {
+    static SOUND: OnceLock<(Vec<u8>, [usize; 6])> = OnceLock::new();
     SOUND.get_or_init(|| {
         let model = LineModel::new(STORE_BYTES);
         let region = Region::over(model.clone(), &options()).expect("a new store");
@@ -44,8 +44,9 @@ fn sound() -> &'static (Vec<u8>, [usize; 4]) {
         shard.commit().expect("the model takes it");
         let third = shard.records(0).nth(2).expect("there are more").seq;
         shard.trim(third).expect("the model takes it");
-        let parts = [0, geometry.headers_offset, geometry.log_offset, geometry.arena_offset];
-        (model.crash(|| 0), parts.map(|part| part as usize))
+        let ([superblock, its_copy], [header, copy]) = (geometry.superblocks(), geometry.headers_of(0));
+        let (log, arena) = (geometry.log_offset as usize, geometry.arena_offset as usize);
+        (model.crash(|| 0), [superblock, header, log, arena, its_copy, copy])
     })
 }
 
@@ -68,7 +69,7 @@ pub(crate) fn run(bytes: &[u8]) {
     let mut bytes = Unstructured::new(bytes);
     while !bytes.is_empty() {
         let Ok(change) = Change::arbitrary(&mut bytes) else { break };
-        let at = parts[usize::from(change.part % 4)] + usize::from(change.at);
+        let at = parts[usize::from(change.part % 6)] + usize::from(change.at);
         let len = usize::from(change.len % 8) + 1;
         if let Some(place) = image.get_mut(at..at + len) {
             place.copy_from_slice(&change.bytes[..len]);

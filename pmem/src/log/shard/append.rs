@@ -191,6 +191,7 @@ impl Shard {
         self.ring.write(&Entry {
             seq: self.next + index,
             durable_seq: self.committed - 1,
+            time_s: self.time_s,
             epoch: self.epoch(),
             payload_crc,
             is_first,

@@ -58,10 +58,10 @@ impl Shard {
         }
         // Epochs never fall along the log.
         let before = (self.head..seq).rev().find_map(|seq| self.entry(seq).ok());
-        let epoch = before.map_or(0, |entry| entry.epoch);
+        let (epoch, time_s) = before.map_or((0, 0), |entry| (entry.epoch, entry.time_s));
         let held: Vec<_> = (seq..seq + entries).filter_map(|seq| self.entry(seq).ok()).collect();
         for seq in seq..seq + entries {
-            self.ring.write(&Entry::dropped(seq, epoch));
+            self.ring.write(&Entry::dropped(seq, time_s, epoch));
         }
         self.counters.flushed_lines += self.ring.flush(seq, entries);
         self.counters.fences += 1;

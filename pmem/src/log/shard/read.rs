@@ -60,7 +60,7 @@ impl Shard {
 
     /// Reads the record that begins with this entry; else the entry that is wrong, and how.
     fn read_record(&self, seq: u64) -> Result<Option<Record>, (u64, EntryFault)> {
-        let mut info = RecordInfo { seq, epoch: 0, len: 0, crc32c: 0, entries: 0, extents: 0 };
+        let mut info = RecordInfo::new(seq);
         let mut record = Record { info, inline: [0; INLINE_BYTES], extents: Vec::new(), checks: Vec::new() };
         loop {
             let at = seq + info.entries;
@@ -87,6 +87,7 @@ impl Shard {
                 record.checks.push(Check { extents: entry.extents().len(), crc32c: entry.payload_crc });
             }
             info.epoch = entry.epoch;
+            info.time_s = entry.time_s;
             info.len += entry.payload_len();
             info.extents += entry.extents().len() as u32;
             info.entries += 1;
@@ -155,7 +156,7 @@ impl Shard {
             return None;
         }
         let mut entry = self.entry(seq).ok().filter(|entry| entry.is_first && !entry.is_dropped)?;
-        let mut info = RecordInfo { seq, epoch: entry.epoch, len: 0, crc32c: 0, entries: 0, extents: 0 };
+        let mut info = RecordInfo { epoch: entry.epoch, time_s: entry.time_s, ..RecordInfo::new(seq) };
         loop {
             info.len += entry.payload_len();
             info.extents += entry.extents().len() as u32;
