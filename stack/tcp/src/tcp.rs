@@ -21,4 +21,5 @@ pub(crate) mod scoreboard;
 pub(crate) mod send_pool;
 pub(crate) mod send_queue;
 pub(crate) mod seq;
+mod spares;
 pub(crate) mod tx;

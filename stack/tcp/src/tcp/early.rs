@@ -11,6 +11,7 @@ use pmem::{Buffer, Extent, Shelf};
 use super::options::{Block, SackBlocks};
 use super::pieces::{PiecePool, PieceQueue};
 use super::seq::Seq;
+use super::spares::Spares;
 
 /// Payload shorter than this is copied: alone it would hold a buffer of four times its length or more.
 pub(crate) const COPIED_BYTES: usize = 512;
@@ -41,11 +42,10 @@ const DUPLICATES: usize = 4;
 #[derive(Clone, Debug)]
 pub(crate) struct EarlyPool(Rc<RefCell<Lists>>);
 
-// Few connections have holes, so that none has a list of its own; boxes move as one pointer.
+// Few connections have holes, so that none has a list of its own.
 #[derive(Debug)]
-#[expect(clippy::vec_box, reason = "a connection holds the box")]
 struct Lists {
-    unused: Vec<Box<List>>,
+    unused: Spares<List>,
     long: Vec<VecDeque<Run>>,
     pieces: PiecePool,
 }
@@ -68,7 +68,7 @@ impl EarlyPool {
         let long = lists.min(MAX_LONG_LISTS).min(buffers / BUFFERS_BY_LONG_LIST);
         let held = buffers.div_ceil(2);
         Self(Rc::new(RefCell::new(Lists {
-            unused: (0..lists).map(|_| Box::new(list())).collect(),
+            unused: Spares::new(lists, list),
             long: (0..long).map(|_| VecDeque::with_capacity(LONG_RUNS)).collect(),
             pieces: PiecePool::new(PIECES_BY_BUFFER * held + SHORT_RUNS * lists + LONG_RUNS * long),
         })))
@@ -136,7 +136,7 @@ impl EarlyQueue {
             long.push(std::mem::replace(&mut list.runs, short));
             list.room = SHORT_RUNS;
         }
-        unused.push(list);
+        unused.give_back(list);
     }
 
     /// Whether nothing is here, and no duplicate is yet to be told of.
@@ -254,7 +254,7 @@ impl EarlyQueue {
     fn with<R>(&mut self, act: impl FnOnce(&mut List, &mut PiecePool) -> R) -> Option<R> {
         let Lists { unused, pieces, .. } = &mut *self.pool.0.borrow_mut();
         if self.list.is_none() {
-            self.list = unused.pop();
+            self.list = unused.take();
         }
         self.list.as_deref_mut().map(|list| act(list, pieces))
     }

@@ -9,9 +9,11 @@ const NONE: u32 = u32::MAX;
 /// Memory for the pieces of all connections.
 #[derive(Debug)]
 pub(crate) struct PiecePool {
-    nodes: Box<[Node]>,
+    nodes: Vec<Node>,
     /// The first unused node.
     free: u32,
+    /// Nodes that there may be; those that were never used are not there yet, and their memory is not touched.
+    most: usize,
 }
 
 #[derive(Debug)]
@@ -31,14 +33,30 @@ pub(crate) struct PieceQueue {
 impl PiecePool {
     /// A pool for as many pieces. As each lies in a buffer of its own, an arena's number of buffers is enough.
     pub(crate) fn new(pieces: usize) -> Self {
-        let next = |node: u32| if node as usize + 1 < pieces { node + 1 } else { NONE };
-        let nodes: Box<[Node]> =
-            (0..pieces as u32).map(|node| Node { extent: None, next: next(node) }).collect();
-        Self { free: if nodes.is_empty() { NONE } else { 0 }, nodes }
+        Self { nodes: Vec::with_capacity(pieces), free: NONE, most: pieces }
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        self.free != NONE
+        self.free != NONE || self.nodes.len() < self.most
+    }
+
+    /// Puts a piece into a node that `next` follows; none, and it is dropped, if there is none.
+    #[inline(always)]
+    fn take(&mut self, extent: Extent, next: u32) -> Option<u32> {
+        let node = self.free;
+        let Some(entry) = self.nodes.get_mut(node as usize) else { return self.add(extent, next) };
+        self.free = entry.next;
+        *entry = Node { extent: Some(extent), next };
+        Some(node)
+    }
+
+    #[cold]
+    fn add(&mut self, extent: Extent, next: u32) -> Option<u32> {
+        if self.nodes.len() == self.most {
+            return None;
+        }
+        self.nodes.push(Node { extent: Some(extent), next });
+        Some(self.nodes.len() as u32 - 1)
     }
 }
 
@@ -54,10 +72,7 @@ impl PieceQueue {
     /// Adds a piece; false, and it is dropped, if the pool is used up.
     #[inline(always)]
     pub(crate) fn push(&mut self, extent: Extent, pool: &mut PiecePool) -> bool {
-        let node = pool.free;
-        let Some(entry) = pool.nodes.get_mut(node as usize) else { return false };
-        pool.free = entry.next;
-        (entry.extent, entry.next) = (Some(extent), NONE);
+        let Some(node) = pool.take(extent, NONE) else { return false };
         match pool.nodes.get_mut(self.last as usize) {
             Some(last) => last.next = node,
             None => self.first = node,
@@ -69,10 +84,7 @@ impl PieceQueue {
 
     /// As [`push`](Self::push), before the others.
     pub(crate) fn push_front(&mut self, extent: Extent, pool: &mut PiecePool) -> bool {
-        let node = pool.free;
-        let Some(entry) = pool.nodes.get_mut(node as usize) else { return false };
-        pool.free = entry.next;
-        (entry.extent, entry.next) = (Some(extent), self.first);
+        let Some(node) = pool.take(extent, self.first) else { return false };
         self.first = node;
         if self.last == NONE {
             self.last = node;

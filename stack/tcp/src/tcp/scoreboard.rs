@@ -3,13 +3,14 @@
 //!
 //! It is kept by runs: bytes side by side that were sent at about the same time and have fared alike. One that nothing was
 //! said of lies in the connection, and most connections never have another. Where there are more they lie in a list that
-//! connections share memory for, taken at the start. A list has at most [`MOST_RUNS`] runs, so that whatever a peer says
+//! connections share memory for, of a size set at the start. A list has at most [`MOST_RUNS`] runs, so that whatever a peer says
 //! takes no more than a look through as many; where there is no room, runs that were to be told apart are one.
 
 use std::collections::VecDeque;
 
 use super::recovery::Notes;
 use super::seq::Seq;
+use super::spares::Spares;
 
 /// Connections that may have more than one run at a time, and of them those with more than a few.
 const MAX_LISTS: usize = 8192;
@@ -197,10 +198,9 @@ pub(super) struct List {
 
 /// Memory for the lists of all connections.
 #[derive(Debug)]
-#[expect(clippy::vec_box, reason = "a connection holds the box")]
 pub(crate) struct RunPool {
     lists: usize,
-    unused: Vec<Box<List>>,
+    unused: Spares<List>,
     long: Vec<VecDeque<Run>>,
 }
 
@@ -218,7 +218,7 @@ impl RunPool {
         };
         Self {
             lists,
-            unused: (0..lists).map(|_| Box::new(list())).collect(),
+            unused: Spares::new(lists, list),
             long: (0..lists.min(MAX_LONG_LISTS)).map(|_| VecDeque::with_capacity(MOST_RUNS)).collect(),
         }
     }
@@ -233,7 +233,7 @@ impl RunPool {
                 list.room = FEW_RUNS;
             }
         }
-        self.unused.push(list);
+        self.unused.give_back(list);
     }
 
     /// Gives a list that is full more room, if there is any.
@@ -353,7 +353,7 @@ impl Scoreboard {
     /// Takes memory to tell runs apart; false if there is none.
     pub(super) fn take_list(&mut self, pool: &mut RunPool) -> bool {
         if self.list.is_none() {
-            let Some(mut list) = pool.unused.pop() else { return false };
+            let Some(mut list) = pool.unused.take() else { return false };
             (list.lost_from, list.delivered_to) = (self.from, self.from);
             if !self.is_empty() {
                 list.runs.push_back(self.only);
