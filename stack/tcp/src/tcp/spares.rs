@@ -1,9 +1,8 @@
 //! What some connections have for a while, of a number that bounds how many may have it at a time.
 
 /// Boxes of `T`, which connections take and give back. Each is made when those before it are taken, so that memory is held
-/// for as many as were ever needed at a time, and never for more than the most.
+/// for as many as were ever needed at a time, and never for more than the most; a box moves as one pointer.
 #[derive(Debug)]
-#[expect(clippy::vec_box, reason = "a connection holds the box, which moves as one pointer")]
 pub(super) struct Spares<T> {
     unused: Vec<Box<T>>,
     unmade: usize,
