@@ -163,6 +163,9 @@ pub fn run_inside(options: &Inside) -> Result<bool> {
     if !bench.has_bbr {
         progress.say("this pmlog has no BBR: in cells with BBR, it sends by CUBIC");
     }
+    if !bench.precedes {
+        progress.say("no real-time priority is to be had (CAP_SYS_NICE): what else runs on this machine shows in the figures");
+    }
     progress.say(&report::head());
     let mut outcome = Outcome::default();
     for cell in &cells {

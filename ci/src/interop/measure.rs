@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lab::{Lab, Link, Path, Pmlog, PmlogOptions, noise, run, wire};
+use lab::{Lab, Link, Path, Pmlog, PmlogOptions, noise, precede, run, wire};
 
 use super::cell::{Cell, Congestion, Direction};
 
@@ -23,6 +23,9 @@ const OTHER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3);
 const SHORT: Duration = Duration::from_micros(100);
 /// How long a connection may take in which nothing is lost.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Of what [precedes](Bench::precedes) all else, the link comes first.
+const LINK_LEVEL: u8 = 2;
+const CLIENT_LEVEL: u8 = 1;
 
 /// Whose TCP the server has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +42,9 @@ pub struct Bench<'a> {
     pub duration: Duration,
     /// Whether pmlog knows BBR.
     pub has_bbr: bool,
+    /// Whether the link and the clients come before all else on this machine, as if they were machines of their own:
+    /// otherwise frames pile up where these wait for a CPU, and get lost in queues that no path has.
+    pub precedes: bool,
     pub record: Vec<u8>,
 }
 
@@ -52,7 +58,9 @@ impl<'a> Bench<'a> {
         let has_bbr = of_congestion.split("\n\n").next().is_some_and(|text| text.contains("bbr"));
         // What one connection has learned of the path must not help another.
         forget_paths()?;
-        Ok(Self { lab, pmlog, bits_per_second, duration, has_bbr, record: noise(1, RECORD_BYTES) })
+        let precedes = std::thread::spawn(|| precede(CLIENT_LEVEL).is_ok()).join().unwrap_or(false);
+        let record = noise(1, RECORD_BYTES);
+        Ok(Self { lab, pmlog, bits_per_second, duration, has_bbr, precedes, record })
     }
 
     /// What our side is told to use.
@@ -66,7 +74,7 @@ impl<'a> Bench<'a> {
     /// Mbit/s of what a client got across in the time that a run has.
     pub fn run(&self, cell: &Cell, side: Side, seed: u64) -> Result<f64> {
         let short = Path::clean(self.bits_per_second, SHORT);
-        let mut link = Link::new(CLIENT, &[SERVER], short, seed)?;
+        let mut link = self.link(&[SERVER], short, seed)?;
         let server = self.serve(side, cell.congestion, seed)?;
         let address = SocketAddr::from((wire::SERVER_V4, 80));
         if cell.direction == Direction::Download {
@@ -76,10 +84,10 @@ impl<'a> Bench<'a> {
         link.change(cell.clean_path(self.bits_per_second), seed)?;
         let client = Client::open(address)?;
         link.change(cell.path(self.bits_per_second), seed)?;
-        let measured = match cell.direction {
+        let measured = self.as_another_machine(|| match cell.direction {
             Direction::Upload => client.upload(&self.record, self.duration, cell.congestion),
             Direction::Download => client.download(&self.record, self.duration),
-        };
+        });
         let mbit = measured.with_context(|| format!("the server wrote:\n{}", server.output()))?;
         link.counters()?;
         Ok(mbit)
@@ -93,7 +101,7 @@ impl<'a> Bench<'a> {
         seed: u64,
     ) -> Result<(Vec<f64>, Vec<f64>)> {
         let short = Path::clean(self.bits_per_second, SHORT);
-        let mut link = Link::new(CLIENT, &[SERVER, OTHER_SERVER], short, seed)?;
+        let mut link = self.link(&[SERVER, OTHER_SERVER], short, seed)?;
         let ours = self.serve(Side::Ours, congestion, seed)?;
         let namespace = self.namespace("other", seed);
         wire::make_namespace(&namespace)?;
@@ -116,7 +124,10 @@ impl<'a> Bench<'a> {
             // Twice the time of a run: flows take a while to find their shares.
             let downloads: Vec<_> = clients
                 .into_iter()
-                .map(|client| scope.spawn(move || client.download(&self.record, self.duration * 2)))
+                .map(|client| {
+                    let download = move || client.download(&self.record, self.duration * 2);
+                    scope.spawn(|| self.as_another_machine(download))
+                })
                 .collect();
             let joined = downloads
                 .into_iter()
@@ -126,6 +137,25 @@ impl<'a> Bench<'a> {
         .with_context(|| format!("ours wrote:\n{}\ntheirs wrote:\n{}", ours.output(), theirs.output()))?;
         link.counters()?;
         Ok((rates[..2].to_vec(), rates[2..].to_vec()))
+    }
+
+    fn link(&self, servers: &[&str], path: Path, seed: u64) -> Result<Link> {
+        let mut link = Link::new(CLIENT, servers, path, seed)?;
+        if self.precedes {
+            link.precede(LINK_LEVEL)?;
+        }
+        Ok(link)
+    }
+
+    /// Does what a client does, before what else runs on this machine.
+    fn as_another_machine<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let client = || {
+            if self.precedes {
+                precede(CLIENT_LEVEL)?;
+            }
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(client).join().unwrap_or_else(|_| bail!("a client panicked")))
     }
 
     fn namespace(&self, name: &str, seed: u64) -> PathBuf {

@@ -11,6 +11,7 @@ mod http;
 mod link;
 mod namespace;
 mod pmlog;
+mod precedence;
 mod scratch;
 mod trunk;
 pub mod wire;
@@ -21,6 +22,7 @@ pub use http::{Connection, Reply};
 pub use link::{Link, Path, PathCounters};
 pub use namespace::{Lab, inside, inside_as_root, isolated};
 pub use pmlog::{Pmlog, PmlogOptions, built, cpu_time, pmlog_binary};
+pub use precedence::precede;
 pub use scratch::{scratch_directory, target_directory};
 pub use trunk::Trunk;
 

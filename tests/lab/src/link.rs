@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::num::NonZero;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use smoltcp::phy::{Medium, TunTapInterface};
 
-use crate::run;
+use crate::{precede, run};
 use path::{Direction, Fate};
 pub use path::{Path, PathCounters};
 
@@ -53,6 +53,8 @@ struct Shared {
     /// What both directions shall be from now on, and the seed of their chance.
     change: Mutex<Option<(Path, u64)>>,
     counters: Mutex<[PathCounters; 2]>,
+    /// The level at which the thread is to [`precede`] others; 0 for none.
+    level: AtomicU8,
 }
 
 impl Link {
@@ -89,6 +91,20 @@ impl Link {
         *self.shared.change.lock().unwrap_or_else(PoisonError::into_inner) = Some((path, seed));
         self.shared.has_change.store(true, Ordering::Release);
         while self.shared.has_change.load(Ordering::Acquire) {
+            self.check()?;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Has the thread that carries the frames [precede](crate::precede) all that run at a lower level: it is to be a wire,
+    /// and a wire does not wait for a CPU. Returns when that is so.
+    ///
+    /// # Errors
+    /// As [`precede`](crate::precede).
+    pub fn precede(&mut self, level: u8) -> Result<()> {
+        self.shared.level.store(level, Ordering::Release);
+        while self.shared.level.load(Ordering::Acquire) != 0 {
             self.check()?;
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -170,6 +186,7 @@ impl Carrier {
         rustix::thread::set_current_timer_slack(NonZero::new(1))?;
         while !self.shared.ends.load(Ordering::Relaxed) {
             self.take_change();
+            self.take_level()?;
             let mut read = 0;
             for from in 0..self.taps.len() {
                 read += self.read(from)?;
@@ -197,6 +214,15 @@ impl Carrier {
             self.directions[DOWN].change(path, !seed);
         }
         self.shared.has_change.store(false, Ordering::Release);
+    }
+
+    fn take_level(&self) -> Result<()> {
+        let level = self.shared.level.load(Ordering::Acquire);
+        if level > 0 {
+            precede(level)?;
+            self.shared.level.store(0, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Reads what a host has sent.
