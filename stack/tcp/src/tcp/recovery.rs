@@ -65,7 +65,7 @@ impl Notes {
 struct Undo {
     /// What was acknowledged when the loss was found.
     from: Seq,
-    /// The timestamp of the first segment that was sent again (RFC 3522).
+    /// The timestamp of the first segment that was sent again (RFC 3522), if that is the one which the peer asks for.
     first_again: Option<u32>,
     /// Segments sent again, and how many of them came twice (RFC 2883).
     segments: u16,
@@ -516,7 +516,7 @@ impl Connection {
         self.timer = Timer::Retransmit(self.rtt.deadline(now));
     }
 
-    /// So many bytes have gone out in recovery, for the first time or again.
+    /// So many bytes have gone out in recovery, for the first time or again; with the timestamp of what the peer asks for.
     pub(super) fn note_sent(&mut self, bytes: u32, is_again: bool, timestamp: Option<u32>) {
         let Some(notes) = self.board.notes_mut() else { return };
         if let Some(prr) = &mut notes.prr {

@@ -323,6 +323,39 @@ fn rfc3708_a_loss_that_was_none_is_undone() {
     assert!(p.sent().len() >= 10, "the window is what it was");
 }
 
+/// RFC 3522, section 3.2: the answer to what an earlier recovery has sent again says nothing of the next one.
+#[test]
+fn rfc3522_3_2_the_answer_to_an_earlier_retransmission_undoes_nothing() {
+    let mut p = Sender::new(Options::SackAndTimestamps);
+    p.write(30);
+    p.sent();
+    p.s.advance(RTT);
+    p.ack(10, &[]);
+    p.s.advance(RTT);
+    assert_eq!(p.sent().len(), 20);
+    p.ack(10, &[(11, 14)]);
+    assert_eq!(p.sent(), [10]);
+    // More is sent than before that loss was found, and the first of it is lost, too.
+    p.write(20);
+    p.ack(10, &[(11, 24)]);
+    assert_eq!(p.sent(), [30, 31, 32, 33, 34, 35, 36]);
+    p.ack(10, &[(25, 30), (11, 24)]);
+    assert_eq!(p.sent()[0], 24);
+    p.s.advance(MS(5));
+    p.ack(24, &[(31, 33), (25, 30)]);
+    assert_eq!(p.sent()[0], 30, "in the same recovery");
+    let again = p.s.stack_timestamp();
+    p.s.advance(MS(5));
+    // That recovery is over when another loss is found.
+    p.ack(30, &[(31, 33)]);
+    p.sent();
+    p.ack(30, &[(34, 37), (31, 33)]);
+    assert_eq!((p.sent()[0], p.counts()), (33, (0, 2, 0, 0)));
+    p.s.advance(MS(5));
+    p.ack_echoing(33, &[(34, 37)], Some(again));
+    assert_eq!(p.counts(), (0, 2, 0, 0));
+}
+
 /// RFC 3522: the timestamp tells that the answer is to what was sent first.
 #[test]
 fn rfc3522_a_late_answer_undoes_a_timeout() {
