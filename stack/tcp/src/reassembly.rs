@@ -77,6 +77,8 @@ struct Fragment<'a> {
     named: Option<(usize, u8)>,
     offset: usize,
     more: bool,
+    /// What IP says of congestion (RFC 3168, section 5).
+    ecn: u8,
     payload: &'a [u8],
 }
 
@@ -89,9 +91,16 @@ struct Datagram {
     head_bytes: usize,
     stretches: ArrayVec<(usize, usize), MAX_STRETCHES>,
     total: Option<usize>,
+    /// What the fragments say of congestion: a bit for each codepoint.
+    ecns: u8,
     /// Something was wrong: what still comes is dropped.
     is_void: bool,
 }
+
+/// Not to be marked, and marked (RFC 3168, section 5), as bits of [`Datagram::ecns`].
+const INCAPABLE: u8 = 1;
+const MARKED: u8 = 1 << CE;
+const CE: u8 = 3;
 
 /// All packets that are not whole yet.
 pub(crate) struct Reassembly {
@@ -109,6 +118,7 @@ impl Reassembly {
             head_bytes: 0,
             stretches: ArrayVec::new(),
             total: None,
+            ecns: 0,
             is_void: false,
         };
         Self { places: (0..PACKETS).map(|_| place()).collect(), given_up: 0 }
@@ -189,7 +199,7 @@ impl Reassembly {
         self.given_up += u64::from(place.name.is_some() && !place.is_void);
         let patience = if name.source.is_ipv4() { PATIENCE_V4 } else { PATIENCE_V6 };
         (place.name, place.until) = (Some(*name), now + patience);
-        (place.head_bytes, place.total, place.is_void) = (0, None, false);
+        (place.head_bytes, place.total, place.ecns, place.is_void) = (0, None, 0, false);
         place.stretches.clear();
         at
     }
@@ -226,6 +236,11 @@ impl Datagram {
             return if *into == *payload { Added::Twice } else { Added::Wrong };
         }
         if self.stretches.iter().any(|&(from, to)| offset < to && from < end) {
+            return Added::Wrong;
+        }
+        // RFC 3168, section 5.3: a mark counts for all of it, and cannot be of a packet whose ends heed none.
+        self.ecns |= 1 << fragment.ecn;
+        if self.ecns & (INCAPABLE | MARKED) == INCAPABLE | MARKED {
             return Added::Wrong;
         }
         into.copy_from_slice(payload);
@@ -277,16 +292,24 @@ impl Datagram {
     fn seal(&mut self, name: &Name, len: usize) -> Option<(usize, usize)> {
         let (begins, ends) = (HEAD_BYTES - self.head_bytes, HEAD_BYTES + len);
         let packet = &mut self.memory[begins + ETHERNET_HEADER_BYTES..ends];
+        let is_marked = self.ecns & MARKED != 0;
         if name.source.is_ipv4() {
             let total = u16::try_from(packet.len()).ok()?;
             let mut ip = Ipv4Packet::new_unchecked(packet);
+            if is_marked {
+                ip.set_ecn(CE);
+            }
             ip.set_total_len(total);
             ip.set_more_frags(false);
             ip.set_frag_offset(0);
             ip.fill_checksum();
         } else {
             let payload = u16::try_from(packet.len() - IPV6_HEADER_LEN).ok()?;
-            Ipv6Packet::new_unchecked(packet).set_payload_len(payload);
+            let mut ip = Ipv6Packet::new_unchecked(packet);
+            if is_marked {
+                ip.set_traffic_class(ip.traffic_class() | CE);
+            }
+            ip.set_payload_len(payload);
         }
         Some((begins, ends))
     }
@@ -314,7 +337,8 @@ fn parse<'a>(frame: &'a [u8], local: &Local) -> Option<Fragment<'a>> {
             };
             let head = &frame[..ETHERNET_HEADER_BYTES + usize::from(ip.header_len())];
             let offset = ip.frag_offset().into();
-            Fragment { name, head, named: None, offset, more: ip.more_frags(), payload: ip.payload() }
+            let (more, ecn) = (ip.more_frags(), ip.ecn());
+            Fragment { name, head, named: None, offset, more, ecn, payload: ip.payload() }
         }
         EthernetProtocol::Ipv6 => {
             let ip = Ipv6Packet::new_checked(bytes).ok()?;
@@ -334,6 +358,7 @@ fn parse<'a>(frame: &'a [u8], local: &Local) -> Option<Fragment<'a>> {
                 named: Some((ETHERNET_HEADER_BYTES + upper.named_at, packet[header_at])),
                 offset: part.offset,
                 more: part.more,
+                ecn: ip.traffic_class() & 3,
                 payload: &packet[upper.at..],
             }
         }

@@ -11,7 +11,7 @@ use stack::{Config, CongestionControl, Counters, Ecn};
 use crate::ours::{Ours, config};
 use crate::script::Script;
 use crate::talk::{BOTH_VERSIONS, Talk, Talker as _, Version, ip, link, talk};
-use crate::wire::{ACK, CWR, ECE, SYN, Seg, data, seg};
+use crate::wire::{ACK, CWR, ECE, SYN, Seg, data, fragments_of, seg, set_ecn};
 
 /// What IP says of packets that may be marked, and of those that are.
 const CAPABLE: u8 = 2;
@@ -135,6 +135,43 @@ fn rfc3168_6_1_1_who_asks_heeds_marks_if_the_peer_agrees() {
     s.expect(seg(SYN, 0, 0));
 }
 
+/// RFC 3168, section 5.3: a mark of one fragment is one of the segment, and where another fragment says that none heeds
+/// marks something is wrong with all of it.
+#[test]
+fn rfc3168_5_3_a_mark_of_one_fragment_is_one_of_the_segment() {
+    for version in BOTH_VERSIONS {
+        for (ecns, taken, echoed) in [
+            ([CAPABLE, CAPABLE, CAPABLE], true, false),
+            ([MARKED, CAPABLE, CAPABLE], true, true),
+            ([CAPABLE, MARKED, 1], true, true),
+            ([CAPABLE, CAPABLE, MARKED], true, true),
+            ([MARKED, MARKED, MARKED], true, true),
+            ([0, CAPABLE, 0], true, false),
+            ([0, MARKED, CAPABLE], false, false),
+            ([MARKED, CAPABLE, 0], false, false),
+        ] {
+            for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
+                let (mut s, conn) = agreed(version, config(1));
+                let payload = [7; 900];
+                let whole = s.frame_from(s.remote, data(1, 1, &payload));
+                let mut fragments = fragments_of(&whole, 400, 9);
+                for (fragment, ecn) in fragments.iter_mut().zip(ecns) {
+                    set_ecn(fragment, ecn);
+                }
+                s.inject_all(order.map(|at| fragments[at].clone()));
+                if taken {
+                    s.expect(seg(ACK | if echoed { ECE } else { 0 }, 1, 901));
+                    assert_eq!(s.read(conn), payload, "{ecns:?}");
+                } else {
+                    s.expect_nothing();
+                    assert_eq!(s.read(conn), b"", "{ecns:?}");
+                }
+                assert_eq!(counters(&s).ce_in, u64::from(echoed), "{ecns:?}");
+            }
+        }
+    }
+}
+
 /// The segments that go out, by their lengths.
 fn lengths(s: &mut Script) -> Vec<usize> {
     std::iter::from_fn(|| s.next()).map(|segment| segment.payload.len()).collect()
@@ -216,6 +253,27 @@ fn rfc3168_6_1_5_what_is_sent_again_may_not_be_marked() {
     s.send(seg(ACK, 1, 5));
     assert_eq!(s.write(conn, b"more"), Ok(()));
     s.expect(data(5, 1, b"more").ecn(CAPABLE).flagged(CWR));
+}
+
+#[test]
+fn rfc3168_6_1_5_a_mark_outside_the_window_is_passed_over() {
+    let (mut s, _) = agreed(Version::V4, config(1));
+    s.send(data(1, 1, b"data").ecn(CAPABLE));
+    s.expect(seg(ACK, 1, 5));
+    for seq in [1, 10_000_000] {
+        s.send(data(seq, 1, b"data").ecn(MARKED));
+        s.expect(seg(ACK, 1, 5));
+    }
+    assert_eq!(counters(&s).ce_in, 0);
+}
+
+#[test]
+fn rfc3168_6_1_6_a_probe_of_a_closed_window_may_not_be_marked() {
+    let (mut s, conn) = agreed(Version::V4, config(1));
+    s.send(seg(ACK, 1, 1).window(0));
+    assert_eq!(s.write(conn, b"data"), Ok(()));
+    s.wait_for_segment(Duration::from_secs(5));
+    s.expect(data(1, 1, b"d").ecn(0));
 }
 
 /// A stream over a path that marks what waits behind a quarter of what the path holds: nothing is lost, and the path is
