@@ -23,6 +23,7 @@ mod losses;
 mod marks;
 mod moving;
 mod neighbours;
+mod optimistic;
 mod ours;
 mod packetdrill;
 mod path_mtu;
