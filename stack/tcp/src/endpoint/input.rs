@@ -264,8 +264,9 @@ impl Endpoint {
             }
             Heard::Router => {
                 let (neighbor, mtu) = self.iface.take_router(frame, self.now);
-                // Connections that are open keep to what they have agreed on.
-                self.config.mtu_v6 = mtu.or(self.config.mtu_v6);
+                if let Some(mtu) = mtu {
+                    self.take_link_mtu(mtu);
+                }
                 if let Some(neighbor) = &neighbor {
                     self.meet(neighbor, is_own);
                 }
@@ -275,6 +276,16 @@ impl Endpoint {
                     self.icmp_error(&error);
                 }
             }
+        }
+    }
+
+    /// A router says that the link takes packets of IPv6 of this length, and no longer ones. Connections that are open keep
+    /// to it from now on; shorter ones than they have begun with they go on with.
+    fn take_link_mtu(&mut self, mtu: usize) {
+        let before = self.config.mtu_of(false);
+        self.config.mtu_v6 = Some(mtu);
+        if mtu < before {
+            self.places.iter_mut().for_each(|place| place.connection.link_mtu(mtu));
         }
     }
 

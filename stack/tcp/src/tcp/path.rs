@@ -52,6 +52,16 @@ impl Connection {
         changed
     }
 
+    /// The link takes packets of IPv6 of this length, and no longer ones. What is under way may have passed before.
+    pub(crate) fn link_mtu(&mut self, mtu: usize) {
+        if !self.is_synchronized() || self.key.is_v4() {
+            return;
+        }
+        let mss = mtu.saturating_sub(self.header_bytes().into()).min(self.full_mss.into());
+        self.full_mss = mss as u16;
+        self.mss = self.mss.min(mss as u32);
+    }
+
     fn narrow(&mut self, mtu: u32) -> bool {
         let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
         let divides = self.key.is_v4() && mtu < LEAST_V4 && !self.is_divisible();

@@ -16,8 +16,8 @@ use crate::ours::{Ours, config};
 use crate::script::Script;
 use crate::talk::{Talk, Version, for_each_seed, ip, link, mac};
 use crate::wire::{
-    SYN, Seg, Side, echo_reply, echo_request, icmp, icmpv6_error, is_question_for, neighbor_answer,
-    neighbor_solicit, readdressed, seg,
+    ACK, SYN, Seg, Side, data, echo_reply, echo_request, icmp, icmpv6_error, is_question_for,
+    neighbor_answer, neighbor_solicit, readdressed, seg,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -292,6 +292,33 @@ fn rfc4861_6_3_4_ipv6_packets_are_as_long_as_a_router_says_that_the_link_takes()
     s.inject(echo_request(peer, s.local, &[7; 1_400]));
     let pieces = others(&mut s);
     assert!(pieces.len() == 2 && pieces.iter().all(|frame| frame.len() <= 14 + 1_300), "{}", pieces.len());
+}
+
+/// Connections that are open, too: what they send from then on, and what they send again.
+#[test]
+fn open_connections_keep_to_a_link_that_takes_less() {
+    for (told, then) in [(1_400, 1_340), (1_280, 1_220)] {
+        let mut s = Script::listening(Version::V6);
+        let conn = s.open_with(seg(SYN, 0, 0).mss(1_440));
+        assert_eq!(s.write(conn, &[7; 1_440]), Ok(()));
+        s.expect(data(1, 1, &[7; 1_440]));
+        s.inject(advertisement_with(router(9), MEDIUM, 0, &[mtu(told)]));
+        s.expect_nothing();
+        s.wait_for_segment(5 * SECOND);
+        s.expect(data(1, 1, &vec![7; then]));
+        s.send(seg(ACK, 1, 1_441));
+        s.expect_nothing();
+        assert_eq!(s.write(conn, &[7; 1_440]), Ok(()));
+        s.expect(data(1_441, 1, &vec![7; then]));
+        s.expect(data(1_441 + then as u32, 1, &vec![7; 1_440 - then]));
+        s.send(seg(ACK, 1, 2_881));
+        // IPv4 has no part in it.
+        let mut s = Script::listening(Version::V4);
+        let conn = s.open_with(seg(SYN, 0, 0).mss(1_440));
+        s.inject(advertisement_with(router(9), MEDIUM, 0, &[mtu(told)]));
+        assert_eq!(s.write(conn, &[7; 1_440]), Ok(()));
+        s.expect(data(1, 1, &[7; 1_440]));
+    }
 }
 
 #[test]
