@@ -4,8 +4,10 @@ use stack_net::time::Instant;
 
 /// Slots of a level; a level's occupancy fits one word.
 const SLOTS: usize = 64;
-/// Levels: 64 ms, 4 s, 4.4 min, 4.7 h; what is further away is looked at again on the way.
+/// Levels: 3.2 ms, 0.2 s, 13 s, 14 min; what is further away is looked at again on the way.
 const LEVELS: usize = 4;
+/// What a timer may be late: little beside the round trip of a local network.
+pub(crate) const TICK_US: u32 = 50;
 /// The longest distance in ticks that the wheel can express.
 const HORIZON: u64 = 1 << (6 * LEVELS);
 /// Beyond every deadline.
@@ -13,7 +15,7 @@ pub(crate) const NEVER: Instant = Instant::from_micros(i64::MAX);
 /// A link that leads nowhere.
 const NONE: u32 = u32::MAX;
 
-/// Deadlines of up to a fixed number of timers, each known by its index, in ticks of one millisecond.
+/// Deadlines of up to a fixed number of timers, each known by its index, in [ticks](TICK_US).
 #[derive(Debug)]
 pub(crate) struct TimerWheel {
     /// Before this moment nothing is due, whatever the slots say: a look at the clock is all that most calls take.
@@ -165,17 +167,17 @@ impl TimerWheel {
 
 /// The last tick that has begun: a timer never fires early.
 fn tick_before(at: Instant) -> u64 {
-    u64::try_from(at.as_micros()).unwrap_or(0) / 1000
+    u64::try_from(at.as_micros()).unwrap_or(0) / u64::from(TICK_US)
 }
 
 /// When a tick begins.
 fn start_of(tick: u64) -> Instant {
-    Instant::from_millis(tick.min(i64::MAX as u64 / 1000) as i64)
+    Instant::from_micros(tick.saturating_mul(TICK_US.into()).min(i64::MAX as u64) as i64)
 }
 
 /// The first tick that is not before `at`.
 fn tick_after(at: Instant) -> u64 {
-    u64::try_from(at.as_micros()).unwrap_or(0).div_ceil(1000)
+    u64::try_from(at.as_micros()).unwrap_or(0).div_ceil(TICK_US.into())
 }
 
 #[cfg(test)]
@@ -186,13 +188,13 @@ mod tests {
 
     #[test]
     fn fires_at_the_deadline_and_not_before() {
-        let mut wheel = TimerWheel::new(2, Instant::from_millis(5));
-        wheel.set(0, Instant::from_micros(40_500));
+        let mut wheel = TimerWheel::new(2, Instant::from_micros(1_005));
+        wheel.set(0, Instant::from_micros(2_025));
         wheel.set(1, Instant::from_secs(100));
-        assert_eq!(wheel.next_deadline(), Some(Instant::from_millis(41)));
-        assert_eq!(wheel.expire(Instant::from_micros(40_999)), None);
-        assert_eq!(wheel.expire(Instant::from_millis(41)), Some(0));
-        assert_eq!(wheel.expire(Instant::from_millis(41)), None);
+        assert_eq!(wheel.next_deadline(), Some(Instant::from_micros(2_050)));
+        assert_eq!(wheel.expire(Instant::from_micros(2_049)), None);
+        assert_eq!(wheel.expire(Instant::from_micros(2_050)), Some(0));
+        assert_eq!(wheel.expire(Instant::from_micros(2_050)), None);
         wheel.cancel(1);
         assert_eq!(wheel.next_deadline(), None);
     }
@@ -218,7 +220,7 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         let distance = prop_oneof![0..200u64, 0..10_000u64, 0..2_000_000u64, 0..40_000_000u64];
         prop_oneof![
-            (0..16u32, distance.clone()).prop_map(|(timer, ms)| Step::Set(timer, ms)),
+            (0..16u32, distance.clone()).prop_map(|(timer, ticks)| Step::Set(timer, ticks)),
             (0..16u32).prop_map(Step::Cancel),
             distance.prop_map(Step::Wait),
         ]
@@ -230,21 +232,21 @@ mod tests {
         #[test]
         fn agrees_with_a_list(start in 0..100_000_000u64, steps in prop::collection::vec(step(), 1..80)) {
             let mut now = start;
-            let at = |ms: u64| Instant::from_millis(ms as i64);
+            let at = |tick: u64| Instant::from_micros(tick as i64 * i64::from(TICK_US));
             let mut wheel = TimerWheel::new(16, at(now));
             let mut list = [None; 16];
             for step in steps {
                 match step {
-                    Step::Set(timer, ms) => {
-                        wheel.set(timer, at(now + ms));
-                        list[timer as usize] = Some(now + ms);
+                    Step::Set(timer, ticks) => {
+                        wheel.set(timer, at(now + ticks));
+                        list[timer as usize] = Some(now + ticks);
                     }
                     Step::Cancel(timer) => {
                         wheel.cancel(timer);
                         list[timer as usize] = None;
                     }
-                    Step::Wait(ms) => {
-                        now += ms;
+                    Step::Wait(ticks) => {
+                        now += ticks;
                         let mut fired = Vec::new();
                         while let Some(timer) = wheel.expire(at(now)) {
                             fired.push(timer);

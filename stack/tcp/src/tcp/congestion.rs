@@ -18,7 +18,7 @@ use self::bbr::Bbr;
 use self::choice::CongestionControl;
 use self::cubic::Cubic;
 use self::newreno::NewReno;
-use self::pace::{Pace, burst_bytes};
+use self::pace::{Pace, burst_bytes, catch_up_us};
 use super::scoreboard::RateSample;
 use super::seq::Seq;
 
@@ -237,7 +237,7 @@ impl Congestion {
             return u32::MAX;
         }
         let rate = with_pool!(controls, pool => pool.of(self).control.pacing_rate(&self.window, srtt_us));
-        burst_bytes(rate, mss)
+        burst_bytes(rate, mss, srtt_us)
     }
 
     /// Notes that so many bytes were sent, with `flight` in flight before.
@@ -253,7 +253,7 @@ impl Congestion {
             let entry = pool.of(self);
             entry.control.on_sent(flight);
             let rate = entry.control.pacing_rate(&self.window, srtt_us);
-            entry.pace.sent(now, bytes, rate);
+            entry.pace.sent(now, bytes, rate, catch_up_us(srtt_us));
         });
     }
 

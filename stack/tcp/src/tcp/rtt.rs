@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use stack_net::time::Instant;
 
+use crate::timer::TICK_US;
+
 /// Round-trip times of one connection, in microseconds, and the timeout that follows from them.
 #[derive(Clone, Debug)]
 pub(crate) struct Rtt {
@@ -27,9 +29,10 @@ const INITIAL_US: u32 = 1_000_000;
 /// For so long the shortest round-trip time counts.
 const SHORTEST_COUNTS_US: u32 = 300_000_000;
 
-/// A probe for losses at the tail waits two round trips and for the timers of both sides; if it is for a single segment,
-/// also for the longest that its acknowledgement may be held back (RFC 8985, section 7.2).
-const TAIL_MARGIN_US: u32 = 2_000;
+/// A probe for losses at the tail waits two round trips and as much longer as they vary, within these bounds: both sides'
+/// timers are late, and a path of many milliseconds varies by more than that. If it is for a single segment, it waits also
+/// for the longest that its acknowledgement may be held back (RFC 8985, section 7.2).
+const TAIL_MARGIN_US: std::ops::RangeInclusive<u32> = 2 * TICK_US..=2_000;
 const MAX_DELAYED_ACK_US: u32 = 200_000;
 
 impl Rtt {
@@ -113,7 +116,8 @@ impl Rtt {
     /// not before.
     #[inline]
     pub(crate) fn tail_deadline(&self, now: Instant, is_single: bool) -> Instant {
-        let margin_us = TAIL_MARGIN_US + if is_single { MAX_DELAYED_ACK_US } else { 0 };
+        let varies_us = self.rttvar_us.clamp(*TAIL_MARGIN_US.start(), *TAIL_MARGIN_US.end());
+        let margin_us = varies_us + if is_single { MAX_DELAYED_ACK_US } else { 0 };
         let wait_us = match self.srtt_us {
             Some(srtt_us) => srtt_us.saturating_mul(2).saturating_add(margin_us).min(self.rto_us),
             None => self.rto_us,

@@ -75,19 +75,27 @@ fn rfc7323_2_2_a_simultaneous_open_does_not_scale_the_window_of_a_syn() {
 
 /// Segments that go out in each of the next milliseconds once all before them are acknowledged at once.
 fn in_each_millisecond(congestion: CongestionControl, pacing: bool) -> Vec<usize> {
-    let mut s =
-        Script::with_config(Version::V4, Config { congestion, pacing, tx_bytes: 1 << 20, ..config(1) });
+    in_each_tenth_of_a_round_trip(congestion, pacing, MS(10))
+}
+
+fn in_each_tenth_of_a_round_trip(
+    congestion: CongestionControl,
+    pacing: bool,
+    round_trip: Duration,
+) -> Vec<usize> {
+    let config = Config { congestion, pacing, tx_bytes: 1 << 20, ..config(1) };
+    let mut s = Script::over(Version::V4, config, 512, 100_000_000_000);
     s.listen();
-    // Slow start, in round trips of 10 ms.
+    // Slow start.
     s.send(seg(SYN, 0, 0).mss(1_000).window(60_000));
     s.expect(seg(SYN | ACK, 0, 1));
-    s.advance(Duration::from_millis(10));
+    s.advance(round_trip);
     s.send(seg(ACK, 1, 1).window(60_000));
     let conn = opened(&mut s);
     assert_eq!(s.write(conn, &[7; 70_000]), Ok(()));
     let mut sent = 0;
     for expected in [10, 20] {
-        s.advance(Duration::from_millis(10));
+        s.advance(round_trip);
         let count = std::iter::from_fn(|| s.next()).count();
         assert_eq!(count, expected, "{congestion}, paced: {pacing}");
         sent += count;
@@ -95,7 +103,7 @@ fn in_each_millisecond(congestion: CongestionControl, pacing: bool) -> Vec<usize
     }
     let mut counts = Vec::new();
     for _ in 0..10 {
-        s.advance(Duration::from_millis(1));
+        s.advance(round_trip / 10);
         counts.push(std::iter::from_fn(|| s.next()).count());
     }
     counts
@@ -113,6 +121,17 @@ fn paced_segments_are_spread_over_the_round_trip() {
         assert!(counts[0] <= 17 && counts[1..].iter().all(|&count| count <= 9), "{congestion}: {counts:?}");
         assert_eq!(counts.iter().sum::<usize>(), 40, "{congestion}: {counts:?}");
         assert_eq!(counts[6..].iter().sum::<usize>(), 0, "{congestion}: {counts:?}");
+    }
+}
+
+/// On a path of a millisecond, too: no more goes out at once than in a quarter of the round trip, and then segment by
+/// segment, whatever the timers' tick.
+#[test]
+fn paced_segments_are_spread_over_a_short_round_trip() {
+    for congestion in [CongestionControl::Cubic, CongestionControl::NewReno] {
+        let counts = in_each_tenth_of_a_round_trip(congestion, true, MS(1));
+        assert!(counts[0] <= 30 && counts[1..].iter().all(|&count| count <= 10), "{congestion}: {counts:?}");
+        assert!(counts[1] > 0 && counts.iter().sum::<usize>() == 40, "{congestion}: {counts:?}");
     }
 }
 

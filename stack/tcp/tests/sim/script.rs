@@ -51,8 +51,14 @@ impl Script {
     }
 
     pub fn with_buffers(version: Version, config: Config, buffers: usize) -> Self {
+        Self::over(version, config, buffers, Path::default().bits_per_second)
+    }
+
+    /// Over a link of this rate.
+    pub fn over(version: Version, config: Config, buffers: usize, bits_per_second: u64) -> Self {
         let link = Link::new(0);
-        let path = Path { latency: Duration::from_micros(1), queue_frames: usize::MAX, ..Path::default() };
+        let latency = Duration::from_micros(1);
+        let path = Path { latency, queue_frames: usize::MAX, bits_per_second, ..Path::default() };
         let port = link.port(path);
         let start = Instant::from_secs(10);
         let (arena, withheld) = arena(buffers);

@@ -322,7 +322,7 @@ impl Bbr {
         let target = self
             .bdp(self.cwnd_gain())
             .saturating_add(extra as u32)
-            .saturating_add(BURSTS * burst_bytes(self.pacing_rate, acked.mss));
+            .saturating_add(BURSTS * burst_bytes(self.pacing_rate, acked.mss, acked.srtt_us));
         let grown = window.cwnd.saturating_add(acked.bytes);
         if self.is_full {
             window.cwnd = grown.min(target);

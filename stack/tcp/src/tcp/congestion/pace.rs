@@ -1,11 +1,17 @@
 //! Sending at a rate instead of in bursts.
 
-use std::time::Duration;
-
 use stack_net::time::Instant;
 
-/// What a connection may be behind its rate and catch up with at once: timers fire so much late.
-const CATCH_UP: Duration = Duration::from_millis(1);
+use crate::timer::TICK_US;
+
+/// The most that a connection may be behind its rate and catch up with at once.
+const MOST_CATCH_UP_US: u32 = 1_000;
+
+/// For so long a connection with this round trip may be behind its rate and catch up with it at once: timers are late, and
+/// a quarter of a round trip's data is no burst.
+pub(super) fn catch_up_us(srtt_us: u32) -> u32 {
+    (srtt_us / 4).clamp(TICK_US, MOST_CATCH_UP_US)
+}
 
 /// When a connection may send next.
 #[derive(Clone, Debug)]
@@ -21,12 +27,13 @@ impl Pace {
         Self { free_at_ns: i64::MIN, holds: false }
     }
 
-    /// Notes that bytes were sent, of a connection that may send `rate` bytes a second; as many as it likes if that is 0.
-    pub(super) fn sent(&mut self, now: Instant, bytes: u32, rate: u64) {
+    /// Notes that bytes were sent, of a connection that may send `rate` bytes a second, and be behind that for so long; as
+    /// many as it likes if the rate is 0.
+    pub(super) fn sent(&mut self, now: Instant, bytes: u32, rate: u64, catch_up_us: u32) {
         if rate == 0 {
             return;
         }
-        let earliest_ns = nanos(now).saturating_sub(CATCH_UP.as_nanos() as i64);
+        let earliest_ns = nanos(now).saturating_sub(i64::from(catch_up_us) * 1000);
         let takes_ns = u64::from(bytes).saturating_mul(1_000_000_000) / rate;
         let takes_ns = i64::try_from(takes_ns).unwrap_or(i64::MAX);
         self.free_at_ns = self.free_at_ns.max(earliest_ns).saturating_add(takes_ns);
@@ -44,10 +51,10 @@ impl Pace {
     }
 }
 
-/// What goes out at once at `rate`, so that frames of several segments are still made: as much as a timer is late, and at
-/// least two segments.
-pub(super) fn burst_bytes(rate: u64, mss: u32) -> u32 {
-    let bytes = u128::from(rate) * CATCH_UP.as_micros() / 1_000_000;
+/// What goes out at once at `rate`, so that frames of several segments are still made: as much as can be [caught
+/// up](catch_up_us) with, and at least two segments.
+pub(super) fn burst_bytes(rate: u64, mss: u32, srtt_us: u32) -> u32 {
+    let bytes = u128::from(rate) * u128::from(catch_up_us(srtt_us)) / 1_000_000;
     (bytes.min(1 << 16) as u32).max(2 * mss)
 }
 
@@ -69,7 +76,7 @@ mod tests {
         let mut bytes = 0;
         for now in (0..us).step_by(step_us) {
             while !pace.holds(at(now)) {
-                pace.sent(at(now), 1448, rate);
+                pace.sent(at(now), 1448, rate, MOST_CATCH_UP_US);
                 bytes += 1448;
             }
         }
@@ -91,22 +98,24 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_saves_no_more_than_a_timer_may_be_late() {
-        let mut pace = Pace::new();
-        pace.sent(at(0), 1000, 1_000_000);
-        let mut bytes = 0;
-        while !pace.holds(at(10_000_000)) {
-            pace.sent(at(10_000_000), 100, 1_000_000);
-            bytes += 100;
+    fn a_pause_saves_no_more_than_can_be_caught_up_with() {
+        for (srtt_us, saved) in [(0, 50), (100, 50), (1_000, 250), (4_000, 1_000), (100_000, 1_000)] {
+            let (mut pace, catch_up_us) = (Pace::new(), catch_up_us(srtt_us));
+            pace.sent(at(0), 1000, 1_000_000, catch_up_us);
+            let mut bytes = 0;
+            while !pace.holds(at(10_000_000)) {
+                pace.sent(at(10_000_000), 50, 1_000_000, catch_up_us);
+                bytes += 50;
+            }
+            assert_eq!(bytes, saved + 50, "that, and the one that holds the next");
+            assert_eq!(pace.held_until(), Some(at(10_000_050)));
         }
-        assert_eq!(bytes, 1100, "a millisecond's worth, and the one that holds the next");
-        assert_eq!(pace.held_until(), Some(at(10_000_100)));
     }
 
     #[test]
     fn what_does_not_wait_needs_no_timer() {
         let mut pace = Pace::new();
-        pace.sent(at(0), 1_000_000, 1000);
+        pace.sent(at(0), 1_000_000, 1000, TICK_US);
         assert_eq!(pace.held_until(), None);
         assert!(pace.holds(at(0)));
         let until = pace.held_until().unwrap();
@@ -119,11 +128,11 @@ mod tests {
         for (bytes, rate) in [(u32::MAX, 0), (u32::MAX, 1), (0, u64::MAX), (u32::MAX, u64::MAX)] {
             let mut pace = Pace::new();
             for now in [0, i64::MAX / 2] {
-                pace.sent(at(now), bytes, rate);
+                pace.sent(at(now), bytes, rate, MOST_CATCH_UP_US);
                 pace.holds(at(now));
             }
         }
-        assert_eq!(burst_bytes(u64::MAX, 1000), 1 << 16);
-        assert_eq!(burst_bytes(0, 1000), 2000);
+        assert_eq!(burst_bytes(u64::MAX, 1000, u32::MAX), 1 << 16);
+        assert_eq!(burst_bytes(0, 1000, 0), 2000);
     }
 }
