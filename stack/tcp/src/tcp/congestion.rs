@@ -11,6 +11,7 @@ mod cubic;
 mod newreno;
 mod pace;
 mod slow_start;
+mod validation;
 
 use stack_net::time::Instant;
 
@@ -19,6 +20,7 @@ use self::choice::CongestionControl;
 use self::cubic::Cubic;
 use self::newreno::NewReno;
 use self::pace::{Pace, burst_bytes, catch_up_us};
+use self::validation::Validation;
 use super::scoreboard::RateSample;
 use super::seq::Seq;
 
@@ -296,6 +298,19 @@ impl Congestion {
         self.window.ssthresh = ssthresh.max(cwnd / 4 * 3);
     }
 
+    /// More is sent, with `flight` bytes in flight: of a window that was not used for long half is given up, and remembered in
+    /// the threshold (RFC 7661, section 4.4.3). One that was never full is small.
+    pub(crate) fn validate(&mut self, now: Instant, flight: u32, mss: u32, controls: &mut Controls) {
+        if self.place == NONE || controls.models {
+            return;
+        }
+        let Window { cwnd, ssthresh } = self.window;
+        if with_pool!(controls, pool => pool.of(self).validation.is_over(now, flight, cwnd)) {
+            self.window.cwnd = (cwnd / 2).max(cwnd.min(initial_window(mss)));
+            self.window.ssthresh = ssthresh.max(cwnd / 4 * 3);
+        }
+    }
+
     /// A segment of the handshake was lost (RFC 5681, section 3.1).
     pub(crate) fn handshake_was_retransmitted(&mut self, mss: u32) {
         self.window.cwnd = mss;
@@ -345,6 +360,7 @@ struct Pool<T> {
 struct Entry<T> {
     control: T,
     pace: Pace,
+    validation: Validation,
 }
 
 impl Controls {
@@ -398,7 +414,7 @@ impl<T: Control> Pool<T> {
     /// What is remembered of a connection, from now on if it was nothing.
     fn of(&mut self, congestion: &mut Congestion) -> &mut Entry<T> {
         if congestion.place == NONE {
-            let entry = Entry { control: T::new(), pace: Pace::new() };
+            let entry = Entry { control: T::new(), pace: Pace::new(), validation: Validation::new() };
             congestion.place = self.free.pop().unwrap_or(self.entries.len() as u32);
             match self.entries.get_mut(congestion.place as usize) {
                 Some(place) => *place = entry,

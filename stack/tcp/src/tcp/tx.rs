@@ -305,6 +305,7 @@ impl Connection {
             // It is not idle twice for the same time.
             self.last_sent = now;
         }
+        self.congestion.validate(now, flight, self.mss, controls);
         let (in_flight, limit) = (self.in_flight(), self.flight_limit());
         let open = self.snd_wnd.saturating_sub(flight);
         let usable = open.min(limit.saturating_sub(in_flight));

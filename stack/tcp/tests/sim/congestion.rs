@@ -73,6 +73,45 @@ fn rfc7323_2_2_a_simultaneous_open_does_not_scale_the_window_of_a_syn() {
     assert_eq!(then, 2_000);
 }
 
+/// A connection whose window holds 80 segments of 1,000 bytes, and the next number of the stack.
+fn with_a_window_of_eighty() -> (Script, ConnId, u32) {
+    let mut s = Script::with_config(Version::V4, Config { tx_bytes: 1 << 20, ..config(1) });
+    s.listen();
+    let conn = s.open_with(seg(SYN, 0, 0).mss(1_000).window(65_000).scale(2));
+    let mut next = 1;
+    assert_eq!(s.write(conn, &[7; 100_000]), Ok(()));
+    for expected in [10, 20, 40, 30] {
+        s.advance(MS(10));
+        let sent = std::iter::from_fn(|| s.next()).count() as u32;
+        assert_eq!(sent, expected);
+        next += 1_000 * sent;
+        s.send(seg(ACK, 1, next).window(65_000));
+    }
+    (s, conn, next)
+}
+
+/// RFC 7661, section 4.4: an application that sends, but not much, keeps its window for five minutes, and then half of it
+/// for five more. Where half of the window is in use it stays.
+#[test]
+fn rfc7661_4_4_3_a_window_that_is_not_used_for_five_minutes_halves() {
+    for (segments, seconds, halves) in [(1, 290, 0), (1, 310, 1), (1, 610, 2), (50, 310, 0)] {
+        let (mut s, conn, mut next) = with_a_window_of_eighty();
+        for _ in 0..seconds * 10 {
+            assert_eq!(s.write(conn, &vec![7; 1_000 * segments]), Ok(()));
+            s.advance(MS(1));
+            assert_eq!(std::iter::from_fn(|| s.next()).count(), segments);
+            next += 1_000 * segments as u32;
+            s.send(seg(ACK, 1, next).window(65_000));
+            s.advance(MS(98));
+        }
+        assert_eq!(s.write(conn, &[7; 200_000]), Ok(()));
+        s.advance(MS(5));
+        let burst = std::iter::from_fn(|| s.next()).count();
+        let expected = 85 >> halves;
+        assert!((expected - 5..=expected + 5).contains(&burst), "{segments}, {seconds} s: {burst}");
+    }
+}
+
 /// Segments that go out in each of the next milliseconds once all before them are acknowledged at once.
 fn in_each_millisecond(congestion: CongestionControl, pacing: bool) -> Vec<usize> {
     in_each_tenth_of_a_round_trip(congestion, pacing, MS(10))
