@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::talk::{BOTH_VERSIONS, Version};
-use crate::wire::{ACK, FIN, PSH, RST, SYN, Seg};
+use crate::wire::{ACK, CWR, ECE, FIN, PSH, RST, SYN, Seg};
 
 /// A script, line by line.
 #[derive(Debug)]
@@ -134,11 +134,15 @@ fn too_big(text: &str) -> Result<What, String> {
     Ok(What::TooBig { mtu: number(mtu)?, seq, len })
 }
 
-/// `FLAGS FIRST:LAST(LENGTH) [ack NUMBER] [win WINDOW] [<OPTIONS>]`.
+/// `[ECN] FLAGS FIRST:LAST(LENGTH) [ack NUMBER] [win WINDOW] [<OPTIONS>]`, of which ECN stands in brackets.
 fn packet(text: &str) -> Result<Packet, String> {
+    let (ecn, text) = match text.trim().strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((name, rest)) => (Some(codepoint(name)?), rest),
+        None => (None, text),
+    };
     let (head, options) = text.split_once('<').map_or((text, None), |(head, rest)| (head, Some(rest)));
     let mut words = head.split_whitespace();
-    let mut seg = Seg::default();
+    let mut seg = Seg { ecn, ..Seg::default() };
     for flag in words.next().ok_or("no flags")?.chars() {
         seg.flags |= match flag {
             'F' => FIN,
@@ -146,7 +150,9 @@ fn packet(text: &str) -> Result<Packet, String> {
             'R' => RST,
             'P' => PSH,
             '.' => ACK,
-            other => return Err(format!("{other:?} is no flag of F, S, R, P and .")),
+            'E' => ECE,
+            'W' => CWR,
+            other => return Err(format!("{other:?} is no flag of F, S, R, P, E, W and .")),
         };
     }
     let (seq, len) = numbers(words.next().ok_or("no sequence numbers")?)?;
@@ -167,6 +173,13 @@ fn packet(text: &str) -> Result<Packet, String> {
         self::option(option, &mut seg)?;
     }
     Ok(Packet { seg, len, any_options: options == "..." })
+}
+
+/// What IP says of marks of congestion (RFC 3168, section 5).
+fn codepoint(name: &str) -> Result<u8, String> {
+    let names = ["noecn", "ect1", "ect0", "ce"];
+    let at = names.iter().position(|known| *known == name);
+    at.map(|at| at as u8).ok_or_else(|| format!("{name:?} is none of {}", names.join(", ")))
 }
 
 fn option(option: &str, seg: &mut Seg) -> Result<(), String> {
@@ -212,6 +225,7 @@ fn what_is_not_of_the_language_is_named_with_its_line() {
         ("0 close(3)", "line 1: neither a packet nor a call"),
         ("\n--tolerance_usecs=5", "line 2: not a known setting"),
         ("0 < S 0:0(0) <mss 1000", "line 1: the options do not end"),
+        ("0 < [ect2] . 0:0(0)", "line 1: \"ect2\" is none of noecn"),
     ] {
         let error = parse(text).expect_err(text);
         assert!(error.starts_with(wrong), "{error}");
