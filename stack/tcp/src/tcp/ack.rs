@@ -76,7 +76,7 @@ impl Connection {
             return Outcome::Goes;
         }
         self.board.count(&news, now_us);
-        ack.rtt_us = self.measure(now, &heard, news.rtt_us, ack.advances);
+        ack.rtt_us = self.measure(now, &heard, news.rtt_us(), ack.advances);
         self.in_doubt(now, &heard, &ack, &news, cx);
         self.after_acknowledgement(&passed, cx)
     }
@@ -114,7 +114,7 @@ impl Connection {
         let mut news = Delivered::default();
         self.board.acknowledge(heard.ack, now_us, &mut news);
         self.board.count(&news, now_us);
-        let rtt_us = self.measure(now, heard, news.rtt_us, true);
+        let rtt_us = self.measure(now, heard, news.rtt_us(), true);
         let acked = Acknowledged { before, bytes: news.bytes, rtt_us, loses: false };
         self.congestion_acked(now, &acked, &news, cx);
     }

@@ -91,8 +91,9 @@ pub(super) struct Sending {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Delivered {
     pub bytes: u32,
-    /// Since the first of what was sent only once.
-    pub rtt_us: Option<u32>,
+    /// Since the first of what was sent only once, and whether there is something else.
+    since_first_us: Option<u32>,
+    has_again: bool,
     /// What was sent last.
     pub newest: Option<Newest>,
     /// The end of the last of it.
@@ -127,13 +128,19 @@ pub(crate) struct RateSample {
 }
 
 impl Delivered {
+    /// The round trip that it measures: none with something that was sent again, for which the rest may have waited.
+    pub(super) fn rtt_us(&self) -> Option<u32> {
+        self.since_first_us.filter(|_| !self.has_again)
+    }
+
     #[inline]
     fn note(&mut self, run: &Run, end: Seq, len: u32, now_us: u32) {
         self.bytes += len;
         self.highest = Some(self.highest.map_or(end, |known| known.max(end)));
         let is_again = run.state.contains(State::AGAIN);
+        self.has_again |= is_again;
         if !is_again {
-            self.rtt_us = self.rtt_us.max(Some(now_us.wrapping_sub(run.sent_us)));
+            self.since_first_us = self.since_first_us.max(Some(now_us.wrapping_sub(run.sent_us)));
             self.original = Some(self.original.map_or(end, |known| known.max(end)));
         }
         let sent = (run.sent_us, end);

@@ -680,6 +680,32 @@ fn rfc8985_7_2_a_tail_that_is_lost_in_a_local_network_is_probed_for_within_micro
     }
 }
 
+/// RFC 6298, section 3: what was sent once and came in time, but lay behind a hole until that was filled, says nothing of
+/// the round trip either.
+#[test]
+fn rfc6298_3_what_waited_behind_a_hole_measures_nothing() {
+    let mut p = Sender::new(Options::None);
+    p.write(4);
+    p.sent();
+    p.waits();
+    assert_eq!(p.sent(), [0]);
+    p.waits();
+    assert_eq!(p.sent(), [0]);
+    p.s.advance(RTT);
+    p.ack(4, &[]);
+    for round in 4..7 {
+        p.write(1);
+        assert_eq!(p.sent(), [round]);
+        p.s.advance(RTT);
+        p.ack(round + 1, &[]);
+    }
+    p.write(1);
+    assert_eq!(p.sent(), [7]);
+    let waited = p.waits();
+    assert!(waited < MS(400), "{waited:?}");
+    assert_eq!(p.sent(), [7]);
+}
+
 /// RFC 6298, section 3, in microseconds: on a path of 300 us a lost tail is probed for after a few milliseconds.
 #[test]
 fn a_short_path_is_measured_in_microseconds() {
