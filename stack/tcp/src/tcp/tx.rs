@@ -263,7 +263,10 @@ impl Connection {
         let left = self.send.len().saturating_sub(offset);
         let len = self.send.measure(at, part.end.since(from).min(left).min(self.mss), pool);
         let fin = self.owes_fin() && from + len == self.fin_seq() && part.end.after(self.fin_seq());
-        Plan { flags: self.data_flags(fin, len), from: at, len, ..self.bare(kind, from) }
+        let mut flags = Flags::ACK;
+        flags.set(Flags::FIN, fin);
+        flags.set(Flags::PSH, len > 0 && len == left);
+        Plan { flags, from: at, len, ..self.bare(kind, from) }
     }
 
     /// A probe for losses at the tail (RFC 8985, section 7.3): new data, one segment beyond the congestion window, or else

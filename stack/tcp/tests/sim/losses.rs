@@ -9,7 +9,7 @@ use stack::transport::OverEndpoint as _;
 
 use crate::script::Script;
 use crate::talk::{Version, for_each_seed};
-use crate::wire::{ACK, SYN, Seg, seg};
+use crate::wire::{ACK, PSH, SYN, Seg, seg};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
@@ -677,6 +677,25 @@ fn rfc8985_7_2_a_tail_that_is_lost_in_a_local_network_is_probed_for_within_micro
         p.s.advance(US(60));
         assert_eq!(p.sent()[0], 0);
         assert_eq!(p.counts(), (0, 1, 1, 0));
+    }
+}
+
+/// RFC 9293, section 3.9.1.2: PSH stands at the end of what is queued, also where that is sent again.
+#[test]
+fn rfc9293_3_9_1_2_what_is_sent_again_pushes_at_its_end() {
+    for (first, pushes) in [(0, false), (3, true)] {
+        let mut p = Sender::new(Options::Sack);
+        p.write(4);
+        p.sent();
+        p.s.advance(RTT);
+        p.ack(first, &[]);
+        p.waits();
+        while p.counts().0 == 0 {
+            p.s.next();
+            p.waits();
+        }
+        let again = p.s.next().expect("it was waited for");
+        assert_eq!((again.seq, again.has(PSH)), (1 + 1_000 * first, pushes));
     }
 }
 
