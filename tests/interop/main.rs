@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod device;
 mod early;
+mod exactly_once;
 mod examples;
 mod full;
 mod http;

@@ -7,6 +7,7 @@
 mod checked;
 mod commits;
 mod common;
+mod conditional;
 mod connection;
 mod exchange;
 mod foreign;

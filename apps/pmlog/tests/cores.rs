@@ -535,3 +535,30 @@ fn names_that_are_none_here_are_refused_in_words() {
     assert_eq!(lab.ask(conn, &request("GET", "/records/1-1")).status, 404);
     assert_eq!(lab.ask(conn, &request("GET", "/records?from=1-0-1")).status, 400);
 }
+
+/// Numbers are a shard's own: an append that names one comes to that shard, or is refused in words.
+#[test]
+fn an_append_that_names_its_number_names_the_shard_too_and_goes_to_no_other() {
+    let mut cores = Cores::new(2);
+    let append = |next: &str| {
+        let fields = format!("Host: log\r\nIf-Next: {next}\r\nContent-Length: 4");
+        format!("POST /append HTTP/1.1\r\n{fields}\r\n\r\nbody").into_bytes()
+    };
+    let conn = cores.0[1].connect();
+    for (next, status, said) in [
+        ("1", 400, "0-1"),
+        ("0-1", 421, "shard 1"),
+        ("2-1", 404, "no shard 2"),
+        ("1-2", 412, "shard 1 is number 1"),
+    ] {
+        let reply = cores.ask(1, conn, &append(next));
+        assert!(reply.status == status && reply.reason().contains(said), "{next}: {reply:?}");
+    }
+    let refused = cores.ask(1, conn, &append("1-7"));
+    assert_eq!((refused.field("log-next"), refused.json()["shard"].as_u64()), (Some("1-1"), Some(1)));
+    let done = cores.ask(1, conn, &append("1-1")).json();
+    assert_eq!((&done["shard"], &done["seq"], &done["next"]), (&1.into(), &1.into(), &2.into()));
+    assert_eq!(cores.ask(1, conn, &append("1-1")).status, 412);
+    let listed = cores.get(0, "/records");
+    assert_eq!(listed.field("log-next"), Some("0-1, 1-2"));
+}

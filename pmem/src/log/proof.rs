@@ -50,6 +50,12 @@ impl Durable {
         self.took
     }
 
+    /// Whether all before this number is durable by it. It is a number of the shard that this is of.
+    #[inline]
+    pub fn reaches(&self, next: u64) -> bool {
+        next <= self.next
+    }
+
     /// Turns an append into its receipt.
     ///
     /// # Errors

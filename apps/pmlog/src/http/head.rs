@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::{Refusal, Route, authority::is_host, decimal::decimal};
+use super::{RecordName, Refusal, Route, authority::is_host, decimal::decimal};
 
 /// The longest request head, in bytes.
 pub const MAX_HEAD_BYTES: usize = 8 * 1024;
@@ -86,6 +86,7 @@ impl Parsed {
         }
         let route = match Route::of(method, target) {
             Ok(_) if is_http11 && fields.other_expectation => Err(Refusal::Expectation),
+            Ok(Route::Append) if let Some(next) = fields.if_next => next.map(Route::AppendIf),
             route => route,
         };
         let head = Head {
@@ -118,6 +119,7 @@ struct Fields<'a> {
     keep_alive: bool,
     expects_continue: bool,
     other_expectation: bool,
+    if_next: Option<Result<RecordName, Refusal>>,
 }
 
 impl<'a> Fields<'a> {
@@ -133,6 +135,7 @@ impl<'a> Fields<'a> {
                     fields.bad_host |= !is_host(value);
                 }
                 6 if is("Expect") => fields.expect(value),
+                7 if is("If-Next") => fields.if_next(value),
                 10 if is("Connection") => fields.connection(value),
                 14 if is("Content-Length") => fields.content_length(value)?,
                 17 if is("Transfer-Encoding") => fields.transfer_encoding(value)?,
@@ -147,6 +150,14 @@ impl<'a> Fields<'a> {
         let known = value.trim_ascii().eq_ignore_ascii_case(b"100-continue");
         self.expects_continue |= known;
         self.other_expectation |= !known;
+    }
+
+    #[cold]
+    fn if_next(&mut self, value: &[u8]) {
+        let name = std::str::from_utf8(value.trim_ascii()).ok().and_then(|text| text.parse().ok());
+        let name = name.filter(|_| self.if_next.is_none());
+        self.if_next =
+            Some(name.ok_or(Refusal::Malformed("If-Next is not one record's number, or SHARD-NUMBER")));
     }
 
     #[inline(never)]
@@ -288,6 +299,17 @@ mod tests {
         }
         assert!(matches!(parse("hOST: two\r\n"), Err(Refusal::Malformed(_))));
         assert_eq!(parse("transfer-ENCODING: gzip\r\n"), Err(Refusal::Coding));
+    }
+
+    #[test]
+    fn an_append_may_name_its_number() {
+        let route = |fields: &str| parse(fields).expect("a good head").route;
+        let name = |shard, seq| Ok(Route::AppendIf(RecordName { shard, seq }));
+        assert_eq!(route("If-Next: 7\r\n"), name(None, 7));
+        assert_eq!(route("if-next:  1-7 \r\nContent-Length: 3\r\n"), name(Some(1), 7));
+        for bad in ["If-Next: \r\n", "If-Next: x\r\n", "If-Next: -1\r\n", "If-Next: 7\r\nIf-Next: 7\r\n"] {
+            assert!(matches!(route(bad), Err(Refusal::Malformed(_))), "{bad:?}: {:?}", route(bad));
+        }
     }
 
     #[test]

@@ -109,6 +109,29 @@ pub enum Refusal {
         /// How many there are.
         shards: u32,
     },
+    /// An append was to be a record that is not the next one.
+    #[error(
+        "the next record of {} is number {next}, and not the one that If-Next names: nothing was appended now. A record \
+         that has that number by now may be this one, from a request whose reply was lost",
+        shard.map_or_else(|| "the store".to_owned(), |shard| format!("shard {shard}"))
+    )]
+    NotNext {
+        /// Which shard, where there are several.
+        shard: Option<u32>,
+        /// The number that the next record gets.
+        next: u64,
+    },
+    /// An append was to be a record of another shard than this connection's.
+    #[error(
+        "what comes by this connection is appended to shard {own}, and If-Next names shard {named}: connect again, until \
+         that is the shard"
+    )]
+    OtherShard {
+        /// The shard that this connection's appends go to.
+        own: u32,
+        /// The shard that was named.
+        named: u32,
+    },
     /// The resource exists, but not for this method.
     #[error("method not allowed here; allowed: {allow}")]
     Method {
@@ -215,8 +238,10 @@ impl Refusal {
             Self::Timeout => Status::new(408, "Request Timeout"),
             Self::Trimmed { .. } | Self::Damaged { .. } => Status::new(410, "Gone"),
             Self::LengthRequired => Status::new(411, "Length Required"),
+            Self::NotNext { .. } => Status::new(412, "Precondition Failed"),
             Self::TooLarge { .. } => Status::new(413, "Content Too Large"),
             Self::Expectation => Status::new(417, "Expectation Failed"),
+            Self::OtherShard { .. } => Status::new(421, "Misdirected Request"),
             Self::HeadTooLarge { .. } => Status::new(431, "Request Header Fields Too Large"),
             Self::Altered { .. } | Self::CommitFailed | Self::TrimFailed | Self::Foreign => {
                 Status::new(500, "Internal Server Error")

@@ -12,6 +12,8 @@ pub const MAX_LIST_LIMIT: u64 = 1000;
 pub enum Route {
     /// `POST /append`: the body becomes a record.
     Append,
+    /// The same with `If-Next: N` or `If-Next: S-N`: only if that is the number that the record gets.
+    AppendIf(RecordName),
     /// Anything else: it needs no body, and looks at the store only when it is its turn.
     Ask(Ask),
 }

@@ -1,5 +1,6 @@
 //! One connection: from slots to appends, and from answers to sends.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use pmem::{AppendError, Draft, Durable, Extent, Pending, Shard};
@@ -8,6 +9,7 @@ use stack::time::Instant;
 
 use super::{
     common::Common,
+    conditional::Conditional,
     out::Progress,
     peers::Reading,
     render::ReplyFormat,
@@ -57,8 +59,11 @@ enum Body {
     /// It is read over; its request is answered, or has no use for it.
     Skipped,
     /// It becomes a record; without a draft, one that is only counted.
-    Stored { draft: Option<Draft>, bytes: u64, format: ReplyFormat },
+    Stored { draft: Option<Draft>, bytes: u64, format: ReplyFormat, condition: Condition },
 }
+
+/// The number that a record has to get, or it is not appended.
+type Condition = Option<NonZeroU64>;
 
 /// How far a connection is on its way to the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -352,9 +357,25 @@ impl Connection {
             return;
         }
         let draft = common.keeps_records.then(|| shard.draft());
-        self.body = Body::Stored { draft, bytes: 0, format };
+        self.body = Body::Stored { draft, bytes: 0, format, condition: None };
         let has_body = head.framing != Framing::Length(0);
         if head.expects_continue && has_body && self.input.is_none() {
+            self.replies.push(Reply::new(Content::Continue, format), &mut common.replies);
+        }
+    }
+
+    /// The current request's body is to become record `seq`, or none.
+    fn begin_conditional(&mut self, head: &Head, seq: u64, common: &mut Common, shard: &mut Shard) {
+        let format = ReplyFormat::of_append(head);
+        // No record has number 0.
+        let Some(condition) = NonZeroU64::new(seq) else {
+            let closes = !head.keep_alive || head.may_withhold_body || !self.can_skip_body();
+            let format = if closes { format.closing() } else { format };
+            return self.refuse(Refusal::Malformed("If-Next: 0, and no record has number 0"), format, common);
+        };
+        let draft = common.keeps_records.then(|| shard.draft());
+        self.body = Body::Stored { draft, bytes: 0, format, condition: Some(condition) };
+        if head.expects_continue && head.framing != Framing::Length(0) && self.input.is_none() {
             self.replies.push(Reply::new(Content::Continue, format), &mut common.replies);
         }
     }
@@ -363,9 +384,14 @@ impl Connection {
     fn begin_another(&mut self, head: &Head, common: &mut Common, shard: &mut Shard) {
         let max = common.max_record_bytes;
         let accepted = match (head.route, head.framing) {
-            (Ok(Route::Append), _) if common.failed.is_some() => Err(Refusal::StoreFailed),
-            (Ok(Route::Append), Framing::Absent) => Err(Refusal::LengthRequired),
-            (Ok(Route::Append), Framing::Length(length)) if length > max => Err(Refusal::TooLarge { max }),
+            (Ok(Route::Append | Route::AppendIf(_)), _) if common.failed.is_some() => {
+                Err(Refusal::StoreFailed)
+            }
+            (Ok(Route::Append | Route::AppendIf(_)), Framing::Absent) => Err(Refusal::LengthRequired),
+            (Ok(Route::Append | Route::AppendIf(_)), Framing::Length(length)) if length > max => {
+                Err(Refusal::TooLarge { max })
+            }
+            (Ok(Route::AppendIf(name)), _) => common.peers.find_own(name).map(|()| Route::AppendIf(name)),
             (route, _) => route,
         };
         let is_spare = self.is_spare() && self.stays_spare(common);
@@ -374,8 +400,10 @@ impl Connection {
             _ if is_spare => Err(Refusal::Busy { max: common.max_connections }),
             _ => accepted,
         };
-        if accepted == Ok(Route::Append) {
-            return self.begin_append(head, common, shard);
+        match accepted {
+            Ok(Route::Append) => return self.begin_append(head, common, shard),
+            Ok(Route::AppendIf(name)) => return self.begin_conditional(head, name.seq, common, shard),
+            Ok(Route::Ask(_)) | Err(_) => {}
         }
         // The body is of no use. A client that expects something first may or may not send it now, so only a new
         // connection tells body and next request apart.
@@ -384,7 +412,7 @@ impl Connection {
         let closes = !head.keep_alive || waits || is_spare || !self.can_skip_body();
         let format = ReplyFormat::of(head, closes);
         match accepted {
-            Ok(Route::Append) => {}
+            Ok(Route::Append | Route::AppendIf(_)) => {}
             Ok(Route::Ask(ask)) => self.push(Content::Asked(ask), format, common),
             Err(refusal) => self.refuse(refusal, format, common),
         }
@@ -393,7 +421,7 @@ impl Connection {
     /// Adds to the current body; false if that is given up.
     #[inline(always)]
     fn store(&mut self, extent: Extent, common: &mut Common, shard: &mut Shard) -> bool {
-        let Body::Stored { draft, bytes, format } = &mut self.body else { return false };
+        let Body::Stored { draft, bytes, format, .. } = &mut self.body else { return false };
         *bytes += extent.len() as u64;
         let Some(draft) = draft else { return true };
         let Err(error) = shard.push(draft, extent) else { return true };
@@ -405,13 +433,46 @@ impl Connection {
 
     #[inline]
     fn end_of_request(&mut self, common: &mut Common, shard: &mut Shard) {
-        let Body::Stored { draft, bytes, format } = std::mem::replace(&mut self.body, Body::Skipped) else {
+        let Body::Stored { draft, bytes, format, condition } =
+            std::mem::replace(&mut self.body, Body::Skipped)
+        else {
             return;
         };
         match draft {
+            Some(draft) if let Some(number) = condition => {
+                self.append_as(number.get(), draft, format, common, shard);
+            }
             Some(draft) => self.answer_append(shard.append(draft), format, common),
             None => self.answer_unkept(bytes, format, common),
         }
+    }
+
+    /// Appends a record if it gets this number, and owes the reply.
+    #[cold]
+    fn append_as(
+        &mut self,
+        number: u64,
+        draft: Draft,
+        format: ReplyFormat,
+        common: &mut Common,
+        shard: &mut Shard,
+    ) {
+        let next = shard.next_seq();
+        let outcome = if next == number {
+            match shard.append(draft) {
+                Ok(pending) => Conditional::Appended(pending, shard.next_seq()),
+                Err(error) => return self.refuse(error.into(), format, common),
+            }
+        } else {
+            let refusal = Refusal::NotNext { shard: common.peers.own_name(), next };
+            if !shard.uncommitted() {
+                return self.refuse(refusal, format, common);
+            }
+            // Others' records, by which this is refused, are still to be made durable.
+            Conditional::Refused(next, refusal)
+        };
+        self.push(Content::Conditional(Box::new(outcome)), format, common);
+        self.await_commit(common);
     }
 
     /// Owes the reply to a body that was given up, as the configuration says.
@@ -432,13 +493,19 @@ impl Connection {
         match appended {
             Ok(pending) => {
                 self.push(Content::Waiting(pending), format, common);
-                if !std::mem::replace(&mut self.awaits_commit, true)
-                    && let Some(conn) = self.id
-                {
-                    common.awaiting.push(conn);
-                }
+                self.await_commit(common);
             }
             Err(error) => self.refuse(error.into(), format, common),
+        }
+    }
+
+    /// Has the next commit go on with this connection.
+    #[inline(always)]
+    fn await_commit(&mut self, common: &mut Common) {
+        if !std::mem::replace(&mut self.awaits_commit, true)
+            && let Some(conn) = self.id
+        {
+            common.awaiting.push(conn);
         }
     }
 

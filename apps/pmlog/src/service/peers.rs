@@ -104,6 +104,13 @@ impl Peers {
         if core == self.core { Owner::This } else { Owner::Core(core) }
     }
 
+    /// Checks that a name is one of the shard that appends go to.
+    pub(super) fn find_own(&self, name: RecordName) -> Result<(), Refusal> {
+        let (named, _) = self.find(name)?;
+        let own = self.own_index();
+        if named == own { Ok(()) } else { Err(Refusal::OtherShard { own, named }) }
+    }
+
     /// The shard and the number that a name means.
     pub(super) fn find(&self, name: RecordName) -> Result<(u32, u64), Refusal> {
         let shards = self.exchange.shards();

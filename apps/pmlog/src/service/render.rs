@@ -7,8 +7,10 @@ use pmem::{Receipt, RecordInfo, Trimmed};
 use serde::Serialize;
 use stack::net::LEAST_SEND_BYTES;
 
-use super::{commits::CommitSummary, exchange::ShardState, network::NetworkState, text::Text};
-use crate::http::{Ask, Head, Refusal, Route, Status};
+use super::{
+    commits::CommitSummary, conditional::Numbered, exchange::ShardState, network::NetworkState, text::Text,
+};
+use crate::http::{Ask, Head, RecordName, Refusal, Route, Status};
 
 /// The status line of nearly every reply.
 const OK: &str = "HTTP/1.1 200 OK\r\n";
@@ -21,6 +23,9 @@ const _: () = assert!(ACKNOWLEDGEMENT_BYTES <= LEAST_SEND_BYTES);
 
 /// Bytes of its body: numbers of 10, 20, 20 and 8 digits, their keys, and room behind.
 const ACKNOWLEDGEMENT_BODY_BYTES: usize = 128;
+
+/// The longest name of a record: numbers of 10 and 20 digits, and what is between them.
+const LOG_NEXT_BYTES: usize = 31;
 
 /// Shards that one reply about the store has room for.
 pub const MAX_SHARDS: usize = 32;
@@ -227,6 +232,22 @@ impl Rendered {
         text
     }
 
+    /// As [`appended`](Self::appended), with the number that the next record gets.
+    pub(super) fn appended_as(
+        &mut self,
+        numbered: &Numbered,
+        shard: Option<u32>,
+        format: ReplyFormat,
+    ) -> &[u8] {
+        let Receipt { seq, len, crc32c, .. } = numbered.receipt;
+        self.json(Status::OK, format, None, |body| {
+            open_object(body, shard);
+            body.text(r#""seq":"#).decimal(seq).text(r#","length":"#).decimal(len);
+            body.text(r#","crc32c":""#).hex(crc32c);
+            body.text(r#"","next":"#).decimal(numbered.next).text("}\n");
+        })
+    }
+
     pub(super) fn trimmed(&mut self, trimmed: &Trimmed, shard: Option<u32>, format: ReplyFormat) -> &[u8] {
         let Trimmed { head, records, .. } = *trimmed;
         self.json(Status::OK, format, None, |body| {
@@ -237,13 +258,28 @@ impl Rendered {
 
     pub(super) fn refused(&mut self, refusal: &Refusal, format: ReplyFormat) -> &[u8] {
         // The reasons are this program's own words: nothing in them needs escaping.
-        self.json(refusal.status(), format, refusal.field(), |body| {
+        let mut next = ArrayVec::<u8, LOG_NEXT_BYTES>::new();
+        let field = match refusal {
+            Refusal::NotNext { shard, next: number } => {
+                let name = RecordName { shard: *shard, seq: *number };
+                written(write!(next, "{name}"));
+                std::str::from_utf8(&next).ok().map(|name| ("Log-Next", name))
+            }
+            _ => refusal.field(),
+        };
+        self.json(refusal.status(), format, field, |body| {
             written(write!(body, r#"{{"error":"{refusal}""#));
             if let Refusal::Trimmed { shard, head, next, .. } = refusal {
                 if let Some(shard) = *shard {
                     body.text(r#","shard":"#).decimal(shard.into());
                 }
                 body.text(r#","head":"#).decimal(*head).text(r#","next":"#).decimal(*next);
+            }
+            if let Refusal::NotNext { shard, next } = refusal {
+                if let Some(shard) = *shard {
+                    body.text(r#","shard":"#).decimal(shard.into());
+                }
+                body.text(r#","next":"#).decimal(*next);
             }
             body.text("}\n");
         })

@@ -6,6 +6,7 @@ use stack::net::{ConnId, Net};
 use super::{
     checked::{Checked, Unreadable},
     common::{Common, Counters},
+    conditional::{Conditional, Numbered},
     foreign::{Fetch, Listing, RemoteTrim},
     out::{Out, Progress, Sent},
     peers::{Owner, Peers, Reading},
@@ -28,8 +29,12 @@ pub(super) enum Content {
     Continue,
     /// An append that is not durable yet. It holds up what is behind it.
     Waiting(Pending),
+    /// What an append under a condition has come to, which is not durable yet.
+    Conditional(Box<Conditional>),
     /// An append that is durable: only a [`Durable`] makes the receipt.
     Appended(Receipt),
+    /// The same, of one that was to have this number.
+    AppendedAs(Box<Numbered>),
     /// A body that was received and given up; so many had come.
     Counted { number: u64, len_bytes: u64 },
     /// The one-line reason why not.
@@ -74,7 +79,9 @@ impl Reply {
         match self.content {
             Content::Continue
             | Content::Waiting(_)
+            | Content::Conditional(_)
             | Content::Appended(_)
+            | Content::AppendedAs(_)
             | Content::Counted { .. }
             | Content::Refused(_)
             | Content::Trimmed(..) => true,
@@ -94,7 +101,7 @@ impl Reply {
     /// Whether nothing of this reply may go out before the next commit.
     #[inline]
     pub(super) fn awaits_commit(&self) -> bool {
-        matches!(self.content, Content::Waiting(_))
+        matches!(self.content, Content::Waiting(_) | Content::Conditional(_))
     }
 
     /// Takes the answer of another core to what this reply has asked. If it has not asked, what came goes back.
@@ -107,6 +114,9 @@ impl Reply {
     pub(super) fn confirm(&mut self, durable: &Durable, counters: &mut Counters) -> bool {
         if !self.awaits_commit() {
             return true;
+        }
+        if let Content::Conditional(_) = self.content {
+            return self.confirm_conditional(durable, counters);
         }
         // The placeholder is replaced on the next lines.
         if let Content::Waiting(pending) = std::mem::replace(&mut self.content, Content::Continue) {
@@ -123,6 +133,16 @@ impl Reply {
             };
         }
         true
+    }
+
+    #[cold]
+    fn confirm_conditional(&mut self, durable: &Durable, counters: &mut Counters) -> bool {
+        let content = std::mem::replace(&mut self.content, Content::Continue);
+        let Content::Conditional(conditional) = content else { return true };
+        let confirmed = conditional.confirm(durable, counters);
+        let is_confirmed = confirmed.is_ok();
+        self.content = confirmed.unwrap_or_else(|waiting| Content::Conditional(Box::new(waiting)));
+        is_confirmed
     }
 
     /// Gives the network what it takes of this reply; also says how many bytes that was.
@@ -176,8 +196,11 @@ impl Reply {
         let Common { rendered, peers, .. } = common;
         match &mut self.content {
             Content::Continue => out.text(b"HTTP/1.1 100 Continue\r\n\r\n"),
-            Content::Waiting(_) => Err(Progress::Blocked),
+            Content::Waiting(_) | Content::Conditional(_) => Err(Progress::Blocked),
             Content::Appended(receipt) => out.text(rendered.appended(receipt, peers.own_name(), self.format)),
+            Content::AppendedAs(numbered) => {
+                out.text(rendered.appended_as(numbered, peers.own_name(), self.format))
+            }
             Content::Counted { number, len_bytes } => {
                 out.text(rendered.acknowledged(*number, *len_bytes, None, None, self.format))
             }
