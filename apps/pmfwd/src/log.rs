@@ -131,6 +131,7 @@ impl Engine for Logger {
             }
             return Ok(());
         }
+        self.shard.set_time(program::now_s());
         let counters = Arc::clone(&stream.counters);
         // They wait here for the fence.
         let mut frames = ArrayVec::<(Pending, Extent), MAX_BURST>::new();

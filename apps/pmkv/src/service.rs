@@ -322,6 +322,7 @@ impl Service for KvService {
         }
         let now_ms = (shared.wall)();
         shared.store.set_time(now_ms);
+        shard.set_time(u32::try_from(now_ms / 1000).unwrap_or(u32::MAX));
         shared.store.begin(shard);
         let mut has_worked =
             shared.store.has_least_room(EXPIRED_BYTES, shard) && shared.store.remove_expired(EXPIRED_AT_ONCE);

@@ -13,7 +13,7 @@ use stack::{
 };
 
 use crate::http::RecordName;
-use crate::service::{MAX_SHARDS, SPARE_PLACES};
+use crate::service::{Bound, MAX_SHARDS, Retain, SPARE_PLACES};
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
@@ -92,6 +92,11 @@ pub struct ServeArgs {
     /// --transport kernel also one that acknowledges, and takes nothing.
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=MAX_SECONDS))]
     pub user_timeout: u32,
+    /// Trim the oldest records beyond this: 100GiB of records together, 7d of age, or 1e9 records. May be given once of
+    /// each kind: a record stays that is within all of them. Without it, records stay until somebody deletes them, and
+    /// appends are refused when the store is full.
+    #[arg(long, value_name = "SIZE|AGE|COUNT", value_parser = clap::value_parser!(Bound))]
+    pub retain: Vec<Bound>,
     /// Format PATH though it already holds a store or something else. What it held is lost.
     #[arg(long)]
     pub force: bool,
@@ -145,6 +150,11 @@ impl ServeArgs {
         self.max_connections.get() as usize + SPARE_PLACES as usize
     }
 
+    /// What is kept of the records.
+    pub fn retained(&self) -> Retain {
+        Retain::of(&self.retain).unwrap_or_default()
+    }
+
     /// How a connection is probed that has long been silent.
     pub fn keepalive(&self) -> Option<Keepalive> {
         let idle = Duration::from_secs(self.keep_alive.into());
@@ -159,6 +169,11 @@ impl ServeArgs {
 
     /// What does not go together, in words.
     pub fn contradiction(&self) -> Option<String> {
+        if let Err(bound) = Retain::of(&self.retain) {
+            return Some(format!(
+                "--retain {bound}: there is another bound of that kind, leave one of them out"
+            ));
+        }
         match &self.network {
             Network::Dpdk(dpdk) => dpdk.unreachable().or_else(|| self.missing_shards()),
             Network::Kernel(_) => self.missing_shards(),

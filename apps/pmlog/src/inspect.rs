@@ -5,10 +5,11 @@ use std::collections::BinaryHeap;
 use std::io::{self, Write};
 use std::sync::mpsc::sync_channel;
 use std::thread;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use bytesize::ByteSize;
-use pmem::{PieceName, ShardReport, Snapshot, SnapshotEvent, SnapshotRecord};
+use pmem::{PieceName, RecordInfo, ShardReport, Snapshot, SnapshotEvent, SnapshotRecord};
 use serde::Serialize;
 
 use crate::cli::{DumpArgs, VerifyArgs};
@@ -169,6 +170,9 @@ struct RecordLine {
     epoch: u32,
     length: u64,
     crc32c: String,
+    /// When it was appended, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<String>,
     /// Empty for a record that lies in its log entry.
     extents: Vec<ExtentLine>,
 }
@@ -201,12 +205,17 @@ impl<W: Write> Listing<'_, W> {
             return self.snapshot.write_record(record, self.out);
         }
         if !std::mem::replace(&mut self.table_begun, true) {
-            writeln!(self.out, "{:>12} {:>6} {:>12}  crc32c    where", "record", "epoch", "bytes")?;
+            writeln!(
+                self.out,
+                "{:>12} {:>6} {:>12}  crc32c    {:20}  where",
+                "record", "epoch", "bytes", "time"
+            )?;
         }
         let info = &record.info;
         let shard = (self.snapshot.geometry().shards > 1).then_some(record.shard);
         let name = RecordName { shard, seq: info.seq }.to_string();
-        write!(self.out, "{name:>12} {:>6} {:>12}  {:08x}  ", info.epoch, info.len, info.crc32c)?;
+        let time = time(info).unwrap_or_else(|| "unknown".to_owned());
+        write!(self.out, "{name:>12} {:>6} {:>12}  {:08x}  {time:20}  ", info.epoch, info.len, info.crc32c)?;
         match record.pieces.as_slice() {
             [] => writeln!(self.out, "in its log entry"),
             [piece] => writeln!(self.out, "buffer {} at {}", piece.buffer, piece.offset),
@@ -227,9 +236,16 @@ impl<W: Write> Listing<'_, W> {
             epoch: info.epoch,
             length: info.len,
             crc32c: format!("{:08x}", info.crc32c),
+            time: time(info),
             extents: record.pieces.iter().map(extent).collect(),
         }
     }
+}
+
+/// When a record was appended, in UTC, where that is known.
+fn time(info: &RecordInfo) -> Option<String> {
+    let time = UNIX_EPOCH + Duration::from_secs(info.time_s.into());
+    (info.time_s > 0).then(|| humantime::format_rfc3339_seconds(time).to_string())
 }
 
 /// What `verify` says.
@@ -237,6 +253,8 @@ impl<W: Write> Listing<'_, W> {
 struct Verdict {
     sound: bool,
     store: String,
+    /// The version of its format.
+    format: u32,
     /// What the records are.
     contents: String,
     records: u64,
@@ -280,6 +298,7 @@ impl Verdict {
             // missing bytes are nowhere else.
             sound: corruptions == 0 && snapshot.missing_bytes() == 0 && !may_be_old,
             store: snapshot.uuid().to_string(),
+            format: snapshot.version(),
             contents: snapshot.contents().to_string(),
             records: sum(|shard| shard.records),
             payload_bytes: sum(|shard| shard.payload_bytes),
@@ -292,7 +311,7 @@ impl Verdict {
     }
 
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        writeln!(out, "store {}, {}", self.store, self.contents)?;
+        writeln!(out, "store {}, format {}, {}", self.store, self.format, self.contents)?;
         for shard in &self.shards {
             let ShardLine { shard: index, records, head, next, live_buffers, free_buffers, .. } = shard;
             let epoch = shard.epoch.map_or_else(|| "unknown".to_owned(), |epoch| epoch.to_string());

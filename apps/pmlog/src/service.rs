@@ -17,9 +17,11 @@ mod peers;
 mod render;
 mod replies;
 mod reply;
+mod retain;
 mod scrub;
 mod stream;
 mod text;
+mod wall;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +36,7 @@ use connection::Connection;
 use peers::Peers;
 use render::Rendered;
 use replies::ReplyPool;
+use retain::Keeper;
 use scrub::Scrubber;
 
 use crate::http::HeadCache;
@@ -43,6 +46,8 @@ pub use common::Counters;
 pub use exchange::{Exchange, Waker};
 pub use network::{Drops, NetworkState, SharedNetworkState, in_words};
 pub use render::MAX_SHARDS;
+pub use retain::{Bound, Retain};
+pub use wall::WallClock;
 
 /// How often all connections are looked over for clients that do not come on. Timeouts are this coarse, so
 /// that no timer is touched per request.
@@ -70,6 +75,10 @@ pub struct ServiceConfig {
     pub keeps_records: bool,
     /// Bytes that are read in a second of what nobody had read when the store was opened; 0 for none.
     pub scrub_bytes_per_s: u64,
+    /// What is kept of the store's records: the oldest beyond that are trimmed.
+    pub retain: Retain,
+    /// What records are stamped with. By default nobody knows the time.
+    pub wall: WallClock,
     /// The persistence domain, as `GET /health` gives it.
     pub domain: String,
     /// Where `GET /health` reads how the network is.
@@ -86,6 +95,8 @@ impl Default for ServiceConfig {
             stall_timeout: Duration::from_secs(30),
             keeps_records: true,
             scrub_bytes_per_s: 256 << 20,
+            retain: Retain::default(),
+            wall: WallClock::default(),
             domain: String::new(),
             network: SharedNetworkState::default(),
         }
@@ -108,6 +119,8 @@ pub struct LogService {
     /// Room for the connections that a commit wakes.
     woken: Vec<ConnId>,
     ticked: Instant,
+    wall: WallClock,
+    keeper: Keeper,
     scrubber: Scrubber,
 }
 
@@ -126,7 +139,7 @@ impl LogService {
         archive: Vec<(u32, Shard)>,
         now: Instant,
     ) -> Self {
-        let connections = config.places();
+        let (connections, shards) = (config.places(), 1 + archive.len());
         Self {
             places: (0..connections).map(|_| Connection::vacant(config.max_record_bytes)).collect(),
             common: Common {
@@ -134,6 +147,7 @@ impl LogService {
                 keeps_records: config.keeps_records,
                 patience: Patience { idle: config.idle_timeout, stalled: config.stall_timeout },
                 domain: config.domain,
+                retain: config.retain,
                 network: config.network,
                 counters: Counters::default(),
                 failed: None,
@@ -150,6 +164,8 @@ impl LogService {
             },
             woken: Vec::with_capacity(connections),
             ticked: now,
+            wall: config.wall,
+            keeper: Keeper::new(config.retain, shards, now),
             scrubber: Scrubber::new(config.scrub_bytes_per_s, now),
         }
     }
@@ -225,7 +241,25 @@ impl LogService {
         self.scrubber.turn(now, std::iter::once((main, shard)).chain(archive))
     }
 
-    /// Says what time it is. Once a second, clients that stand still lose their connection.
+    /// Trims what lies beyond what is kept, if it is time; whether there was anything.
+    #[inline]
+    fn retain(&mut self, now: Instant, shard: &mut Shard) -> bool {
+        self.keeper.is_due(now) && self.common.failed.is_none() && self.trim_oldest(now, shard)
+    }
+
+    #[cold]
+    fn trim_oldest(&mut self, now: Instant, shard: &mut Shard) -> bool {
+        let peers = &mut self.common.peers;
+        let (main, exchange) = (peers.own_index(), peers.exchange.clone());
+        let archive = peers.archive_mut().iter_mut().map(|(index, shard)| (*index, shard));
+        let shards = std::iter::once((main, shard)).chain(archive);
+        self.keeper.turn(now, self.wall.now_s(), &exchange, shards).unwrap_or_else(|error| {
+            self.common.fail(&error.to_string());
+            false
+        })
+    }
+
+    /// Says what time it is. Once a second, the shard is told it, and clients that stand still lose their connection.
     #[inline]
     pub fn tick<N: Net>(&mut self, now: Instant, net: &mut N, shard: &mut Shard) {
         self.common.now = now;
@@ -236,6 +270,7 @@ impl LogService {
 
     fn tick_all<N: Net>(&mut self, now: Instant, net: &mut N, shard: &mut Shard) {
         self.ticked = now;
+        shard.set_time(self.wall.now_s());
         self.common.peers.publish_commits(&self.common.commits);
         for place in self.places.iter_mut().filter(|place| place.is_open()) {
             place.tick(&mut self.common, net, shard);
@@ -317,8 +352,9 @@ impl Service for LogService {
 
     fn between_bursts<N: Net>(&mut self, now: Instant, net: &mut N, shard: &mut Shard) -> bool {
         self.tick(now, net, shard);
+        let has_trimmed = self.retain(now, shard);
         let has_scrubbed = self.scrub(now, shard);
-        self.attend(net, shard) || has_scrubbed
+        self.attend(net, shard) || has_scrubbed || has_trimmed
     }
 
     fn may_rest(&self) -> bool {

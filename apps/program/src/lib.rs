@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing_subscriber::EnvFilter;
 
@@ -45,6 +46,11 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// What time it is, in seconds since 1970: as exact as the kernel's tick, and next to free.
+pub fn now_s() -> u32 {
+    u32::try_from(clock_gettime(ClockId::RealtimeCoarse).tv_sec.max(0)).unwrap_or(u32::MAX)
 }
 
 /// A flag that SIGINT and SIGTERM set; a second signal ends the process at once, with exit code 1.

@@ -26,7 +26,9 @@ use super::store;
 use super::totals::{ShardStart, Totals};
 use super::watch::Watch;
 use crate::cli::ServeArgs;
-use crate::service::{Exchange, LogService, NetworkState, SPARE_PLACES, ServiceConfig, SharedNetworkState};
+use crate::service::{
+    Exchange, LogService, NetworkState, SPARE_PLACES, ServiceConfig, SharedNetworkState, WallClock,
+};
 
 /// Between two lines of rates.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -179,7 +181,13 @@ fn begin<F: serde::Serialize + std::fmt::Display>(
     let mut shards: Vec<_> = all.iter().flat_map(|ready| ready.shards.iter().cloned()).collect();
     shards.sort_unstable_by_key(|shard| shard.index);
     let network = &all.swap_remove(0).found;
-    report.started(&Started { info: setting.info, shards: &shards, cpus: setting.cpus, network })?;
+    report.started(&Started {
+        info: setting.info,
+        shards: &shards,
+        cpus: setting.cpus,
+        retain: setting.args.retained(),
+        network,
+    })?;
     Ok(true)
 }
 
@@ -266,7 +274,7 @@ impl<A: Access> Core<'_, A> {
         anyhow::ensure!(!shards.is_empty(), "a core has no shard");
         exchange.publish(shards.iter().map(|(number, shard)| (*number, shard)));
         let starts = shards.iter().map(|(number, shard)| ShardStart::of(*number, shard)).collect();
-        let (_, shard) = shards.remove(0);
+        let (_, mut shard) = shards.remove(0);
         let mut transport = access.start(port, args, &shard, clock)?;
         if exchange.cores() > 1
             && let Some(waker) = transport.waker()?
@@ -284,8 +292,11 @@ impl<A: Access> Core<'_, A> {
             domain: setting.info.domain.to_string(),
             network: network.clone(),
             scrub_bytes_per_s: args.scrub_rate.as_u64(),
+            retain: args.retained(),
+            wall: WallClock::system(),
             ..ServiceConfig::default()
         };
+        shard.set_time(config.wall.now_s());
         let service = LogService::among(config, exchange.clone(), index, shards, clock.now());
         let mut server = Server::new(transport, service, shard);
         if args.profile {

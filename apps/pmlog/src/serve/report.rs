@@ -14,7 +14,7 @@ use stack::profile::{Profile, Summary};
 
 use super::access::Traffic;
 use super::totals::{ShardStart, Totals};
-use crate::service::{CommitSummary, Counters};
+use crate::service::{CommitSummary, Counters, Retain};
 
 /// Where the reports go.
 pub(super) struct Report<'a, W> {
@@ -32,6 +32,7 @@ pub(super) struct Started<'a, N> {
     /// In the order of their numbers.
     pub(super) shards: &'a [ShardStart],
     pub(super) cpus: &'a [Option<usize>],
+    pub(super) retain: Retain,
     /// The network's own fields, and its own lines.
     pub(super) network: &'a N,
 }
@@ -50,6 +51,9 @@ enum Line<'a, N> {
         log_entries: u32,
         records: u64,
         payload_bytes: u64,
+        /// What is kept of records, if that is not all.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retain: Option<String>,
         epoch: u32,
         /// Damaged records that are passed over: how many, and the first of them.
         damaged: u64,
@@ -251,6 +255,7 @@ impl<N: Serialize + Display> Started<'_, N> {
             log_entries: geometry.log_entries,
             records: self.records(),
             payload_bytes: self.payload_bytes(),
+            retain: (!self.retain.is_all()).then(|| self.retain.to_string()),
             epoch: self.epoch(),
             damaged: self.damaged(),
             found_damaged: self
@@ -337,6 +342,9 @@ impl<N: Serialize + Display> Started<'_, N> {
         }
         for what in self.repaired() {
             writeln!(out, "repaired  {what}")?;
+        }
+        if !self.retain.is_all() {
+            writeln!(out, "retain    {}; the oldest records beyond that are trimmed", self.retain)?;
         }
         if let Some(cpus) = self.cpus.iter().copied().collect::<Option<Vec<usize>>>() {
             let cpus: Vec<String> = cpus.iter().map(usize::to_string).collect();

@@ -7,7 +7,7 @@ use stack::time::Instant;
 
 use super::{
     checked::Alarm, commits::CommitTimes, network::SharedNetworkState, peers::Peers, render::Rendered,
-    replies::ReplyPool,
+    replies::ReplyPool, retain::Retain,
 };
 use crate::http::HeadCache;
 
@@ -18,6 +18,7 @@ pub(super) struct Common {
     pub(super) keeps_records: bool,
     pub(super) patience: Patience,
     pub(super) domain: String,
+    pub(super) retain: Retain,
     pub(super) network: SharedNetworkState,
     pub(super) counters: Counters,
     /// What the medium said when it failed. Nothing is written from then on.

@@ -31,6 +31,15 @@ pub(super) const PAGE_RECORDS: usize = 6;
 pub struct Exchange {
     inboxes: Box<[Inbox]>,
     states: Box<[SharedShardState]>,
+    /// When the oldest record of each shard was appended, as its core last said; no later than that is so.
+    oldest: Box<[AtomicU64]>,
+}
+
+/// What the records of all shards come to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Held {
+    pub(super) records: u64,
+    pub(super) bytes: u64,
 }
 
 /// What others leave for one core, and what it says of itself.
@@ -151,6 +160,7 @@ impl Exchange {
         Arc::new(Self {
             inboxes: (0..cores).map(|_| inbox()).collect(),
             states: (0..shards).map(|_| SharedShardState::default()).collect(),
+            oldest: (0..shards).map(|_| AtomicU64::new(0)).collect(),
         })
     }
 
@@ -270,6 +280,26 @@ impl Exchange {
         }
     }
 
+    /// Says when a shard's oldest record was appended, behind how the shard is: who knows the one knows the other.
+    pub(super) fn publish_oldest(&self, shard: u32, time_s: u64) {
+        self.oldest[shard as usize].store(time_s, Ordering::Release);
+    }
+
+    /// When the oldest record of any shard but this one was appended, and the first shard that has such a one.
+    pub(super) fn oldest_but(&self, shard: u32) -> (u64, u32) {
+        let others = (0..).zip(&self.oldest).filter(|(other, _)| *other != shard);
+        let times = others.map(|(other, time_s)| (time_s.load(Ordering::Acquire), other));
+        times.min().unwrap_or((u64::MAX, u32::MAX))
+    }
+
+    /// What all shards hold, as their cores last said.
+    pub(super) fn held(&self) -> Held {
+        self.states().fold(Held::default(), |held, state| Held {
+            records: held.records + state.records,
+            bytes: held.bytes + state.live_bytes,
+        })
+    }
+
     /// Says that a core's medium has failed. The first reason stays.
     pub(super) fn publish_failure(&self, core: usize, why: &str) {
         self.inboxes[core].failure.get_or_init(|| why.to_owned());
@@ -304,6 +334,9 @@ pub(super) struct ShardState {
     pub(super) head: u64,
     pub(super) next: u64,
     pub(super) records: u64,
+    /// Bytes in them, and bytes of the medium that they keep from others: whole buffers, and log entries.
+    pub(super) live_bytes: u64,
+    pub(super) held_bytes: u64,
     pub(super) free_buffers: u64,
     pub(super) free_log_entries: u64,
     /// Records, or runs of log entries, that are damaged.
@@ -312,6 +345,8 @@ pub(super) struct ShardState {
     pub(super) buffers: u64,
     #[serde(skip)]
     pub(super) log_entries: u64,
+    #[serde(skip)]
+    pub(super) trimmed_records: u64,
     #[serde(skip)]
     pub(super) appended_records: u64,
     #[serde(skip)]
@@ -329,7 +364,7 @@ pub(super) struct ShardState {
 #[repr(align(128))]
 struct SharedShardState([AtomicU64; FIELDS]);
 
-const FIELDS: usize = 13;
+const FIELDS: usize = 16;
 
 impl ShardState {
     pub(super) fn of(shard: &Shard) -> Self {
@@ -338,6 +373,9 @@ impl ShardState {
             head: shard.head_seq(),
             next: shard.committed_seq(),
             records: counters.live_records,
+            live_bytes: counters.live_payload_bytes,
+            held_bytes: counters.pm_bytes,
+            trimmed_records: counters.trimmed_records,
             free_buffers: shard.arena().free_buffers() as u64,
             free_log_entries: shard.free_log_entries(),
             damaged: shard.quarantine_counts().0,
@@ -356,6 +394,9 @@ impl ShardState {
             &mut self.head,
             &mut self.next,
             &mut self.records,
+            &mut self.live_bytes,
+            &mut self.held_bytes,
+            &mut self.trimmed_records,
             &mut self.free_buffers,
             &mut self.free_log_entries,
             &mut self.damaged,

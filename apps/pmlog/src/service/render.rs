@@ -8,7 +8,8 @@ use serde::Serialize;
 use stack::net::LEAST_SEND_BYTES;
 
 use super::{
-    commits::CommitSummary, conditional::Numbered, exchange::ShardState, network::NetworkState, text::Text,
+    commits::CommitSummary, conditional::Numbered, exchange::ShardState, network::NetworkState,
+    retain::Retain, text::Text,
 };
 use crate::http::{Ask, Head, RecordName, Refusal, Route, Status};
 
@@ -94,6 +95,14 @@ pub(super) struct Health<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<u64>,
     records: u64,
+    /// Bytes in them, and bytes of the medium that they hold.
+    live_bytes: u64,
+    held_bytes: u64,
+    /// What is kept of records; nothing where that is all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retain: Option<String>,
+    /// Records that are trimmed, since the start.
+    trimmed_records: u64,
     free_buffers: u64,
     buffers: u64,
     free_log_entries: u64,
@@ -131,6 +140,7 @@ impl<'a> Health<'a> {
         failed: Option<&'a str>,
         states: impl Iterator<Item = ShardState>,
         now: Now,
+        retain: &Retain,
         network: NetworkState,
     ) -> Self {
         let mut shards: ArrayVec<_, MAX_SHARDS> = states.take(MAX_SHARDS).collect();
@@ -145,6 +155,10 @@ impl<'a> Health<'a> {
             head: only.map(|shard| shard.head),
             next: only.map(|shard| shard.next),
             records: state.records,
+            live_bytes: state.live_bytes,
+            held_bytes: state.held_bytes,
+            retain: (!retain.is_all()).then(|| retain.to_string()),
+            trimmed_records: state.trimmed_records,
             free_buffers: state.free_buffers,
             buffers: state.buffers,
             free_log_entries: state.free_log_entries,

@@ -270,9 +270,12 @@ impl Underway {
 
 /// How the store and the server are, as the whole reply.
 fn health(common: &mut Common, shard: &Shard, format: ReplyFormat) -> Vec<u8> {
-    let Common { rendered, peers, domain, network, counters, max_connections, commits, alarm, .. } = common;
+    let Common {
+        rendered, peers, domain, retain, network, counters, max_connections, commits, alarm, ..
+    } = common;
     let now = peers.now(counters.connections, (*max_connections).into(), alarm.raised(), commits);
-    let health = Health::of(domain, peers.exchange.failure(), peers.states(shard), now, network.state());
+    let (failure, states) = (peers.exchange.failure(), peers.states(shard));
+    let health = Health::of(domain, failure, states, now, retain, network.state());
     rendered.health(&health, format).to_vec()
 }
 
