@@ -90,17 +90,7 @@ pub struct Endpoint {
     /// Connections with events that the application has not been told, and UDP ports, as the numbers behind theirs.
     telling: VecDeque<u32>,
     timers: TimerWheel,
-    pool: WindowPool,
-    /// Payload that waits for the application.
-    waiting: PiecePool,
-    /// What waits to be sent or acknowledged.
-    sending: SendPool,
-    /// What the congestion control remembers.
-    controls: Controls,
-    counters: Counters,
-    config: Config,
-    /// What connections may do otherwise than others, by their profiles.
-    options: Vec<ConnectionOptions>,
+    cx: Context,
     local: Local,
     routes: Routes,
     secret: Secret,
@@ -245,8 +235,6 @@ impl Endpoint {
             in_doubted: false,
         });
         let flows = config.max_connections + config.syn_queue + config.max_time_wait;
-        let waiting = PiecePool::new(arena.buffers());
-        let sending = SendPool::new(&config.send_limits(arena.buffer_bytes()));
         let pool = WindowPool::new(arena.clone());
         let beside = link_local_beside(&config.mac, &config.addresses);
         let addresses = config.addresses.iter().copied().chain(beside).collect();
@@ -260,11 +248,6 @@ impl Endpoint {
             timers: TimerWheel::new(flows + 2 * MAX_NEIGHBORS + 2, now),
             level: pool.level(),
             starved_unseen: 0,
-            pool,
-            waiting,
-            sending,
-            controls: Controls::new(config.congestion, config.pacing, config.max_connections),
-            counters: Counters::default(),
             udp: UdpPorts::new(config.udp_rx_datagrams),
             outbox: None,
             outbox_in_output: false,
@@ -273,7 +256,6 @@ impl Endpoint {
             divisible_ident: 0,
             reassembly: Reassembly::new(),
             whole: None,
-            arena,
             defences: vec![RateLimit::new(); local.addresses.len()],
             local,
             routes: Routes::new(&config),
@@ -302,8 +284,16 @@ impl Endpoint {
             ports_tried: [0; PORT_COUNTERS],
             head: Vec::with_capacity(MAX_HEADER_BYTES + config.mtu),
             pieces: Pieces::new(),
-            options: vec![config.connection],
-            config,
+            cx: Context {
+                options: vec![config.connection],
+                counters: Counters::default(),
+                pool,
+                pieces: PiecePool::new(arena.buffers()),
+                sending: SendPool::new(&config.send_limits(arena.buffer_bytes())),
+                controls: Controls::new(config.congestion, config.pacing, config.max_connections),
+                config,
+            },
+            arena,
         })
     }
 
@@ -351,7 +341,7 @@ impl Endpoint {
     /// When [`transmit`](Self::transmit) next has something to do though nothing arrives, for who leaves events where they
     /// are.
     pub(crate) fn next_transmit(&self) -> Option<Instant> {
-        let may_send = !self.refused.is_empty() && self.sending.has_room();
+        let may_send = !self.refused.is_empty() && self.cx.sending.has_room();
         if self.has_waiting() || may_send || self.starved_unseen > 0 {
             return Some(self.now);
         }
@@ -366,7 +356,7 @@ impl Endpoint {
 
     /// Totals since the start.
     pub fn counters(&self) -> &Counters {
-        &self.counters
+        &self.cx.counters
     }
 
     /// Connections in the table, opening and closing ones included.
@@ -386,16 +376,16 @@ impl Endpoint {
         let place = &mut self.places[index as usize];
         place.used = true;
         place.listener = listener;
-        place.connection.go_by(profile, &self.options[usize::from(profile.0)]);
+        place.connection.go_by(profile, &self.cx.options[usize::from(profile.0)]);
         place
     }
 
     /// Where these options stand among those of all connections; none if too many differ.
     fn profile(&mut self, options: &ConnectionOptions) -> Option<Profile> {
-        let place = self.options.iter().position(|known| known == options);
-        let profile = u8::try_from(place.unwrap_or(self.options.len())).ok().map(Profile)?;
+        let place = self.cx.options.iter().position(|known| known == options);
+        let profile = u8::try_from(place.unwrap_or(self.cx.options.len())).ok().map(Profile)?;
         if place.is_none() {
-            self.options.push(*options);
+            self.cx.options.push(*options);
         }
         Some(profile)
     }
@@ -411,17 +401,8 @@ impl Endpoint {
     }
 
     /// Calls `work` with a connection and what connections share.
-    fn with<R>(&mut self, index: u32, work: impl FnOnce(&mut Connection, &mut Context<'_>) -> R) -> R {
-        let mut cx = Context {
-            config: &self.config,
-            options: &self.options,
-            counters: &mut self.counters,
-            pool: &mut self.pool,
-            pieces: &mut self.waiting,
-            sending: &mut self.sending,
-            controls: &mut self.controls,
-        };
-        work(&mut self.places[index as usize].connection, &mut cx)
+    fn with<R>(&mut self, index: u32, work: impl FnOnce(&mut Connection, &mut Context) -> R) -> R {
+        work(&mut self.places[index as usize].connection, &mut self.cx)
     }
 
     /// Notes in the lists what a connection may have to do.
@@ -479,7 +460,7 @@ impl Endpoint {
         let connection = &self.places[index as usize].connection;
         let (snd_nxt, rcv_nxt, clock) = connection.last_numbers();
         let owes_ack = connection.owes_ack();
-        let until = self.now + self.config.time_wait;
+        let until = self.now + self.cx.config.time_wait;
         let entry = TimeWait {
             key: connection.key,
             mac: connection.mac.unwrap_or_default(),
@@ -506,11 +487,11 @@ impl Endpoint {
     /// Queues a segment that belongs to no connection; dropped if too many wait.
     fn reply(&mut self, reply: Reply) {
         if self.replies.len() == MAX_REPLIES {
-            self.counters.drops.limited += 1;
+            self.cx.counters.drops.limited += 1;
             return;
         }
         if reply.flags.contains(Flags::RST) {
-            self.counters.resets_out += 1;
+            self.cx.counters.resets_out += 1;
         }
         self.replies.push_back(reply);
     }
@@ -521,9 +502,9 @@ impl Endpoint {
     }
 
     fn timer_index(&self, timer: TimerOf) -> u32 {
-        let half_open = self.config.max_connections as u32;
-        let time_wait = half_open + self.config.syn_queue as u32;
-        let neighbor = time_wait + self.config.max_time_wait as u32;
+        let half_open = self.cx.config.max_connections as u32;
+        let time_wait = half_open + self.cx.config.syn_queue as u32;
+        let neighbor = time_wait + self.cx.config.max_time_wait as u32;
         match timer {
             TimerOf::Connection(index) => index,
             TimerOf::HalfOpen(place) => half_open + place,
@@ -536,9 +517,9 @@ impl Endpoint {
     }
 
     fn timer_of(&self, index: u32) -> TimerOf {
-        let half_open = self.config.max_connections as u32;
-        let time_wait = half_open + self.config.syn_queue as u32;
-        let neighbor = time_wait + self.config.max_time_wait as u32;
+        let half_open = self.cx.config.max_connections as u32;
+        let time_wait = half_open + self.cx.config.syn_queue as u32;
+        let neighbor = time_wait + self.cx.config.max_time_wait as u32;
         if index < half_open {
             TimerOf::Connection(index)
         } else if index < time_wait {

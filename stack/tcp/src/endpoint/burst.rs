@@ -9,7 +9,6 @@ use super::Endpoint;
 use crate::checksum::Verdict;
 use crate::fast::Form;
 use crate::frame::{RxBurst, RxFrame as _, Share};
-use crate::tcp::connection::Context;
 
 /// Frames whose headers are looked at together: enough that the memory of their connections comes in at the same time,
 /// and so few that it is still in the nearest cache when the payloads of those before have passed through it.
@@ -72,7 +71,7 @@ impl Endpoint {
     /// frames before may yet change everything.
     #[inline(always)]
     fn foresee(&self, head: &[u8]) -> Option<Foreseen> {
-        let (form, ends) = Form::recognise(head, self.config.mac)?;
+        let (form, ends) = Form::recognise(head, self.cx.config.mac)?;
         let index = self.flows.guess_v4(&ends)?;
         self.places[index as usize].connection.touch();
         Some(Foreseen { form, index })
@@ -93,7 +92,7 @@ impl Endpoint {
             self.finish_run(run);
         }
         let now = self.now;
-        let Self { places, config, options, counters, pool, waiting, sending, controls, .. } = self;
+        let Self { places, cx, .. } = self;
         // A place that is free by now has a connection that expects nothing.
         let connection = &mut places[index as usize].connection;
         let Some(segment) = form.read(burst.head(at)) else { return false };
@@ -101,7 +100,7 @@ impl Endpoint {
             return false;
         }
         let Some(mut frame) = burst.frame(at) else { return true };
-        if !frame.apart().is_empty() || !config.is_of_vlan(frame.vlan()) {
+        if !frame.apart().is_empty() || !cx.config.is_of_vlan(frame.vlan()) {
             return false;
         }
         let verdict = segment.judge(frame.bytes(), frame.checksum());
@@ -109,11 +108,10 @@ impl Endpoint {
             return false;
         }
         laps.lap(Stage::Parse);
-        counters.frames_in += 1;
-        counters.segments_in += 1;
-        counters.partial_checksums += u64::from(verdict == Verdict::Partial);
-        let mut cx = Context { config, options, counters, pool, pieces: waiting, sending, controls };
-        connection.take_expected(now, &segment, &mut frame, &mut cx);
+        cx.counters.frames_in += 1;
+        cx.counters.segments_in += 1;
+        cx.counters.partial_checksums += u64::from(verdict == Verdict::Partial);
+        connection.take_expected(now, &segment, &mut frame, cx);
         run.0 = Some(index);
         true
     }

@@ -28,7 +28,7 @@ impl Endpoint {
     /// # Errors
     /// [`ListenError`]: nothing changed.
     pub fn listen(&mut self, address: SocketAddr, backlog: usize) -> Result<(), ListenError> {
-        let options = self.config.connection;
+        let options = self.cx.config.connection;
         self.listen_with(address, backlog, &options)
     }
 
@@ -70,7 +70,7 @@ impl Endpoint {
         remote: SocketAddr,
         local: Option<SocketAddr>,
     ) -> Result<ConnId, ConnectError> {
-        let options = self.config.connection;
+        let options = self.cx.config.connection;
         self.connect_with(now, remote, local, &options)
     }
 
@@ -104,14 +104,14 @@ impl Endpoint {
         };
         let key = key.ok_or(ConnectError::InUse(remote))?;
         if !self.take_promise_back() {
-            return Err(ConnectError::TableFull(self.config.max_connections));
+            return Err(ConnectError::TableFull(self.cx.config.max_connections));
         }
         let neighbor = self.neighbors.find(next_hop, self.now);
         if neighbor == Lookup::Full {
             return Err(ConnectError::TableFull(MAX_NEIGHBORS));
         }
         let profile = self.profile(options).ok_or(ConnectError::TooManyOptions(MAX_PROFILES))?;
-        let index = self.free.pop().ok_or(ConnectError::TableFull(self.config.max_connections))?;
+        let index = self.free.pop().ok_or(ConnectError::TableFull(self.cx.config.max_connections))?;
         let iss = self.secret.isn(&key, self.now);
         let offset = self.secret.clock_offset(&key);
         let clock = Clock { offset, recent: 0, recent_at: self.now };
@@ -203,7 +203,7 @@ impl Endpoint {
             self.ports_tried[counter] = self.ports_tried[counter].wrapping_add(1);
             let key = FlowKey::new(SocketAddr::new(source, FIRST_DYNAMIC_PORT + port as u16), remote);
             let is_free = self.flows.find(&key).is_none() && !self.listeners.is_port_used(key.local_port);
-            if is_free && self.core_of(&key) == self.config.core.index {
+            if is_free && self.core_of(&key) == self.cx.config.core.index {
                 return Some(key);
             }
         }
@@ -246,7 +246,7 @@ impl Endpoint {
         }
         let connection = &mut place.connection;
         let flight = connection.most_in_flight();
-        if !push(&mut connection.send, flight, &mut self.sending) {
+        if !push(&mut connection.send, flight, &mut self.cx.sending) {
             connection.wants_room.set(true);
             // No acknowledgement will make room where nothing was sent: others have to.
             if connection.send.is_unused() && !std::mem::replace(&mut place.in_refused, true) {
@@ -264,7 +264,7 @@ impl Net for Endpoint {
     fn recv(&mut self, conn: ConnId) -> Option<Slot> {
         let place = self.places.get_mut(conn.index as usize).filter(|place| place.is_of(conn))?;
         let connection = &mut place.connection;
-        let extent = connection.recv.pop(&mut self.waiting)?;
+        let extent = connection.recv.pop(&mut self.cx.pieces)?;
         // How far that has opened the window is looked at once, when the connection has its turn to send.
         connection.has_taken = true;
         if connection.state == State::Drained && connection.recv.ready_bytes() == 0 {
@@ -283,8 +283,8 @@ impl Net for Endpoint {
         }
         let flight = connection.most_in_flight();
         SendSpace {
-            bytes: connection.send.free_bytes(flight, &self.sending),
-            extents: connection.send.free_extents(flight, &self.sending),
+            bytes: connection.send.free_bytes(flight, &self.cx.sending),
+            extents: connection.send.free_extents(flight, &self.cx.sending),
         }
     }
 

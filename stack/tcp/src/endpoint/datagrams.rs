@@ -33,7 +33,7 @@ impl Endpoint {
             return Err(BindError::TooMany(MAX_UDP_PORTS));
         }
         let port = self.udp.add(address).ok_or(BindError::InUse(address))?;
-        let (places, text_bytes) = (self.config.udp_tx_datagrams, self.config.mtu);
+        let (places, text_bytes) = (self.cx.config.udp_tx_datagrams, self.cx.config.mtu);
         self.outbox.get_or_insert_with(|| Box::new(Outbox::new(places, text_bytes)));
         Ok(port)
     }
@@ -42,22 +42,22 @@ impl Endpoint {
     pub(super) fn datagram<F: RxFrame>(&mut self, datagram: &UdpDatagram, frame: &mut F) {
         let key = &datagram.key;
         let Some(port) = self.udp.find(key.local_ip(), key.local_port) else {
-            self.counters.drops.protocol += 1;
+            self.cx.counters.drops.protocol += 1;
             return self.iface.refuse_port(frame.bytes(), &self.local, self.now);
         };
         if !self.udp.has_room(port, self.arena.free_buffers()) {
-            self.counters.drops.datagram += 1;
+            self.cx.counters.drops.datagram += 1;
             return;
         }
         let len = datagram.payload_len as u16;
         let claimed = frame.claim(datagram.payload_at);
         let Some(extent) = claimed.and_then(|(buffer, at)| buffer.into_extent(u16::try_from(at).ok()?, len))
         else {
-            self.counters.drops.no_buffer += 1;
+            self.cx.counters.drops.no_buffer += 1;
             return;
         };
-        self.counters.datagrams_in += 1;
-        self.counters.partial_checksums += u64::from(datagram.is_partial);
+        self.cx.counters.datagrams_in += 1;
+        self.cx.counters.partial_checksums += u64::from(datagram.is_partial);
         let heard = Heard { at: key.local_ip(), mac: Some(datagram.source_mac) };
         let from = Remote { address: key.peer(), heard: Some(heard) };
         if self.udp.put(port, Datagram::new(from, extent)) {
@@ -120,7 +120,7 @@ impl Endpoint {
         let place = outbox.put(key, text, pieces).ok_or(DatagramError::Full)?;
         match lookup {
             Lookup::Known(mac) => outbox.send(place, mac),
-            _ => self.counters.drops.unresolved += u64::from(!outbox.wait(place, next_hop)),
+            _ => self.cx.counters.drops.unresolved += u64::from(!outbox.wait(place, next_hop)),
         }
         if let Lookup::Ask { entry, until } = lookup {
             self.iface.ask(own, next_hop, None);
@@ -134,7 +134,7 @@ impl Endpoint {
     /// known: through them go packets that any link takes.
     fn most_datagram_bytes(&self, remote: IpAddr) -> usize {
         let is_near = remote.is_ipv4() || self.local.on_link_prefix(remote).is_some();
-        let mtu = self.config.mtu_of(remote.is_ipv4());
+        let mtu = self.cx.config.mtu_of(remote.is_ipv4());
         let mtu = if is_near { mtu } else { mtu.min(MIN_MTU_V6) };
         mtu - datagram_header_bytes(remote.is_ipv4())
     }
@@ -154,7 +154,7 @@ impl Endpoint {
             let Some(outgoing) = outbox.front() else { return Ok(false) };
             self.divisible_ident = self.divisible_ident.wrapping_add(1);
             let ident = self.divisible_ident;
-            datagram(outgoing, self.config.mac, self.config.dscp << 2, ident, &mut self.head);
+            datagram(outgoing, self.cx.config.mac, self.cx.config.dscp << 2, ident, &mut self.head);
             sink.send(TxFrame {
                 head: &self.head,
                 payload: &outgoing.pieces,
@@ -162,8 +162,8 @@ impl Endpoint {
                 segment_bytes: None,
             })?;
             outbox.pop();
-            self.counters.frames_out += 1;
-            self.counters.datagrams_out += 1;
+            self.cx.counters.frames_out += 1;
+            self.cx.counters.datagrams_out += 1;
         }
         Ok(outbox.is_ready())
     }
@@ -179,7 +179,7 @@ impl Endpoint {
     /// A neighbor does not say where it is.
     pub(super) fn give_up_datagrams(&mut self, ip: IpAddr) {
         if let Some(outbox) = &mut self.outbox {
-            self.counters.drops.unresolved += outbox.give_up(ip) as u64;
+            self.cx.counters.drops.unresolved += outbox.give_up(ip) as u64;
         }
     }
 }

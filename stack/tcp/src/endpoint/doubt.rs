@@ -54,7 +54,7 @@ impl Endpoint {
         let connection = &mut self.places[index as usize].connection;
         connection.mac = Some(mac);
         connection.moved();
-        self.counters.moved += 1;
+        self.cx.counters.moved += 1;
         self.settle(index);
     }
 

@@ -33,7 +33,7 @@ impl Endpoint {
 
     /// What a frame is.
     pub(super) fn parse<F: RxFrame>(&self, frame: &F) -> Parsed {
-        if !self.config.is_of_vlan(frame.vlan()) {
+        if !self.cx.config.is_of_vlan(frame.vlan()) {
             return Parsed::Vlan;
         }
         frame::parse(frame.bytes(), frame.apart().len(), &self.local, frame.checksum())
@@ -49,7 +49,7 @@ impl Endpoint {
         is_last: bool,
     ) -> Share {
         self.now = self.now.max(now);
-        self.counters.frames_in += 1;
+        self.cx.counters.frames_in += 1;
         match parsed {
             Parsed::Tcp(segment) => return self.segment(segment, frame, is_last),
             Parsed::Udp(datagram) => self.datagram(datagram, frame),
@@ -66,7 +66,7 @@ impl Endpoint {
     /// Counts a frame that nobody takes.
     fn count_dropped(&mut self, parsed: &Parsed, frame: &[u8]) {
         let is_for_a_group = self.is_for_a_group(frame);
-        let drops = &mut self.counters.drops;
+        let drops = &mut self.cx.counters.drops;
         *match parsed {
             Parsed::Truncated => &mut drops.truncated,
             Parsed::Vlan => &mut drops.vlan,
@@ -82,7 +82,7 @@ impl Endpoint {
     /// Whether a frame was sent to all or to a group, by another host.
     fn is_for_a_group(&self, frame: &[u8]) -> bool {
         let Some((to, rest)) = frame.split_first_chunk::<6>() else { return false };
-        to[0] & 1 != 0 && !rest.starts_with(&self.config.mac)
+        to[0] & 1 != 0 && !rest.starts_with(&self.cx.config.mac)
     }
 
     /// Takes in a fragment, and the packet if it was the last that was missing.
@@ -90,7 +90,7 @@ impl Endpoint {
         // One that nobody has taken has its place back.
         self.take_whole(|_| {});
         let joined = self.reassembly.join(frame, &self.local, self.now);
-        self.counters.drops.reassembly = self.reassembly.given_up;
+        self.cx.counters.drops.reassembly = self.reassembly.given_up;
         let whole = match joined {
             Joined::Whole(whole) => whole,
             Joined::Waits => {
@@ -98,28 +98,28 @@ impl Endpoint {
                 return Share::Nothing;
             }
             Joined::Dropped => {
-                self.counters.drops.fragment += 1;
+                self.cx.counters.drops.fragment += 1;
                 return Share::Nothing;
             }
         };
-        self.counters.reassembled += 1;
+        self.cx.counters.reassembled += 1;
         let arena = self.arena.clone();
-        let mut frame = Rebuilt { bytes: whole.frame(), vlan: self.config.vlan, arena: &arena };
+        let mut frame = Rebuilt { bytes: whole.frame(), vlan: self.cx.config.vlan, arena: &arena };
         let parsed = self.parse(&frame);
         let mut share = Share::Nothing;
         match &parsed {
             Parsed::Tcp(segment) if segment.payload_len > arena.buffer_bytes() => {
-                self.counters.drops.fragment += 1;
+                self.cx.counters.drops.fragment += 1;
             }
             Parsed::Tcp(segment) => {
-                self.counters.copied_bytes += segment.payload_len as u64;
+                self.cx.counters.copied_bytes += segment.payload_len as u64;
                 share = self.segment(segment, &mut frame, is_last);
             }
             Parsed::Udp(datagram) if datagram.payload_len > arena.buffer_bytes() => {
-                self.counters.drops.fragment += 1;
+                self.cx.counters.drops.fragment += 1;
             }
             Parsed::Udp(datagram) => {
-                self.counters.copied_bytes += datagram.payload_len as u64;
+                self.cx.counters.copied_bytes += datagram.payload_len as u64;
                 self.datagram(datagram, &mut frame);
             }
             Parsed::Other => share = self.other(frame.bytes),
@@ -151,8 +151,8 @@ impl Endpoint {
     }
 
     fn segment<F: RxFrame>(&mut self, segment: &Segment, frame: &mut F, is_last: bool) -> Share {
-        self.counters.segments_in += 1;
-        self.counters.partial_checksums += u64::from(segment.is_partial);
+        self.cx.counters.segments_in += 1;
+        self.cx.counters.partial_checksums += u64::from(segment.is_partial);
         let is_taken = match self.flows.find(&segment.key) {
             Some(FlowState::Connection(index)) => {
                 self.at_connection(index, segment, frame);
@@ -188,17 +188,19 @@ impl Endpoint {
         let Some(entry) = self.time_waits.get(place) else { return };
         let meaning = entry.judge(segment, self.now);
         match meaning {
-            Meaning::Ignore => self.counters.drops.unexpected += 1,
+            Meaning::Ignore => self.cx.counters.drops.unexpected += 1,
             Meaning::Disowned => entry.disowned = entry.challenged.take(),
             Meaning::Acknowledge { .. } | Meaning::Challenge => {
                 if !entry.answers.allow(TIME_WAIT_ANSWERS, self.now) {
-                    self.counters.drops.limited += 1;
+                    self.cx.counters.drops.limited += 1;
                     return;
                 }
                 // The peer may have moved.
                 entry.mac = segment.source_mac;
                 match meaning {
-                    Meaning::Acknowledge { restart: true } => entry.until = self.now + self.config.time_wait,
+                    Meaning::Acknowledge { restart: true } => {
+                        entry.until = self.now + self.cx.config.time_wait
+                    }
                     Meaning::Challenge => entry.challenged = Some(segment.seq),
                     _ => {}
                 }
@@ -210,12 +212,12 @@ impl Endpoint {
 
     /// Answers a segment that no connection takes (RFC 9293, section 3.10.7.1).
     pub(super) fn refuse(&mut self, segment: &Segment) {
-        self.counters.drops.unexpected += 1;
+        self.cx.counters.drops.unexpected += 1;
         if segment.flags.contains(Flags::RST) {
             return;
         }
         if !self.resets.allow(segment.key.remote_ip(), RESETS, self.now) {
-            self.counters.drops.limited += 1;
+            self.cx.counters.drops.limited += 1;
             return;
         }
         let (key, mac) = (segment.key, segment.source_mac);
@@ -230,17 +232,17 @@ impl Endpoint {
     fn other(&mut self, frame: &[u8]) -> Share {
         let refused = match self.iface.receive(frame, &self.local, self.now) {
             Ok(heard) => {
-                self.counters.other_in += 1;
+                self.cx.counters.other_in += 1;
                 self.heard(&heard, frame, true);
                 self.attend_iface();
-                let is_news = self.config.core.count > 1 && self.iface.is_news(&heard, self.now);
+                let is_news = self.cx.config.core.count > 1 && self.iface.is_news(&heard, self.now);
                 return if is_news { Share::News } else { Share::Nothing };
             }
             Err(refused) => refused,
         };
         let is_everyday =
             matches!(refused, Refused::Address | Refused::Protocol) && self.is_for_a_group(frame);
-        let drops = &mut self.counters.drops;
+        let drops = &mut self.cx.counters.drops;
         match refused {
             _ if is_everyday => drops.group += 1,
             Refused::Malformed => drops.malformed += 1,
@@ -282,8 +284,8 @@ impl Endpoint {
     /// A router says that the link takes packets of IPv6 of this length, and no longer ones. Connections that are open keep
     /// to it from now on; shorter ones than they have begun with they go on with.
     fn take_link_mtu(&mut self, mtu: usize) {
-        let before = self.config.mtu_of(false);
-        self.config.mtu_v6 = Some(mtu);
+        let before = self.cx.config.mtu_of(false);
+        self.cx.config.mtu_v6 = Some(mtu);
         if mtu < before {
             self.places.iter_mut().for_each(|place| place.connection.link_mtu(mtu));
         }
@@ -293,7 +295,7 @@ impl Endpoint {
     fn meet(&mut self, neighbor: &Neighbor, is_own: bool) {
         let Neighbor { ip, mac, overrides } = *neighbor;
         if self.local.has(ip) {
-            if mac != self.config.mac {
+            if mac != self.cx.config.mac {
                 self.contested(AddressConflict { ip, mac }, is_own);
             }
             return;
@@ -313,7 +315,7 @@ impl Endpoint {
     /// Another host says that it has one of the own addresses (RFC 5227, section 2.4).
     fn contested(&mut self, conflict: AddressConflict, is_own: bool) {
         // A frame that another core has received is counted there.
-        self.counters.address_conflicts += u64::from(is_own);
+        self.cx.counters.address_conflicts += u64::from(is_own);
         self.conflict.get_or_insert(conflict);
         if !is_own || matches!(self.claim, Claim::Probing(_)) {
             return;

@@ -9,7 +9,7 @@ use crate::emit::Header;
 use crate::frame::{FrameSink, SinkFull, TxChecksum, TxFrame};
 use crate::neighbor::{Expired, Lookup};
 use crate::net::CloseReason;
-use crate::tcp::connection::{Context, Happened, Outcome, State};
+use crate::tcp::connection::{Happened, Outcome, State};
 use crate::tcp::options::Options;
 use crate::tcp::seq::Seq;
 use crate::timer::NEVER;
@@ -32,10 +32,10 @@ impl Endpoint {
         self.expire();
         self.feed_starved();
         self.ask_refused();
-        let before = self.counters.frames_out;
+        let before = self.cx.counters.frames_out;
         // A full sink ends the call; everything not sent stays in its list.
         let _ = self.send_all(sink);
-        (self.counters.frames_out - before) as usize
+        (self.cx.counters.frames_out - before) as usize
     }
 
     /// Whether nothing waits for a [`transmit`](Self::transmit) and no timer is due at `now`, so that it need not be
@@ -56,7 +56,7 @@ impl Endpoint {
                 segment_bytes: None,
             })?;
             self.iface.pop();
-            self.counters.frames_out += 1;
+            self.cx.counters.frames_out += 1;
         }
         if !self.replies.is_empty() {
             self.send_replies(sink)?;
@@ -82,21 +82,21 @@ impl Endpoint {
         while let Some(reply) = self.replies.front() {
             let header = Header {
                 key: &reply.key,
-                source_mac: self.config.mac,
+                source_mac: self.cx.config.mac,
                 mac: reply.mac,
                 seq: reply.seq,
                 ack: reply.ack,
                 flags: reply.flags,
                 window: reply.window,
                 options: reply.options,
-                traffic_class: self.config.dscp << 2,
+                traffic_class: self.cx.config.dscp << 2,
             };
             let layout = header.begin(0, &mut self.head);
-            let checksum = layout.complete(&mut self.head, &[], self.config.tx_checksum_offload);
+            let checksum = layout.complete(&mut self.head, &[], self.cx.config.tx_checksum_offload);
             sink.send(TxFrame { head: &self.head, payload: &[], checksum, segment_bytes: None })?;
             self.replies.pop_front();
-            self.counters.frames_out += 1;
-            self.counters.segments_out += 1;
+            self.cx.counters.frames_out += 1;
+            self.cx.counters.segments_out += 1;
         }
         Ok(())
     }
@@ -117,22 +117,13 @@ impl Endpoint {
     ) -> Result<bool, SinkFull> {
         let now = self.now;
         let connection = &mut self.places[index as usize].connection;
-        let cx = Context {
-            config: &self.config,
-            options: &self.options,
-            counters: &mut self.counters,
-            pool: &mut self.pool,
-            pieces: &mut self.waiting,
-            sending: &mut self.sending,
-            controls: &mut self.controls,
-        };
         let has_taken = connection.has_taken;
         if !has_taken && connection.is_silent() {
             return Ok(false);
         }
-        connection.follow_arrivals(now, cx.config);
+        connection.follow_arrivals(now, &self.cx.config);
         // The window's edge is the same for all segments of a turn.
-        let edge = connection.edge(&cx);
+        let edge = connection.edge(&self.cx);
         if has_taken {
             connection.window_opened(edge);
         }
@@ -149,46 +140,39 @@ impl Endpoint {
     fn send_usual<S: FrameSink>(&mut self, index: u32, edge: Seq, sink: &mut S) -> Result<bool, SinkFull> {
         let now = self.now;
         let connection = &mut self.places[index as usize].connection;
-        let Some(plan) = connection.plan_usual(now, &self.sending, &self.controls) else { return Ok(false) };
+        let Some(plan) = connection.plan_usual(now, &self.cx.sending, &self.cx.controls) else {
+            return Ok(false);
+        };
         let Some(mac) = connection.mac else { return Ok(false) };
         debug_assert_eq!(
             Some(plan.into()),
-            connection.plan(now, self.config.tx_segmentation, &self.sending, &mut self.controls),
+            connection.plan(now, self.cx.config.tx_segmentation, &self.cx.sending, &mut self.cx.controls),
             "what is usual is what is due"
         );
         let report = connection.report_usual(edge);
         let header = Header {
             key: &connection.key,
-            source_mac: self.config.mac,
+            source_mac: self.cx.config.mac,
             mac,
             seq: plan.seq,
             ack: report.ack,
             flags: plan.flags(),
             window: report.window,
             options: Options::default(),
-            traffic_class: self.config.dscp << 2,
+            traffic_class: self.cx.config.dscp << 2,
         };
         let layout = header.begin_usual(plan.timestamp, plan.len as usize, &mut self.head);
-        connection.send.gather(plan.from, plan.len, &mut self.head, &mut self.pieces, &self.sending);
-        let checksum = layout.complete(&mut self.head, &self.pieces, self.config.tx_checksum_offload);
+        connection.send.gather(plan.from, plan.len, &mut self.head, &mut self.pieces, &self.cx.sending);
+        let checksum = layout.complete(&mut self.head, &self.pieces, self.cx.config.tx_checksum_offload);
         let sent =
             sink.send(TxFrame { head: &self.head, payload: &self.pieces, checksum, segment_bytes: None });
         if !self.pieces.is_empty() {
             self.pieces.clear();
         }
         sent?;
-        let mut cx = Context {
-            config: &self.config,
-            options: &self.options,
-            counters: &mut self.counters,
-            pool: &mut self.pool,
-            pieces: &mut self.waiting,
-            sending: &mut self.sending,
-            controls: &mut self.controls,
-        };
-        connection.sent_usual(&plan, &report, now, &mut cx);
-        cx.counters.frames_out += 1;
-        cx.counters.segments_out += 1;
+        connection.sent_usual(&plan, &report, now, &mut self.cx);
+        self.cx.counters.frames_out += 1;
+        self.cx.counters.segments_out += 1;
         Ok(true)
     }
 
@@ -201,18 +185,10 @@ impl Endpoint {
     ) -> Result<bool, SinkFull> {
         let now = self.now;
         let connection = &mut self.places[index as usize].connection;
-        let mut cx = Context {
-            config: &self.config,
-            options: &self.options,
-            counters: &mut self.counters,
-            pool: &mut self.pool,
-            pieces: &mut self.waiting,
-            sending: &mut self.sending,
-            controls: &mut self.controls,
-        };
+        let cx = &mut self.cx;
         let mut longer = None;
         if HEEDS_PATH {
-            longer = connection.probe_path(&mut self.paths, now, cx.sending, cx.controls);
+            longer = connection.probe_path(&mut self.paths, now, &cx.sending, &mut cx.controls);
         }
         let divides = HEEDS_PATH && connection.is_divisible();
         // What may be divided has to be told apart, packet by packet.
@@ -223,13 +199,13 @@ impl Endpoint {
             let plan = match longer {
                 Some(longer) => longer,
                 None if connection.is_silent() => return Ok(false),
-                None => match connection.plan(now, cuts, cx.sending, cx.controls) {
+                None => match connection.plan(now, cuts, &cx.sending, &mut cx.controls) {
                     Some(plan) => plan,
                     None => return Ok(false),
                 },
             };
             let Some(mac) = connection.mac else { return Ok(false) };
-            let report = connection.report(&plan, edge, now, &cx);
+            let report = connection.report(&plan, edge, now, cx);
             let (flags, mark) = connection.with_marks(&plan);
             let header = Header {
                 key: &connection.key,
@@ -248,20 +224,20 @@ impl Endpoint {
             } else {
                 header.begin(plan.len as usize, &mut self.head)
             };
-            connection.send.gather(plan.from, plan.len, &mut self.head, &mut self.pieces, cx.sending);
+            connection.send.gather(plan.from, plan.len, &mut self.head, &mut self.pieces, &cx.sending);
             let checksum = layout.complete(&mut self.head, &self.pieces, cx.config.tx_checksum_offload);
             let segment_bytes = plan.segment_bytes;
             let frame = TxFrame { head: &self.head, payload: &self.pieces, checksum, segment_bytes };
             let sent = sink.send(frame);
             self.pieces.clear();
             sent?;
-            connection.sent(&plan, &report, now, &mut cx);
+            connection.sent(&plan, &report, now, cx);
             if HEEDS_PATH
                 && plan.len > 0
                 && let Some(path) = self.paths.find(connection.key.remote_ip(), now)
                 && let Some(bytes) = path.sent(&connection.key, (plan.seq, plan.seq + plan.len), now)
             {
-                connection.path_probe_was_lost(bytes, cx.controls);
+                connection.path_probe_was_lost(bytes, &mut cx.controls);
             }
             cx.counters.frames_out += 1;
             let segments = plan.segments();
@@ -274,31 +250,22 @@ impl Endpoint {
     /// A connection has nothing more to send just now: what will wake it is noted.
     #[inline(always)]
     fn rest(&mut self, index: u32) {
-        let cx = Context {
-            config: &self.config,
-            options: &self.options,
-            counters: &mut self.counters,
-            pool: &mut self.pool,
-            pieces: &mut self.waiting,
-            sending: &mut self.sending,
-            controls: &mut self.controls,
-        };
         let Some(place) = self.places.get_mut(index as usize) else {
             self.outbox_in_output = false;
             return;
         };
         place.in_output = false;
-        if let Some(deadline) = place.connection.next_deadline(&cx)
+        if let Some(deadline) = place.connection.next_deadline(&self.cx)
             && deadline < place.wakes_at
         {
             place.wakes_at = deadline;
             self.timers.bring_forward(index, deadline);
         }
-        if !place.in_starved && place.connection.is_starved(&cx) {
+        if !place.in_starved && place.connection.is_starved(&self.cx) {
             place.in_starved = true;
             if self.starved.is_empty() {
                 // Nobody has followed the level as long as nobody was waiting for it to change.
-                self.level = self.pool.level();
+                self.level = self.cx.pool.level();
             }
             self.starved.push_back(index);
         }
@@ -339,7 +306,7 @@ impl Endpoint {
         if let Some(mtu) = connection.suspects_black_hole()
             && connection.path_mtu(mtu.into())
         {
-            self.counters.black_holes += 1;
+            self.cx.counters.black_holes += 1;
             self.paths.suspected(connection.key.remote_ip(), mtu, self.now);
         }
     }
@@ -349,7 +316,7 @@ impl Endpoint {
         if self.starved.is_empty() {
             return;
         }
-        let level = self.pool.level();
+        let level = self.cx.pool.level();
         if level != self.level {
             self.level = level;
             self.starved_unseen = self.starved.len();
@@ -376,7 +343,7 @@ impl Endpoint {
 
     /// Tells applications that were refused for what other connections had queued that there is room again.
     fn ask_refused(&mut self) {
-        if self.refused.is_empty() || !self.sending.has_room() {
+        if self.refused.is_empty() || !self.cx.sending.has_room() {
             return;
         }
         for _ in 0..self.refused.len().min(REFUSED_QUANTUM) {
@@ -463,7 +430,7 @@ impl Endpoint {
         let Self { iface, reassembly, local, now, .. } = self;
         iface.expire(*now);
         while reassembly.expire(*now, |frame| iface.complain_of_fragments(frame, local, *now)) {}
-        self.counters.drops.reassembly = self.reassembly.given_up;
+        self.cx.counters.drops.reassembly = self.reassembly.given_up;
         self.attend_iface();
     }
 

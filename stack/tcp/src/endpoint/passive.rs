@@ -28,7 +28,7 @@ impl Endpoint {
             self.syn(segment, listener, None);
             true
         } else if kind.is_empty() {
-            self.counters.drops.unexpected += 1;
+            self.cx.counters.drops.unexpected += 1;
             true
         } else {
             kind == Flags::ACK && self.open_from_cookie(segment, listener, frame)
@@ -40,13 +40,13 @@ impl Endpoint {
     /// least number that a connection may begin with whose predecessor is in TIME-WAIT. Says whether it is answered.
     fn syn(&mut self, segment: &Segment, listener: u16, least_iss: Option<Seq>) -> bool {
         if self.turns_away() {
-            self.counters.drops.backlog += 1;
+            self.cx.counters.drops.backlog += 1;
             return false;
         }
         let key = segment.key;
         let offset = self.secret.clock_offset(&key);
         // Cores that answer one SYN are told apart by their numbers.
-        let mut iss = self.secret.isn(&key, self.now) + (u32::from(self.config.core.index) << 24);
+        let mut iss = self.secret.isn(&key, self.now) + (u32::from(self.cx.config.core.index) << 24);
         if let Some(least) = least_iss {
             iss = iss.max(least);
         }
@@ -61,7 +61,7 @@ impl Endpoint {
             mss: options.mss.unwrap_or(default_mss(&key)),
             window_scale: options.window_scale,
             sacks: options.sack_permitted,
-            heeds_marks: segment.asks_for_marks() && self.config.answers_marks(),
+            heeds_marks: segment.asks_for_marks() && self.cx.config.answers_marks(),
             clock,
             offered: self.first_window(key.is_v4(), options.mss),
             sent_at: Some(self.now),
@@ -82,11 +82,11 @@ impl Endpoint {
                 let cookie = self.secret.cookie(&key, segment.seq, handshake.mss, handshake.sacks, self.now);
                 if least_iss.is_some_and(|least| cookie.before(least)) {
                     // A cookie's number cannot be chosen. The next attempt finds a place, or another cookie.
-                    self.counters.drops.backlog += 1;
+                    self.cx.counters.drops.backlog += 1;
                     return false;
                 }
                 self.last_cookie = Some(self.now);
-                self.counters.syn_cookies_sent += 1;
+                self.cx.counters.syn_cookies_sent += 1;
                 let heeds_marks = handshake.heeds_marks && clock.is_some();
                 let value = Secret::cookie_clock(clock_now(offset, self.now), &options, heeds_marks);
                 // Without timestamps to remember it by, windows are not scaled.
@@ -119,17 +119,17 @@ impl Endpoint {
     /// The window that SYN and ACK offer, in bytes. A peer that takes short segments only is likely to send such, and each
     /// takes a buffer.
     fn first_window(&self, v4: bool, mss: Option<u16>) -> u32 {
-        let buffers = self.pool.grant(&Offer::default());
-        let own = own_mss(&self.config, v4);
+        let buffers = self.cx.pool.grant(&Offer::default());
+        let own = own_mss(&self.cx.config, v4);
         let bytes = buffers * usize::from(mss.map_or(own, |mss| own.min(mss)));
-        bytes.min(self.config.rx_window_bytes).min(0xffff) as u32
+        bytes.min(self.cx.config.rx_window_bytes).min(0xffff) as u32
     }
 
     fn send_syn_ack(&mut self, handshake: &Handshake, clock: Option<u32>) {
         let recent = handshake.clock.map_or(0, |clock| clock.recent);
         let options = Options {
-            mss: Some(own_mss(&self.config, handshake.key.is_v4())),
-            window_scale: handshake.window_scale.map(|_| own_window_scale(&self.config)),
+            mss: Some(own_mss(&self.cx.config, handshake.key.is_v4())),
+            window_scale: handshake.window_scale.map(|_| own_window_scale(&self.cx.config)),
             sack_permitted: handshake.sacks,
             timestamp: clock.map(|value| Timestamp { value, echo: recent }),
             sack: None,
@@ -163,7 +163,7 @@ impl Endpoint {
             if segment.seq == next {
                 self.forget_half_open(place);
             } else {
-                self.counters.drops.window += 1;
+                self.cx.counters.drops.window += 1;
                 if segment.seq.after(next) && segment.seq.before(next + handshake.offered) {
                     self.challenge_half_open(&handshake);
                 }
@@ -194,12 +194,12 @@ impl Endpoint {
             (None, _) => false,
         };
         if !in_window || old {
-            self.counters.drops.window += 1;
+            self.cx.counters.drops.window += 1;
             self.challenge_half_open(&handshake);
             return true;
         }
         if !segment.flags.contains(Flags::ACK) {
-            self.counters.drops.unexpected += 1;
+            self.cx.counters.drops.unexpected += 1;
             return true;
         }
         if !answers_us {
@@ -214,10 +214,10 @@ impl Endpoint {
 
     fn challenge_half_open(&mut self, handshake: &Handshake) {
         if !self.half_open_challenges.allow(handshake.key.remote_ip(), CHALLENGES, self.now) {
-            self.counters.drops.limited += 1;
+            self.cx.counters.drops.limited += 1;
             return;
         }
-        self.counters.challenge_acks += 1;
+        self.cx.counters.challenge_acks += 1;
         let timestamp =
             handshake.clock.map(|clock| Timestamp { value: clock.now(self.now), echo: clock.recent });
         self.reply(Reply {
@@ -238,12 +238,12 @@ impl Endpoint {
         let Some(cookie) = self.secret.open_cookie(&key, irs, iss, echo, self.now) else { return false };
         if self.free.is_empty() {
             // More cookies came back than there were places. Who sent it is told, and need not wait for an answer.
-            self.counters.drops.backlog += 1;
+            self.cx.counters.drops.backlog += 1;
             return false;
         }
         if !self.take_promise_back() {
             // The peer finds out by sending again; by then those who hold it up have answered, or are overdue.
-            self.counters.drops.backlog += 1;
+            self.cx.counters.drops.backlog += 1;
             return true;
         }
         let clock = timestamp.map(|timestamp| Clock {
@@ -259,14 +259,14 @@ impl Endpoint {
             mss: cookie.mss,
             window_scale: cookie.window_scale,
             sacks: cookie.sacks,
-            heeds_marks: cookie.heeds_marks && self.config.answers_marks(),
+            heeds_marks: cookie.heeds_marks && self.cx.config.answers_marks(),
             clock,
             offered: self.first_window(key.is_v4(), Some(cookie.mss)),
             sent_at: None,
             retries: 0,
         };
         if self.promote(&handshake, listener, segment, frame) {
-            self.counters.syn_cookies_accepted += 1;
+            self.cx.counters.syn_cookies_accepted += 1;
         }
         true
     }
@@ -305,7 +305,7 @@ impl Endpoint {
         let owner = self.listeners.listener(listener);
         let room = owner.untold < owner.backlog;
         let Some(index) = self.free.pop_if(|_| room) else {
-            self.counters.drops.backlog += 1;
+            self.cx.counters.drops.backlog += 1;
             return false;
         };
         owner.untold += 1;
@@ -333,7 +333,7 @@ impl Endpoint {
                 self.set_timer(TimerOf::HalfOpen(place), until);
                 if let Some(half_open) = self.listeners.get(place) {
                     let handshake = half_open.handshake;
-                    self.counters.retransmits += 1;
+                    self.cx.counters.retransmits += 1;
                     self.send_syn_ack(&handshake, handshake.clock.map(|clock| clock.now(now)));
                 }
             }

@@ -37,7 +37,7 @@ impl Connection {
         now: Instant,
         segment: &Segment,
         scale: u8,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) -> Outcome {
         let heard = hear(segment, scale);
         let sack = segment.options.sack.as_ref().filter(|_| self.sacks);
@@ -83,12 +83,7 @@ impl Connection {
 
     /// More is acknowledged while [all is calm](super::recovery::Recovery::is_calm).
     #[inline(always)]
-    pub(super) fn new_data_acknowledged(
-        &mut self,
-        now: Instant,
-        heard: &Heard,
-        cx: &mut Context<'_>,
-    ) -> Outcome {
+    pub(super) fn new_data_acknowledged(&mut self, now: Instant, heard: &Heard, cx: &mut Context) -> Outcome {
         let before = self.snd_una;
         let now_us = now.as_micros() as u32;
         let passed = self.pass(heard.ack, cx);
@@ -109,7 +104,7 @@ impl Connection {
     }
 
     /// As much of what is acknowledged as may be of several runs, or is to show a rate.
-    fn several_acknowledged(&mut self, now: Instant, heard: &Heard, before: Seq, cx: &mut Context<'_>) {
+    fn several_acknowledged(&mut self, now: Instant, heard: &Heard, before: Seq, cx: &mut Context) {
         let now_us = now.as_micros() as u32;
         let mut news = Delivered::default();
         self.board.acknowledge(heard.ack, now_us, &mut news);
@@ -121,10 +116,10 @@ impl Connection {
 
     /// All before `ack` is acknowledged, and more than was before.
     #[inline(always)]
-    fn pass(&mut self, ack: Seq, cx: &mut Context<'_>) -> Passed {
+    fn pass(&mut self, ack: Seq, cx: &mut Context) -> Passed {
         let acked = ack.since(self.snd_una);
         let queued = self.send.len();
-        self.send.acknowledge(acked.min(queued), cx.sending);
+        self.send.acknowledge(acked.min(queued), &mut cx.sending);
         self.snd_una = ack;
         self.snd_nxt = self.snd_nxt.max(ack);
         self.retries = 0;
@@ -137,10 +132,10 @@ impl Connection {
         now: Instant,
         ack: &Acknowledged,
         news: &Delivered,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) {
         let was_full = self.congestion.was_full(ack.before, self.snd_una);
-        let models = self.congestion.models(cx.controls);
+        let models = self.congestion.models(&cx.controls);
         if was_full || models {
             let news = cx.controls.models().then_some(news);
             self.tell_congestion(now, ack, news, cx);
@@ -153,7 +148,7 @@ impl Connection {
         now: Instant,
         ack: &Acknowledged,
         news: Option<&Delivered>,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) {
         let now_us = now.as_micros() as u32;
         // The last one of several waited least for its acknowledgement.
@@ -171,17 +166,17 @@ impl Connection {
             rate: news.and_then(|news| self.board.rate(news, now_us)),
             loses: ack.loses,
         };
-        self.congestion.on_ack(&acked, cx.controls);
+        self.congestion.on_ack(&acked, &mut cx.controls);
     }
 
     /// Draws the consequences of an acknowledgement for the application and the state.
     #[inline(always)]
-    fn after_acknowledgement(&mut self, passed: &Passed, cx: &mut Context<'_>) -> Outcome {
+    fn after_acknowledgement(&mut self, passed: &Passed, cx: &mut Context) -> Outcome {
         self.board.rest(&mut cx.sending.under_way);
         if self.wants_room.get()
             && passed.has_data
             && self.sends()
-            && self.send.is_roomy(self.most_in_flight(), cx.sending)
+            && self.send.is_roomy(self.most_in_flight(), &cx.sending)
         {
             self.wants_room.set(false);
             self.events |= Happened::WRITABLE;

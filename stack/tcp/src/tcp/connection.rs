@@ -386,15 +386,19 @@ pub(crate) enum Outcome {
 }
 
 /// What connections share.
-pub(crate) struct Context<'a> {
-    pub config: &'a Config,
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub config: Config,
     /// What connections may do otherwise than others, by their profiles.
-    pub options: &'a [ConnectionOptions],
-    pub counters: &'a mut Counters,
-    pub pool: &'a mut WindowPool,
-    pub pieces: &'a mut PiecePool,
-    pub sending: &'a mut SendPool,
-    pub controls: &'a mut Controls,
+    pub options: Vec<ConnectionOptions>,
+    pub counters: Counters,
+    pub pool: WindowPool,
+    /// Payload that waits for the application.
+    pub pieces: PiecePool,
+    /// What waits to be sent or acknowledged.
+    pub sending: SendPool,
+    /// What the congestion control remembers.
+    pub controls: Controls,
 }
 
 /// What a handshake has agreed on.
@@ -498,10 +502,10 @@ impl Connection {
     }
 
     /// Puts everything but the queues' memory back to the start.
-    fn reset(&mut self, key: FlowKey, iss: Seq, cx: &mut Context<'_>, now: Instant) {
-        let config = cx.config;
-        self.send.clear(cx.sending);
-        self.recv.clear(cx.pieces);
+    fn reset(&mut self, key: FlowKey, iss: Seq, cx: &mut Context, now: Instant) {
+        let config = &cx.config;
+        self.send.clear(&mut cx.sending);
+        self.recv.clear(&mut cx.pieces);
         cx.controls.forget(&mut self.congestion);
         self.recv.open(config.rx_window_bytes);
         self.key = key;
@@ -540,7 +544,7 @@ impl Connection {
     }
 
     /// Begins an active open.
-    pub(crate) fn open(&mut self, key: FlowKey, iss: Seq, clock: Clock, cx: &mut Context<'_>, now: Instant) {
+    pub(crate) fn open(&mut self, key: FlowKey, iss: Seq, clock: Clock, cx: &mut Context, now: Instant) {
         self.reset(key, iss, cx, now);
         self.state = State::SynSent;
         self.clock = Some(clock);
@@ -550,7 +554,7 @@ impl Connection {
     }
 
     /// Takes over a passive open whose last acknowledgement has just come; `last` is its segment's number.
-    pub(crate) fn accept(&mut self, handshake: &Handshake, cx: &mut Context<'_>, now: Instant) {
+    pub(crate) fn accept(&mut self, handshake: &Handshake, cx: &mut Context, now: Instant) {
         self.reset(handshake.key, handshake.iss, cx, now);
         self.state = State::SynReceived;
         self.mac = Some(handshake.mac);
@@ -560,7 +564,7 @@ impl Connection {
         self.clock = handshake.clock;
         self.sacks = handshake.sacks;
         self.traits.set(Traits::ECN, handshake.heeds_marks);
-        self.agree(handshake.irs, handshake.mss, handshake.window_scale, cx.config, now);
+        self.agree(handshake.irs, handshake.mss, handshake.window_scale, &cx.config, now);
         self.rcv_adv = self.rcv_nxt + handshake.offered;
         cx.pool.connection_opened();
         self.note_offer(cx);
@@ -647,7 +651,7 @@ impl Connection {
 
     /// When the earliest of the connection's timers is due.
     #[inline]
-    pub(crate) fn next_deadline(&self, cx: &Context<'_>) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self, cx: &Context) -> Option<Instant> {
         let timer = match self.timer {
             Timer::Off => self.keepalive_deadline(cx),
             Timer::Linger(at) => Some(at),
@@ -660,7 +664,7 @@ impl Connection {
             (a, b) => a.or(b),
         };
         let held = if self.send.unsent() > 0 || self.board.lost() > 0 {
-            self.congestion.held_until(cx.controls)
+            self.congestion.held_until(&cx.controls)
         } else {
             None
         };
@@ -670,16 +674,16 @@ impl Connection {
         }
     }
 
-    fn options<'a>(&self, cx: &Context<'a>) -> &'a ConnectionOptions {
+    fn options<'a>(&self, cx: &'a Context) -> &'a ConnectionOptions {
         &cx.options[usize::from(self.profile.0)]
     }
 
     /// How the peer is probed when it has been silent for long.
-    pub(super) fn keepalive(&self, cx: &Context<'_>) -> Option<Keepalive> {
+    pub(super) fn keepalive(&self, cx: &Context) -> Option<Keepalive> {
         self.options(cx).keepalive.or(self.finished.then_some(HALF_CLOSED_KEEPALIVE))
     }
 
-    pub(super) fn keepalive_deadline(&self, cx: &Context<'_>) -> Option<Instant> {
+    pub(super) fn keepalive_deadline(&self, cx: &Context) -> Option<Instant> {
         let Keepalive { idle, interval, .. } = self.keepalive(cx)?;
         match self.state {
             State::Established | State::CloseWait | State::FinWait2 => {
@@ -690,7 +694,7 @@ impl Connection {
     }
 
     /// How long the peer may acknowledge nothing.
-    fn patience_ms(&self, cx: &Context<'_>) -> u32 {
+    fn patience_ms(&self, cx: &Context) -> u32 {
         let patience = match self.state {
             State::SynSent | State::SynReceived => cx.config.syn_timeout,
             _ => self.options(cx).user_timeout,
@@ -704,13 +708,13 @@ impl Connection {
     }
 
     /// A time, or when patience with the peer ends, if that is earlier.
-    fn before_patience_ends(&self, at: Instant, cx: &Context<'_>) -> Instant {
+    fn before_patience_ends(&self, at: Instant, cx: &Context) -> Instant {
         let beyond_ms = self.stalled_for_ms(at).saturating_sub(self.patience_ms(cx));
         Instant::from_micros(at.as_micros() - i64::from(beyond_ms) * 1000)
     }
 
     /// Whether the peer has acknowledged nothing for so long that the connection is given up.
-    pub(super) fn is_given_up(&self, now: Instant, cx: &Context<'_>) -> bool {
+    pub(super) fn is_given_up(&self, now: Instant, cx: &Context) -> bool {
         let waits = !matches!(self.timer, Timer::Off | Timer::Linger(_));
         waits && self.retries > 0 && self.stalled_for_ms(now) >= self.patience_ms(cx)
     }
@@ -733,21 +737,21 @@ impl Connection {
 
     /// Notes how many buffers the open window takes.
     #[inline]
-    pub(crate) fn note_offer(&mut self, cx: &mut Context<'_>) {
+    pub(crate) fn note_offer(&mut self, cx: &mut Context) {
         let open = self.rcv_adv.since(self.rcv_nxt);
         let buffers = open.div_ceil(self.peer_segment_bytes());
         cx.pool.set(&mut self.offer, buffers as usize);
     }
 
     /// Notes how many buffers hold payload ahead of a hole.
-    pub(super) fn note_early(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn note_early(&mut self, cx: &mut Context) {
         cx.pool.set_early(&mut self.offer, self.recv.early.buffers());
     }
 
     /// Gives up everything the connection holds, except what the application has still to be told.
-    pub(crate) fn release(&mut self, reason: CloseReason, cx: &mut Context<'_>) {
+    pub(crate) fn release(&mut self, reason: CloseReason, cx: &mut Context) {
         self.leave(cx);
-        self.recv.clear(cx.pieces);
+        self.recv.clear(&mut cx.pieces);
         self.state = State::Closed;
         self.timer = Timer::Off;
         self.reason = reason;
@@ -756,20 +760,20 @@ impl Connection {
     }
 
     /// Ends the connection for the peer, and keeps what the application has not taken for some time.
-    pub(crate) fn drain(&mut self, cx: &mut Context<'_>, now: Instant) {
+    pub(crate) fn drain(&mut self, cx: &mut Context, now: Instant) {
         self.leave(cx);
         self.state = State::Drained;
         self.timer = Timer::Linger(now + cx.config.time_wait);
         self.reason = CloseReason::Finished;
     }
 
-    fn leave(&mut self, cx: &mut Context<'_>) {
+    fn leave(&mut self, cx: &mut Context) {
         if !matches!(self.state, State::Closed | State::Drained) {
             self.recv.early.clear();
             cx.pool.connection_closed(&mut self.offer);
             cx.counters.closed += 1;
         }
-        self.send.clear(cx.sending);
+        self.send.clear(&mut cx.sending);
         self.board.clear(self.snd_nxt, &mut cx.sending.under_way);
         cx.controls.forget(&mut self.congestion);
         self.ack.clear();

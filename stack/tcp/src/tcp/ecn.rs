@@ -55,7 +55,7 @@ impl Connection {
 
     /// A planned segment with data has gone out.
     #[cold]
-    pub(super) fn note_cwr(&mut self, plan: &Plan, cx: &mut Context<'_>) {
+    pub(super) fn note_cwr(&mut self, plan: &Plan, cx: &mut Context) {
         if plan.is_new_data(self.snd_max) {
             self.traits -= Traits::ECN_REDUCED;
             cx.counters.cwr_out += 1;
@@ -63,7 +63,7 @@ impl Connection {
     }
 
     /// Takes in what a segment that is the peer's beyond doubt says of marks.
-    pub(super) fn take_marks(&mut self, segment: &Segment, cx: &mut Context<'_>) {
+    pub(super) fn take_marks(&mut self, segment: &Segment, cx: &mut Context) {
         if !self.traits.contains(Traits::ECN) {
             return;
         }
@@ -84,13 +84,13 @@ impl Connection {
 
     /// A mark of what was sent is a loss of a round trip's window to congestion control, but nothing is sent again. There is
     /// one reduction in a round trip, be it for marks or for losses (RFC 3168, section 6.1.2).
-    fn take_echo(&mut self, ack: Seq, cx: &mut Context<'_>) {
+    fn take_echo(&mut self, ack: Seq, cx: &mut Context) {
         let left = self.reduced_to.since(ack);
         let is_known = left > 0 && left <= self.snd_max.since(ack);
         if is_known || !self.recovery.is_open() {
             return;
         }
-        self.congestion.on_recovery(&self.mark(), cx.controls);
+        self.congestion.on_recovery(&self.mark(), &mut cx.controls);
         self.note_reduction();
     }
 

@@ -39,7 +39,7 @@ impl Connection {
         now: Instant,
         segment: &Usual,
         frame: &mut F,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) {
         self.last_heard = now;
         self.keepalive_probes = 0;

@@ -143,7 +143,7 @@ impl Connection {
         sack: &SackBlocks,
         now_us: u32,
         news: &mut Delivered,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) -> Option<Block> {
         let blocks = sack.as_slice();
         let is_twice = |first: &Block| {
@@ -168,7 +168,7 @@ impl Connection {
         heard: &Heard,
         ack: &Ack,
         news: &Delivered,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) {
         let now_us = now.as_micros() as u32;
         if self.recovery.is_calm() {
@@ -226,7 +226,7 @@ impl Connection {
     }
 
     /// RFC 8985, section 7.4.2: what the answer to a probe says.
-    fn answer_probe(&mut self, ack: &Ack, acked: Seq, cx: &mut Context<'_>) {
+    fn answer_probe(&mut self, ack: &Ack, acked: Seq, cx: &mut Context) {
         let Some(probe) = self.board.notes().and_then(|notes| notes.probe) else { return };
         if acked.before(probe.end) {
             return;
@@ -239,8 +239,8 @@ impl Connection {
         }
         if is_repaired && self.recovery.is_open() {
             // The last segment was lost, and the probe has made up for it.
-            self.congestion.on_recovery(&self.loss(self.snd_nxt.since(ack.before)), cx.controls);
-            self.congestion.on_recovered(self.limit_after_recovery(), self.mss, cx.controls);
+            self.congestion.on_recovery(&self.loss(self.snd_nxt.since(ack.before)), &mut cx.controls);
+            self.congestion.on_recovered(self.limit_after_recovery(), self.mss, &mut cx.controls);
         }
     }
 
@@ -287,13 +287,13 @@ impl Connection {
     }
 
     /// Nothing was lost: all is as it was before.
-    fn undo(&mut self, cx: &mut Context<'_>) {
+    fn undo(&mut self, cx: &mut Context) {
         cx.counters.undone += 1;
         self.board.find_lost();
         if let Some(notes) = self.board.notes_mut() {
             notes.undo = None;
         }
-        self.congestion.on_undo(cx.controls);
+        self.congestion.on_undo(&mut cx.controls);
         self.end_recovery();
         self.rtt.backoff = 0;
     }
@@ -315,9 +315,9 @@ impl Connection {
     }
 
     /// All that was under way when the loss was found is acknowledged.
-    fn recovered(&mut self, cx: &mut Context<'_>) {
+    fn recovered(&mut self, cx: &mut Context) {
         if self.recovery.doubt.contains(Doubt::RECOVERY) {
-            self.congestion.on_recovered(self.limit_after_recovery(), self.mss, cx.controls);
+            self.congestion.on_recovered(self.limit_after_recovery(), self.mss, &mut cx.controls);
             self.reordering.recovered();
         }
         self.end_recovery();
@@ -339,7 +339,7 @@ impl Connection {
     }
 
     /// Looks for what is lost. Returns how much more of it there is, and in how many microseconds to look again.
-    fn find_losses(&mut self, ack: &Ack, now_us: u32, cx: &mut Context<'_>) -> (u32, Option<u32>) {
+    fn find_losses(&mut self, ack: &Ack, now_us: u32, cx: &mut Context) -> (u32, Option<u32>) {
         if self.goes_by_duplicates() {
             return (self.lost_by_duplicates(ack, cx), None);
         }
@@ -347,7 +347,7 @@ impl Connection {
     }
 
     /// The third duplicate, or an acknowledgement of only a part of what was under way (RFC 6582, section 3.2).
-    fn lost_by_duplicates(&mut self, ack: &Ack, cx: &mut Context<'_>) -> u32 {
+    fn lost_by_duplicates(&mut self, ack: &Ack, cx: &mut Context) -> u32 {
         let is_lost = if self.recovery.is_open() {
             // Duplicates of what was sent before the last loss mean nothing (step 1).
             self.recovery.duplicates == DUPLICATES
@@ -386,15 +386,15 @@ impl Connection {
     }
 
     /// A loss was found, by an acknowledgement that has told of so many bytes: recovery begins.
-    fn recover(&mut self, delivered: u32, cx: &mut Context<'_>) {
+    fn recover(&mut self, delivered: u32, cx: &mut Context) {
         cx.counters.recoveries += 1;
         // What was sent only to find out does not count (RFC 3042, section 4).
         let flight = self.undisturbed.max(self.snd_una).since(self.snd_una);
-        self.congestion.on_recovery(&self.loss(flight), cx.controls);
+        self.congestion.on_recovery(&self.loss(flight), &mut cx.controls);
         self.note_reduction();
         self.recovery.doubt |= Doubt::RECOVERY;
         self.recovery.point = self.snd_nxt;
-        let models = self.congestion.models(cx.controls);
+        let models = self.congestion.models(&cx.controls);
         let threshold = self.congestion.threshold();
         let flight = self.in_flight() + self.board.lost() + delivered;
         if self.board.take_list(&mut cx.sending.under_way)
@@ -414,12 +414,12 @@ impl Connection {
         delivered: u32,
         news: &Delivered,
         has_lost: bool,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) {
         let (in_flight, mss) = (self.in_flight(), self.mss);
         let acked =
             Acknowledged { before: ack.before, bytes: delivered, rtt_us: ack.rtt_us, loses: has_lost };
-        if self.congestion.models(cx.controls) {
+        if self.congestion.models(&cx.controls) {
             if delivered > 0 || has_lost {
                 self.congestion_acked(now, &acked, news, cx);
             }
@@ -443,12 +443,12 @@ impl Connection {
     }
 
     /// The retransmission timer fired: all that has not arrived is lost (RFC 6298, rule 5.4; RFC 8985, section 6.3).
-    pub(super) fn lose_all_by_timeout(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn lose_all_by_timeout(&mut self, cx: &mut Context) {
         if self.board.is_reneged() {
             self.board.forget_sacked();
         }
         let is_first = self.retries == 1;
-        self.congestion.on_timeout(&self.loss(self.flight()), is_first, cx.controls);
+        self.congestion.on_timeout(&self.loss(self.flight()), is_first, &mut cx.controls);
         self.note_reduction();
         self.recovery.duplicates = 0;
         self.recovery.doubt = (self.recovery.doubt - Doubt::RECOVERY) | Doubt::TIMEOUT;
@@ -475,7 +475,7 @@ impl Connection {
     }
 
     /// The time has passed that segments may come late.
-    pub(super) fn reordering_is_over(&mut self, now: Instant, cx: &mut Context<'_>) {
+    pub(super) fn reordering_is_over(&mut self, now: Instant, cx: &mut Context) {
         let now_us = now.as_micros() as u32;
         self.timer = Timer::Off;
         let (lost, wait_us) = self.lost_by_time(now_us);
@@ -497,7 +497,7 @@ impl Connection {
 
     /// No acknowledgement has come for some time (RFC 8985, section 7.3): the last segment is sent again, or a new one, so
     /// that the peer tells what is missing.
-    pub(super) fn tail_is_due(&mut self, now: Instant, cx: &mut Context<'_>) {
+    pub(super) fn tail_is_due(&mut self, now: Instant, cx: &mut Context) {
         self.timer = Timer::Retransmit(self.rtt.deadline(now));
         if self.board.take_list(&mut cx.sending.under_way) && self.board.last().is_some() {
             self.due |= Due::TAIL;
@@ -505,7 +505,7 @@ impl Connection {
     }
 
     /// A probe has gone out.
-    pub(super) fn probed(&mut self, is_again: bool, now: Instant, cx: &mut Context<'_>) {
+    pub(super) fn probed(&mut self, is_again: bool, now: Instant, cx: &mut Context) {
         cx.counters.tail_probes += 1;
         self.due -= Due::TAIL;
         let end = self.snd_nxt;

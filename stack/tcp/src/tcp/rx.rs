@@ -27,7 +27,7 @@ impl Connection {
         now: Instant,
         segment: &Segment,
         frame: &mut F,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) -> Outcome {
         if self.state == State::SynSent {
             return self.in_syn_sent(now, segment, cx);
@@ -79,7 +79,7 @@ impl Connection {
     }
 
     /// Everything that keeps a segment from being processed; `Some` if it was dealt with here.
-    fn refuse(&mut self, now: Instant, segment: &Segment, cx: &mut Context<'_>) -> Option<Outcome> {
+    fn refuse(&mut self, now: Instant, segment: &Segment, cx: &mut Context) -> Option<Outcome> {
         let reset = segment.flags.contains(Flags::RST);
         if segment.flags.contains(Flags::SYN) && !reset {
             // RFC 5961, section 4.2: whatever its number, and whatever its options. A peer that has lost its memory
@@ -150,7 +150,7 @@ impl Connection {
         None
     }
 
-    fn challenge(&mut self, now: Instant, cx: &mut Context<'_>) {
+    fn challenge(&mut self, now: Instant, cx: &mut Context) {
         if self.challenges.allow(CHALLENGES, now) {
             cx.counters.challenge_acks += 1;
             self.ack.now = true;
@@ -160,7 +160,7 @@ impl Connection {
     }
 
     /// RFC 9293, section 3.10.7.3.
-    fn in_syn_sent(&mut self, now: Instant, segment: &Segment, cx: &mut Context<'_>) -> Outcome {
+    fn in_syn_sent(&mut self, now: Instant, segment: &Segment, cx: &mut Context) -> Outcome {
         let acks = segment.flags.contains(Flags::ACK);
         let acks_syn = acks && segment.ack == self.snd_una + 1 && segment.ack.at_or_before(self.snd_max);
         if acks && !acks_syn {
@@ -184,7 +184,7 @@ impl Connection {
         self.sacks = segment.options.sack_permitted;
         self.agree_on_marks(segment);
         let mss = segment.options.mss.unwrap_or(default_mss(&self.key));
-        self.agree(segment.seq, mss, segment.options.window_scale, cx.config, now);
+        self.agree(segment.seq, mss, segment.options.window_scale, &cx.config, now);
         self.mac = Some(segment.source_mac);
         // What the SYN has offered.
         self.rcv_adv = self.rcv_nxt + self.affordable(cx).min(0xffff);
@@ -200,7 +200,7 @@ impl Connection {
     }
 
     /// The peer has acknowledged the SYN.
-    fn establish(&mut self, now: Instant, segment: &Segment, scale: u8, cx: &mut Context<'_>) {
+    fn establish(&mut self, now: Instant, segment: &Segment, scale: u8, cx: &mut Context) {
         let sent_again = self.retries > 0;
         self.state = if self.finished { State::FinWait1 } else { State::Established };
         self.snd_una += 1;
@@ -231,7 +231,7 @@ impl Connection {
     }
 
     /// The payload (RFC 9293, section 3.10.7.4, seventh).
-    fn payload<F: RxFrame>(&mut self, now: Instant, segment: &Segment, frame: &mut F, cx: &mut Context<'_>) {
+    fn payload<F: RxFrame>(&mut self, now: Instant, segment: &Segment, frame: &mut F, cx: &mut Context) {
         if !matches!(self.state, State::Established | State::FinWait1 | State::FinWait2) {
             return;
         }
@@ -260,16 +260,16 @@ impl Connection {
         now: Instant,
         piece: &Piece,
         frame: &mut F,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) {
         let fills_hole = !self.recv.early.is_empty();
-        let is_packed =
-            self.recv.packs(piece.len()) && self.recv.grow_last(piece.bytes(frame), cx.pieces) == Packed::Yes;
+        let is_packed = self.recv.packs(piece.len())
+            && self.recv.grow_last(piece.bytes(frame), &mut cx.pieces) == Packed::Yes;
         let kept = if is_packed {
             cx.counters.copied_bytes += u64::from(piece.len());
             true
         } else {
-            piece.claim(frame).is_some_and(|extent| self.recv.push(extent, cx.pieces))
+            piece.claim(frame).is_some_and(|extent| self.recv.push(extent, &mut cx.pieces))
         };
         if !kept {
             cx.counters.drops.no_buffer += 1;
@@ -284,7 +284,7 @@ impl Connection {
             {
                 self.came_again(known);
             }
-            let (next, copied_bytes) = self.recv.fill_from_early(piece.to, cx.pieces, cx.pool.arena());
+            let (next, copied_bytes) = self.recv.fill_from_early(piece.to, &mut cx.pieces, cx.pool.arena());
             self.rcv_nxt = next;
             self.ack.recovers();
             if next != piece.to {
@@ -313,7 +313,7 @@ impl Connection {
     }
 
     /// Keeps what is new of a piece ahead of a hole. What is here already stays: the peer was told of it.
-    fn ahead<F: RxFrame>(&mut self, piece: Piece, frame: &mut F, cx: &mut Context<'_>) {
+    fn ahead<F: RxFrame>(&mut self, piece: Piece, frame: &mut F, cx: &mut Context) {
         cx.counters.out_of_order += 1;
         self.ack.duplicates = (self.ack.duplicates + 1).min(MAX_DUPLICATES);
         if let Some(known) = self.recv.early.known(piece.from, piece.to) {
@@ -343,7 +343,7 @@ impl Connection {
         piece: &Piece,
         claimed: &mut Option<pmem::Extent>,
         frame: &mut F,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) -> bool {
         if !self.recv.early.has_room(from, to) {
             return false;
@@ -384,7 +384,7 @@ impl Connection {
     }
 
     /// The next `bytes` that were held back are durable: the peer hears of it at once, which may be waiting for that.
-    pub(crate) fn made_durable(&mut self, bytes: usize, cx: &mut Context<'_>) -> Outcome {
+    pub(crate) fn made_durable(&mut self, bytes: usize, cx: &mut Context) -> Outcome {
         if self.held == 0 || bytes == 0 {
             return Outcome::Goes;
         }
@@ -394,7 +394,7 @@ impl Connection {
     }
 
     /// FIN, once everything before it is here, and acknowledged (RFC 9293, section 3.10.7.4, eighth).
-    fn peer_finished(&mut self, cx: &mut Context<'_>) -> Outcome {
+    fn peer_finished(&mut self, cx: &mut Context) -> Outcome {
         if self.rcv_fin != Some(self.rcv_nxt) || self.held > 0 {
             return Outcome::Goes;
         }

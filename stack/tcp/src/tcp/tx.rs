@@ -408,7 +408,7 @@ impl Connection {
 
     /// What the next segment says of the receive side, whose window ends at `edge`.
     #[inline]
-    pub(crate) fn report(&self, plan: &Plan, edge: Seq, now: Instant, cx: &Context<'_>) -> Report {
+    pub(crate) fn report(&self, plan: &Plan, edge: Seq, now: Instant, cx: &Context) -> Report {
         if plan.kind == Kind::Syn {
             return self.report_in_syn(plan, edge, now, cx);
         }
@@ -437,11 +437,11 @@ impl Connection {
         self.recv.early.blocks(newer.into(), SackBlocks::fitting(room))
     }
 
-    fn report_in_syn(&self, plan: &Plan, edge: Seq, now: Instant, cx: &Context<'_>) -> Report {
+    fn report_in_syn(&self, plan: &Plan, edge: Seq, now: Instant, cx: &Context) -> Report {
         let scales = self.state == State::SynSent || self.rcv_scale > 0 || self.snd_scale > 0;
         let options = Options {
             mss: Some(self.own_mss),
-            window_scale: scales.then(|| own_window_scale(cx.config)),
+            window_scale: scales.then(|| own_window_scale(&cx.config)),
             // RFC 2018, section 2: offered, and answered where the peer has offered it.
             sack_permitted: self.state == State::SynSent || self.sacks,
             timestamp: self.timestamp(now, plan.flags),
@@ -474,7 +474,7 @@ impl Connection {
     }
 
     /// Bytes that the connection and the arena have room for.
-    pub(super) fn affordable(&self, cx: &Context<'_>) -> u32 {
+    pub(super) fn affordable(&self, cx: &Context) -> u32 {
         self.affordable_of(self.buffered(cx))
     }
 
@@ -487,7 +487,7 @@ impl Connection {
 
     /// Bytes that the buffers hold which the connection may have, if each takes a whole segment.
     #[inline]
-    fn buffered(&self, cx: &Context<'_>) -> usize {
+    fn buffered(&self, cx: &Context) -> usize {
         cx.pool.grant_up_to(self.recv.free_pieces(), &self.offer) * self.peer_segment_bytes() as usize
     }
 
@@ -495,7 +495,7 @@ impl Connection {
     /// others have done with the buffers: a duplicate acknowledgement is one that has the window of the one before (RFC
     /// 5681, section 2).
     #[inline]
-    pub(crate) fn edge(&self, cx: &Context<'_>) -> Seq {
+    pub(crate) fn edge(&self, cx: &Context) -> Seq {
         let has_moved = self.has_taken || self.acknowledges() != self.last_ack_sent;
         if has_moved { self.best_edge(cx) } else { self.rcv_adv }
     }
@@ -503,7 +503,7 @@ impl Connection {
     /// The right edge that there is room for: never left of what was offered before, and only moved by steps that are
     /// worth a segment, or half of all there is (RFC 9293, section 3.8.6.2.2), or where it takes a segment again.
     #[inline]
-    pub(crate) fn best_edge(&self, cx: &Context<'_>) -> Seq {
+    pub(crate) fn best_edge(&self, cx: &Context) -> Seq {
         let buffered = self.buffered(cx);
         let edge = self.rcv_nxt + self.affordable_of(buffered);
         let whole = buffered.min(self.recv.window() as usize);
@@ -563,7 +563,7 @@ impl Connection {
 
     /// Whether the window is nearly closed for want of buffers, not of the application's attention.
     #[inline]
-    pub(crate) fn is_starved(&self, cx: &Context<'_>) -> bool {
+    pub(crate) fn is_starved(&self, cx: &Context) -> bool {
         let segment = self.peer_segment_bytes();
         self.rcv_adv.since(self.rcv_nxt) < segment && self.receives() && self.affordable(cx) < segment
     }
@@ -589,7 +589,7 @@ impl Connection {
         plan: &UsualPlan,
         report: &UsualReport,
         now: Instant,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) {
         self.reported(report.ack, report.edge, cx);
         if plan.len > 0 {
@@ -599,7 +599,7 @@ impl Connection {
 
     /// Notes that the peer was told of the receive side.
     #[inline(always)]
-    fn reported(&mut self, ack: Seq, edge: Seq, cx: &mut Context<'_>) {
+    fn reported(&mut self, ack: Seq, edge: Seq, cx: &mut Context) {
         self.last_ack_sent = ack;
         self.has_taken = false;
         self.ack.settle();
@@ -610,7 +610,7 @@ impl Connection {
     }
 
     /// Notes that a planned segment has gone out.
-    pub(crate) fn sent(&mut self, plan: &Plan, report: &Report, now: Instant, cx: &mut Context<'_>) {
+    pub(crate) fn sent(&mut self, plan: &Plan, report: &Report, now: Instant, cx: &mut Context) {
         let end = plan.seq + plan.len + u32::from(plan.flags.contains(Flags::FIN));
         if plan.flags.contains(Flags::ACK) {
             self.reported(report.ack, report.edge, cx);
@@ -625,7 +625,7 @@ impl Connection {
         }
     }
 
-    fn sent_unusual(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
+    fn sent_unusual(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context) {
         self.ack.went_alone();
         match plan.kind {
             Kind::Syn => {
@@ -665,7 +665,7 @@ impl Connection {
         }
     }
 
-    fn sent_data(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
+    fn sent_data(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context) {
         // A probe of a closed window may have brought some of it.
         let again = plan.seq.before(self.snd_max);
         if self.owes_cwr() {
@@ -677,15 +677,7 @@ impl Connection {
     /// Notes that `len` bytes were sent which the cursor stands at, and maybe FIN, up to `end`; or `again`, but not since
     /// they were lost.
     #[inline(always)]
-    fn sent_once(
-        &mut self,
-        from: Cursor,
-        len: u32,
-        end: Seq,
-        again: bool,
-        now: Instant,
-        cx: &mut Context<'_>,
-    ) {
+    fn sent_once(&mut self, from: Cursor, len: u32, end: Seq, again: bool, now: Instant, cx: &mut Context) {
         // What answers follows requests, and takes their acknowledgements along.
         self.ack.quick = 0;
         self.last_sent = now;
@@ -693,13 +685,13 @@ impl Connection {
             now_us: now.as_micros() as u32,
             within_us: self.rtt.moment_us(),
             // Nobody asks for that of the first.
-            node: if self.board.is_empty() { NONE } else { self.send.node_at(from, cx.sending) },
+            node: if self.board.is_empty() { NONE } else { self.send.node_at(from, &cx.sending) },
             again,
         };
         self.board.sent(end, &sending, &mut cx.sending.under_way);
-        self.send.advance(len, cx.sending);
-        if self.congestion.is_paced(cx.controls) {
-            self.note_pace(len, now, cx.controls);
+        self.send.advance(len, &cx.sending);
+        if self.congestion.is_paced(&cx.controls) {
+            self.note_pace(len, now, &mut cx.controls);
         }
         if self.send.unsent() == 0 {
             self.board.limited();
@@ -725,17 +717,17 @@ impl Connection {
         self.congestion.on_sent(now, bytes, flight, self.rtt.srtt_us(), controls);
     }
 
-    fn sent_again(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context<'_>) {
+    fn sent_again(&mut self, plan: &Plan, end: Seq, now: Instant, cx: &mut Context) {
         self.last_sent = now;
         let sending = Sending {
             now_us: now.as_micros() as u32,
             within_us: 0,
-            node: self.send.node_at(plan.from, cx.sending),
+            node: self.send.node_at(plan.from, &cx.sending),
             again: true,
         };
         self.board.sent_again(plan.seq, end, &sending, &mut cx.sending.under_way);
-        if self.congestion.is_paced(cx.controls) {
-            self.note_pace(plan.len, now, cx.controls);
+        if self.congestion.is_paced(&cx.controls) {
+            self.note_pace(plan.len, now, &mut cx.controls);
         }
         cx.counters.retransmits += 1;
         if self.retries == 0 {
@@ -756,7 +748,7 @@ impl Connection {
     }
 
     /// Lets the timers that are due fire.
-    pub(crate) fn expire(&mut self, now: Instant, cx: &mut Context<'_>) -> Outcome {
+    pub(crate) fn expire(&mut self, now: Instant, cx: &mut Context) -> Outcome {
         self.ack.expire(now, cx.config.delayed_ack);
         if self.is_given_up(now, cx) {
             return Outcome::Closed(CloseReason::TimedOut);
@@ -774,7 +766,7 @@ impl Connection {
     }
 
     /// RFC 6298, rules 5.4 to 5.7, and RFC 5681, section 3.1.
-    fn timed_out(&mut self, now: Instant, cx: &mut Context<'_>) {
+    fn timed_out(&mut self, now: Instant, cx: &mut Context) {
         cx.counters.timeouts += 1;
         self.count_retry(now);
         self.timer = Timer::Off;
@@ -793,7 +785,7 @@ impl Connection {
         self.due |= Due::PROBE;
     }
 
-    fn keepalive_due(&mut self, now: Instant, cx: &Context<'_>) -> Outcome {
+    fn keepalive_due(&mut self, now: Instant, cx: &Context) -> Outcome {
         let (Some(keepalive), Some(at)) = (self.keepalive(cx), self.keepalive_deadline(cx)) else {
             return Outcome::Goes;
         };
