@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dpdk::{Completions, ExternalArea, IpVersion, Mbuf, MbufBatch, Pool, TxChecksums, TxQueue};
 use pmem::Extent;
 use stack_tcp::config::VLAN_TAG_BYTES;
+use stack_tcp::frame::send_written_apart;
 use stack_tcp::{FrameSink, SinkFull, TxChecksum, TxFrame};
 
 use super::exchange::Exchange;
@@ -15,6 +16,9 @@ const MAX_SEGMENTS: usize = 8;
 
 /// Extents behind the header of a frame that the device cuts.
 pub(super) const MAX_SEGMENTS_TO_CUT: usize = 16;
+
+/// Mbufs taken at a time for frames to come.
+pub(super) const BLANKS: usize = 32;
 
 /// Bytes of the two addresses that an Ethernet header begins with.
 const ADDRESSES_BYTES: usize = 12;
@@ -42,6 +46,8 @@ pub(super) struct Sender {
     pub(super) exit: Exit,
     pub(super) exchange: Arc<Exchange>,
     pub(super) heads: Pool,
+    /// Mbufs of it for frames to come: taken one by one they cost more.
+    pub(super) blanks: Box<MbufBatch>,
     pub(super) waiting: MbufBatch,
     pub(super) completions: Completions<Extent>,
     pub(super) area: ExternalArea,
@@ -178,6 +184,25 @@ impl Sender {
         Ok(())
     }
 
+    /// An empty mbuf; none if all are out.
+    #[inline(always)]
+    fn blank(&mut self) -> Option<Mbuf> {
+        if self.blanks.is_empty() {
+            self.take_blanks();
+        }
+        self.blanks.pop()
+    }
+
+    #[cold]
+    fn take_blanks(&mut self) {
+        if !self.heads.alloc_bulk(&mut self.blanks, BLANKS)
+            && let Some(mbuf) = self.heads.alloc()
+        {
+            // There is room: there are none.
+            let _ = self.blanks.push(mbuf);
+        }
+    }
+
     #[inline]
     fn has_room(&self, pieces: usize) -> bool {
         self.waiting.room() > 0 && self.completions.room() >= pieces
@@ -185,28 +210,7 @@ impl Sender {
 }
 
 impl FrameSink for Sender {
-    #[inline(always)]
     fn send(&mut self, frame: TxFrame<'_>) -> Result<(), SinkFull> {
-        let TxFrame { head, payload, checksum, segment_bytes } = frame;
-        // Nearly every reply: copied whole, with nothing left to do about it.
-        let is_plain = payload.is_empty()
-            && checksum == TxChecksum::Done
-            && segment_bytes.is_none()
-            && self.tag.is_none()
-            && head.len() <= self.max_frame_bytes
-            && self.waiting.room() > 0;
-        if !is_plain {
-            return self.send_any(&TxFrame { head, payload, checksum, segment_bytes });
-        }
-        let mut mbuf = self.heads.alloc().ok_or(SinkFull)?;
-        mbuf.append(head.len()).ok_or(SinkFull)?.copy_from_slice(head);
-        self.waiting.push(mbuf).map_err(|_| SinkFull)
-    }
-}
-
-impl Sender {
-    /// As [`send`](FrameSink::send), whatever is in the frame.
-    fn send_any(&mut self, frame: &TxFrame<'_>) -> Result<(), SinkFull> {
         let (max_segments, is_sendable) = match frame.segment_bytes {
             None => (MAX_SEGMENTS, frame.len() <= self.max_frame_bytes),
             // Nothing to copy it into. What is lost of it is sent again segment by segment.
@@ -238,6 +242,16 @@ impl Sender {
             };
             mbuf.request_checksums(request).map_err(|_| SinkFull)?;
         }
+        self.waiting.push(mbuf).map_err(|_| SinkFull)
+    }
+
+    #[inline(always)]
+    fn send_written(&mut self, len: usize, write: impl FnOnce(&mut [u8])) -> Result<(), SinkFull> {
+        if self.tag.is_some() || len > self.max_frame_bytes || self.waiting.room() == 0 {
+            return send_written_apart(self, len, write);
+        }
+        let mut mbuf = self.blank().ok_or(SinkFull)?;
+        write(mbuf.append(len).ok_or(SinkFull)?);
         self.waiting.push(mbuf).map_err(|_| SinkFull)
     }
 }

@@ -17,7 +17,7 @@ use stack_tcp::{Config, CoreShare, DeviceSpread, Endpoint, FlowDirectory, RxChec
 use super::exchange::{Exchange, NEWS, STRAYS};
 use super::reach::Reach;
 use super::receive::NamedBuffers;
-use super::send::{Exit, MAX_SEGMENTS_TO_CUT, Sender, tag_of};
+use super::send::{BLANKS, Exit, MAX_SEGMENTS_TO_CUT, Sender, tag_of};
 use super::{DpdkConfig, DpdkError, DpdkTransport};
 
 /// Mbufs that a pool's caches may hold back for each core.
@@ -209,6 +209,7 @@ impl PortShare {
                 exit,
                 exchange: table.exchange.clone(),
                 heads,
+                blanks: Box::new(MbufBatch::new()),
                 waiting: MbufBatch::new(),
                 completions,
                 area,
@@ -276,7 +277,7 @@ impl PortShare {
         let lent = others * (2 * POOL_CACHE + (STRAYS + NEWS) as u32);
         // A frame may be copied as a whole; one of received frames fits a buffer of the arena.
         let longest = mtu + ETHERNET_HEADER_BYTES + VLAN_TAG_BYTES;
-        let heads = self.dram("tx", 2 * in_flight + 2 * POOL_CACHE + lent, longest)?;
+        let heads = self.dram("tx", 2 * in_flight + 2 * POOL_CACHE + BLANKS as u32 + lent, longest)?;
         let completions = Completions::new(*eal, &self.name("pm"), 4 * in_flight, info.socket)?;
         Ok((heads, completions))
     }

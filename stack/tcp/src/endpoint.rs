@@ -8,6 +8,7 @@ mod error;
 mod input;
 mod output;
 mod passive;
+mod segments;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +22,6 @@ use crate::address::link_local_beside;
 use crate::config::{Config, ConfigError, ConnectionOptions};
 use crate::counters::Counters;
 use crate::directory::FlowDirectory;
-use crate::emit::MAX_HEADER_BYTES;
 use crate::flow::{FlowKey, FlowState, FlowTable};
 use crate::frame::{Flags, Local};
 use crate::iface::Iface;
@@ -41,12 +41,14 @@ use crate::tcp::isn::Secret;
 use crate::tcp::options::Options;
 use crate::tcp::pieces::PiecePool;
 use crate::tcp::send_pool::SendPool;
-use crate::tcp::send_queue::Pieces;
 use crate::tcp::seq::Seq;
 use crate::time_wait::{TimeWait, TimeWaits};
 use crate::timer::{NEVER, TimerWheel};
+use crate::turns::Turns;
 use crate::udp::{MAX_UDP_PORTS, Outbox, UdpPorts};
 use crate::window::WindowPool;
+
+use segments::Draft;
 
 pub use error::{AddressConflict, BindError, ConnectError, ListenError};
 
@@ -86,9 +88,9 @@ pub struct Endpoint {
     flows: FlowTable,
     places: Box<[ConnectionEntry]>,
     /// Connections that may have something to send, and the outbox of datagrams, as the number behind theirs.
-    output: VecDeque<u32>,
+    output: Turns,
     /// Connections with events that the application has not been told, and UDP ports, as the numbers behind theirs.
-    telling: VecDeque<u32>,
+    telling: Turns,
     timers: TimerWheel,
     cx: Context,
     local: Local,
@@ -132,8 +134,6 @@ pub struct Endpoint {
     iface: Iface,
     /// Paths that take less than the link.
     paths: Paths,
-    /// What the next packet that may be divided is told apart by.
-    divisible_ident: u16,
     reassembly: Reassembly,
     /// What was last put together, if another core is to get it.
     whole: Option<Whole>,
@@ -142,9 +142,7 @@ pub struct Endpoint {
     half_open_challenges: HostLimits,
     /// How many ports have been tried, of remote ends that share a place.
     ports_tried: [u32; PORT_COUNTERS],
-    /// The frame under construction.
-    head: Vec<u8>,
-    pieces: Pieces,
+    draft: Draft,
 }
 
 /// An entry of the connection table.
@@ -173,6 +171,19 @@ impl ConnectionEntry {
     #[inline]
     fn is_of(&self, conn: ConnId) -> bool {
         self.used && self.generation == conn.generation
+    }
+
+    /// Notes in the lists what the connection may have to do, which is that of this number.
+    #[inline(always)]
+    fn settle(&mut self, index: u32, output: &mut Turns, telling: &mut Turns) {
+        if !self.in_output {
+            self.in_output = true;
+            output.push_back(index);
+        }
+        if !self.in_telling && !self.connection.events.is_empty() {
+            self.in_telling = true;
+            telling.push_back(index);
+        }
     }
 }
 
@@ -243,8 +254,8 @@ impl Endpoint {
             now,
             flows: FlowTable::new(flows, &config.isn_secret),
             places: places.collect(),
-            output: VecDeque::with_capacity(config.max_connections + 1),
-            telling: VecDeque::with_capacity(config.max_connections + MAX_UDP_PORTS),
+            output: Turns::new(config.max_connections + 1),
+            telling: Turns::new(config.max_connections + MAX_UDP_PORTS),
             timers: TimerWheel::new(flows + 2 * MAX_NEIGHBORS + 2, now),
             level: pool.level(),
             starved_unseen: 0,
@@ -253,7 +264,6 @@ impl Endpoint {
             outbox_in_output: false,
             iface: Iface::new(&config, &local),
             paths: Paths::new(&config.isn_secret.map(|byte| byte ^ 0xa5)),
-            divisible_ident: 0,
             reassembly: Reassembly::new(),
             whole: None,
             defences: vec![RateLimit::new(); local.addresses.len()],
@@ -282,8 +292,7 @@ impl Endpoint {
             resets: HostLimits::new(&config.isn_secret.map(|byte| byte ^ 0x3c)),
             half_open_challenges: HostLimits::new(&config.isn_secret.map(|byte| byte ^ 0x96)),
             ports_tried: [0; PORT_COUNTERS],
-            head: Vec::with_capacity(MAX_HEADER_BYTES + config.mtu),
-            pieces: Pieces::new(),
+            draft: Draft::new(config.mtu),
             cx: Context {
                 options: vec![config.connection],
                 counters: Counters::default(),
@@ -408,15 +417,7 @@ impl Endpoint {
     /// Notes in the lists what a connection may have to do.
     #[inline]
     fn settle(&mut self, index: u32) {
-        let place = &mut self.places[index as usize];
-        if !place.in_output {
-            place.in_output = true;
-            self.output.push_back(index);
-        }
-        if !place.in_telling && !place.connection.events.is_empty() {
-            place.in_telling = true;
-            self.telling.push_back(index);
-        }
+        self.places[index as usize].settle(index, &mut self.output, &mut self.telling);
     }
 
     /// Draws the consequences of what a segment, a timer or a call did.

@@ -130,12 +130,13 @@ impl Usual {
     /// Judges the TCP checksum of the segment, which is that of `frame`, unless the device has.
     #[inline(always)]
     pub(crate) fn judge(&self, frame: &[u8], checksum: RxChecksum) -> Verdict {
-        let may_be_partial = match checksum {
-            RxChecksum::Good => return Verdict::Right,
-            RxChecksum::Bad => return Verdict::Wrong,
-            RxChecksum::Unknown => false,
-            RxChecksum::UnknownOrPartial => true,
-        };
+        if checksum == RxChecksum::Good {
+            return Verdict::Right;
+        }
+        if checksum == RxChecksum::Bad {
+            return Verdict::Wrong;
+        }
+        let may_be_partial = checksum == RxChecksum::UnknownOrPartial;
         match frame.get(TCP_AT..self.payload_at + self.payload_len as usize) {
             Some(segment) => judge_v4(self.ends.remote, self.ends.local, segment, may_be_partial),
             None => Verdict::Wrong,

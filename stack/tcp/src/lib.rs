@@ -34,6 +34,7 @@ mod tcp;
 pub mod testing;
 mod time_wait;
 mod timer;
+mod turns;
 mod udp;
 mod window;
 

@@ -6,7 +6,7 @@
 
 use std::net::Ipv6Addr;
 
-use super::{HOP_LIMIT, Header, IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, Layout, TCP_HEADER_BYTES};
+use super::{CHECKSUM_AT, HOP_LIMIT, Header, IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, Layout, TCP_HEADER_BYTES};
 use crate::checksum::Sum;
 use crate::config::ETHERNET_HEADER_BYTES;
 use crate::tcp::options::{TIMESTAMP_BYTES, Timestamp};
@@ -42,23 +42,43 @@ impl Sums {
 }
 
 impl Header<'_> {
-    /// Writes the headers into `head`: all of them but TCP's checksum.
+    /// Bytes of the headers.
+    #[inline]
+    pub(crate) fn usual_bytes(&self) -> usize {
+        if self.key.is_v4() { V4_BYTES } else { V6_BYTES }
+    }
+
+    /// Writes all of a segment into `frame`, which is as long as the [headers](Self::usual_bytes) and `text`.
     #[inline(always)]
+    pub(crate) fn write_usual(&self, timestamp: Timestamp, text: &[u8], frame: &mut [u8]) {
+        if self.key.is_v4() {
+            let Some((head, rest)) = frame.split_first_chunk_mut::<V4_BYTES>() else { return };
+            rest.copy_from_slice(text);
+            let sums = self.write_v4(timestamp, text.len(), head);
+            put_checksum(&mut head[V4_BYTES - TCP_BYTES..], sums, text);
+        } else {
+            let Some((head, rest)) = frame.split_first_chunk_mut::<V6_BYTES>() else { return };
+            rest.copy_from_slice(text);
+            let sums = self.write_v6(timestamp, text.len(), head);
+            put_checksum(&mut head[V6_BYTES - TCP_BYTES..], sums, text);
+        }
+    }
+
+    /// Writes the headers into `head`: all of them but TCP's checksum.
+    #[inline]
     pub(crate) fn begin_usual(&self, timestamp: Timestamp, payload: usize, head: &mut Vec<u8>) -> Layout {
-        // As they stand in the header.
-        let tcp = self.tcp_words(timestamp).map(u32::to_be);
-        let tcp_len = (TCP_BYTES + payload) as u32;
         let v6 = !self.key.is_v4();
-        let addresses =
-            if v6 { self.write_v6(&tcp, tcp_len, head) } else { self.write_v4(&tcp, tcp_len, head) };
-        let header = tcp.iter().copied().map(u64::from).sum();
-        let sums = Sums { pseudo: addresses + u64::from((TCP + tcp_len).to_be()), header };
+        let sums = match v6 {
+            false => self.write_v4(timestamp, payload, only(head)),
+            true => self.write_v6(timestamp, payload, only(head)),
+        };
         Layout { v6, l4_at: head.len() - TCP_BYTES, payload_at: head.len(), sums: Some(sums) }
     }
 
-    /// Writes the headers, and returns the sum of the addresses, in this machine's byte order.
+    /// Writes the headers of a segment with so many bytes of payload.
     #[inline(always)]
-    fn write_v4(&self, tcp: &[u32; TCP_BYTES / 4], tcp_len: u32, head: &mut Vec<u8>) -> u64 {
+    fn write_v4(&self, timestamp: Timestamp, payload: usize, bytes: &mut [u8; V4_BYTES]) -> Sums {
+        let tcp_len = (TCP_BYTES + payload) as u32;
         let ([.., local], [.., remote]) = (words(&self.key.local), words(&self.key.remote));
         // As in `begin_v4`: not to be fragmented, and without an identification.
         let mut ip = [
@@ -70,30 +90,39 @@ impl Header<'_> {
         ];
         let sum = ip.iter().copied().map(u64::from).sum();
         ip[2] |= u32::from(!folded(sum));
-        let bytes = only::<V4_BYTES>(head);
         self.write_ethernet([0x08, 0x00], bytes);
         write(&ip.map(u32::to_be), &mut bytes[ETHERNET_HEADER_BYTES..V4_BYTES - TCP_BYTES]);
-        write(tcp, &mut bytes[V4_BYTES - TCP_BYTES..]);
-        u64::from(local.to_be()) + u64::from(remote.to_be())
+        let addresses = u64::from(local.to_be()) + u64::from(remote.to_be());
+        self.write_tcp(timestamp, tcp_len, addresses, &mut bytes[V4_BYTES - TCP_BYTES..])
     }
 
     /// As [`write_v4`](Self::write_v4).
     #[inline(always)]
-    fn write_v6(&self, tcp: &[u32; TCP_BYTES / 4], tcp_len: u32, head: &mut Vec<u8>) -> u64 {
+    fn write_v6(&self, timestamp: Timestamp, payload: usize, bytes: &mut [u8; V6_BYTES]) -> Sums {
+        let tcp_len = (TCP_BYTES + payload) as u32;
         let [local, remote] = [&self.key.local, &self.key.remote].map(|ip| words(ip).map(u32::to_be));
         let fixed = [
             0x6000_0000 | u32::from(self.traffic_class) << 20,
             tcp_len << 16 | TCP << 8 | u32::from(HOP_LIMIT),
         ];
         let fixed = fixed.map(u32::to_be);
-        let bytes = only::<V6_BYTES>(head);
         self.write_ethernet([0x86, 0xdd], bytes);
         let (ip, segment) = bytes[ETHERNET_HEADER_BYTES..].split_at_mut(IPV6_HEADER_BYTES);
         write(&fixed, &mut ip[..8]);
         write(&local, &mut ip[8..24]);
         write(&remote, &mut ip[24..]);
-        write(tcp, segment);
-        local.iter().chain(&remote).copied().map(u64::from).sum()
+        let addresses = local.iter().chain(&remote).copied().map(u64::from).sum();
+        self.write_tcp(timestamp, tcp_len, addresses, segment)
+    }
+
+    /// Writes TCP's header. `addresses` is the sum of the addresses, in this machine's byte order.
+    #[inline(always)]
+    fn write_tcp(&self, timestamp: Timestamp, tcp_len: u32, addresses: u64, bytes: &mut [u8]) -> Sums {
+        // As they stand in the header.
+        let tcp = self.tcp_words(timestamp).map(u32::to_be);
+        write(&tcp, bytes);
+        let header = tcp.iter().copied().map(u64::from).sum();
+        Sums { pseudo: addresses + u64::from((TCP + tcp_len).to_be()), header }
     }
 
     #[inline]
@@ -133,6 +162,16 @@ fn write(words: &[u32], bytes: &mut [u8]) {
     for (word, bytes) in words.iter().zip(bytes.as_chunks_mut::<4>().0) {
         *bytes = word.to_ne_bytes();
     }
+}
+
+/// Fills in the checksum of a segment whose header is `segment`, and whose payload is `text`.
+#[inline(always)]
+fn put_checksum(segment: &mut [u8], sums: Sums, text: &[u8]) {
+    let mut sum = sums.segment();
+    if !text.is_empty() {
+        sum.add(text);
+    }
+    segment[CHECKSUM_AT..][..2].copy_from_slice(&(!sum.folded()).to_be_bytes());
 }
 
 /// So many bytes, which are all that there are then, to be written over: those of the last frame, or zeros.
@@ -217,7 +256,12 @@ mod tests {
             let layout = header.begin_any(&mut any);
             any.extend_from_slice(&text);
             prop_assert_eq!(left, layout.complete(&mut any, &pieces, offload));
-            prop_assert_eq!(usual, any);
+            prop_assert_eq!(&usual, &any);
+            if pieces.is_empty() && !offload {
+                let mut written = vec![7; header.usual_bytes() + text.len()];
+                header.write_usual(Timestamp { value, echo }, &text, &mut written);
+                prop_assert_eq!(&written, &any);
+            }
         });
     }
 }

@@ -119,9 +119,11 @@ impl Endpoint {
     /// Does once for several segments of a connection what follows from each.
     #[inline]
     fn finish_run(&mut self, run: &mut Run) {
-        if let Some(index) = run.0.take() {
-            self.with(index, |connection, cx| connection.note_offer(cx));
-            self.settle(index);
+        if let Some(index) = run.0.take()
+            && let Some(place) = self.places.get_mut(index as usize)
+        {
+            place.connection.note_offer(&mut self.cx);
+            place.settle(index, &mut self.output, &mut self.telling);
         }
     }
 }

@@ -135,7 +135,7 @@ impl Endpoint {
     /// The next event, oldest first.
     #[inline]
     pub fn next_event(&mut self) -> Option<Event> {
-        let index = *self.telling.front()?;
+        let index = self.telling.front()?;
         // Nearly every event.
         if let Some(place) = self.places.get_mut(index as usize)
             && place.connection.events == Happened::READABLE
@@ -150,7 +150,7 @@ impl Endpoint {
 
     fn tell(&mut self) -> Option<Event> {
         loop {
-            let index = *self.telling.front()?;
+            let index = self.telling.front()?;
             let Some(place) = self.places.get_mut(index as usize) else {
                 self.telling.pop_front();
                 return Some(self.tell_datagrams(index));
@@ -231,6 +231,7 @@ impl Endpoint {
     #[cold]
     fn is_drained(&mut self, index: u32) {
         self.with(index, |connection, cx| connection.release(CloseReason::Finished, cx));
+        self.settle(index);
     }
 
     /// Queues something for sending with `push`, which says whether there was room.
@@ -254,7 +255,7 @@ impl Endpoint {
             }
             return Err(SendError::Full);
         }
-        self.settle(conn.index);
+        place.settle(conn.index, &mut self.output, &mut self.telling);
         Ok(())
     }
 }
@@ -269,8 +270,9 @@ impl Net for Endpoint {
         connection.has_taken = true;
         if connection.state == State::Drained && connection.recv.ready_bytes() == 0 {
             self.is_drained(conn.index);
+        } else {
+            place.settle(conn.index, &mut self.output, &mut self.telling);
         }
-        self.settle(conn.index);
         Some(Slot::new(extent))
     }
 

@@ -152,11 +152,10 @@ impl Endpoint {
         let Some(outbox) = &mut self.outbox else { return Ok(false) };
         for _ in 0..QUANTUM {
             let Some(outgoing) = outbox.front() else { return Ok(false) };
-            self.divisible_ident = self.divisible_ident.wrapping_add(1);
-            let ident = self.divisible_ident;
-            datagram(outgoing, self.cx.config.mac, self.cx.config.dscp << 2, ident, &mut self.head);
+            let ident = self.draft.next_ident();
+            datagram(outgoing, self.cx.config.mac, self.cx.config.dscp << 2, ident, &mut self.draft.head);
             sink.send(TxFrame {
-                head: &self.head,
+                head: &self.draft.head,
                 payload: &outgoing.pieces,
                 checksum: TxChecksum::Done,
                 segment_bytes: None,

@@ -10,12 +10,7 @@ use crate::frame::{FrameSink, SinkFull, TxChecksum, TxFrame};
 use crate::neighbor::{Expired, Lookup};
 use crate::net::CloseReason;
 use crate::tcp::connection::{Happened, Outcome, State};
-use crate::tcp::options::Options;
-use crate::tcp::seq::Seq;
 use crate::timer::NEVER;
-
-/// Segments that a connection sends before others have their turn.
-const QUANTUM: u32 = 16;
 
 /// Starved connections that one call looks at.
 const STARVED_QUANTUM: usize = 32;
@@ -61,11 +56,14 @@ impl Endpoint {
         if !self.replies.is_empty() {
             self.send_replies(sink)?;
         }
-        while let Some(&index) = self.output.front() {
+        while let Some(index) = self.output.front() {
+            let Self { places, cx, paths, draft, now, .. } = self;
             // Few paths take less than the link, so that the others are not burdened with it.
-            let more = match self.places.get(index as usize).map(|place| place.connection.heeds_path()) {
-                Some(true) => self.send_by_path(index, sink)?,
-                Some(false) => self.send_from::<S, false>(index, sink)?,
+            let more = match places.get_mut(index as usize).map(|place| &mut place.connection) {
+                Some(connection) if connection.heeds_path() => {
+                    draft.send_by_path(connection, paths, *now, cx, sink)?
+                }
+                Some(connection) => draft.send_from(connection, *now, cx, sink)?,
                 None => self.send_datagrams(sink)?,
             };
             self.output.pop_front();
@@ -91,160 +89,15 @@ impl Endpoint {
                 options: reply.options,
                 traffic_class: self.cx.config.dscp << 2,
             };
-            let layout = header.begin(0, &mut self.head);
-            let checksum = layout.complete(&mut self.head, &[], self.cx.config.tx_checksum_offload);
-            sink.send(TxFrame { head: &self.head, payload: &[], checksum, segment_bytes: None })?;
+            let head = &mut self.draft.head;
+            let layout = header.begin(0, head);
+            let checksum = layout.complete(head, &[], self.cx.config.tx_checksum_offload);
+            sink.send(TxFrame { head, payload: &[], checksum, segment_bytes: None })?;
             self.replies.pop_front();
             self.cx.counters.frames_out += 1;
             self.cx.counters.segments_out += 1;
         }
         Ok(())
-    }
-
-    /// As [`send_from`](Self::send_from), for a connection whose path may take less than the link.
-    #[cold]
-    fn send_by_path<S: FrameSink>(&mut self, index: u32, sink: &mut S) -> Result<bool, SinkFull> {
-        self.send_from::<S, true>(index, sink)
-    }
-
-    /// Sends a connection's segments; true if there are more than its turn allows. Only if it `HEEDS_PATH` may its path take
-    /// less than the link.
-    #[inline(always)]
-    fn send_from<S: FrameSink, const HEEDS_PATH: bool>(
-        &mut self,
-        index: u32,
-        sink: &mut S,
-    ) -> Result<bool, SinkFull> {
-        let now = self.now;
-        let connection = &mut self.places[index as usize].connection;
-        let has_taken = connection.has_taken;
-        if !has_taken && connection.is_silent() {
-            return Ok(false);
-        }
-        connection.follow_arrivals(now, &self.cx.config);
-        // The window's edge is the same for all segments of a turn.
-        let edge = connection.edge(&self.cx);
-        if has_taken {
-            connection.window_opened(edge);
-        }
-        // Most have one segment to send, of the usual form.
-        let has_sent = !HEEDS_PATH && self.send_usual(index, edge, sink)?;
-        if has_sent && self.places[index as usize].connection.is_silent() {
-            return Ok(false);
-        }
-        self.send_any::<S, HEEDS_PATH>(index, edge, sink)
-    }
-
-    /// Sends what a connection has if it is one segment of the usual form; false, and nothing is sent, if not.
-    #[inline(always)]
-    fn send_usual<S: FrameSink>(&mut self, index: u32, edge: Seq, sink: &mut S) -> Result<bool, SinkFull> {
-        let now = self.now;
-        let connection = &mut self.places[index as usize].connection;
-        let Some(plan) = connection.plan_usual(now, &self.cx.sending, &self.cx.controls) else {
-            return Ok(false);
-        };
-        let Some(mac) = connection.mac else { return Ok(false) };
-        debug_assert_eq!(
-            Some(plan.into()),
-            connection.plan(now, self.cx.config.tx_segmentation, &self.cx.sending, &mut self.cx.controls),
-            "what is usual is what is due"
-        );
-        let report = connection.report_usual(edge);
-        let header = Header {
-            key: &connection.key,
-            source_mac: self.cx.config.mac,
-            mac,
-            seq: plan.seq,
-            ack: report.ack,
-            flags: plan.flags(),
-            window: report.window,
-            options: Options::default(),
-            traffic_class: self.cx.config.dscp << 2,
-        };
-        let layout = header.begin_usual(plan.timestamp, plan.len as usize, &mut self.head);
-        connection.send.gather(plan.from, plan.len, &mut self.head, &mut self.pieces, &self.cx.sending);
-        let checksum = layout.complete(&mut self.head, &self.pieces, self.cx.config.tx_checksum_offload);
-        let sent =
-            sink.send(TxFrame { head: &self.head, payload: &self.pieces, checksum, segment_bytes: None });
-        if !self.pieces.is_empty() {
-            self.pieces.clear();
-        }
-        sent?;
-        connection.sent_usual(&plan, &report, now, &mut self.cx);
-        self.cx.counters.frames_out += 1;
-        self.cx.counters.segments_out += 1;
-        Ok(true)
-    }
-
-    /// As [`send_from`](Self::send_from), whatever the segments.
-    fn send_any<S: FrameSink, const HEEDS_PATH: bool>(
-        &mut self,
-        index: u32,
-        edge: Seq,
-        sink: &mut S,
-    ) -> Result<bool, SinkFull> {
-        let now = self.now;
-        let connection = &mut self.places[index as usize].connection;
-        let cx = &mut self.cx;
-        let mut longer = None;
-        if HEEDS_PATH {
-            longer = connection.probe_path(&mut self.paths, now, &cx.sending, &mut cx.controls);
-        }
-        let divides = HEEDS_PATH && connection.is_divisible();
-        // What may be divided has to be told apart, packet by packet.
-        let cuts = cx.config.tx_segmentation && !divides && !connection.owes_cwr();
-        let mut left = QUANTUM;
-        while left > 0 {
-            let longer = if HEEDS_PATH { longer.take() } else { None };
-            let plan = match longer {
-                Some(longer) => longer,
-                None if connection.is_silent() => return Ok(false),
-                None => match connection.plan(now, cuts, &cx.sending, &mut cx.controls) {
-                    Some(plan) => plan,
-                    None => return Ok(false),
-                },
-            };
-            let Some(mac) = connection.mac else { return Ok(false) };
-            let report = connection.report(&plan, edge, now, cx);
-            let (flags, mark) = connection.with_marks(&plan);
-            let header = Header {
-                key: &connection.key,
-                source_mac: cx.config.mac,
-                mac,
-                seq: plan.seq,
-                ack: report.ack,
-                flags,
-                window: report.window,
-                options: report.options,
-                traffic_class: cx.config.dscp << 2 | mark,
-            };
-            let layout = if divides {
-                self.divisible_ident = self.divisible_ident.wrapping_add(1);
-                header.begin_divisible(self.divisible_ident, &mut self.head)
-            } else {
-                header.begin(plan.len as usize, &mut self.head)
-            };
-            connection.send.gather(plan.from, plan.len, &mut self.head, &mut self.pieces, &cx.sending);
-            let checksum = layout.complete(&mut self.head, &self.pieces, cx.config.tx_checksum_offload);
-            let segment_bytes = plan.segment_bytes;
-            let frame = TxFrame { head: &self.head, payload: &self.pieces, checksum, segment_bytes };
-            let sent = sink.send(frame);
-            self.pieces.clear();
-            sent?;
-            connection.sent(&plan, &report, now, cx);
-            if HEEDS_PATH
-                && plan.len > 0
-                && let Some(path) = self.paths.find(connection.key.remote_ip(), now)
-                && let Some(bytes) = path.sent(&connection.key, (plan.seq, plan.seq + plan.len), now)
-            {
-                connection.path_probe_was_lost(bytes, &mut cx.controls);
-            }
-            cx.counters.frames_out += 1;
-            let segments = plan.segments();
-            cx.counters.segments_out += u64::from(segments);
-            left = left.saturating_sub(segments);
-        }
-        Ok(true)
     }
 
     /// A connection has nothing more to send just now: what will wake it is noted.

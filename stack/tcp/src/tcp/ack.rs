@@ -96,7 +96,8 @@ impl Connection {
                     self.tell_congestion(now, &acked, None, cx);
                 }
             }
-            None => self.several_acknowledged(now, heard, before, cx),
+            // A copy, so that the fields of the usual one need not lie in memory.
+            None => self.several_acknowledged(now, &heard.clone(), before, cx),
         }
         self.restart_timer(now);
         self.take_window(heard);

@@ -650,8 +650,16 @@ impl Connection {
     }
 
     /// When the earliest of the connection's timers is due.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn next_deadline(&self, cx: &Context) -> Option<Instant> {
+        let is_usual = self.retries == 0 && !self.ack.is_owed && self.send.unsent() | self.board.lost() == 0;
+        match self.timer {
+            Timer::Retransmit(at) | Timer::Tail(at) if is_usual => Some(at),
+            _ => self.first_deadline(cx),
+        }
+    }
+
+    fn first_deadline(&self, cx: &Context) -> Option<Instant> {
         let timer = match self.timer {
             Timer::Off => self.keepalive_deadline(cx),
             Timer::Linger(at) => Some(at),

@@ -422,6 +422,7 @@ pub(super) fn hear(segment: &Segment, scale: u8) -> Heard {
 }
 
 /// What a segment says of the send side.
+#[derive(Clone, Copy)]
 pub(super) struct Heard {
     pub seq: Seq,
     pub ack: Seq,
@@ -453,7 +454,7 @@ impl Piece {
     }
 
     /// The piece in the buffer where it arrived; none if the transport has no spare one.
-    #[inline]
+    #[inline(always)]
     fn claim<F: RxFrame>(&self, frame: &mut F) -> Option<pmem::Extent> {
         let (buffer, at) = frame.claim(self.at)?;
         buffer.into_extent(u16::try_from(at).ok()?, u16::try_from(self.len()).ok()?)

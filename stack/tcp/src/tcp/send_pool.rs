@@ -138,7 +138,7 @@ impl SendPool {
     }
 
     /// Puts `chunk`, which begins there, into a node; none, and it is dropped, if there is none.
-    #[inline]
+    #[inline(always)]
     pub(super) fn take_node(&mut self, chunk: Chunk, begin: u32) -> Option<u32> {
         let node = self.free_node;
         if let Some(entry) = self.nodes.get_mut(node as usize) {
@@ -159,7 +159,7 @@ impl SendPool {
     }
 
     /// Takes a node back, and its block or extent; tells how many bytes of a block that was, and the node behind it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn give_back(&mut self, node: u32) -> Option<(Option<u16>, u32)> {
         let entry = self.nodes.get_mut(node as usize)?;
         let next = std::mem::replace(&mut entry.next, self.free_node);
@@ -273,7 +273,7 @@ impl Shares {
     }
 
     /// A queue that holds `held` units gives one back.
-    #[inline]
+    #[inline(always)]
     pub(super) fn give_back(&mut self, held: u32) {
         self.taken -= u32::from(held > 1);
         self.holders -= u32::from(held == 2);

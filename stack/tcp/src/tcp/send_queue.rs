@@ -4,6 +4,8 @@ use arrayvec::ArrayVec;
 use pmem::Extent;
 
 use super::send_pool::{BLOCK_BYTES, BYTES_OF_EXTENT, Chunk, NONE, SendPool};
+use crate::emit::MAX_HEADER_BYTES;
+use crate::frame::MAX_WRITTEN_BYTES;
 
 /// Most extents of one segment; devices gather a bounded number of pieces.
 pub(crate) const MAX_SEGMENT_EXTENTS: usize = 8;
@@ -13,6 +15,9 @@ pub(crate) const MAX_FRAME_EXTENTS: usize = 16;
 
 /// The extents of one frame.
 pub(crate) type Pieces = ArrayVec<Extent, MAX_FRAME_EXTENTS>;
+
+/// A text that is copied in one piece fits a frame that is written where it is sent from.
+const _: () = assert!(MAX_HEADER_BYTES + BLOCK_BYTES <= MAX_WRITTEN_BYTES);
 
 /// A connection's send queue, in a [`SendPool`]. Its front is the first byte not acknowledged; a cursor stands at the
 /// first byte not sent, or to be sent again. It is cleared before it is dropped.
@@ -200,7 +205,7 @@ impl SendQueue {
         self.copied_bytes += bytes.len() as u32;
     }
 
-    #[inline]
+    #[inline(always)]
     fn append(&mut self, chunk: Chunk, pool: &mut SendPool) -> bool {
         let len = chunk.len();
         let begin = self.passed.wrapping_add(self.len);
@@ -256,7 +261,7 @@ impl SendQueue {
     }
 
     /// Drops what is in the first node; false if there is none.
-    #[inline]
+    #[inline(always)]
     fn drop_first(&mut self, pool: &mut SendPool) -> bool {
         let node = self.first;
         let Some((copied_bytes, next)) = pool.give_back(node) else { return false };
@@ -385,6 +390,21 @@ impl SendQueue {
             (within, place) = (0, node.next);
         }
         len
+    }
+
+    /// The `len` bytes at `at`, behind which there are none, if they were copied and lie in one piece.
+    #[inline(always)]
+    pub(crate) fn last_text<'a>(&self, at: Cursor, len: u32, pool: &'a SendPool) -> Option<&'a [u8]> {
+        if len == 0 {
+            return Some(&[]);
+        }
+        match &pool.node(at.node).filter(|_| self.ends_in(at))?.chunk {
+            Chunk::Copied { block, start, .. } => {
+                let from = usize::from(*start) + at.within as usize;
+                Some(pool.bytes(*block, from, from + len as usize))
+            }
+            Chunk::Extent(_) => None,
+        }
     }
 
     /// Copies the `len` bytes at `at`, as measured, into `head`, and puts extents behind them into `pieces`.

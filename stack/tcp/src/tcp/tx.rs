@@ -123,6 +123,12 @@ impl Connection {
             && !self.owes_fin()
     }
 
+    /// Whether something that was lost waits to be sent again.
+    #[inline]
+    pub(crate) fn is_to_send_again(&self) -> bool {
+        self.board.lost() > 0
+    }
+
     /// What [`plan`](Self::plan) comes to where nothing else than a reply or an acknowledgement is due, and all that waits
     /// is one segment that both windows take.
     #[inline(always)]
@@ -552,6 +558,9 @@ impl Connection {
     /// least twice as much as before, or a whole segment again.
     #[inline]
     pub(crate) fn window_opened(&mut self, edge: Seq) -> bool {
+        if edge == self.rcv_adv {
+            return false;
+        }
         let open = self.rcv_adv.since(self.rcv_nxt);
         let is_worth = edge.since(self.rcv_nxt) >= (2 * open).max(1) || self.takes_a_segment_again(edge);
         let opened = is_worth && self.receives();
@@ -564,8 +573,12 @@ impl Connection {
     /// Whether the window is nearly closed for want of buffers, not of the application's attention.
     #[inline]
     pub(crate) fn is_starved(&self, cx: &Context) -> bool {
-        let segment = self.peer_segment_bytes();
-        self.rcv_adv.since(self.rcv_nxt) < segment && self.receives() && self.affordable(cx) < segment
+        let open = self.rcv_adv.since(self.rcv_nxt);
+        // No segment is longer.
+        open < self.own_mss.into() && {
+            let segment = self.peer_segment_bytes();
+            open < segment && self.receives() && self.affordable(cx) < segment
+        }
     }
 
     /// Whether the peer may still send.
