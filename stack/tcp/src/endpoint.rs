@@ -164,7 +164,7 @@ struct ConnectionEntry {
 }
 
 const _: () = assert!(lies_in_its_lines(std::mem::offset_of!(ConnectionEntry, connection)));
-const _: () = assert!(size_of::<ConnectionEntry>() == 8 * 64);
+const _: () = assert!(size_of::<ConnectionEntry>() == 7 * 64);
 
 impl ConnectionEntry {
     /// Whether the connection of that name lives here.

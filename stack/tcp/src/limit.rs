@@ -48,6 +48,34 @@ impl RateLimit {
     }
 }
 
+/// As [`RateLimit`], in four bytes, of rates that are counted in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ShortLimit {
+    /// When the bucket would be full again: the low bits of the millisecond.
+    full_at_ms: u32,
+}
+
+impl ShortLimit {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { full_at_ms: now.as_millis() as u32 }
+    }
+
+    /// Whether the action may be done now; if so it counts.
+    pub(crate) fn allow(&mut self, rate: Rate, now: Instant) -> bool {
+        let now_ms = now.as_millis() as u32;
+        let interval_ms = rate.interval.as_millis() as u32;
+        let most_ms = interval_ms * rate.burst;
+        // It is never more than that ahead: it was full long ago.
+        let ahead_ms = Some(self.full_at_ms.wrapping_sub(now_ms)).filter(|ahead_ms| *ahead_ms <= most_ms);
+        let ahead_ms = ahead_ms.unwrap_or(0) + interval_ms;
+        let is_allowed = ahead_ms <= most_ms;
+        if is_allowed {
+            self.full_at_ms = now_ms.wrapping_add(ahead_ms);
+        }
+        is_allowed
+    }
+}
+
 /// A limit on answers, which tells no host what another one has been answered: who counts the answers that he gets
 /// could else find out that somebody elsewhere has a connection, and its numbers (Y. Cao et al., "Off-Path TCP Exploits:
 /// Global Rate Limit Considered Dangerous").
@@ -113,6 +141,9 @@ impl HostLimits {
 
 #[cfg(test)]
 mod tests {
+    use rand::{RngExt as _, SeedableRng as _};
+    use rand_chacha::ChaCha8Rng;
+
     use super::*;
 
     #[test]
@@ -154,5 +185,28 @@ mod tests {
         assert_eq!(allowed(&mut limit, 1050), 0);
         assert_eq!(allowed(&mut limit, 1100), 1);
         assert_eq!(allowed(&mut limit, 5000), 3);
+    }
+
+    /// Whatever happens at which times, and however much time passes in between: the same is allowed as by the limit that
+    /// remembers all of the time.
+    #[test]
+    fn a_short_limit_allows_what_a_long_one_does() {
+        let rate = Rate::per_second(10, 10);
+        for seed in 0..4 {
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            let mut now_ms = random.random_range(0..1 << 40);
+            let now = Instant::from_millis(now_ms);
+            let (mut short, mut long) = (ShortLimit::new(now), RateLimit::new());
+            for step in 0..20_000 {
+                now_ms += match random.random_range(0..1000) {
+                    // Not such that the low bits do not tell from the last second.
+                    0 => random.random_range(1..1 << 31),
+                    1..100 => random.random_range(0..2_000),
+                    _ => random.random_range(0..100),
+                };
+                let now = Instant::from_millis(now_ms);
+                assert_eq!(short.allow(rate, now), long.allow(rate, now), "seed {seed}, step {step}");
+            }
+        }
     }
 }

@@ -232,8 +232,8 @@ impl Connection {
 
     /// The first measurement, of the handshake (RFC 6298, section 3), unless the SYN was sent again.
     pub(super) fn measure_handshake(&mut self, now: Instant, heard: &Heard) {
-        let timed = self.timing.take().filter(|timed| self.snd_una.at_or_after(timed.end));
-        let rtt_us = timed.and_then(|timed| timed.micros_until(now).try_into().ok());
+        let is_timed = std::mem::take(&mut self.times_syn);
+        let rtt_us = is_timed.then(|| u32::try_from(now.micros_since(self.last_sent)).unwrap_or(u32::MAX));
         self.measure(now, heard, rtt_us, true);
     }
 

@@ -20,7 +20,7 @@ use super::seq::Seq;
 use crate::config::{Config, ConnectionOptions, Keepalive};
 use crate::counters::Counters;
 use crate::flow::FlowKey;
-use crate::limit::RateLimit;
+use crate::limit::ShortLimit;
 use crate::net::CloseReason;
 use crate::window::{Offer, WindowPool};
 
@@ -125,22 +125,23 @@ pub(crate) struct Connection {
 
     // Line 5.
     pub(super) rtt: Rtt,
-    /// The SYN while it is being timed.
-    pub(super) timing: Option<Timed>,
+    pub(super) challenges: ShortLimit,
+    /// When something was last sent: the SYN, or data.
     pub(super) last_sent: Instant,
-    pub(super) challenges: RateLimit,
-
-    // Line 6.
-    pub(super) board: Scoreboard,
-    pub(super) reordering: Reordering,
+    /// Bytes in order that are not acknowledged yet, since they are not durable.
+    pub(super) held: u32,
     /// What was sent when the window was last lowered, where marks of congestion are heeded.
     pub(super) reduced_to: Seq,
     /// Since when the peer has acknowledged nothing, once something was sent again: the low bits of the millisecond.
     pub(super) stalled_ms: u32,
+    pub(super) reordering: Reordering,
+    /// Whether what answers the SYN is a measurement of the round trip, as that was sent once.
+    pub(super) times_syn: bool,
+
+    // Line 6.
+    pub(super) board: Scoreboard,
     /// Most payload bytes of a segment if its path takes them.
     pub(super) full_mss: u16,
-    /// Bytes in order that are not acknowledged yet, since they are not durable.
-    pub(super) held: u32,
 }
 
 /// Where the lines of a connection begin, behind `before` bytes of its entry.
@@ -153,7 +154,7 @@ pub(crate) const fn lies_in_its_lines(before: usize) -> bool {
         && before + offset_of!(Connection, send) == 4 * 64
         && before + offset_of!(Connection, rtt) == 5 * 64
         && before + offset_of!(Connection, board) == 6 * 64
-        && before + size_of::<Connection>() <= 8 * 64
+        && before + size_of::<Connection>() <= 7 * 64
 }
 
 bitflags::bitflags! {
@@ -312,24 +313,6 @@ impl AckState {
     }
 }
 
-/// A segment that is being timed. What takes longer than an hour has been sent again long before, and is not timed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Timed {
-    pub end: Seq,
-    /// The low bits of when it was sent.
-    sent_us: u32,
-}
-
-impl Timed {
-    pub(crate) fn new(end: Seq, sent: Instant) -> Self {
-        Self { end, sent_us: sent.as_micros() as u32 }
-    }
-
-    pub(crate) fn micros_until(&self, now: Instant) -> u64 {
-        (now.as_micros() as u32).wrapping_sub(self.sent_us).into()
-    }
-}
-
 /// The timestamps of a connection that uses them (RFC 7323).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
@@ -465,7 +448,7 @@ impl Connection {
             finished: false,
             retries: 0,
             rtt: Rtt::new(config.min_rto, config.max_rto),
-            timing: None,
+            times_syn: false,
             board: Scoreboard::new(Seq(0), config.congestion.models()),
             reordering: Reordering::new(),
             undisturbed: Seq(0),
@@ -477,7 +460,7 @@ impl Connection {
             last_sent: now,
             last_heard: now,
             keepalive_probes: 0,
-            challenges: RateLimit::new(),
+            challenges: ShortLimit::new(now),
             events: Happened::empty(),
             reason: CloseReason::Finished,
             wants_room: std::cell::Cell::new(false),
@@ -516,7 +499,7 @@ impl Connection {
         (self.snd_scale, self.rcv_scale) = (0, 0);
         self.rcv_mss = DEFAULT_MSS_V4.into();
         self.ack = AckState::new(Seq(0), now);
-        (self.clock, self.rcv_fin, self.timing) = (None, None, None);
+        (self.clock, self.rcv_fin, self.times_syn) = (None, None, false);
         self.held = 0;
         self.timer = Timer::Off;
         self.due = Due::empty();
@@ -526,7 +509,7 @@ impl Connection {
         self.board.clear(iss, &mut cx.sending.under_way);
         (self.reordering, self.undisturbed) = (Reordering::new(), iss);
         (self.last_sent, self.last_heard) = (now, now);
-        self.challenges = RateLimit::new();
+        self.challenges = ShortLimit::new(now);
         self.traits -= Traits::ECN_ASKED | Traits::ECN | Traits::ECN_ECHOES | Traits::ECN_REDUCED;
         self.reduced_to = iss;
         self.events = Happened::empty();
@@ -559,7 +542,8 @@ impl Connection {
         self.state = State::SynReceived;
         self.mac = Some(handshake.mac);
         (self.snd_nxt, self.snd_max) = (handshake.iss + 1, handshake.iss + 1);
-        self.timing = handshake.sent_at.map(|sent_at| Timed::new(self.snd_nxt, sent_at));
+        self.times_syn = handshake.sent_at.is_some();
+        self.last_sent = handshake.sent_at.unwrap_or(now);
         self.retries = handshake.retries;
         self.clock = handshake.clock;
         self.sacks = handshake.sacks;

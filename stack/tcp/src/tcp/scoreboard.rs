@@ -38,23 +38,48 @@ bitflags::bitflags! {
     }
 }
 
-/// Bytes side by side that were sent together and have fared alike.
+/// Bytes side by side that were sent together and have fared alike; and if it is a run of a list, what had been delivered
+/// then.
 #[derive(Clone, Copy, Debug, Default)]
-struct Run {
+struct Run<S> {
     /// One beyond the last; the first is where the run before ends.
     end: Seq,
     /// The low bits of when the first of it was last sent.
     sent_us: u32,
     /// The node of the send queue that the first byte lies in, if that is known.
     node: Option<std::num::NonZeroU32>,
-    /// How much had been delivered when it was sent, when the last of that was, and when what was delivered last was sent.
-    delivered: u32,
-    delivered_us: u32,
-    first_sent_us: u32,
     state: State,
+    delivered: S,
 }
 
-impl Run {
+/// What has been delivered on a connection at a time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    /// Bytes, modulo 2^32.
+    bytes: u32,
+    /// When the last of them were, and when those were sent.
+    at_us: u32,
+    sent_us: u32,
+}
+
+/// How far a connection is of which the rate of delivery is asked for.
+#[derive(Clone, Debug, Default)]
+struct Rates {
+    delivered: Progress,
+    /// Up to which of the bytes delivered the application gave too little to fill the path.
+    limited_until: Option<std::num::NonZeroU32>,
+    /// What had been delivered when the only run was sent.
+    before_only: Progress,
+}
+
+impl Run<()> {
+    fn after(self, delivered: Progress) -> Run<Progress> {
+        let Self { end, sent_us, node, state, .. } = self;
+        Run { end, sent_us, node, state, delivered }
+    }
+}
+
+impl<S> Run<S> {
     fn is_in_flight(&self) -> bool {
         !self.state.intersects(State::SACKED | State::LOST)
     }
@@ -110,9 +135,7 @@ pub(super) struct Newest {
     pub sent_us: u32,
     pub end: Seq,
     pub is_again: bool,
-    delivered: u32,
-    delivered_us: u32,
-    first_sent_us: u32,
+    delivered: Progress,
     is_limited: bool,
 }
 
@@ -134,7 +157,7 @@ impl Delivered {
     }
 
     #[inline]
-    fn note(&mut self, run: &Run, end: Seq, len: u32, now_us: u32) {
+    fn note(&mut self, run: &Run<Progress>, end: Seq, len: u32, now_us: u32) {
         self.bytes += len;
         self.highest = Some(self.highest.map_or(end, |known| known.max(end)));
         let is_again = run.state.contains(State::AGAIN);
@@ -150,8 +173,6 @@ impl Delivered {
                 end,
                 is_again,
                 delivered: run.delivered,
-                delivered_us: run.delivered_us,
-                first_sent_us: run.first_sent_us,
                 is_limited: run.state.contains(State::LIMITED),
             });
         }
@@ -175,24 +196,17 @@ pub(crate) struct Scoreboard {
     end: Seq,
     in_flight: u32,
     lost: u32,
-    /// Bytes delivered on this connection, modulo 2^32, and when the last of them were.
-    delivered: u32,
-    delivered_us: u32,
-    /// When what was delivered last was sent.
-    first_sent_us: u32,
-    /// Up to which of the bytes delivered the application gave too little to fill the path.
-    limited_until: Option<std::num::NonZeroU32>,
-    /// Whether anybody asks [how fast](Self::rate) data is delivered. Otherwise none of the four above is kept.
-    is_timed: bool,
     /// The only run, if there is no list.
-    only: Run,
+    only: Run<()>,
     list: Option<Box<List>>,
+    /// If anybody asks [how fast](Self::rate) data is delivered.
+    rates: Option<Box<Rates>>,
 }
 
 /// Runs, and what else is known where something may have been lost.
 #[derive(Debug)]
 pub(super) struct List {
-    runs: VecDeque<Run>,
+    runs: VecDeque<Run<Progress>>,
     room: usize,
     /// Whether all was acknowledged once before.
     has_rested: bool,
@@ -208,7 +222,7 @@ pub(super) struct List {
 pub(crate) struct RunPool {
     lists: usize,
     unused: Spares<List>,
-    long: Vec<VecDeque<Run>>,
+    long: Vec<VecDeque<Run<Progress>>>,
 }
 
 impl RunPool {
@@ -308,13 +322,9 @@ impl Scoreboard {
             end: from,
             in_flight: 0,
             lost: 0,
-            delivered: 0,
-            delivered_us: 0,
-            first_sent_us: 0,
-            limited_until: None,
-            is_timed,
             only: Run::default(),
             list: None,
+            rates: is_timed.then(Box::default),
         }
     }
 
@@ -323,7 +333,11 @@ impl Scoreboard {
         if let Some(list) = self.list.take() {
             pool.give_back(list);
         }
-        *self = Self::new(from, self.is_timed);
+        let mut rates = self.rates.take();
+        if let Some(rates) = &mut rates {
+            **rates = Rates::default();
+        }
+        *self = Self { rates, ..Self::new(from, false) };
     }
 
     #[inline]
@@ -363,7 +377,7 @@ impl Scoreboard {
             let Some(mut list) = pool.unused.take() else { return false };
             (list.lost_from, list.delivered_to) = (self.from, self.from);
             if !self.is_empty() {
-                list.runs.push_back(self.only);
+                list.runs.push_back(self.only.after(self.delivered_before_only()));
             }
             self.list = Some(list);
         }
@@ -398,7 +412,7 @@ impl Scoreboard {
     pub(super) fn sent(&mut self, end: Seq, sending: &Sending, pool: &mut RunPool) {
         self.begin_flight(sending.now_us);
         if self.list.is_none() && self.is_empty() {
-            self.only = self.run(end, sending);
+            self.set_only(self.run(end, sending));
         } else if self.list.is_none() && self.only.takes(sending) {
             self.only.end = end;
         } else {
@@ -411,30 +425,46 @@ impl Scoreboard {
     /// Where nothing was under way the time of rates begins.
     #[inline]
     fn begin_flight(&mut self, now_us: u32) {
-        if self.is_timed && self.in_flight == 0 {
-            (self.first_sent_us, self.delivered_us) = (now_us, now_us);
+        if let Some(rates) = &mut self.rates
+            && self.in_flight == 0
+        {
+            (rates.delivered.sent_us, rates.delivered.at_us) = (now_us, now_us);
+        }
+    }
+
+    fn delivered(&self) -> Progress {
+        self.rates.as_ref().map(|rates| rates.delivered).unwrap_or_default()
+    }
+
+    fn delivered_before_only(&self) -> Progress {
+        self.rates.as_ref().map(|rates| rates.before_only).unwrap_or_default()
+    }
+
+    #[inline]
+    fn set_only(&mut self, run: Run<()>) {
+        self.only = run;
+        if let Some(rates) = &mut self.rates {
+            rates.before_only = rates.delivered;
         }
     }
 
     #[inline]
-    fn run(&self, end: Seq, sending: &Sending) -> Run {
+    fn run(&self, end: Seq, sending: &Sending) -> Run<()> {
         let mut state = State::empty();
         state.set(State::AGAIN, sending.again);
-        state.set(State::LIMITED, self.limited_until.is_some());
+        state.set(State::LIMITED, self.rates.as_ref().is_some_and(|rates| rates.limited_until.is_some()));
         Run {
             end,
             sent_us: sending.now_us,
             // The first has no number, so that none takes no room.
             node: std::num::NonZeroU32::new(sending.node.wrapping_add(1)),
-            delivered: self.delivered,
-            delivered_us: self.delivered_us,
-            first_sent_us: self.first_sent_us,
             state,
+            delivered: (),
         }
     }
 
     fn append(&mut self, end: Seq, sending: &Sending, pool: &mut RunPool) {
-        let run = self.run(end, sending);
+        let run = self.run(end, sending).after(self.delivered());
         let _ = self.take_list(pool);
         let Self { from, in_flight, lost, .. } = self;
         let Some(list) = &mut self.list else {
@@ -459,7 +489,7 @@ impl Scoreboard {
     }
 
     /// Makes one run of the last, which begins at `start`, and what is sent now: all of it is under way.
-    fn join(last: &mut Run, end: Seq, now_us: u32, start: Seq, in_flight: &mut u32, lost: &mut u32) {
+    fn join<S>(last: &mut Run<S>, end: Seq, now_us: u32, start: Seq, in_flight: &mut u32, lost: &mut u32) {
         let len = last.end.since(start);
         if last.state.contains(State::LOST) {
             *lost -= len;
@@ -476,7 +506,7 @@ impl Scoreboard {
     #[inline(always)]
     pub(super) fn acknowledge_one(&mut self, ack: Seq, now_us: u32) -> Option<(u32, u32)> {
         let is_one = self.list.is_none() && !self.is_empty() && self.only.is_usual();
-        if self.is_timed || !is_one || ack.after(self.end) {
+        if self.rates.is_some() || !is_one || ack.after(self.end) {
             return None;
         }
         let bytes = ack.since(self.from);
@@ -492,7 +522,7 @@ impl Scoreboard {
         } else if !self.is_empty() {
             let end = ack.min(self.end);
             let len = end.since(self.from);
-            news.note(&self.only, end, len, now_us);
+            news.note(&self.only.after(self.delivered_before_only()), end, len, now_us);
             *if self.only.state.contains(State::LOST) { &mut self.lost } else { &mut self.in_flight } -= len;
         }
         self.from = ack;
@@ -524,34 +554,34 @@ impl Scoreboard {
         if let (Some(list), Some(highest)) = (&mut self.list, news.highest) {
             list.delivered_to = list.delivered_to.max(highest);
         }
-        let Some(newest) = news.newest.as_ref().filter(|_| self.is_timed) else { return };
-        self.delivered = self.delivered.wrapping_add(news.bytes);
-        (self.delivered_us, self.first_sent_us) = (now_us, newest.sent_us);
-        if self.limited_until.is_some_and(|until| Seq(self.delivered).after(Seq(until.get()))) {
-            self.limited_until = None;
+        let (Some(rates), Some(newest)) = (&mut self.rates, &news.newest) else { return };
+        let bytes = rates.delivered.bytes.wrapping_add(news.bytes);
+        rates.delivered = Progress { bytes, at_us: now_us, sent_us: newest.sent_us };
+        if rates.limited_until.is_some_and(|until| Seq(bytes).after(Seq(until.get()))) {
+            rates.limited_until = None;
         }
     }
 
     /// The application has nothing more to send, though there is room under way.
     #[inline]
     pub(super) fn limited(&mut self) {
-        if self.is_timed {
+        if let Some(rates) = &mut self.rates {
             // A number that is 0 is one later.
-            self.limited_until =
-                std::num::NonZeroU32::new(self.delivered.wrapping_add(self.in_flight).max(1));
+            let until = rates.delivered.bytes.wrapping_add(self.in_flight).max(1);
+            rates.limited_until = std::num::NonZeroU32::new(until);
         }
     }
 
     /// How fast what an acknowledgement has told of was delivered.
     pub(super) fn rate(&self, news: &Delivered, now_us: u32) -> Option<RateSample> {
-        let newest = news.newest.as_ref()?;
-        let sent_us = newest.sent_us.wrapping_sub(newest.first_sent_us);
-        let acked_us = now_us.wrapping_sub(newest.delivered_us);
+        let (newest, rates) = (news.newest.as_ref()?, self.rates.as_ref()?);
+        let sent_us = newest.sent_us.wrapping_sub(newest.delivered.sent_us);
+        let acked_us = now_us.wrapping_sub(newest.delivered.at_us);
         let interval_us = sent_us.max(acked_us);
         (interval_us > 0 && interval_us < i32::MAX as u32).then(|| RateSample {
-            bytes: self.delivered.wrapping_sub(newest.delivered),
+            bytes: rates.delivered.bytes.wrapping_sub(newest.delivered.bytes),
             interval_us,
-            delivered_before: newest.delivered,
+            delivered_before: newest.delivered.bytes,
             is_limited: newest.is_limited,
         })
     }
@@ -628,11 +658,12 @@ impl Scoreboard {
         self.begin_flight(sending.now_us);
         let again = self.run(end, &Sending { again: true, ..*sending });
         let _ = self.take_list(pool);
+        let delivered = self.delivered();
         let Some(list) = &mut self.list else {
             // All of it counts as sent again.
             self.in_flight += self.lost;
             self.lost = 0;
-            self.only = Run { end: self.end, ..again };
+            self.set_only(Run { end: self.end, ..again });
             return;
         };
         let index = list.index_of(from);
@@ -643,7 +674,8 @@ impl Scoreboard {
         }
         let start = list.start(index, self.from);
         let Some(run) = list.runs.get_mut(index) else { return };
-        let whole = Run { end: run.end, node: again.node.filter(|_| start == from), ..again };
+        let again = Run { end: run.end, node: again.node.filter(|_| start == from), ..again };
+        let whole = again.after(delivered);
         if run.state.contains(State::LOST) {
             let len = run.end.since(start);
             self.lost -= len;

@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 use stack_net::time::Instant;
 
 use super::congestion::Controls;
-use super::connection::{Connection, Context, Due, Outcome, State, Timed, Timer, Traits, own_window_scale};
+use super::connection::{Connection, Context, Due, Outcome, State, Timer, Traits, own_window_scale};
 use super::options::{MAX_OPTION_BYTES, Options, SackBlocks, Timestamp};
 use super::scoreboard::{Part, Sending};
 use super::send_pool::{NONE, SendPool};
@@ -648,7 +648,7 @@ impl Connection {
                 }
                 // A SYN that an ACK follows into a simultaneous open goes out twice, and is not timed (Karn).
                 let first = self.snd_max == plan.seq;
-                self.timing = first.then(|| Timed::new(plan.seq + 1, now));
+                (self.times_syn, self.last_sent) = (first, now);
                 (self.snd_nxt, self.snd_max) = (plan.seq + 1, plan.seq + 1);
                 self.timer = Timer::Retransmit(self.rtt.deadline(now));
             }
@@ -783,7 +783,7 @@ impl Connection {
         cx.counters.timeouts += 1;
         self.count_retry(now);
         self.timer = Timer::Off;
-        self.timing = None;
+        self.times_syn = false;
         if matches!(self.state, State::SynSent | State::SynReceived) {
             self.due |= Due::SYN;
             return;
