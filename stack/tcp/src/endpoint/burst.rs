@@ -19,6 +19,8 @@ const LOOK_AHEAD: usize = 16;
 struct Foreseen {
     form: Form,
     index: u32,
+    /// Whether its headers are those of the segment before, but for lengths and numbers.
+    follows: bool,
 }
 
 /// The connection whose segments are being taken in, one behind the other, and which is settled after the last.
@@ -33,8 +35,14 @@ impl Endpoint {
         let count = burst.len();
         for from in (0..count).step_by(LOOK_AHEAD) {
             let range = from..count.min(from + LOOK_AHEAD);
-            let foreseen: ArrayVec<_, LOOK_AHEAD> =
-                range.clone().map(|at| self.foresee(burst.head(at))).collect();
+            let mut before = None;
+            let foreseen = range.clone().map(|at| {
+                let head = burst.head(at);
+                let foreseen = self.foresee(head, before);
+                before = foreseen.map(|foreseen| (head, foreseen));
+                foreseen
+            });
+            let foreseen: ArrayVec<_, LOOK_AHEAD> = foreseen.collect();
             laps.lap(Stage::Parse);
             for (at, foreseen) in range.zip(&foreseen) {
                 let is_taken = match *foreseen {
@@ -67,14 +75,19 @@ impl Endpoint {
         }
     }
 
-    /// Finds the connection of a segment of the usual form, and has its memory come in. Nothing is decided here: the
-    /// frames before may yet change everything.
+    /// Finds the connection of a segment of the usual form, and has its memory come in; that of the segment `before` is the
+    /// first guess. Nothing is decided here: the frames before may yet change everything.
     #[inline(always)]
-    fn foresee(&self, head: &[u8]) -> Option<Foreseen> {
+    fn foresee(&self, head: &[u8], before: Option<(&[u8], Foreseen)>) -> Option<Foreseen> {
+        if let Some((known, Foreseen { form, index, .. })) = before
+            && let Some(form) = form.recognise_again(head, known)
+        {
+            return Some(Foreseen { form, index, follows: true });
+        }
         let (form, ends) = Form::recognise(head, self.cx.config.mac)?;
         let index = self.flows.guess_v4(&ends)?;
         self.places[index as usize].connection.touch();
-        Some(Foreseen { form, index })
+        Some(Foreseen { form, index, follows: false })
     }
 
     /// Takes in a segment of the usual form if its connection is there and expects it; false, and nothing is changed, if
@@ -84,7 +97,7 @@ impl Endpoint {
         &mut self,
         burst: &mut B,
         at: usize,
-        Foreseen { form, index }: Foreseen,
+        Foreseen { form, index, follows }: Foreseen,
         run: &mut Run,
         laps: &mut L,
     ) -> bool {
@@ -96,7 +109,10 @@ impl Endpoint {
         // A place that is free by now has a connection that expects nothing.
         let connection = &mut places[index as usize].connection;
         let Some(segment) = form.read(burst.head(at)) else { return false };
-        if !connection.key.has_ends(&segment.ends) || !connection.expects(now, &segment) {
+        // What was true of the segment before is true of one that follows it in the same run.
+        let is_known = follows && run.0 == Some(index);
+        let may_be = is_known || connection.key.has_ends(&segment.ends) && connection.is_ready_for(&segment);
+        if !may_be || !connection.expects(now, &segment) {
             return false;
         }
         let Some(mut frame) = burst.frame(at) else { return true };

@@ -9,14 +9,21 @@ use crate::fast::Usual;
 use crate::frame::RxFrame;
 
 impl Connection {
-    /// Whether a segment is one that [`take_expected`](Self::take_expected) can take.
+    /// Whether a segment from where this comes from may be one that is [expected](Self::expects). It is so as long as all
+    /// others are such.
     #[inline(always)]
-    pub(crate) fn expects(&self, now: Instant, segment: &Usual) -> bool {
-        let is_next = self.state == State::Established
-            && segment.seq == self.rcv_nxt
+    pub(crate) fn is_ready_for(&self, segment: &Usual) -> bool {
+        self.state == State::Established
             && self.mac == Some(segment.source_mac)
             && self.rcv_fin.is_none()
-            && self.recv.early.is_empty();
+            && self.recv.early.is_empty()
+    }
+
+    /// Whether a segment that the connection [is ready for](Self::is_ready_for) is one that
+    /// [`take_expected`](Self::take_expected) can take.
+    #[inline(always)]
+    pub(crate) fn expects(&self, now: Instant, segment: &Usual) -> bool {
+        let is_next = segment.seq == self.rcv_nxt;
         let has_agreed_options = match (&self.clock, segment.timestamp) {
             (Some(clock), Some(timestamp)) => !clock.is_old(timestamp.value, now),
             (None, None) => true,

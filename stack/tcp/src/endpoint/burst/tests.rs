@@ -105,6 +105,8 @@ struct Run {
     /// Bursts, and those whose first frame the connection expected.
     bursts: u64,
     expected: u64,
+    /// Of those such with another behind it that has the same headers.
+    followed: u64,
 }
 
 impl Run {
@@ -157,6 +159,7 @@ impl Run {
             frames: 0,
             bursts: 0,
             expected: 0,
+            followed: 0,
         }
     }
 
@@ -202,13 +205,17 @@ impl Run {
         }
         let [complete, bursts] = &mut self.sides;
         if let Some(first) = burst.first()
-            && let Some(foreseen) = bursts.endpoint.foresee(first.parts().0)
+            && let Some(foreseen) = bursts.endpoint.foresee(first.parts().0, None)
         {
             let connection = &bursts.endpoint.places[foreseen.index as usize].connection;
             let segment = foreseen.form.read(first.parts().0).unwrap();
-            let is_expected =
-                connection.key.has_ends(&segment.ends) && connection.expects(self.now, &segment);
+            let is_expected = connection.key.has_ends(&segment.ends)
+                && connection.is_ready_for(&segment)
+                && connection.expects(self.now, &segment);
             self.expected += u64::from(is_expected);
+            let before = Some((first.parts().0, foreseen));
+            let next = burst.get(1).and_then(|next| bursts.endpoint.foresee(next.parts().0, before));
+            self.followed += u64::from(is_expected && next.is_some_and(|next| next.follows));
         }
         self.bursts += 1;
         self.frames += burst.len() as u64;
@@ -308,22 +315,27 @@ fn bursts_come_to_the_same_as_frames_one_by_one() {
         (Some(seed), _) => seed..seed + 1,
         (None, count) => 0..count.unwrap_or(30),
     };
-    let (mut bursts, mut expected, mut frames, mut segments) = (0, 0, 0, 0);
+    let (mut bursts, mut expected, mut followed, mut frames, mut segments) = (0, 0, 0, 0, 0);
     for seed in seeds {
         let seen = std::panic::catch_unwind(|| {
             let mut run = Run::new(seed);
             while run.frames < 4_000 {
                 run.step();
             }
-            (run.bursts, run.expected, run.frames, run.sides[1].endpoint.counters().segments_in)
+            let segments = run.sides[1].endpoint.counters().segments_in;
+            (run.bursts, run.expected, run.followed, run.frames, segments)
         });
         let Ok(seen) = seen else {
             panic!("failed with seed {seed}; run this test with SIM_SEED={seed} to see it again");
         };
-        (bursts, expected) = (bursts + seen.0, expected + seen.1);
-        (frames, segments) = (frames + seen.2, segments + seen.3);
+        (bursts, expected, followed) = (bursts + seen.0, expected + seen.1, followed + seen.2);
+        (frames, segments) = (frames + seen.3, segments + seen.4);
     }
     // Otherwise nothing is compared but the complete path with itself.
     assert!(expected * 5 > bursts, "{expected} of {bursts} bursts began with a segment that was expected");
+    assert!(
+        followed * 20 > bursts,
+        "{followed} of {bursts} bursts began with two that have the same headers"
+    );
     assert!(segments * 2 > frames, "{segments} of {frames} frames were segments");
 }
