@@ -214,7 +214,7 @@ impl Mbuf {
 
     /// Grows a packet of one segment by `count` bytes at its end and returns them, with whatever they held.
     /// None if the buffer has no room, or there are more segments.
-    #[inline]
+    #[inline(always)]
     pub fn append(&mut self, count: usize) -> Option<&mut [u8]> {
         if self.segment_count() != 1 || count > self.tailroom() {
             return None;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use dpdk::{Completions, ExternalArea, IpVersion, Mbuf, MbufBatch, Pool, TxChecksums, TxQueue};
 use pmem::Extent;
 use stack_tcp::config::VLAN_TAG_BYTES;
-use stack_tcp::frame::send_written_apart;
 use stack_tcp::{FrameSink, SinkFull, TxChecksum, TxFrame};
 
 use super::exchange::Exchange;
@@ -246,13 +245,15 @@ impl FrameSink for Sender {
     }
 
     #[inline(always)]
-    fn send_written(&mut self, len: usize, write: impl FnOnce(&mut [u8])) -> Result<(), SinkFull> {
+    fn place(&mut self, len: usize) -> Option<&mut [u8]> {
+        let at = self.waiting.len();
         if self.tag.is_some() || len > self.max_frame_bytes || self.waiting.room() == 0 {
-            return send_written_apart(self, len, write);
+            return None;
         }
-        let mut mbuf = self.blank().ok_or(SinkFull)?;
-        write(mbuf.append(len).ok_or(SinkFull)?);
-        self.waiting.push(mbuf).map_err(|_| SinkFull)
+        let mut blank = self.blank()?;
+        blank.append(len)?;
+        self.waiting.push(blank).ok()?;
+        Some(self.waiting[at].bytes_mut())
     }
 }
 

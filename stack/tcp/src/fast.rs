@@ -91,12 +91,15 @@ impl Form {
     pub(crate) fn recognise_again(self, frame: &[u8], before: &[u8]) -> Option<Self> {
         let head = frame.first_chunk::<HEADER_BYTES>()?;
         let known = before.first_chunk::<HEADER_BYTES>()?;
+        // The ports: those of another connection.
+        if u32_at(head, TCP_AT) != u32_at(known, TCP_AT) {
+            return None;
+        }
         let word = |at| u64_at(head, at) ^ u64_at(known, at);
-        // Ethernet's header and what IP's begins with; from the flags to the protocol; the addresses; the ports.
-        let differs = word(0) | word(8) | u64::from(u32_at(head, 20) ^ u32_at(known, 20));
-        let ends_differ = word(26) | u64::from(u32_at(head, 34) ^ u32_at(known, 34));
+        // Ethernet's header and what IP's begins with; the addresses; from the flags to the protocol.
+        let differs = word(0) | word(8) | word(26) | u64::from(u32_at(head, 20) ^ u32_at(known, 20));
         let form_differs = (u16_at(head, TCP_AT + 12) ^ u16_at(known, TCP_AT + 12)) & FORM;
-        if differs | ends_differ | u64::from(form_differs) != 0 || !is_header_right(head) {
+        if differs | u64::from(form_differs) != 0 || !is_header_right(head) {
             return None;
         }
         let payload_at = usize::from(self.payload_at);

@@ -210,33 +210,12 @@ pub trait FrameSink {
     /// [`SinkFull`]: nothing was taken, and the core offers the frame again later.
     fn send(&mut self, frame: TxFrame<'_>) -> Result<(), SinkFull>;
 
-    /// Takes one frame of `len` bytes, at most [`MAX_WRITTEN_BYTES`], that `write` writes all of, and that is complete then:
-    /// where it is sent from if that is here.
-    ///
-    /// # Errors
-    /// [`SinkFull`], as of [`send`](Self::send).
+    /// Takes one frame of `len` bytes that is complete once the caller has written it, all of it, into what is returned: where
+    /// it is sent from. None, and nothing was taken, if there is no such place: then it is [sent](Self::send).
     #[inline]
-    fn send_written(&mut self, len: usize, write: impl FnOnce(&mut [u8])) -> Result<(), SinkFull> {
-        send_written_apart(self, len, write)
+    fn place(&mut self, _len: usize) -> Option<&mut [u8]> {
+        None
     }
-}
-
-/// The longest frame for [`FrameSink::send_written`]: the usual headers, and as many bytes as are copied in one piece.
-pub const MAX_WRITTEN_BYTES: usize = 384;
-
-/// Writes a frame apart, and then [sends](FrameSink::send) it.
-///
-/// # Errors
-/// [`SinkFull`], as of [`FrameSink::send`].
-pub fn send_written_apart<S: FrameSink + ?Sized>(
-    sink: &mut S,
-    len: usize,
-    write: impl FnOnce(&mut [u8]),
-) -> Result<(), SinkFull> {
-    let mut bytes = [0; MAX_WRITTEN_BYTES];
-    let head = &mut bytes[..len];
-    write(head);
-    sink.send(TxFrame { head, payload: &[], checksum: TxChecksum::Done, segment_bytes: None })
 }
 
 /// The device takes no more frames just now.

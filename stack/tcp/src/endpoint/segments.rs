@@ -98,12 +98,13 @@ impl Draft {
             options: Options::default(),
             traffic_class: cx.config.dscp << 2,
         };
-        match connection.send.last_text(plan.from, plan.len, &cx.sending) {
-            Some(text) if !cx.config.tx_checksum_offload => {
-                let len = header.usual_bytes() + text.len();
-                sink.send_written(len, |frame| header.write_usual(plan.timestamp, text, frame))?;
-            }
-            _ => self.send_pieces(connection, &header, &plan, cx, sink)?,
+        let text = connection.send.last_text(plan.from, plan.len, &cx.sending);
+        if let Some(text) = text.filter(|_| !cx.config.tx_checksum_offload)
+            && let Some(frame) = sink.place(header.usual_bytes() + text.len())
+        {
+            header.write_usual(plan.timestamp, text, frame);
+        } else {
+            self.send_pieces(connection, header, plan, cx, sink)?;
         }
         connection.sent_usual(&plan, &report, now, cx);
         cx.counters.frames_out += 1;
@@ -111,12 +112,13 @@ impl Draft {
         Ok(true)
     }
 
-    /// Sends a usual segment of several pieces, or whose checksum is left to the device.
+    /// Sends a usual segment of several pieces, or whose checksum is left to the device, or to a sink that has no
+    /// [place](FrameSink::place) for it.
     fn send_pieces<S: FrameSink>(
         &mut self,
         connection: &Connection,
-        header: &Header<'_>,
-        plan: &UsualPlan,
+        header: Header<'_>,
+        plan: UsualPlan,
         cx: &Context,
         sink: &mut S,
     ) -> Result<(), SinkFull> {

@@ -4,8 +4,6 @@ use arrayvec::ArrayVec;
 use pmem::Extent;
 
 use super::send_pool::{BLOCK_BYTES, BYTES_OF_EXTENT, Chunk, NONE, SendPool};
-use crate::emit::MAX_HEADER_BYTES;
-use crate::frame::MAX_WRITTEN_BYTES;
 
 /// Most extents of one segment; devices gather a bounded number of pieces.
 pub(crate) const MAX_SEGMENT_EXTENTS: usize = 8;
@@ -15,9 +13,6 @@ pub(crate) const MAX_FRAME_EXTENTS: usize = 16;
 
 /// The extents of one frame.
 pub(crate) type Pieces = ArrayVec<Extent, MAX_FRAME_EXTENTS>;
-
-/// A text that is copied in one piece fits a frame that is written where it is sent from.
-const _: () = assert!(MAX_HEADER_BYTES + BLOCK_BYTES <= MAX_WRITTEN_BYTES);
 
 /// A connection's send queue, in a [`SendPool`]. Its front is the first byte not acknowledged; a cursor stands at the
 /// first byte not sent, or to be sent again. It is cleared before it is dropped.
