@@ -1,8 +1,9 @@
-//! What a developer and CI run: `cargo xtask setup | demo | test | sim | interop | bench | vm | dpdk`.
+//! What a developer and CI run: `cargo xtask setup | demo | test | sim | crash | interop | bench | vm | dpdk`.
 //!
 //! Builds without DPDK or libclang, since it is what installs them.
 
 mod bench;
+mod crash;
 mod demo;
 mod dpdk;
 mod fuzz;
@@ -38,6 +39,9 @@ enum Task {
     /// Conversations of our TCP with itself and with smoltcp's over simulated links that do their worst.
     #[command(after_help = sim::EXAMPLES)]
     Sim(sim::Options),
+    /// A store's lives over models of media that lose what a power cut may lose; and each flush left out once.
+    #[command(after_help = crash::EXAMPLES)]
+    Crash(crash::Options),
     /// Linux as the other end: the tests of it, or with --loss our TCP beside Linux' own over bad and long paths.
     #[command(after_help = interop::EXAMPLES)]
     Interop(interop::Options),
@@ -71,6 +75,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Sim(options) => sim::run(&options),
+        Task::Crash(options) => crash::run(&options),
         Task::Interop(options) => interop::run(&options),
         Task::Bench(options) => bench::run(&options).map(|()| true),
         Task::Fuzz(options) => fuzz::run(&options),

@@ -29,7 +29,8 @@
 //! from them) and `medium` (the memory that holds them, and what is done to it). On these stands `arena` (named buffers),
 //! then `log` (records that name them), `recovery` (from what a crash left to a log that can go on), `region` (where the
 //! memory comes from, and its shards) and `snapshot` (a store that is only read). `watch` (how far opening has come) and
-//! `sum` (sums of words, for whoever checks what arrived) need none of them; `cpu` says to all what the CPU can do.
+//! `sum` (sums of words, for whoever checks what arrived) need none of them; `cpu` says to all what the CPU can do, and
+//! `safeguard` has a name for each place that the store's promises rest on.
 
 #![allow(unsafe_code)]
 
@@ -40,6 +41,10 @@ mod log;
 mod medium;
 mod recovery;
 mod region;
+#[cfg(debug_assertions)]
+pub mod safeguard;
+#[cfg(not(debug_assertions))]
+mod safeguard;
 mod snapshot;
 mod sum;
 mod watch;
@@ -61,7 +66,7 @@ pub use log::{
     record::{CheckedPieces, Lookup, Piece, Record, RecordInfo},
     shard::{Counters, Records, Scrubbed, Shard, Trimmed},
 };
-pub use medium::{DiskSync, Domain, FlushInstruction, LINE_BYTES, LineModel, Medium, Spent};
+pub use medium::{DiskSync, Domain, FlushInstruction, LINE_BYTES, LineModel, Medium, ModelKind, Spent};
 pub use recovery::{error::OpenError, scan::Corruption};
 pub use region::{DomainChoice, Kind, MEMORY, Options, Region, RegionInfo, ShardSeed};
 pub use snapshot::{PieceName, ShardReport, Snapshot, SnapshotEvent, SnapshotRecord};

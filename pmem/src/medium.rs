@@ -27,12 +27,14 @@ pub(crate) use fault::Named;
 pub(crate) use huge::asked_for;
 pub(crate) use huge::collapse;
 pub(crate) use layer::Layer;
-pub use line_model::LineModel;
+pub use line_model::{LineModel, ModelKind};
 pub(crate) use lock::MediumLock;
 pub(crate) use mapped::{Mapped, Mapping, best_flush_instruction};
 pub(crate) use paged::{Paged, again};
 pub(crate) use slowed::Slowed;
 pub(crate) use timed::Timed;
+
+use crate::safeguard::{Safeguard, omits};
 
 /// Bytes in a cache line: the unit of a flush.
 pub const LINE_BYTES: usize = 64;
@@ -199,7 +201,9 @@ pub(crate) unsafe fn flush_found(medium: &dyn Medium, offset: usize, len: usize)
                         bytes.as_mut_ptr(),
                         bytes.len(),
                     );
-                    medium.store(from, bytes);
+                    if !omits(Safeguard::FoundStore) {
+                        medium.store(from, bytes);
+                    }
                 }
             }
         }

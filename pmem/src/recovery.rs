@@ -26,6 +26,7 @@ use crate::{
         tally::{Count, Tally},
     },
     medium::{Medium, MediumLock, flush_found},
+    safeguard::{Safeguard, omits},
     watch::{Watch, Work},
 };
 
@@ -88,7 +89,9 @@ impl UnopenedShard {
         let outcome = scan(&source, &plan, &mut |scanned| match scanned {
             Scanned::Record(info, names) => {
                 tally.add(info.seq, info.entries, Count::of(info.len));
-                names.iter().for_each(|&name| arena.restore_logged(name));
+                if !omits(Safeguard::LiveBuffers) {
+                    names.iter().for_each(|&name| arena.restore_logged(name));
+                }
                 ControlFlow::Continue(())
             }
             // One record more or less to serve; the others are what they are.
@@ -128,16 +131,24 @@ impl UnopenedShard {
         let failed =
             |what| move |reason| OpenError::Io { what, path: format!("shard {index}").into(), reason };
         for place in places {
+            if omits(Safeguard::FoundHeaderFlush) {
+                continue;
+            }
             // SAFETY: a shard's header is its one owner's, and that is being made here.
             unsafe { flush_found(&*medium, place, HEADER_BYTES) };
         }
         rescue(&*medium, &arena, &mut ring, &found, &outcome)
             .map_err(failed("making the recovered log durable"))?;
         let mut header = HeaderCell::new(medium, places, seed, &headers);
-        let epoch = found.epoch.max(latest_epoch).checked_add(1).ok_or(corrupt(Corruption::Header))?;
+        let latest_epoch = if omits(Safeguard::EpochOfAll) { 0 } else { latest_epoch };
+        let step = u32::from(!omits(Safeguard::Epoch));
+        let epoch = found.epoch.max(latest_epoch).checked_add(step).ok_or(corrupt(Corruption::Header))?;
         let ahead = limits.ahead;
-        let next = Header { epoch, first_seq: outcome.next, durable_seq: outcome.next - 1, ahead, ..found };
-        header.persist(next).map_err(failed("writing the shard's header"))?;
+        let first_seq = if omits(Safeguard::FirstSeq) { found.first_seq } else { outcome.next };
+        let next = Header { epoch, first_seq, durable_seq: outcome.next - 1, ahead, ..found };
+        if !omits(Safeguard::EpochHeader) {
+            header.persist(next).map_err(failed("writing the shard's header"))?;
+        }
         let recovery = Recovery {
             records: outcome.records,
             payload_bytes: outcome.payload_bytes,
@@ -166,6 +177,9 @@ fn rescue(
     let from = (outcome.known_durable + 1).max(found.head);
     for entry in (from..outcome.next).filter_map(|seq| ring.read(seq).ok()) {
         for &name in entry.extents() {
+            if omits(Safeguard::FoundPayloadFlush) {
+                continue;
+            }
             // SAFETY: the scan has found the range inside of the arena, and nobody has its buffers yet.
             unsafe { flush_found(medium, arena.medium_offset(name), name.len.into()) };
         }
@@ -173,7 +187,7 @@ fn rescue(
     if from < outcome.next {
         ring.flush_found(from, outcome.next - from);
     }
-    medium.fence()
+    if omits(Safeguard::FoundFence) { Ok(()) } else { medium.fence() }
 }
 
 /// The log and the arena of a shard that is being opened.

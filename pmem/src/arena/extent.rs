@@ -3,7 +3,10 @@
 use std::{fmt, mem::ManuallyDrop, ptr, rc::Rc, slice};
 
 use super::{Arena, Meta, WITH_DEVICE};
-use crate::format::entry::{BufferId, ExtentName};
+use crate::{
+    format::entry::{BufferId, ExtentName},
+    safeguard::{Safeguard, omits},
+};
 
 /// A counted reference to a whole buffer. Dropping the last reference frees the buffer.
 #[derive(Clone)]
@@ -197,7 +200,8 @@ impl Extent {
     pub(crate) fn claim(&self) -> bool {
         let meta = self.meta();
         let (from, to) = (meta.claimed_from.get(), meta.claimed_to.get());
-        if from < to && self.offset < to && self.offset + self.len > from {
+        let is_taken = from < to && self.offset < to && self.offset + self.len > from;
+        if is_taken && !omits(Safeguard::Claim) {
             return false;
         }
         meta.widen_claim(self.offset, self.len);

@@ -5,6 +5,7 @@ use std::{io, ptr, sync::Arc};
 use crate::{
     format::header::{Copies, Found, HEADER_BYTES, Header},
     medium::Medium,
+    safeguard::{Safeguard, omits},
 };
 
 /// Where a shard's header lies, and what it says now.
@@ -46,21 +47,25 @@ impl HeaderCell {
     pub(crate) fn persist(&mut self, header: Header) -> io::Result<u64> {
         // Copy `generation mod 2` comes first, as with programs that write one copy only.
         let next = self.current.generation + 1;
-        let skipped = self.at.is_some_and(|at| next % 2 == at as u64);
+        let skipped = self.at.is_some_and(|at| next % 2 == at as u64) && !omits(Safeguard::OlderCopyFirst);
         let header = Header { generation: next + u64::from(skipped), is_mirrored: true, ..header };
         let first = (header.generation % 2) as usize;
-        self.write(first, &header)?;
+        self.write(first, &header, [Safeguard::FirstCopyFlush, Safeguard::FirstCopyFence])?;
         (self.current, self.at) = (header, Some(first));
-        self.write(1 - first, &header)?;
+        if !omits(Safeguard::SecondCopy) {
+            self.write(1 - first, &header, [Safeguard::SecondCopyFlush, Safeguard::SecondCopyFence])?;
+        }
         self.at = None;
         Ok(2)
     }
 
-    fn write(&self, copy: usize, header: &Header) -> io::Result<()> {
+    fn write(&self, copy: usize, header: &Header, [flush, fence]: [Safeguard; 2]) -> io::Result<()> {
         let offset = self.places[copy];
         // SAFETY: the range was checked in `new`; this is its only owner, and no references to it are ever made.
         unsafe { self.medium.store(offset, &header.encode(self.seed)) };
-        self.medium.flush(offset, HEADER_BYTES);
-        self.medium.fence()
+        if !omits(flush) {
+            self.medium.flush(offset, HEADER_BYTES);
+        }
+        if omits(fence) { Ok(()) } else { self.medium.fence() }
     }
 }

@@ -5,6 +5,7 @@ use std::{ptr, sync::Arc};
 use crate::{
     format::entry::{ENTRY_BYTES, Entry, EntryFault},
     medium::{Medium, flush_found},
+    safeguard::{Safeguard, omits},
 };
 
 /// A shard's ring of log entries in the medium.
@@ -58,13 +59,18 @@ impl Ring {
 
     /// Flushes the slots of `count` entries from `seq` on; returns the number of lines.
     #[inline]
-    pub(crate) fn flush(&self, seq: u64, count: u64) -> u64 {
-        self.for_slots(seq, count, |offset, len| self.medium.flush(offset, len));
+    pub(crate) fn flush(&self, safeguard: Safeguard, seq: u64, count: u64) -> u64 {
+        if !omits(safeguard) {
+            self.for_slots(seq, count, |offset, len| self.medium.flush(offset, len));
+        }
         count
     }
 
     /// Flushes the slots of entries that were found there, and may be on the medium or not.
     pub(crate) fn flush_found(&mut self, seq: u64, count: u64) {
+        if omits(Safeguard::FoundEntriesFlush) {
+            return;
+        }
         // SAFETY: the ring lies inside the medium (checked in `new`), and this is its only owner.
         self.for_slots(seq, count, |offset, len| unsafe { flush_found(&*self.medium, offset, len) });
     }
@@ -75,7 +81,7 @@ impl Ring {
         let first = seq & (self.slots() - 1);
         let before_end = count.min(self.slots() - first);
         range(self.slot_offset(seq), before_end as usize * ENTRY_BYTES);
-        if before_end < count {
+        if before_end < count && !omits(Safeguard::WrappedEntryFlush) {
             range(self.offset, (count - before_end) as usize * ENTRY_BYTES);
         }
     }

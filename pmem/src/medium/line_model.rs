@@ -1,74 +1,58 @@
-//! A model of persistent memory that loses what a power cut may lose.
+//! A model of a medium that loses what a power cut may lose.
+
+mod state;
 
 use std::{
-    collections::BTreeMap,
     io,
     ptr::{self, NonNull},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Domain, LINE_BYTES, Medium, line_range};
+use self::state::{Chance, State};
+use super::{DiskSync, Domain, FlushInstruction, LINE_BYTES, Medium, line_range};
 
-/// Bytes that reach the medium together or not at all.
-const ATOM_BYTES: usize = 8;
-
-/// Persistent memory for crash tests: a store or a DMA arrival dirties a 64-byte line, a flush makes the line's
-/// content of that moment pending, a fence makes what is pending durable.
+/// Persistent memory for crash tests: a store or a DMA arrival dirties a 64-byte line, a flush sends the line's content of
+/// that moment on its way, a fence makes durable what its own handle has sent.
 ///
 /// [`crash`](Self::crash) gives what a power cut could leave behind: what was fenced for sure, and any subset of
 /// the rest in pieces of 8 bytes. The memory itself is what the CPU sees: opening a region over the same model
-/// again is a process that was killed while the machine ran on.
+/// again is a process that was killed while the machine ran on. [`of`](Self::of) makes models of other media.
+///
+/// [Handles](Medium::fork) share the memory, and nothing else: what one has flushed no other's fence makes durable.
 pub struct LineModel {
+    shared: Arc<Shared>,
+    handle: usize,
+}
+
+/// What a [`LineModel`] is a model of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelKind {
+    /// Lines, of which a fence that fails may lose some for good: more than any medium does.
+    Lines,
+    /// Persistent memory behind caches that are lost.
+    CacheLines,
+    /// Persistent memory whose caches survive: what a handle has stored is durable with its next fence, flushed or not.
+    FenceOnly,
+    /// A file in the page cache. A page that was stored to is written back when it is asked for, and at any other time. Where
+    /// that fails, the page stays as it is in memory and counts as written; who asked is told once.
+    Pages,
+    /// A disk, written from memory in whole blocks, and only in those that were asked for. The device reads a block whenever
+    /// it likes before it is done; until then the block holds words of what was and of what comes. A killed process leaves
+    /// what the disk has.
+    Disk,
+}
+
+struct Shared {
     base: NonNull<u8>,
     len: usize,
+    kind: ModelKind,
     state: Mutex<State>,
 }
 
 // SAFETY: the memory is plain and owned by the model; access is governed by `Medium`'s contracts.
-unsafe impl Send for LineModel {}
+unsafe impl Send for Shared {}
 // SAFETY: as above; the bookkeeping is behind a mutex.
-unsafe impl Sync for LineModel {}
-
-struct State {
-    durable: Vec<u8>,
-    /// Lines, by number, whose memory differs from what is durable or may do so.
-    lines: BTreeMap<usize, Line>,
-    operations: u64,
-    fuse: Option<Fuse>,
-    image: Option<Vec<u8>>,
-    killed: Option<Arc<LineModel>>,
-    failure: Option<Failure>,
-}
-
-/// What fences do instead of making anything durable.
-enum Failure {
-    /// They all say this.
-    Each(String),
-    /// The one after so many says this, and what waits for it is lost to all that come after.
-    Once(u32, String),
-}
-
-#[derive(Clone, Copy)]
-struct Line {
-    dirty: bool,
-    pending: Option<[u8; LINE_BYTES]>,
-    /// Whether it counts as durable and is not: no flush does anything for it, until it is stored to again.
-    is_lost: bool,
-}
-
-impl Line {
-    const CLEAN: Self = Self { dirty: false, pending: None, is_lost: false };
-}
-
-struct Fuse {
-    at_operation: u64,
-    end: End,
-}
-
-enum End {
-    PowerCut(Box<dyn FnMut() -> u64 + Send>),
-    Kill,
-}
+unsafe impl Sync for Shared {}
 
 /// The page size that [`Medium::base`] promises.
 const PAGE_BYTES: usize = 4096;
@@ -81,129 +65,135 @@ impl LineModel {
 
     /// Memory that holds `image`, all of it durable: what a machine finds when it boots after
     /// [`crash`](Self::crash). Rounded up to whole pages.
-    pub fn from_image(mut image: Vec<u8>) -> Arc<Self> {
-        image.resize(image.len().max(1).next_multiple_of(PAGE_BYTES), 0);
-        Self::with_state(&image.clone(), image, BTreeMap::new())
+    pub fn from_image(image: Vec<u8>) -> Arc<Self> {
+        Self::of(ModelKind::Lines, image, 0)
     }
 
-    fn with_state(memory: &[u8], durable: Vec<u8>, lines: BTreeMap<usize, Line>) -> Arc<Self> {
-        let layout = Self::layout(memory.len());
+    /// A medium of some kind that holds `image`, all of it durable. What it does on its own follows from `seed`.
+    pub fn of(kind: ModelKind, mut image: Vec<u8>, seed: u64) -> Arc<Self> {
+        image.resize(image.len().max(1).next_multiple_of(PAGE_BYTES), 0);
+        let memory = image.clone();
+        Self::with_state(kind, &memory, State::new(image, Chance::new(seed)))
+    }
+
+    fn with_state(kind: ModelKind, memory: &[u8], state: State) -> Arc<Self> {
+        let layout = layout(memory.len());
         // SAFETY: the layout has a size, since there is a page at least.
         let base = unsafe { std::alloc::alloc(layout) };
         let base = NonNull::new(base).unwrap_or_else(|| std::alloc::handle_alloc_error(layout));
         // SAFETY: `base` was just allocated with this length.
         unsafe { ptr::copy_nonoverlapping(memory.as_ptr(), base.as_ptr(), memory.len()) };
-        let state =
-            State { durable, lines, operations: 0, fuse: None, image: None, killed: None, failure: None };
-        Arc::new(Self { base, len: memory.len(), state: Mutex::new(state) })
+        let shared = Shared { base, len: memory.len(), kind, state: Mutex::new(state) };
+        Arc::new(Self { shared: Arc::new(shared), handle: 0 })
+    }
+
+    /// What this is a model of.
+    pub fn kind(&self) -> ModelKind {
+        self.shared.kind
     }
 
     /// What a power cut at this moment could leave behind. `random` gives uniform bits, and with them one of the
     /// possible images.
     pub fn crash(&self, mut random: impl FnMut() -> u64) -> Vec<u8> {
-        let state = self.state();
-        self.image(&state, &mut random)
+        self.shared.state().image(&self.shared, &mut random)
+    }
+
+    /// The lines that a power cut at this moment may leave otherwise than they are durable, in the order of their places:
+    /// where each lies, and what else it may hold. A line may also hold words of several of these.
+    pub fn unsure(&self) -> Vec<(usize, Vec<[u8; LINE_BYTES]>)> {
+        self.shared.state().unsure(&self.shared)
     }
 
     /// Takes a crash image just before operation number `at_operation` (counted from the model's making, as
     /// [`operations`](Self::operations) does), in the midst of whatever goes on then.
     pub fn crash_at(&self, at_operation: u64, random: impl FnMut() -> u64 + Send + 'static) {
-        self.state().fuse = Some(Fuse { at_operation, end: End::PowerCut(Box::new(random)) });
+        self.shared.state().cut_power_at(at_operation, Box::new(random));
     }
 
     /// Keeps the memory as it is just before operation number `at_operation`, caches and all: what a process that
     /// is killed then leaves to the next one.
     pub fn kill_at(&self, at_operation: u64) {
-        self.state().fuse = Some(Fuse { at_operation, end: End::Kill });
+        self.shared.state().kill_at(at_operation);
     }
 
     /// The image that [`crash_at`](Self::crash_at) asked for, once its moment has passed.
     pub fn crashed(&self) -> Option<Vec<u8>> {
-        self.state().image.take()
+        self.shared.state().image.take()
     }
 
     /// The memory that [`kill_at`](Self::kill_at) asked for, once its moment has passed.
     pub fn killed(&self) -> Option<Arc<Self>> {
-        self.state().killed.take()
+        self.shared.state().killed.take()
+    }
+
+    /// The memory as it is now, caches and all: what a process that is killed leaves to the next one.
+    pub fn kill(&self) -> Arc<Self> {
+        self.shared.twin(&mut self.shared.state())
     }
 
     /// Whether the moment of [`crash_at`](Self::crash_at) or [`kill_at`](Self::kill_at) has passed and its
     /// outcome was not fetched yet.
     pub fn has_crashed(&self) -> bool {
-        let state = self.state();
+        let state = self.shared.state();
         state.image.is_some() || state.killed.is_some()
     }
 
     /// Forgets a moment that was asked for and has not come.
     pub fn disarm(&self) {
-        self.state().fuse = None;
+        self.shared.state().disarm();
     }
 
     /// Makes all fences from now on fail with this message, or work again.
     pub fn fail_fences(&self, message: Option<&str>) {
-        self.state().failure = message.map(|message| Failure::Each(message.to_owned()));
+        self.shared.state().fail_each(message);
     }
 
     /// Makes the fence after `others` more fail as `msync` does where the disk refuses a write: Linux keeps the pages in its
     /// cache, counts them as written though they are not, and tells the error once (fsync(2), "NOTES"). Later fences work,
-    /// but for what is not stored anew.
+    /// but for what is not stored anew. What the fence would have made durable may be so in part.
     pub fn fail_fence_once(&self, others: u32, message: &str) {
-        self.state().failure = Some(Failure::Once(others, message.to_owned()));
+        self.shared.state().fail_once(others, message);
     }
 
     /// Whether [`fail_fence_once`](Self::fail_fence_once) still waits for its fence.
     pub fn will_fail_once(&self) -> bool {
-        matches!(self.state().failure, Some(Failure::Once(..)))
+        self.shared.state().will_fail_once()
     }
 
     /// Stores, DMA arrivals, flushes and fences so far.
     pub fn operations(&self) -> u64 {
-        self.state().operations
+        self.shared.state().operations
     }
+}
 
-    fn image(&self, state: &State, random: &mut dyn FnMut() -> u64) -> Vec<u8> {
-        let mut image = state.durable.clone();
-        for (&number, line) in &state.lines {
-            let at = number * LINE_BYTES;
-            let seen = self.line(number);
-            // Often a line is lost or saved as a whole; that finds what needs several lines of the same age.
-            let whole = random();
-            let whole = whole.is_multiple_of(2).then(|| random() % 3);
-            for atom in (0..LINE_BYTES).step_by(ATOM_BYTES) {
-                // A line leaves the cache whenever it likes: what is durable, what was flushed and what is
-                // there now may each be what the medium holds.
-                let bytes = match (whole.unwrap_or_else(|| random() % 3), line.pending) {
-                    (0, _) => continue,
-                    (1, Some(pending)) => pending,
-                    _ if line.is_lost => continue,
-                    _ => seen,
-                };
-                image[at + atom..at + atom + ATOM_BYTES].copy_from_slice(&bytes[atom..atom + ATOM_BYTES]);
-            }
-        }
-        image
-    }
-
+impl Shared {
     /// Counts an operation, and keeps what a crash before it would leave if its time has come.
     fn operate(&self) -> MutexGuard<'_, State> {
         let mut state = self.state();
-        let operations = state.operations;
-        let due = state.fuse.take_if(|fuse| fuse.at_operation <= operations);
-        match due.map(|fuse| fuse.end) {
-            Some(End::PowerCut(mut random)) => state.image = Some(self.image(&state, &mut random)),
-            Some(End::Kill) => {
-                // SAFETY: as for `line`: the allocation has this length.
-                let memory = unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.len) };
-                let twin = Self::with_state(memory, state.durable.clone(), state.lines.clone());
-                state.killed = Some(twin);
-            }
+        match state.burn() {
+            Some(state::End::PowerCut(mut random)) => state.image = Some(state.image(self, &mut random)),
+            Some(state::End::Kill) => state.killed = Some(self.twin(&mut state)),
             None => {}
         }
         state.operations += 1;
+        if self.kind == ModelKind::Pages {
+            state.write_back(self);
+        }
         state
     }
 
-    fn write(&self, offset: usize, bytes: &[u8]) {
+    fn twin(&self, state: &mut State) -> Arc<LineModel> {
+        if self.kind == ModelKind::Disk {
+            // Memory is the process's, and what is with the device may come to its end or not.
+            let image = state.image_by_chance(self);
+            return LineModel::with_state(self.kind, &image.clone(), State::new(image, state.fork_chance()));
+        }
+        // SAFETY: as for `line`: the allocation has this length.
+        let memory = unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.len) };
+        LineModel::with_state(self.kind, memory, state.orphaned(self, memory))
+    }
+
+    fn write(&self, handle: usize, offset: usize, bytes: &[u8]) {
         let mut state = self.operate();
         assert!(
             offset.checked_add(bytes.len()).is_some_and(|end| end <= self.len),
@@ -211,10 +201,7 @@ impl LineModel {
         );
         // SAFETY: the range was checked; `Medium::store` has the caller promise that nobody else uses it.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.as_ptr().add(offset), bytes.len()) };
-        for number in lines(offset, bytes.len(), self.len) {
-            let line = state.lines.entry(number).or_insert(Line::CLEAN);
-            (line.dirty, line.is_lost) = (true, false);
-        }
+        state.dirtied(handle, lines(offset, bytes.len(), self.len));
     }
 
     /// What the CPU sees of a line.
@@ -234,17 +221,16 @@ impl LineModel {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn layout(len: usize) -> std::alloc::Layout {
-        std::alloc::Layout::from_size_align(len, PAGE_BYTES)
-            .expect("an image that fits into memory has a layout")
-    }
 }
 
-impl Drop for LineModel {
+fn layout(len: usize) -> std::alloc::Layout {
+    std::alloc::Layout::from_size_align(len, PAGE_BYTES).expect("an image that fits into memory has a layout")
+}
+
+impl Drop for Shared {
     fn drop(&mut self) {
-        // SAFETY: allocated in `from_image` with the same layout.
-        unsafe { std::alloc::dealloc(self.base.as_ptr(), Self::layout(self.len)) }
+        // SAFETY: allocated in `with_state` with the same layout.
+        unsafe { std::alloc::dealloc(self.base.as_ptr(), layout(self.len)) }
     }
 }
 
@@ -253,64 +239,78 @@ fn lines(offset: usize, len: usize, end: usize) -> std::ops::Range<usize> {
     range.start / LINE_BYTES..range.end / LINE_BYTES
 }
 
-// SAFETY: the allocation lives as long as the model, at one address; every method checks its range.
+// SAFETY: the allocation lives as long as a handle does, at one address; every method checks its range.
 unsafe impl Medium for LineModel {
     fn base(&self) -> NonNull<u8> {
-        self.base
+        self.shared.base
     }
 
     fn len(&self) -> usize {
-        self.len
+        self.shared.len
     }
 
     unsafe fn store(&self, offset: usize, bytes: &[u8]) {
-        self.write(offset, bytes);
+        self.shared.write(self.handle, offset, bytes);
     }
 
     unsafe fn dma(&self, offset: usize, bytes: &[u8]) {
-        self.write(offset, bytes);
+        self.shared.write(self.handle, offset, bytes);
     }
 
     fn flush(&self, offset: usize, len: usize) {
-        let mut state = self.operate();
-        for number in lines(offset, len, self.len) {
-            if let Some(line) = state.lines.get_mut(&number).filter(|line| line.dirty) {
-                *line = Line { pending: Some(self.line(number)), ..Line::CLEAN };
-            }
+        let mut state = self.shared.operate();
+        let lines = lines(offset, len, self.shared.len);
+        match self.shared.kind {
+            ModelKind::Lines | ModelKind::CacheLines => state.send(&self.shared, self.handle, lines),
+            ModelKind::FenceOnly => {}
+            ModelKind::Pages | ModelKind::Disk => state.ask_for(self.handle, lines),
         }
     }
 
     fn fence(&self) -> io::Result<()> {
-        let mut state = self.operate();
-        match &mut state.failure {
-            None => {}
-            Some(Failure::Each(message)) => return Err(io::Error::other(message.clone())),
-            Some(Failure::Once(others, _)) if *others > 0 => *others -= 1,
-            Some(Failure::Once(_, message)) => {
-                let error = io::Error::other(message.clone());
-                state.failure = None;
-                for line in state.lines.values_mut().filter(|line| line.pending.is_some()) {
-                    (line.pending, line.is_lost) = (None, !line.dirty);
-                }
-                return Err(error);
-            }
+        let mut state = self.shared.operate();
+        state.finish(&self.shared, self.handle)?;
+        state.start(&self.shared, self.handle)?;
+        state.finish(&self.shared, self.handle)
+    }
+
+    fn start_fence(&self) -> io::Result<bool> {
+        let mut state = self.shared.operate();
+        state.finish(&self.shared, self.handle)?;
+        state.start(&self.shared, self.handle)?;
+        if self.fences_later() {
+            return Ok(false);
         }
-        let State { durable, lines, .. } = &mut *state;
-        lines.retain(|number, line| {
-            if let Some(pending) = line.pending.take() {
-                durable[number * LINE_BYTES..][..LINE_BYTES].copy_from_slice(&pending);
-            }
-            line.dirty || line.is_lost
-        });
-        Ok(())
+        state.finish(&self.shared, self.handle).map(|()| true)
+    }
+
+    fn is_fenced(&self) -> io::Result<bool> {
+        let mut state = self.shared.operate();
+        if self.fences_later() && state.goes_on(self.handle) {
+            return Ok(false);
+        }
+        state.finish(&self.shared, self.handle).map(|()| true)
+    }
+
+    fn fences_later(&self) -> bool {
+        matches!(self.shared.kind, ModelKind::Pages | ModelKind::Disk)
     }
 
     fn domain(&self) -> Domain {
-        Domain::Model
+        match self.shared.kind {
+            ModelKind::Lines => Domain::Model,
+            ModelKind::CacheLines => Domain::CacheLines(FlushInstruction::Clwb),
+            ModelKind::FenceOnly => Domain::FenceOnly,
+            ModelKind::Pages => Domain::Msync,
+            ModelKind::Disk => {
+                Domain::Disk(DiskSync { is_by_write: false, by_write_us: None, by_sync_us: 0 })
+            }
+        }
     }
 
     fn fork(self: Arc<Self>) -> Arc<dyn Medium> {
-        self
+        let handle = self.shared.state().add_handle();
+        Arc::new(Self { shared: self.shared.clone(), handle })
     }
 }
 
@@ -396,5 +396,84 @@ mod tests {
         store(&model, 2, b"c");
         assert_eq!(&model.crashed().unwrap()[..3], b"ab\0");
         assert_eq!(model.operations(), 3);
+    }
+
+    /// What a power cut leaves at a place, in any of many ways.
+    fn possible(model: &LineModel, at: usize) -> Vec<u8> {
+        let mut chance = Chance::new(7);
+        let mut seen: Vec<u8> = (0..200).map(|_| model.crash(|| chance.next())[at]).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        seen
+    }
+
+    #[test]
+    fn a_fence_makes_durable_what_its_own_handle_has_flushed() {
+        for kind in [ModelKind::Lines, ModelKind::CacheLines, ModelKind::Pages, ModelKind::Disk] {
+            let model = LineModel::of(kind, vec![0; 8192], 1);
+            let other = model.clone().fork();
+            store(&model, 0, b"1");
+            model.flush(0, 1);
+            // SAFETY: single-threaded, and no references are made.
+            unsafe { other.store(4096, b"2") };
+            other.flush(4096, 1);
+            other.fence().unwrap();
+            assert_eq!(possible(&model, 4096), b"2", "{kind:?}");
+            assert!(possible(&model, 0).contains(&0), "{kind:?}");
+            model.fence().unwrap();
+            assert_eq!(possible(&model, 0), b"1", "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn where_caches_survive_a_fence_is_enough() {
+        let model = LineModel::of(ModelKind::FenceOnly, vec![0; 4096], 1);
+        let other = model.clone().fork();
+        store(&model, 0, b"1");
+        other.fence().unwrap();
+        assert_eq!(possible(&model, 0), [0, b'1'], "another handle's is not");
+        model.fence().unwrap();
+        assert_eq!(possible(&model, 0), b"1");
+    }
+
+    #[test]
+    fn a_page_is_written_back_at_any_time_and_a_block_of_a_disk_when_it_is_asked_for() {
+        for (kind, expected) in [(ModelKind::Pages, &[0, 1][..]), (ModelKind::Disk, &[0])] {
+            let model = LineModel::of(kind, vec![0; 8192], 1);
+            store(&model, 0, &[1]);
+            assert_eq!(possible(&model, 0), expected, "{kind:?}");
+            // All of the page or block, and not only what was flushed.
+            store(&model, 4000, &[1]);
+            model.flush(0, 1);
+            assert!(!model.start_fence().unwrap());
+            assert_eq!(possible(&model, 4000), [0, 1], "{kind:?}");
+            store(&model, 8, &[2]);
+            while !model.is_fenced().unwrap() {}
+            assert_eq!((possible(&model, 0), possible(&model, 4000)), (vec![1], vec![1]), "{kind:?}");
+            assert!(possible(&model, 8).contains(&0) || possible(&model, 8) == [2], "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn pages_that_could_not_be_written_count_as_written_and_one_handle_is_told_once() {
+        let model = LineModel::of(ModelKind::Pages, vec![0; 8192], 1);
+        let other = model.clone().fork();
+        store(&model, 0, &[1; 4096]);
+        model.flush(0, 1);
+        model.fail_fence_once(0, "no space");
+        assert!(model.fence().is_err());
+        other.flush(0, 1);
+        assert!(other.fence().is_ok() && model.fence().is_ok());
+        assert_eq!(crash(&model, 0), crash(&model, 2), "nothing more comes of it");
+        assert!(crash(&model, 2)[..4096].contains(&0), "it is in memory, and not all of it elsewhere");
+    }
+
+    #[test]
+    fn a_killed_process_leaves_its_caches_and_of_a_disk_what_that_has() {
+        for (kind, expected) in [(ModelKind::Lines, 1), (ModelKind::Pages, 1), (ModelKind::Disk, 0)] {
+            let model = LineModel::of(kind, vec![0; 4096], 1);
+            store(&model, 0, &[1]);
+            assert_eq!(model.kill().shared.line(0)[0], expected, "{kind:?}");
+        }
     }
 }

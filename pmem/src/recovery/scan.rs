@@ -13,6 +13,7 @@ use crate::{
         quarantine::{Quarantine, Quarantined},
         record::RecordInfo,
     },
+    safeguard::{Safeguard, omits},
 };
 
 /// A log and the buffers that it names, as recovery and read-only tools see them.
@@ -178,7 +179,8 @@ fn vouched<S: Source>(
     visit: &mut dyn FnMut(Scanned<'_>) -> ControlFlow<()>,
 ) -> ControlFlow<(), Vouched> {
     let header = plan.header;
-    let mut found = Vouched { known_durable: header.durable_seq, latest: None };
+    let known_durable = if omits(Safeguard::VouchedByHeader) { 0 } else { header.durable_seq };
+    let mut found = Vouched { known_durable, latest: None };
     let mut latest_epoch = header.epoch;
     let mut stale = None;
     // None but these can say more than the header does: entries up to its `durable_seq` vouch for what comes before them.
@@ -195,7 +197,9 @@ fn vouched<S: Source>(
             stale = stale.or(Some(Corruption::StaleHead { head: header.head, seq: entry.seq }));
             continue;
         }
-        found.known_durable = found.known_durable.max(entry.durable_seq);
+        if !omits(Safeguard::VouchedByEntry) {
+            found.known_durable = found.known_durable.max(entry.durable_seq);
+        }
         if entry.epoch == header.epoch && entry.seq >= header.first_seq {
             found.latest = found.latest.max(Some(entry.seq));
         }
@@ -286,7 +290,7 @@ impl<S: Source> Walk<'_, S> {
         }
         let bytes = self.source.slot(seq % self.plan.slots).ok_or(EntryFault::Missing)?;
         let entry = Entry::decode(&bytes, self.plan.seed)?;
-        if entry.seq != seq {
+        if entry.seq != seq && !omits(Safeguard::EntrySeq) {
             return Err(EntryFault::Seq { found: entry.seq });
         }
         let header = &self.plan.header;
@@ -298,10 +302,10 @@ impl<S: Source> Walk<'_, S> {
         } else {
             self.min_epoch..=header.epoch.saturating_sub(1)
         };
-        if !expected.contains(&found) {
+        if !expected.contains(&found) && !omits(Safeguard::EntryEpoch) {
             return Err(EntryFault::Epoch { found, expected: *expected.end() });
         }
-        if entry.is_first == is_continued {
+        if entry.is_first == is_continued && !omits(Safeguard::EntryOrder) {
             return Err(EntryFault::Order);
         }
         Ok(entry)
@@ -322,7 +326,8 @@ impl<S: Source> Walk<'_, S> {
             }
             self.names.push(name);
         }
-        if crc == entry.payload_crc || !is_checked { Ok(entry.payload_crc) } else { Err(EntryFault::Payload) }
+        let is_right = crc == entry.payload_crc || omits(Safeguard::PayloadChecksum);
+        if is_right || !is_checked { Ok(entry.payload_crc) } else { Err(EntryFault::Payload) }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     },
     medium::{Medium, flush_found},
     recovery::error::OpenError,
+    safeguard::{Safeguard, omits},
 };
 
 /// Done once, by whoever opens the first shard. Dropped before, it leaves everything as it was.
@@ -85,28 +86,28 @@ impl Task {
         match self {
             Self::Keep(superblock) => {
                 // Whoever made the store may have been told that it is not on the medium, and has left it in memory.
-                flush_superblocks(medium, superblock);
-                medium.fence()
+                flush_superblocks(medium, superblock, Safeguard::FoundSuperblockFlush);
+                if omits(Safeguard::FoundSuperblockFence) { Ok(()) } else { medium.fence() }
             }
             Self::TakeOver(superblock) => {
                 tracing::info!(
                     path = %path.display(),
                     "a store of an older format is taken over; older programs will refuse it"
                 );
-                flush_superblocks(medium, superblock);
-                medium.fence()?;
                 // Until the first of these is durable nothing of the new format may be in the store.
                 for copy in 0..2 {
                     write_superblock(medium, superblock, copy);
-                    medium.fence()?;
+                    if !omits(Safeguard::TakeOverFence) {
+                        medium.fence()?;
+                    }
                 }
                 Ok(())
             }
             Self::Repair { superblock, copy } => {
                 tracing::warn!(path = %path.display(), copy, "repairing a copy of the superblock");
-                flush_superblocks(medium, superblock);
+                flush_superblocks(medium, superblock, Safeguard::SoundSuperblockFlush);
                 write_superblock(medium, superblock, *copy);
-                medium.fence()
+                if omits(Safeguard::RepairedSuperblockFence) { Ok(()) } else { medium.fence() }
             }
             Self::Format(superblock) => format(medium, superblock),
         }
@@ -123,32 +124,45 @@ fn format(medium: &dyn Medium, superblock: &Superblock) -> io::Result<()> {
     for place in [first, SUPERBLOCK_BYTES, second].into_iter().chain(old) {
         // SAFETY: as for every store in this file: inside the medium, and its shards are not open yet.
         unsafe { medium.store(place, &[0; SUPERBLOCK_BYTES]) };
-        medium.flush(place, SUPERBLOCK_BYTES);
+        if !omits(Safeguard::ErasedFlush) {
+            medium.flush(place, SUPERBLOCK_BYTES);
+        }
     }
-    medium.fence()?;
+    if !omits(Safeguard::ErasedFence) {
+        medium.fence()?;
+    }
     for shard in 0..geometry.shards {
         let header = Header::NEW.encode(crc_seed(superblock.uuid, shard));
         for place in geometry.headers_of(shard) {
             // SAFETY: the geometry lies inside the medium, and its shards are not open yet.
             unsafe { medium.store(place, &header) };
-            medium.flush(place, HEADER_BYTES);
+            if !omits(Safeguard::NewHeadersFlush) {
+                medium.flush(place, HEADER_BYTES);
+            }
         }
     }
-    medium.fence()?;
+    if !omits(Safeguard::NewHeadersFence) {
+        medium.fence()?;
+    }
     (0..2).for_each(|copy| write_superblock(medium, superblock, copy));
-    medium.fence()
+    if omits(Safeguard::NewSuperblockFence) { Ok(()) } else { medium.fence() }
 }
 
 fn write_superblock(medium: &dyn Medium, superblock: &Superblock, copy: usize) {
     let place = superblock.geometry.superblocks()[copy];
     // SAFETY: a region is longer than its superblocks, and its shards are not open yet.
     unsafe { medium.store(place, &superblock.encode()) };
-    medium.flush(place, SUPERBLOCK_BYTES);
+    if !omits(Safeguard::SuperblockFlush) {
+        medium.flush(place, SUPERBLOCK_BYTES);
+    }
 }
 
 /// Flushes both copies as they were found.
-fn flush_superblocks(medium: &dyn Medium, superblock: &Superblock) {
+fn flush_superblocks(medium: &dyn Medium, superblock: &Superblock, safeguard: Safeguard) {
     for place in superblock.geometry.superblocks() {
+        if omits(safeguard) {
+            continue;
+        }
         // SAFETY: the geometry lies inside the medium, and its shards are not open yet.
         unsafe { flush_found(medium, place, SUPERBLOCK_BYTES) };
     }

@@ -15,6 +15,7 @@ use crate::{
         proof::{Pending, Receipt},
         tally::Count,
     },
+    safeguard::{Safeguard, omits},
 };
 
 /// Appended drafts whose memory is kept.
@@ -84,7 +85,9 @@ impl Shard {
         }
         let crc32c = crc::crc32c(extent.bytes());
         let from = extent.medium_offset();
-        self.arena.medium().flush(from, len);
+        if !omits(Safeguard::WholePieceFlush) {
+            self.arena.medium().flush(from, len);
+        }
         self.counters.flushed_lines += lines(from, from + len);
         self.write_piece(extent, crc32c);
         Ok(self.written(1, len as u64, crc32c))
@@ -141,7 +144,9 @@ impl Shard {
     fn append_long(&mut self, building: &mut Building) -> Result<Pending, AppendError> {
         let groups = building.extents.len().div_ceil(ENTRY_EXTENTS);
         self.has_entries(groups as u64)?;
-        building.flush_pack(&self.arena);
+        if !omits(Safeguard::DraftFlush) {
+            building.flush_pack(&self.arena);
+        }
         for (group, pieces) in building.extents.chunks(ENTRY_EXTENTS).enumerate() {
             let mut names = [ExtentName::default(); ENTRY_EXTENTS];
             names.iter_mut().zip(pieces).for_each(|(name, extent)| *name = extent.name());
@@ -162,7 +167,9 @@ impl Shard {
         if self.pack.as_ref().is_none_or(|pack| pack.room(&self.arena) < len) {
             self.make_room(|shard| shard.arena.free_buffers() > shard.limits.reserve);
             let buffer = take_beyond(&self.arena, self.limits.reserve)?;
-            self.flush_pack();
+            if !omits(Safeguard::FullPackFlush) {
+                self.flush_pack();
+            }
             self.pack = Some(Pack::new(buffer));
         }
         let pack = self.pack.as_mut().expect("it was put there");
@@ -190,7 +197,7 @@ impl Shard {
     fn write_entry(&mut self, index: u64, payload_crc: u32, is_first: bool, is_last: bool, body: Body) {
         self.ring.write(&Entry {
             seq: self.next + index,
-            durable_seq: self.committed - 1,
+            durable_seq: if omits(Safeguard::EntryBound) { 0 } else { self.committed - 1 },
             time_s: self.time_s,
             epoch: self.epoch(),
             payload_crc,
@@ -204,7 +211,7 @@ impl Shard {
     /// Flushes the entries of the next record, which are all written, and counts it.
     #[inline]
     fn written(&mut self, entries: u64, len: u64, crc32c: u32) -> Pending {
-        self.counters.flushed_lines += self.ring.flush(self.next, entries);
+        self.counters.flushed_lines += self.ring.flush(Safeguard::EntryFlush, self.next, entries);
         self.counters.appended_records += 1;
         self.counters.payload_bytes += len;
         self.counters.live_records += 1;
@@ -263,7 +270,7 @@ impl Shard {
         if needed > free {
             return Err(AppendError::Full(Full::LogEntries { needed, free }));
         }
-        if self.next + needed > self.write_end {
+        if self.next + needed > self.write_end && !omits(Safeguard::AheadHeader) {
             let persisted = self.persist_header(self.head, needed);
             persisted.map_err(|error| AppendError::Poisoned { why: error.to_string().into() })?;
         }

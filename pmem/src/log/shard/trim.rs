@@ -4,6 +4,7 @@ use super::Shard;
 use crate::{
     format::entry::{Entry, ExtentName},
     log::{error::CommitError, tally::Count},
+    safeguard::{Safeguard, omits},
 };
 
 /// Log entries whose buffers one call frees.
@@ -54,7 +55,9 @@ impl Shard {
             return Ok(Trimmed { head, records: 0, payload_bytes: 0 });
         }
         let before_head = self.count_before(head);
-        self.persist_header(head, 0)?;
+        if !omits(Safeguard::TrimHeader) {
+            self.persist_header(head, 0)?;
+        }
         let Count { records, payload_bytes } = before_head.less(self.before_head);
         self.quarantined.forget(self.head, head);
         (self.head, self.before_head) = (head, before_head);
