@@ -106,7 +106,7 @@ fn rfc2018_4_the_newest_block_is_first_and_the_others_are_repeated() {
 fn rfc2018_4_each_segment_of_a_burst_is_told_of_first_once() {
     let (mut s, _) = open(Version::V4);
     let frames: Vec<_> = (1..=6).map(|n| s.frame_from(s.remote, thousand(1 + 2_000 * n))).collect();
-    s.inject_all(frames);
+    s.exchange(frames, |_| {});
     let told = answers(&mut s);
     let first: Vec<u32> = told.iter().map(|ack| ack.sack.as_ref().expect("there are blocks")[0].0).collect();
     assert_eq!(first, [2_001, 4_001, 6_001, 8_001, 10_001, 12_001], "{told:?}");
