@@ -83,6 +83,10 @@ pub struct ServeArgs {
     /// refuse everything else.
     #[arg(long, value_name = "N", default_value = "1024")]
     pub max_connections: NonZeroU32,
+    /// How many of them may follow the log, or have records streamed to them (GET /records with follow=1 or content=1), at a
+    /// time.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_followers: u32,
     /// After how many seconds of silence a client is asked whether it is still there. One that does not answer four times,
     /// over another minute at most, is disconnected; with --transport kernel one that does not answer once, and has been
     /// silent for as long as --user-timeout says. 0 asks nobody.

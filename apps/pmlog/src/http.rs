@@ -8,6 +8,7 @@ mod decoder;
 mod head;
 mod head_cache;
 mod name;
+mod range;
 mod refusal;
 mod route;
 
@@ -15,5 +16,6 @@ pub use decoder::{Decoder, Item};
 pub use head::{Framing, Head, MAX_HEAD_BYTES};
 pub use head_cache::HeadCache;
 pub use name::{NoName, Position, RecordName};
+pub use range::{ByteRange, Part};
 pub use refusal::{Refusal, Status};
-pub use route::{Ask, DEFAULT_LIST_LIMIT, MAX_LIST_LIMIT, Route, Start};
+pub use route::{Ask, DEFAULT_LIST_LIMIT, FeedStart, MAX_LIST_LIMIT, Route, Start};

@@ -3,8 +3,9 @@
 //! | request | reply |
 //! |---|---|
 //! | `POST /append`, a body of any length up to `--max-record` | `{"seq":N,"length":L,"crc32c":"..."}`, once the record is durable |
-//! | `GET /records/N` | the record's bytes, sent from where they lie |
+//! | `GET /records/N` | the record's bytes, sent from where they lie; a part of them with `Range` |
 //! | `GET /records?from=N&limit=M` | a list of `{"seq","epoch","length","crc32c","next"}`, and in the fields `Log-Head` and `Log-Next` from where on and up to where there are records; 410 if N was trimmed |
+//! | `GET /records?from=N&follow=1&content=1` | the same entries as lines, as they become durable, each with its record's bytes |
 //! | `DELETE /records?before=N` | `{"head":N,"trimmed":M}`: the records below N are gone |
 //! | `GET /health` | how the store is |
 //!

@@ -10,6 +10,7 @@ mod common;
 mod conditional;
 mod connection;
 mod exchange;
+mod feed;
 mod foreign;
 mod network;
 mod out;
@@ -33,6 +34,7 @@ use stack::time::Instant;
 use checked::Alarm;
 use common::{Common, Patience};
 use connection::Connection;
+use feed::Feeds;
 use peers::Peers;
 use render::Rendered;
 use replies::ReplyPool;
@@ -66,6 +68,8 @@ pub struct ServiceConfig {
     /// Further places for connections that come when that many are open. There `GET /health` is answered, and everything
     /// else refused; each connection ends with its reply, or soon without. The network's table has the places of both.
     pub spare_places: u32,
+    /// Clients that may follow a log, or have records streamed to them, at a time.
+    pub max_followers: u32,
     /// How long a connection may be open without a request.
     pub idle_timeout: Duration,
     /// How long a request or the reading of a reply may stand still.
@@ -79,6 +83,8 @@ pub struct ServiceConfig {
     pub retain: Retain,
     /// What records are stamped with. By default nobody knows the time.
     pub wall: WallClock,
+    /// The store's own identifier, as `GET /health` gives it.
+    pub store: String,
     /// The persistence domain, as `GET /health` gives it.
     pub domain: String,
     /// Where `GET /health` reads how the network is.
@@ -91,12 +97,14 @@ impl Default for ServiceConfig {
             max_record_bytes: 16 * 1024 * 1024,
             max_connections: 1024,
             spare_places: 0,
+            max_followers: 256,
             idle_timeout: Duration::from_secs(75),
             stall_timeout: Duration::from_secs(30),
             keeps_records: true,
             scrub_bytes_per_s: 256 << 20,
             retain: Retain::default(),
             wall: WallClock::default(),
+            store: String::new(),
             domain: String::new(),
             network: SharedNetworkState::default(),
         }
@@ -146,6 +154,7 @@ impl LogService {
                 max_record_bytes: config.max_record_bytes,
                 keeps_records: config.keeps_records,
                 patience: Patience { idle: config.idle_timeout, stalled: config.stall_timeout },
+                store: config.store,
                 domain: config.domain,
                 retain: config.retain,
                 network: config.network,
@@ -161,6 +170,8 @@ impl LogService {
                 heads: HeadCache::default(),
                 now,
                 peers: Peers::new(exchange, core, archive, connections),
+                feeds: Feeds::new(connections, config.max_followers),
+                is_ending: false,
             },
             woken: Vec::with_capacity(connections),
             ticked: now,
@@ -195,16 +206,30 @@ impl LogService {
         self.common.peers.archive()
     }
 
-    /// Does what other cores ask for, and goes on with what they have answered; between bursts. True if there was
-    /// anything.
+    /// Does what other cores ask for, goes on with what they have answered, and gives those who follow a log their turns;
+    /// between bursts. True if there was anything.
     pub fn attend<N: Net>(&mut self, net: &mut N, shard: &mut Shard) -> bool {
-        let Common { peers, alarm, now, counters, .. } = &mut self.common;
+        let has_worked = self.attend_others(net, shard);
+        let turns = self.common.feeds.turns();
+        for _ in 0..turns {
+            let place = self.common.feeds.next().and_then(|index| self.places.get_mut(index));
+            if let Some(place) = place.filter(|place| place.is_open()) {
+                place.run(&mut self.common, net, shard);
+            }
+        }
+        has_worked || turns > 0
+    }
+
+    fn attend_others<N: Net>(&mut self, net: &mut N, shard: &mut Shard) -> bool {
+        let Common { peers, alarm, now, counters, feeds, .. } = &mut self.common;
         let is_tending = peers.tend();
         if !peers.has_others() {
             return is_tending;
         }
         peers.publish(shard);
         peers.publish_connections(counters.connections);
+        peers.publish_followers(feeds.count().0.into());
+        feeds.look_around(peers);
         let mut failure = None;
         let mut has_worked = peers.answer_others(shard, alarm, *now, |why| failure = Some(why.to_owned()));
         has_worked |= is_tending;
@@ -286,6 +311,7 @@ impl LogService {
 
     /// Ends in order: no further request is read, and each connection ends once its replies are out.
     pub fn close<N: Net>(&mut self, net: &mut N, shard: &mut Shard) {
+        self.common.is_ending = true;
         for place in self.places.iter_mut().filter(|place| place.is_open()) {
             place.close(&mut self.common, net, shard);
         }
@@ -341,6 +367,8 @@ impl Service for LogService {
         self.common.commits.record(durable.took());
         // Who is told of a record finds it counted, whichever core he asks.
         self.common.peers.publish(shard);
+        self.common.peers.tell_followers();
+        self.common.feeds.wake();
         // What a woken connection appends now awaits the next commit.
         std::mem::swap(&mut self.woken, &mut self.common.awaiting);
         for conn in self.woken.drain(..) {
@@ -358,7 +386,8 @@ impl Service for LogService {
     }
 
     fn may_rest(&self) -> bool {
-        self.common.peers.may_rest()
+        let Common { peers, feeds, .. } = &self.common;
+        peers.may_rest(|| feeds.has_news(peers))
     }
 
     fn awake(&self) {
@@ -367,6 +396,7 @@ impl Service for LogService {
 
     fn commit_failed<N: Net>(&mut self, error: &CommitError, net: &mut N, shard: &mut Shard) {
         self.common.fail(&error.to_string());
+        self.common.feeds.wake();
         std::mem::swap(&mut self.woken, &mut self.common.awaiting);
         for conn in self.woken.drain(..) {
             if let Some(place) = place_of(&mut self.places, conn) {

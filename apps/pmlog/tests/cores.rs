@@ -29,6 +29,11 @@ impl Cores {
     }
 
     fn of(region: Region, cores: u32) -> Self {
+        Self::with_exchange(region, cores).0
+    }
+
+    /// Also gives what the cores have between them.
+    fn with_exchange(region: Region, cores: u32) -> (Self, Arc<Exchange>) {
         let mut shards: Vec<_> = region.into_seeds().into_iter().map(|seed| seed.open().ok()).collect();
         let exchange = Exchange::new(shards.len() as u32, cores);
         exchange.publish((0..).zip(&shards).filter_map(|(index, shard)| Some((index, shard.as_ref()?))));
@@ -45,7 +50,7 @@ impl Cores {
             lab.now = now;
             lab
         };
-        Self((0..cores).map(core).collect())
+        (Self((0..cores).map(core).collect()), exchange)
     }
 
     fn new(cores: u32) -> Self {
@@ -561,4 +566,116 @@ fn an_append_that_names_its_number_names_the_shard_too_and_goes_to_no_other() {
     assert_eq!(cores.ask(1, conn, &append("1-1")).status, 412);
     let listed = cores.get(0, "/records");
     assert_eq!(listed.field("log-next"), Some("0-1, 1-2"));
+}
+
+/// The lines that a client of a feed has so far, behind their head.
+fn lines(lab: &mut Lab, conn: ConnId) -> Vec<Value> {
+    let sent = String::from_utf8_lossy(&lab.client(conn).sent).into_owned();
+    let (_, chunks) = sent.split_once("\r\n\r\n").expect("a head");
+    let lines = chunks.lines().filter(|line| line.starts_with('{'));
+    lines.map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+}
+
+#[test]
+fn a_follower_of_another_cores_shard_is_given_each_record_in_order() {
+    let mut cores = Cores::new(2);
+    let mut expected = Vec::new();
+    let plain = cores.0[0].connect();
+    let whole = cores.0[0].connect();
+    for (conn, query) in [(plain, "shard=1&follow=1"), (whole, "shard=1&follow=1&content=1")] {
+        cores.0[0].send(conn, &request("GET", &format!("/records?{query}")));
+    }
+    let mut bodies = Vec::new();
+    for (seed, len) in LENGTHS.iter().chain(&LENGTHS).enumerate() {
+        // Bytes that are no lines.
+        let bytes = vec![b'a' + (seed % 26) as u8; *len];
+        expected.push(cores.append(1, &bytes));
+        cores.append(0, b"none of theirs");
+        bodies.push(bytes);
+        cores.settle();
+    }
+    for conn in [plain, whole] {
+        let lines = lines(&mut cores.0[0], conn);
+        let names: Vec<String> =
+            lines.iter().map(|line| format!("{}-{}", line["shard"], line["seq"])).collect();
+        assert_eq!(names, expected);
+    }
+    let sent = &cores.0[0].client(whole).sent;
+    for bytes in bodies {
+        assert!(bytes.is_empty() || memchr::memmem::find(sent, &bytes).is_some(), "{} bytes", bytes.len());
+    }
+    let conn = cores.0[0].connect();
+    let health = cores.ask(0, conn, &request("GET", "/health")).json();
+    assert_eq!(health["followers"], 2, "{health}");
+    let conn = cores.0[1].connect();
+    let health = cores.ask(1, conn, &request("GET", "/health")).json();
+    assert_eq!(health["followers"], 2, "{health}");
+    let refused = cores.ask(1, conn, &request("GET", "/records?follow=1"));
+    assert_eq!(refused.status, 400);
+    assert!(refused.reason().contains("2 shards") && refused.reason().contains("shard=SHARD"));
+    // Which shard takes what is appended over a connection.
+    let listed = cores.ask(1, conn, &request("GET", "/records?limit=1"));
+    assert_eq!(listed.field("log-shard"), Some("1"));
+}
+
+#[test]
+fn a_follower_is_told_when_another_core_trims_what_he_wants() {
+    for query in ["shard=1&follow=1", "shard=1&follow=1&content=1"] {
+        let mut cores = Cores::new(2);
+        for seed in 0..100 {
+            cores.append(1, &body(seed, 500));
+        }
+        let slow = cores.0[0].connect();
+        cores.0[0].client(slow).room_bytes = 1000;
+        cores.0[0].send(slow, &request("GET", &format!("/records?{query}")));
+        cores.settle();
+        let conn = cores.0[1].connect();
+        cores.ask(1, conn, &request("DELETE", "/records?before=1-90"));
+        while cores.0[0].make_room(slow, 5000, 100) {
+            cores.settle();
+        }
+        let sent = String::from_utf8_lossy(&cores.0[0].client(slow).sent).into_owned();
+        assert!(sent.ends_with("\"shard\":1,\"head\":90,\"next\":101}\n\r\n0\r\n\r\n"), "{query}");
+        assert!(sent.contains("were trimmed"), "{query}");
+    }
+}
+
+/// A core that sleeps is woken by another one's commit if somebody follows by it, and by nothing else.
+#[test]
+fn a_core_that_sleeps_is_woken_for_its_followers() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use pmlog::service::Waker;
+    use stack::net::Service as _;
+
+    let medium = medium(64 << 20);
+    let options = Options { shards_if_new: Some(2), ..Options::default() };
+    let region = Region::over(medium, &options).expect("a store");
+    let (mut cores, exchange) = Cores::with_exchange(region, 2);
+    let woken = Arc::new(AtomicU32::new(0));
+    let count = woken.clone();
+    exchange.wake_by(
+        0,
+        Waker::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        }),
+    );
+    cores.settle();
+    assert!(cores.0[0].service.may_rest());
+    cores.append(1, b"of no concern to anybody");
+    assert_eq!(woken.load(Ordering::Relaxed), 0);
+    cores.0[0].service.awake();
+
+    let follower = cores.0[0].connect();
+    cores.0[0].send(follower, &request("GET", "/records?shard=1&follow=1&from=next"));
+    cores.settle();
+    assert!(cores.0[0].service.may_rest());
+    let writer = cores.0[1].connect();
+    cores.0[1].send(writer, &post(b"news"));
+    assert_eq!(woken.load(Ordering::Relaxed), 1);
+    // Nor does one go to sleep beside news.
+    cores.0[0].service.awake();
+    assert!(!cores.0[0].service.may_rest());
+    cores.settle();
+    assert_eq!(lines(&mut cores.0[0], follower).len(), 1);
 }

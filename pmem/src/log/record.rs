@@ -82,6 +82,19 @@ impl Piece {
             Self::Inline(bytes, len) => &bytes[..usize::from(*len)],
         }
     }
+
+    /// The part of `len` bytes that begins `from` bytes into this one; none if it would reach beyond the end.
+    pub fn slice(self, from: usize, len: usize) -> Option<Self> {
+        match self {
+            Self::Extent(extent) => extent.slice(from, len).map(Self::Extent),
+            Self::Inline(bytes, all) => {
+                let part = bytes[..usize::from(all)].get(from..from.checked_add(len)?)?;
+                let mut bytes = [0; INLINE_BYTES];
+                bytes[..part.len()].copy_from_slice(part);
+                Some(Self::Inline(bytes, len as u8))
+            }
+        }
+    }
 }
 
 impl Record {
@@ -172,6 +185,28 @@ pub struct CheckedPieces {
     crc: u32,
     /// Pieces at the front of `rest` that are checked.
     checked: usize,
+}
+
+impl CheckedPieces {
+    /// Passes over the log entries whose bytes all lie before the `bytes`th one, and says how many bytes that is. They are
+    /// not read: what follows is checked by what their checksums say of them. To be called before anything is given.
+    pub fn skip_entries(&mut self, bytes: u64) -> u64 {
+        let mut skipped = 0;
+        while self.checked == 0
+            && let Some(check) = self.checks.front()
+        {
+            let len: u64 = self.rest.iter().take(check.extents).map(|extent| extent.len() as u64).sum();
+            if skipped + len > bytes {
+                break;
+            }
+            skipped += len;
+            self.rest.drain(..check.extents.min(self.rest.len()));
+            self.crc = check.crc32c;
+            self.entry += 1;
+            self.checks.pop_front();
+        }
+        skipped
+    }
 }
 
 impl Iterator for CheckedPieces {

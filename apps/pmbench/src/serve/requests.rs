@@ -135,7 +135,7 @@ fn accept(head: &Head, len: usize, max: u64) -> Result<Located, Refusal> {
         (Route::Append, Framing::Length(_)) => Err(Refusal::TooLarge { max }),
         (Route::Append, _) => Err(Refusal::LengthRequired),
         // There is one shard, and a record needs no more than its number.
-        (Route::Ask(Ask::Record(RecordName { shard: None, seq })), Framing::Absent) => {
+        (Route::Ask(Ask::Record { name: RecordName { shard: None, seq }, range: None }), Framing::Absent) => {
             Ok(Located::Read { seq, len })
         }
         (Route::Ask(_), _) => Err(Refusal::NoResource),

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::{RecordName, Refusal, Route, authority::is_host, decimal::decimal};
+use super::{Ask, ByteRange, RecordName, Refusal, Route, authority::is_host, decimal::decimal};
 
 /// The longest request head, in bytes.
 pub const MAX_HEAD_BYTES: usize = 8 * 1024;
@@ -87,6 +87,10 @@ impl Parsed {
         let route = match Route::of(method, target) {
             Ok(_) if is_http11 && fields.other_expectation => Err(Refusal::Expectation),
             Ok(Route::Append) if let Some(next) = fields.if_next => next.map(Route::AppendIf),
+            // RFC 9110, section 14.2: a range is a matter of GET.
+            Ok(Route::Ask(Ask::Record { name, .. })) if method == "GET" => {
+                Ok(Route::Ask(Ask::Record { name, range: fields.range() }))
+            }
             route => route,
         };
         let head = Head {
@@ -120,6 +124,11 @@ struct Fields<'a> {
     expects_continue: bool,
     other_expectation: bool,
     if_next: Option<Result<RecordName, Refusal>>,
+    /// The last `Range` field, and how many there are.
+    range: Option<ByteRange>,
+    ranges: usize,
+    /// `If-Range` stands there.
+    is_conditional: bool,
 }
 
 impl<'a> Fields<'a> {
@@ -134,8 +143,10 @@ impl<'a> Fields<'a> {
                     fields.hosts += 1;
                     fields.bad_host |= !is_host(value);
                 }
+                5 if is("Range") => fields.add_range(value),
                 6 if is("Expect") => fields.expect(value),
                 7 if is("If-Next") => fields.if_next(value),
+                8 if is("If-Range") => fields.is_conditional = true,
                 10 if is("Connection") => fields.connection(value),
                 14 if is("Content-Length") => fields.content_length(value)?,
                 17 if is("Transfer-Encoding") => fields.transfer_encoding(value)?,
@@ -158,6 +169,18 @@ impl<'a> Fields<'a> {
         let name = name.filter(|_| self.if_next.is_none());
         self.if_next =
             Some(name.ok_or(Refusal::Malformed("If-Next is not one record's number, or SHARD-NUMBER")));
+    }
+
+    #[cold]
+    fn add_range(&mut self, value: &[u8]) {
+        self.range = ByteRange::parse(value);
+        self.ranges += 1;
+    }
+
+    /// Which bytes are wanted. A record has no validator that `If-Range` could name, so that with it the record is given
+    /// whole (RFC 9110, section 13.1.5).
+    fn range(&self) -> Option<ByteRange> {
+        self.range.filter(|_| self.ranges == 1 && !self.is_conditional)
     }
 
     #[inline(never)]

@@ -14,6 +14,8 @@ pub struct Status {
 impl Status {
     /// The request was done.
     pub const OK: Self = Self::new(200, "OK");
+    /// The part that was asked for follows.
+    pub const PARTIAL: Self = Self::new(206, "Partial Content");
 
     const fn new(code: u16, phrase: &'static str) -> Self {
         Self { code, phrase }
@@ -67,6 +69,12 @@ pub enum Refusal {
         /// The number asked for.
         seq: u64,
     },
+    /// A range that the record has no byte of.
+    #[error("the record has {len_bytes} bytes, and none of those that are asked for")]
+    Range {
+        /// The record's length.
+        len_bytes: u64,
+    },
     /// A list was to begin with records that are trimmed.
     #[error(
         "records from {from} on were trimmed: shard {} holds those from {head} to before {next}; go on from there, or \
@@ -101,6 +109,27 @@ pub enum Refusal {
         /// How many shards there are.
         shards: u32,
     },
+    /// A feed is of one shard.
+    #[error(
+        "the store has {shards} shards, each with an order of its own: follow each over a connection of its own, with \
+         shard=SHARD"
+    )]
+    NoFeed {
+        /// How many shards there are.
+        shards: u32,
+    },
+    /// As many clients follow as may.
+    #[error(
+        "{max} clients follow the log, or have records streamed to them, by this core already: try again later, or raise \
+         the server's --max-followers"
+    )]
+    Followers {
+        /// How many may.
+        max: u32,
+    },
+    /// The server ends while somebody follows.
+    #[error("the server ends; go on from next when it is back")]
+    Ending,
     /// No such shard.
     #[error("no shard {shard}; the store has {shards}, numbered from 0")]
     NoShard {
@@ -232,7 +261,8 @@ impl Refusal {
             | Self::MalformedChunk(_)
             | Self::BadTarget(_)
             | Self::NoShardNamed { .. }
-            | Self::NoPosition { .. } => Status::new(400, "Bad Request"),
+            | Self::NoPosition { .. }
+            | Self::NoFeed { .. } => Status::new(400, "Bad Request"),
             Self::NoResource | Self::NoRecord { .. } | Self::NoShard { .. } => Status::new(404, "Not Found"),
             Self::Method { .. } => Status::new(405, "Method Not Allowed"),
             Self::Timeout => Status::new(408, "Request Timeout"),
@@ -240,6 +270,7 @@ impl Refusal {
             Self::LengthRequired => Status::new(411, "Length Required"),
             Self::NotNext { .. } => Status::new(412, "Precondition Failed"),
             Self::TooLarge { .. } => Status::new(413, "Content Too Large"),
+            Self::Range { .. } => Status::new(416, "Range Not Satisfiable"),
             Self::Expectation => Status::new(417, "Expectation Failed"),
             Self::OtherShard { .. } => Status::new(421, "Misdirected Request"),
             Self::HeadTooLarge { .. } => Status::new(431, "Request Header Fields Too Large"),
@@ -247,7 +278,9 @@ impl Refusal {
                 Status::new(500, "Internal Server Error")
             }
             Self::Coding => Status::new(501, "Not Implemented"),
-            Self::StoreFailed | Self::Busy { .. } => Status::new(503, "Service Unavailable"),
+            Self::StoreFailed | Self::Busy { .. } | Self::Followers { .. } | Self::Ending => {
+                Status::new(503, "Service Unavailable")
+            }
             Self::Version => Status::new(505, "HTTP Version Not Supported"),
             Self::StoreFull(_) => Status::new(507, "Insufficient Storage"),
         }
@@ -257,7 +290,7 @@ impl Refusal {
     pub const fn field(&self) -> Option<(&'static str, &'static str)> {
         match self {
             Self::Method { allow } => Some(("Allow", allow)),
-            Self::Busy { .. } => Some(("Retry-After", "1")),
+            Self::Busy { .. } | Self::Followers { .. } => Some(("Retry-After", "1")),
             _ => None,
         }
     }

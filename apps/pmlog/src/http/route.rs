@@ -1,6 +1,6 @@
 //! What a request asks for: method and target taken together.
 
-use super::{Position, RecordName, Refusal, authority::is_authority, decimal::decimal};
+use super::{ByteRange, Position, RecordName, Refusal, authority::is_authority, decimal::decimal};
 
 /// Records listed when the client does not say how many.
 pub const DEFAULT_LIST_LIMIT: u64 = 100;
@@ -22,7 +22,12 @@ pub enum Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// `GET /records/N` or `GET /records/S-N`: one record's bytes.
-    Record(RecordName),
+    Record {
+        /// Which one.
+        name: RecordName,
+        /// Which of its bytes; without it, all.
+        range: Option<ByteRange>,
+    },
     /// `GET /records?shard=S&from=N&limit=M`: what the records are.
     List {
         /// The shard of interest; without it, all.
@@ -31,6 +36,19 @@ pub enum Ask {
         from: Option<Start>,
         /// How many records at most.
         limit: u64,
+    },
+    /// `GET /records?shard=S&from=N&follow=1&content=1`: records, line by line.
+    Feed {
+        /// The shard of interest; without it, the only one.
+        shard: Option<u32>,
+        /// The first of interest.
+        from: FeedStart,
+        /// How many records at most.
+        limit: u64,
+        /// Whether what is yet to come is wanted, too.
+        follow: bool,
+        /// Whether the records' bytes are wanted.
+        content: bool,
     },
     /// `DELETE /records?before=N` or `?before=S-N`: forgets the records of a shard below N.
     Trim {
@@ -48,6 +66,17 @@ pub enum Start {
     Seq(u64),
     /// At this position among the records of all shards: `E-S-N`.
     Position(Position),
+}
+
+/// Where a feed begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FeedStart {
+    /// With the oldest record.
+    Oldest,
+    /// At this number of the shard.
+    Seq(u64),
+    /// With the next record that becomes durable: `from=next`.
+    Next,
 }
 
 impl Route {
@@ -70,17 +99,7 @@ impl Route {
             "/append" => Err(Refusal::Method { allow: "POST" }),
             "/health" if reads => no_query(query).map(|()| Self::Ask(Ask::Health)),
             "/health" => Err(Refusal::Method { allow: "GET, HEAD" }),
-            "/records" if reads => {
-                let [shard, from, limit] = values(query, ["shard", "from", "limit"])?;
-                let shard =
-                    shard.map(|text| number(text).map(|shard| u32::try_from(shard).unwrap_or(u32::MAX)));
-                let from = from.map(|text| match Position::parse(text) {
-                    Some(position) => Ok(Start::Position(position)),
-                    None => number(text).map(Start::Seq),
-                });
-                let limit = limit.map(number).transpose()?.unwrap_or(DEFAULT_LIST_LIMIT).min(MAX_LIST_LIMIT);
-                Ok(Self::Ask(Ask::List { shard: shard.transpose()?, from: from.transpose()?, limit }))
-            }
+            "/records" if reads => list(query).map(Self::Ask),
             "/records" if method == "DELETE" => {
                 let [before] = values(query, ["before"])?;
                 let before = before.ok_or(Refusal::BadTarget("a trim needs ?before=N"))?;
@@ -93,8 +112,42 @@ impl Route {
                     return Err(Refusal::Method { allow: "GET, HEAD" });
                 }
                 no_query(query)?;
-                Ok(Self::Ask(Ask::Record(name(text)?)))
+                Ok(Self::Ask(Ask::Record { name: name(text)?, range: None }))
             }
+        }
+    }
+}
+
+/// What a list, or a feed, is to have.
+fn list(query: &str) -> Result<Ask, Refusal> {
+    let [shard, from, limit, follow, content] =
+        values(query, ["shard", "from", "limit", "follow", "content"])?;
+    let shard = shard.map(|text| number(text).map(|shard| u32::try_from(shard).unwrap_or(u32::MAX)));
+    let shard = shard.transpose()?;
+    let limit = limit.map(number).transpose()?;
+    let (follow, content) = (switch(follow)?, switch(content)?);
+    if follow || content {
+        let from = match from {
+            None => FeedStart::Oldest,
+            Some("next") => FeedStart::Next,
+            Some(text) => FeedStart::Seq(number(text)?),
+        };
+        return Ok(Ask::Feed { shard, from, limit: limit.unwrap_or(u64::MAX), follow, content });
+    }
+    let from = from.map(|text| match Position::parse(text) {
+        Some(position) => Ok(Start::Position(position)),
+        None => number(text).map(Start::Seq),
+    });
+    let limit = limit.unwrap_or(DEFAULT_LIST_LIMIT).min(MAX_LIST_LIMIT);
+    Ok(Ask::List { shard, from: from.transpose()?, limit })
+}
+
+fn switch(value: Option<&str>) -> Result<bool, Refusal> {
+    match value {
+        Some("1") => Ok(true),
+        None | Some("0") => Ok(false),
+        Some(_) => {
+            Err(Refusal::BadTarget("follow and content are 1, or 0, which is as if they were left out"))
         }
     }
 }
@@ -153,15 +206,19 @@ mod tests {
         let list = |from: Option<u64>, limit| {
             Ok(Route::Ask(Ask::List { shard: None, from: from.map(Start::Seq), limit }))
         };
+        let feed = |shard, from, limit, (follow, content)| {
+            Ok(Route::Ask(Ask::Feed { shard, from, limit, follow, content }))
+        };
         let name = |shard, seq| RecordName { shard, seq };
+        let record = |shard, seq| Ok(Route::Ask(Ask::Record { name: name(shard, seq), range: None }));
         let position = Position { epoch: 3, shard: 1, seq: 9 };
         for (method, target, expected) in [
             ("POST", "/append", Ok(Route::Append)),
             ("POST", "/append?", Ok(Route::Append)),
-            ("GET", "/records/7", Ok(Route::Ask(Ask::Record(name(None, 7))))),
-            ("HEAD", "/records/7", Ok(Route::Ask(Ask::Record(name(None, 7))))),
-            ("GET", "/records/1-7", Ok(Route::Ask(Ask::Record(name(Some(1), 7))))),
-            ("GET", "HTTP://log.example:80/records/7", Ok(Route::Ask(Ask::Record(name(None, 7))))),
+            ("GET", "/records/7", record(None, 7)),
+            ("HEAD", "/records/7", record(None, 7)),
+            ("GET", "/records/1-7", record(Some(1), 7)),
+            ("GET", "HTTP://log.example:80/records/7", record(None, 7)),
             ("GET", "/records", list(None, DEFAULT_LIST_LIMIT)),
             ("GET", "/records?limit=2&from=9", list(Some(9), 2)),
             ("GET", "/records?limit=18446744073709551615", list(None, MAX_LIST_LIMIT)),
@@ -181,6 +238,18 @@ mod tests {
             ),
             ("DELETE", "/records?before=12", Ok(Route::Ask(Ask::Trim { before: name(None, 12) }))),
             ("DELETE", "/records?before=2-12", Ok(Route::Ask(Ask::Trim { before: name(Some(2), 12) }))),
+            ("GET", "/records?follow=1", feed(None, FeedStart::Oldest, u64::MAX, (true, false))),
+            (
+                "GET",
+                "/records?from=next&follow=1&content=0",
+                feed(None, FeedStart::Next, u64::MAX, (true, false)),
+            ),
+            (
+                "GET",
+                "/records?content=1&shard=2&from=9&limit=5000",
+                feed(Some(2), FeedStart::Seq(9), 5000, (false, true)),
+            ),
+            ("GET", "/records?follow=0&content=0&from=9", list(Some(9), DEFAULT_LIST_LIMIT)),
             ("GET", "/health", Ok(Route::Ask(Ask::Health))),
             ("GET", "/append", Err(Refusal::Method { allow: "POST" })),
             ("DELETE", "/health", Err(Refusal::Method { allow: "GET, HEAD" })),
@@ -214,6 +283,10 @@ mod tests {
             ("GET", "/records?from=1&from=2"),
             ("GET", "/records?from"),
             ("GET", "/records?since=1"),
+            ("GET", "/records?from=next"),
+            ("GET", "/records?follow=yes"),
+            ("GET", "/records?follow"),
+            ("GET", "/records?follow=1&from=1-0-1"),
             ("DELETE", "/records"),
             ("DELETE", "/records?before=-1"),
             ("POST", "/append?x=1"),

@@ -289,6 +289,8 @@ impl<A: Access> Core<'_, A> {
             max_record_bytes: args.max_record.as_u64(),
             max_connections: args.max_connections.get(),
             spare_places: SPARE_PLACES,
+            max_followers: args.max_followers,
+            store: setting.info.uuid.to_string(),
             domain: setting.info.domain.to_string(),
             network: network.clone(),
             scrub_bytes_per_s: args.scrub_rate.as_u64(),

@@ -5,12 +5,13 @@
 //! and a long one breaks off before the first piece that has changed.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Duration;
 
 use pmem::{CheckedPieces, Lookup, Piece, Quarantine, Record, Shard};
 use stack::time::Instant;
 
-use crate::http::Refusal;
+use crate::http::{ByteRange, Part, Refusal};
 
 /// Bytes of a record that are checked before anything of the reply goes out.
 const AHEAD_BYTES: usize = 64 * 1024;
@@ -19,11 +20,38 @@ const QUIET: Duration = Duration::from_secs(1);
 
 /// A record's bytes, checked before they are given.
 pub(super) struct Checked {
-    len_bytes: u64,
-    crc32c: u32,
-    /// Those that are checked.
+    about: About,
+    /// Those that are checked, and wanted.
     ahead: VecDeque<Piece>,
     rest: CheckedPieces,
+    /// Bytes at the front of `rest` that are not wanted.
+    skip_bytes: u64,
+    /// Bytes behind them that are.
+    left_bytes: u64,
+}
+
+impl fmt::Debug for Checked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checked").field("about", &self.about).finish_non_exhaustive()
+    }
+}
+
+/// What the reply's head says of a record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct About {
+    /// The whole record's length.
+    pub(super) len_bytes: u64,
+    /// The checksum of all its bytes.
+    pub(super) crc32c: u32,
+    /// What of it is given, if not all.
+    pub(super) part: Option<Part>,
+}
+
+impl About {
+    /// Bytes that are given.
+    pub(super) fn given_bytes(&self) -> u64 {
+        self.part.map_or(self.len_bytes, |part| part.bytes)
+    }
 }
 
 /// Why a record cannot be read, and what was found to have changed just now, if that is why.
@@ -33,14 +61,19 @@ pub(super) struct Unreadable {
 }
 
 impl Checked {
-    /// Looks a record up, and checks the first of it. What has changed under the server is taken out of what is
-    /// listed and given.
-    pub(super) fn look(shard: &mut Shard, seq: u64) -> Result<Self, Unreadable> {
+    /// Looks a record up, and checks the first of what is wanted of it. What has changed under the server is taken out of
+    /// what is listed and given.
+    pub(super) fn look(shard: &mut Shard, seq: u64, range: Option<ByteRange>) -> Result<Self, Unreadable> {
         let damage = match shard.lookup(seq) {
-            Lookup::Live(record) => match Self::begin(record) {
-                Ok(checked) => return Ok(checked),
-                Err(damage) => damage,
-            },
+            Lookup::Live(record) => {
+                let len_bytes = record.len();
+                let part = range.map(|range| range.of(len_bytes).ok_or(Refusal::Range { len_bytes }));
+                let part = part.transpose().map_err(|refusal| Unreadable { refusal, found: None })?;
+                match Self::begin(record, part) {
+                    Ok(checked) => return Ok(checked),
+                    Err(damage) => damage,
+                }
+            }
             Lookup::Quarantined(damage) => damage,
             Lookup::Trimmed | Lookup::NotYet | Lookup::NoRecord => {
                 let (head, next) = (shard.head_seq(), shard.committed_seq());
@@ -55,33 +88,51 @@ impl Checked {
         Err(Unreadable { refusal, found: None })
     }
 
-    fn begin(record: Record) -> Result<Self, Quarantine> {
-        let (len_bytes, crc32c) = (record.len(), record.crc32c());
-        let (mut ahead, mut rest) = (VecDeque::new(), record.into_checked_pieces());
+    fn begin(record: Record, part: Option<Part>) -> Result<Self, Quarantine> {
+        let about = About { len_bytes: record.len(), crc32c: record.crc32c(), part };
+        let mut rest = record.into_checked_pieces();
+        let skip_bytes = part.map_or(0, |part| part.first - rest.skip_entries(part.first));
+        let mut checked =
+            Self { about, ahead: VecDeque::new(), rest, skip_bytes, left_bytes: about.given_bytes() };
         let mut ahead_bytes = 0;
         while ahead_bytes < AHEAD_BYTES
-            && let Some(piece) = rest.next().transpose()?
+            && let Some(piece) = checked.next_wanted()?
         {
             ahead_bytes += piece.bytes().len();
-            ahead.push_back(piece);
+            checked.ahead.push_back(piece);
         }
-        Ok(Self { len_bytes, crc32c, ahead, rest })
+        Ok(checked)
     }
 
-    /// The record's length.
-    pub(super) fn len_bytes(&self) -> u64 {
-        self.len_bytes
+    /// What is said of the record before its bytes.
+    pub(super) fn about(&self) -> About {
+        self.about
     }
 
-    /// The checksum of all its bytes.
-    pub(super) fn crc32c(&self) -> u32 {
-        self.crc32c
+    /// The next checked piece, or what of it is wanted; none at the end of that.
+    fn next_wanted(&mut self) -> Result<Option<Piece>, Quarantine> {
+        while self.left_bytes > 0
+            && let Some(piece) = self.rest.next().transpose()?
+        {
+            let len = piece.bytes().len() as u64;
+            if self.skip_bytes >= len {
+                self.skip_bytes -= len;
+                continue;
+            }
+            let from = std::mem::take(&mut self.skip_bytes);
+            let wanted = (len - from).min(self.left_bytes);
+            self.left_bytes -= wanted;
+            // Both lie within a piece, which is short.
+            return Ok(piece.slice(from as usize, wanted as usize));
+        }
+        Ok(None)
     }
 
     /// The piece that comes next, which is checked; none at the end.
     pub(super) fn piece(&mut self) -> Result<Option<&Piece>, Quarantine> {
         if self.ahead.is_empty() {
-            self.ahead.extend(self.rest.next().transpose()?);
+            let next = self.next_wanted()?;
+            self.ahead.extend(next);
         }
         Ok(self.ahead.front())
     }

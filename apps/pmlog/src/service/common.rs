@@ -6,8 +6,8 @@ use stack::net::ConnId;
 use stack::time::Instant;
 
 use super::{
-    checked::Alarm, commits::CommitTimes, network::SharedNetworkState, peers::Peers, render::Rendered,
-    replies::ReplyPool, retain::Retain,
+    checked::Alarm, commits::CommitTimes, feed::Feeds, network::SharedNetworkState, peers::Peers,
+    render::Rendered, replies::ReplyPool, retain::Retain,
 };
 use crate::http::HeadCache;
 
@@ -17,6 +17,7 @@ pub(super) struct Common {
     pub(super) max_record_bytes: u64,
     pub(super) keeps_records: bool,
     pub(super) patience: Patience,
+    pub(super) store: String,
     pub(super) domain: String,
     pub(super) retain: Retain,
     pub(super) network: SharedNetworkState,
@@ -38,6 +39,10 @@ pub(super) struct Common {
     pub(super) heads: HeadCache,
     pub(super) now: Instant,
     pub(super) peers: Peers,
+    /// Who follows a log.
+    pub(super) feeds: Feeds,
+    /// No further request is read, and nobody waits for what may come.
+    pub(super) is_ending: bool,
 }
 
 impl Common {

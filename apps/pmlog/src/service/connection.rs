@@ -83,6 +83,8 @@ enum Phase {
     Receiving,
     Committing,
     Sending,
+    /// It has all that there is, and waits for more.
+    Following,
     Lingering,
 }
 
@@ -232,6 +234,9 @@ impl Connection {
             return;
         }
         let Pace { phase, since, bytes } = self.pace;
+        if phase == Phase::Following {
+            return self.run(common, net, shard);
+        }
         if self.stays_spare(common)
             && let Some(opened) = self.spare_since
         {
@@ -249,7 +254,7 @@ impl Connection {
         }
         match phase {
             Phase::Receiving | Phase::Sending if bytes >= MIN_PROGRESS_BYTES => {}
-            Phase::Committing => {}
+            Phase::Committing | Phase::Following => {}
             Phase::Idle => self.ending = Ending::Replying,
             Phase::Receiving => self.refuse(Refusal::Timeout, ReplyFormat::CLOSING, common),
             Phase::Sending | Phase::Lingering => {
@@ -571,6 +576,9 @@ impl Connection {
                 continue;
             }
             let Some(mut reply) = self.replies.lift(&mut common.replies) else { return has_sent };
+            if self.peer_finished {
+                reply.finished_by_peer();
+            }
             let (progress, bytes) = reply.send(conn, common, net, shard);
             self.pace.bytes = self.pace.bytes.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
             match progress {
@@ -625,6 +633,7 @@ impl Connection {
         let phase = match (self.ending, self.replies.front(&common.replies)) {
             (Ending::Finished { .. }, _) => Phase::Lingering,
             (_, Some(reply)) if reply.awaits_commit() => Phase::Committing,
+            (_, Some(reply)) if reply.follows() => Phase::Following,
             (_, Some(_)) => Phase::Sending,
             (_, None) if self.decoder.is_mid_request() => Phase::Receiving,
             (_, None) => Phase::Idle,

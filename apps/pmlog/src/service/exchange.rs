@@ -5,7 +5,7 @@
 //! [`MAX_ASKED`] questions open, so that there is always room for the answers to them.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arrayvec::ArrayVec;
@@ -16,8 +16,9 @@ use stack::doze::Doze;
 pub use stack::doze::Waker;
 use stack::net::ConnId;
 
+use super::checked::About;
 use super::commits::CommitTimes;
-use crate::http::Refusal;
+use crate::http::{ByteRange, Refusal};
 
 /// Questions of one core that may be open at a time.
 pub(super) const MAX_ASKED: usize = 256;
@@ -33,6 +34,8 @@ pub struct Exchange {
     states: Box<[SharedShardState]>,
     /// When the oldest record of each shard was appended, as its core last said; no later than that is so.
     oldest: Box<[AtomicU64]>,
+    /// A bit for each core with somebody who waits for a log to go on.
+    following: AtomicU64,
 }
 
 /// What the records of all shards come to.
@@ -47,6 +50,7 @@ struct Inbox {
     questions: ArrayQueue<Question>,
     answers: ArrayQueue<Answer>,
     connections: AtomicU64,
+    followers: AtomicU64,
     altered: AtomicU64,
     /// Those of a moment ago; nobody waits for them.
     commits: Mutex<CommitTimes>,
@@ -67,8 +71,8 @@ pub(super) struct Question {
 
 /// What is asked.
 pub(super) enum Query {
-    /// The beginning of a record.
-    Open { shard: u32, seq: u64, chunk: Chunk },
+    /// The beginning of a record, or of a part of it.
+    Open { shard: u32, seq: u64, range: Option<ByteRange>, chunk: Chunk },
     /// What follows in a record.
     More { lease: LeaseId, chunk: Chunk },
     /// Nothing more of a record; there is no answer.
@@ -99,10 +103,9 @@ pub(super) struct Answer {
 
 /// What is answered.
 pub(super) enum Outcome {
-    /// A record's length and checksum, and the first of it; a lease if there is more.
+    /// What a record is, and the first of it; a lease if there is more.
     Opened {
-        len_bytes: u64,
-        crc32c: u32,
+        about: About,
         chunk: Chunk,
         lease: Option<LeaseId>,
     },
@@ -151,6 +154,7 @@ impl Exchange {
             questions: ArrayQueue::new(MAX_ASKED * cores as usize),
             answers: ArrayQueue::new(MAX_ASKED),
             connections: AtomicU64::new(0),
+            followers: AtomicU64::new(0),
             altered: AtomicU64::new(0),
             commits: Mutex::default(),
             has_left: AtomicBool::new(false),
@@ -161,6 +165,7 @@ impl Exchange {
             inboxes: (0..cores).map(|_| inbox()).collect(),
             states: (0..shards).map(|_| SharedShardState::default()).collect(),
             oldest: (0..shards).map(|_| AtomicU64::new(0)).collect(),
+            following: AtomicU64::new(0),
         })
     }
 
@@ -209,10 +214,42 @@ impl Exchange {
         self.inboxes[core].doze.wake_by(waker);
     }
 
-    /// Notes that a core goes to sleep; false if it must not, since there is something in its inbox.
-    pub fn may_sleep(&self, core: usize) -> bool {
+    /// Notes that a core goes to sleep; false if it must not, since there is something in its inbox, or news for those who
+    /// follow a log by it.
+    pub(super) fn may_sleep(&self, core: usize, has_news: impl FnOnce() -> bool) -> bool {
         let Inbox { questions, answers, doze, .. } = &self.inboxes[core];
-        doze.may_sleep(|| questions.is_empty() && answers.is_empty())
+        doze.may_sleep(|| questions.is_empty() && answers.is_empty() && !has_news())
+    }
+
+    /// Notes whether somebody waits by a core for any log to go on.
+    pub(super) fn follow(&self, core: u32, is_following: bool) {
+        let bit = 1 << core;
+        if is_following {
+            self.following.fetch_or(bit, Ordering::Relaxed);
+        } else {
+            self.following.fetch_and(!bit, Ordering::Relaxed);
+        }
+    }
+
+    /// Wakes the cores by which somebody waits for the log that has just gone on, and was said to have.
+    pub(super) fn tell_followers(&self, core: usize) {
+        // Who begins to wait says so, and then looks how far the log is: one of the two sees what the other did.
+        fence(Ordering::SeqCst);
+        let mut cores = self.following.load(Ordering::Relaxed) & !(1 << core);
+        while cores != 0 {
+            self.inboxes[cores.trailing_zeros() as usize].doze.wake();
+            cores &= cores - 1;
+        }
+    }
+
+    /// How a shard was when its core last said so.
+    pub(super) fn state(&self, shard: u32) -> ShardState {
+        self.states[shard as usize].load()
+    }
+
+    /// The sum of the numbers of all shards' next records: it rises when one of them goes on.
+    pub(super) fn ends_sum(&self) -> u64 {
+        self.states.iter().map(|state| state.load().next).fold(0, u64::wrapping_add)
     }
 
     /// Notes that a core is awake.
@@ -245,6 +282,16 @@ impl Exchange {
     /// Says how many connections a core has.
     pub(super) fn publish_connections(&self, core: usize, connections: u64) {
         self.inboxes[core].connections.store(connections, Ordering::Relaxed);
+    }
+
+    /// Says how many clients follow a log by a core.
+    pub(super) fn publish_followers(&self, core: usize, followers: u64) {
+        self.inboxes[core].followers.store(followers, Ordering::Relaxed);
+    }
+
+    /// Clients that follow a log, of all cores; core number `core` has `own`.
+    pub(super) fn followers(&self, core: usize, own: u64) -> u64 {
+        self.others(core).map(|inbox| inbox.followers.load(Ordering::Relaxed)).sum::<u64>() + own
     }
 
     /// Says how many records a core has found to have changed.

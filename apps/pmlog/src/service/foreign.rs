@@ -6,11 +6,12 @@
 use pmem::Shard;
 use stack::net::Net;
 
+use super::checked::About;
 use super::exchange::{PAGE_RECORDS, Page, PageQuery, Query};
 use super::out::{Out, Progress};
 use super::peers::{BorrowedChunk, HeldLease, Owner, Peers};
 use super::render::{Rendered, ReplyFormat};
-use crate::http::{Position, Start};
+use crate::http::{ByteRange, Position, Start};
 
 /// Bytes given to the network at a time: well below a send queue.
 const PIECE_BYTES: usize = 2048;
@@ -21,9 +22,10 @@ pub(super) struct Fetch {
     core: usize,
     shard: u32,
     seq: u64,
+    range: Option<ByteRange>,
     stage: FetchStage,
-    /// The record's length and checksum, until the status line and fields are out.
-    head: Option<(u64, u32)>,
+    /// What the record is, until the status line and fields are out.
+    head: Option<About>,
     is_begun: bool,
     /// Bytes that are not sent yet.
     left: u64,
@@ -43,19 +45,14 @@ enum FetchStage {
 }
 
 impl Fetch {
-    pub(super) fn new(core: usize, shard: u32, seq: u64) -> Self {
-        Self { core, shard, seq, stage: FetchStage::Begin, head: None, is_begun: false, left: 0 }
+    pub(super) fn new(core: usize, shard: u32, seq: u64, range: Option<ByteRange>) -> Self {
+        Self { core, shard, seq, range, stage: FetchStage::Begin, head: None, is_begun: false, left: 0 }
     }
 
-    /// A part has come, the first one with the record's length and checksum.
-    pub(super) fn take(
-        &mut self,
-        begins: Option<(u64, u32)>,
-        bytes: BorrowedChunk,
-        lease: Option<HeldLease>,
-    ) {
-        if let Some((len_bytes, _)) = begins {
-            (self.head, self.left, self.is_begun) = (begins, len_bytes, true);
+    /// A part has come, the first one with what the record is.
+    pub(super) fn take(&mut self, begins: Option<About>, bytes: BorrowedChunk, lease: Option<HeldLease>) {
+        if let Some(about) = begins {
+            (self.head, self.left, self.is_begun) = (begins, about.given_bytes(), true);
         }
         self.stage = FetchStage::Part { bytes, sent: 0, lease };
     }
@@ -66,22 +63,23 @@ impl Fetch {
         !self.is_begun
     }
 
+    /// Sends it; `begin` sends what stands before its bytes, which HEAD is content with.
     pub(super) fn send<N: Net>(
         &mut self,
         out: &mut Out<'_, N>,
-        rendered: &mut Rendered,
         peers: &mut Peers,
-        format: ReplyFormat,
+        is_head: bool,
+        begin: impl FnOnce(&mut Out<'_, N>, &About) -> Result<(), Progress>,
     ) -> Result<(), Progress> {
         if let FetchStage::Failed = self.stage {
             return Err(Progress::Broken);
         }
         if let FetchStage::Part { bytes, sent, lease } = &mut self.stage {
-            if let Some((len_bytes, crc32c)) = self.head {
-                out.text(rendered.record_head(len_bytes, crc32c, format))?;
+            if let Some(about) = self.head {
+                begin(out, &about)?;
                 self.head = None;
             }
-            if format.is_head() {
+            if is_head {
                 return Ok(());
             }
             while let Some(piece) = bytes.bytes()[*sent..].chunks(PIECE_BYTES).next() {
@@ -102,10 +100,10 @@ impl Fetch {
 
     /// Asks for what comes next, unless that has been done.
     fn ask<N>(&mut self, out: &Out<'_, N>, peers: &mut Peers) {
-        let Self { core, shard, seq, .. } = *self;
+        let Self { core, shard, seq, range, .. } = *self;
         match std::mem::replace(&mut self.stage, FetchStage::Asked) {
             FetchStage::Begin => {
-                if !peers.ask(core, out.conn(), |chunk| Query::Open { shard, seq, chunk }) {
+                if !peers.ask(core, out.conn(), |chunk| Query::Open { shard, seq, range, chunk }) {
                     self.stage = FetchStage::Begin;
                 }
             }
@@ -213,7 +211,7 @@ impl Listing {
         format: ReplyFormat,
     ) -> Result<(), Progress> {
         if !self.has_head {
-            out.text(rendered.list_head(&peers.ends(self.only, main), format))?;
+            out.text(rendered.list_head(&peers.ends(self.only, main), peers.own_name(), format))?;
             self.has_head = true;
         }
         if format.is_head() {

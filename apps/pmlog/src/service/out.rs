@@ -55,6 +55,11 @@ impl<'a, N> Out<'a, N> {
     pub(super) fn conn(&self) -> ConnId {
         self.conn
     }
+
+    /// Bytes that went out so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.sent.bytes
+    }
 }
 
 impl<N: Net> Out<'_, N> {

@@ -11,14 +11,14 @@ use pmem::{Quarantine, Shard};
 use stack::net::ConnId;
 use stack::time::Instant;
 
-use super::checked::{Alarm, Checked, Unreadable};
+use super::checked::{About, Alarm, Checked, Unreadable};
 use super::commits::CommitTimes;
 use super::exchange::{
     Answer, Chunk, Exchange, LeaseId, MAX_ASKED, Outcome, PAGE_RECORDS, Page, PageQuery, Query, Question,
     ShardState,
 };
 use super::render::{End, Ends, MAX_SHARDS, Now};
-use crate::http::{RecordName, Refusal};
+use crate::http::{ByteRange, RecordName, Refusal};
 
 /// Parts of records that may be on their way to a core at a time.
 const CHUNKS: usize = 64;
@@ -51,9 +51,9 @@ pub(super) enum Owner {
 }
 
 impl Peers {
-    /// Whether the core may sleep: no other one wants anything. They wake it from now on.
-    pub(super) fn may_rest(&self) -> bool {
-        !self.has_others || self.exchange.may_sleep(self.core)
+    /// Whether the core may sleep: no other one wants anything, and there is no news. They wake it from now on.
+    pub(super) fn may_rest(&self, has_news: impl FnOnce() -> bool) -> bool {
+        !self.has_others || self.exchange.may_sleep(self.core, has_news)
     }
 
     /// Notes that the core is awake.
@@ -144,6 +144,15 @@ impl Peers {
         }
     }
 
+    /// Says that this core's log has gone on, which [`publish`](Self::publish) has said how far, to those who follow it by
+    /// other cores.
+    #[inline]
+    pub(super) fn tell_followers(&self) {
+        if self.has_others {
+            self.exchange.tell_followers(self.core);
+        }
+    }
+
     fn store_states(&self, main: &Shard) {
         let archive = self.archive.iter().map(|(index, shard)| (*index, shard));
         self.exchange.publish(iter::once((self.core as u32, main)).chain(archive));
@@ -166,6 +175,24 @@ impl Peers {
         (0..).zip(self.states(main)).filter(wanted).take(MAX_SHARDS).map(end).collect()
     }
 
+    /// A shard's oldest record, and the next to come; of another core's shard as that last said.
+    pub(super) fn span(&mut self, shard: u32, main: &mut Shard) -> (u64, u64) {
+        match self.owner_of(shard) {
+            Owner::This => {
+                let shard = self.shard(shard, main);
+                (shard.head_seq(), shard.committed_seq())
+            }
+            Owner::Core(_) => {
+                let state = self.exchange.state(shard);
+                (state.head, state.next)
+            }
+        }
+    }
+
+    pub(super) fn publish_followers(&self, followers: u64) {
+        self.exchange.publish_followers(self.core, followers);
+    }
+
     pub(super) fn publish_connections(&self, connections: u64) {
         self.exchange.publish_connections(self.core, connections);
     }
@@ -181,10 +208,19 @@ impl Peers {
     }
 
     /// How all cores are, by what this one has and the others last said.
-    pub(super) fn now(&self, connections: u64, max_connections: u64, altered: u64, own: &CommitTimes) -> Now {
+    pub(super) fn now(
+        &self,
+        (connections, max_connections): (u64, u64),
+        (followers, max_followers): (u32, u32),
+        altered: u64,
+        own: &CommitTimes,
+    ) -> Now {
+        let cores = self.exchange.cores() as u64;
         Now {
             connections: self.exchange.connections(self.core, connections),
-            max_connections: max_connections * self.exchange.cores() as u64,
+            max_connections: max_connections * cores,
+            followers: self.exchange.followers(self.core, followers.into()),
+            max_followers: u64::from(max_followers) * cores,
             altered: self.exchange.altered(self.core, altered),
             commits: self.exchange.commits(self.core, own).summary(),
         }
@@ -264,9 +300,7 @@ impl Peers {
             }),
         };
         let reading = match outcome {
-            Outcome::Opened { len_bytes, crc32c, chunk, lease } => {
-                part(Some((len_bytes, crc32c)), chunk, lease)
-            }
+            Outcome::Opened { about, chunk, lease } => part(Some(about), chunk, lease),
             Outcome::More { chunk, lease } => part(None, chunk, lease),
             Outcome::Unreadable { chunk, refusal } => {
                 self.chunks.borrow_mut().push(chunk);
@@ -295,13 +329,15 @@ impl Peers {
         {
             count += 1;
             let outcome = match query {
-                Query::Open { shard, seq, mut chunk } => match self.open(shard, seq, &mut chunk, main) {
-                    Ok((len_bytes, crc32c, lease)) => Outcome::Opened { len_bytes, crc32c, chunk, lease },
-                    Err(Unreadable { refusal, found }) => {
-                        found.iter().for_each(|damage| alarm.raise(shard, damage, now));
-                        Outcome::Unreadable { chunk, refusal }
+                Query::Open { shard, seq, range, mut chunk } => {
+                    match self.open(shard, seq, range, &mut chunk, main) {
+                        Ok((about, lease)) => Outcome::Opened { about, chunk, lease },
+                        Err(Unreadable { refusal, found }) => {
+                            found.iter().for_each(|damage| alarm.raise(shard, damage, now));
+                            Outcome::Unreadable { chunk, refusal }
+                        }
                     }
-                },
+                }
                 Query::More { lease, mut chunk } => match self.leases.read(lease, &mut chunk) {
                     Ok(lease) => Outcome::More { chunk, lease },
                     Err((shard, damage)) => {
@@ -331,22 +367,23 @@ impl Peers {
         count > 0
     }
 
-    /// A record's length, its checksum, and the first of it; a lease if there is more.
+    /// What a record is, and the first of what is wanted of it; a lease if there is more.
     fn open(
         &mut self,
         shard: u32,
         seq: u64,
+        range: Option<ByteRange>,
         chunk: &mut Chunk,
         main: &mut Shard,
-    ) -> Result<(u64, u32, Option<LeaseId>), Unreadable> {
-        let record = Checked::look(self.shard(shard, main), seq)?;
-        let (len_bytes, crc32c) = (record.len_bytes(), record.crc32c());
+    ) -> Result<(About, Option<LeaseId>), Unreadable> {
+        let record = Checked::look(self.shard(shard, main), seq, range)?;
+        let about = record.about();
         // What fits into the first part has been checked.
         let lease = self
             .leases
             .begin(shard, record, chunk)
             .map_err(|damage| Unreadable { refusal: Refusal::Altered { seq }, found: Some(damage) })?;
-        Ok((len_bytes, crc32c, lease))
+        Ok((about, lease))
     }
 
     /// Records of one of this core's shards.
@@ -380,9 +417,9 @@ impl Peers {
 
 /// An answer.
 pub(super) enum Reading {
-    /// Part of a record, at first with its length and checksum; a lease if there is more.
+    /// Part of a record, at first with what that is; a lease if there is more.
     Part {
-        begins: Option<(u64, u32)>,
+        begins: Option<About>,
         bytes: BorrowedChunk,
         lease: Option<HeldLease>,
     },

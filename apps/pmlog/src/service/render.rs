@@ -8,10 +8,10 @@ use serde::Serialize;
 use stack::net::LEAST_SEND_BYTES;
 
 use super::{
-    commits::CommitSummary, conditional::Numbered, exchange::ShardState, network::NetworkState,
-    retain::Retain, text::Text,
+    checked::About, commits::CommitSummary, conditional::Numbered, exchange::ShardState,
+    network::NetworkState, retain::Retain, text::Text,
 };
-use crate::http::{Ask, Head, RecordName, Refusal, Route, Status};
+use crate::http::{Ask, Head, Part, RecordName, Refusal, Route, Status};
 
 /// The status line of nearly every reply.
 const OK: &str = "HTTP/1.1 200 OK\r\n";
@@ -25,8 +25,9 @@ const _: () = assert!(ACKNOWLEDGEMENT_BYTES <= LEAST_SEND_BYTES);
 /// Bytes of its body: numbers of 10, 20, 20 and 8 digits, their keys, and room behind.
 const ACKNOWLEDGEMENT_BODY_BYTES: usize = 128;
 
-/// The longest name of a record: numbers of 10 and 20 digits, and what is between them.
-const LOG_NEXT_BYTES: usize = 31;
+/// The longest value of a field that goes with a refusal: a record's name, of numbers of 10 and 20 digits and what is between
+/// them, or an unsatisfied range.
+const FIELD_BYTES: usize = 31;
 
 /// Shards that one reply about the store has room for.
 pub const MAX_SHARDS: usize = 32;
@@ -47,7 +48,8 @@ impl ReplyFormat {
     pub(super) fn of(head: &Head, closes: bool) -> Self {
         // A listing's length is not known before its end. Where chunks are not understood, the end of the
         // connection is the end of the list (RFC 9112, section 6.3).
-        let endless = !head.is_http11 && matches!(head.route, Ok(Route::Ask(Ask::List { .. })));
+        let is_list = matches!(head.route, Ok(Route::Ask(Ask::List { .. } | Ask::Feed { .. })));
+        let endless = !head.is_http11 && is_list;
         Self { is_http11: head.is_http11, is_head: head.is_head, closes: closes || endless }
     }
 
@@ -88,6 +90,8 @@ pub(super) struct Health<'a> {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
+    /// The store's own identifier.
+    store: &'a str,
     domain: &'a str,
     /// Of the only shard.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,6 +132,9 @@ pub(super) struct Health<'a> {
 pub(super) struct Now {
     pub(super) connections: u64,
     pub(super) max_connections: u64,
+    /// Clients that follow a log, or have records streamed to them.
+    pub(super) followers: u64,
+    pub(super) max_followers: u64,
     /// Of the damaged records, those that were found to have changed under the server.
     pub(super) altered: u64,
     pub(super) commits: CommitSummary,
@@ -136,7 +143,7 @@ pub(super) struct Now {
 impl<'a> Health<'a> {
     /// Of all shards, whichever cores they belong to.
     pub(super) fn of(
-        domain: &'a str,
+        (store, domain): (&'a str, &'a str),
         failed: Option<&'a str>,
         states: impl Iterator<Item = ShardState>,
         now: Now,
@@ -151,6 +158,7 @@ impl<'a> Health<'a> {
         Self {
             status: if failed.is_some() { "failed" } else { "ok" },
             reason: failed,
+            store,
             domain,
             head: only.map(|shard| shard.head),
             next: only.map(|shard| shard.next),
@@ -271,31 +279,22 @@ impl Rendered {
     }
 
     pub(super) fn refused(&mut self, refusal: &Refusal, format: ReplyFormat) -> &[u8] {
-        // The reasons are this program's own words: nothing in them needs escaping.
-        let mut next = ArrayVec::<u8, LOG_NEXT_BYTES>::new();
+        let mut value = ArrayVec::<u8, FIELD_BYTES>::new();
         let field = match refusal {
-            Refusal::NotNext { shard, next: number } => {
-                let name = RecordName { shard: *shard, seq: *number };
-                written(write!(next, "{name}"));
-                std::str::from_utf8(&next).ok().map(|name| ("Log-Next", name))
+            Refusal::NotNext { shard, next } => {
+                let name = RecordName { shard: *shard, seq: *next };
+                written(write!(value, "{name}"));
+                Some("Log-Next")
             }
-            _ => refusal.field(),
+            Refusal::Range { len_bytes } => {
+                written(write!(value, "bytes */{len_bytes}"));
+                Some("Content-Range")
+            }
+            _ => None,
         };
+        let field = field.zip(std::str::from_utf8(&value).ok()).or(refusal.field());
         self.json(refusal.status(), format, field, |body| {
-            written(write!(body, r#"{{"error":"{refusal}""#));
-            if let Refusal::Trimmed { shard, head, next, .. } = refusal {
-                if let Some(shard) = *shard {
-                    body.text(r#","shard":"#).decimal(shard.into());
-                }
-                body.text(r#","head":"#).decimal(*head).text(r#","next":"#).decimal(*next);
-            }
-            if let Refusal::NotNext { shard, next } = refusal {
-                if let Some(shard) = *shard {
-                    body.text(r#","shard":"#).decimal(shard.into());
-                }
-                body.text(r#","next":"#).decimal(*next);
-            }
-            body.text("}\n");
+            reason(body, refusal, None);
         })
     }
 
@@ -307,26 +306,129 @@ impl Rendered {
         })
     }
 
-    /// The head before a record's bytes.
+    /// The head before a record's bytes, or a part of them.
     ///
-    /// RFC 9530: what is sent has a content digest; a reply to HEAD has no content, but tells of the representation's
-    /// (appendix B.2). Its CRC-32C is there against accidents, as section 5 allows, and not against attackers.
-    pub(super) fn record_head(&mut self, len_bytes: u64, crc32c: u32, format: ReplyFormat) -> &[u8] {
+    /// RFC 9530: what is sent has a content digest; a reply to HEAD has no content, and a part is not all of it, but both
+    /// tell of the representation's (appendix B). Its CRC-32C is there against accidents, as section 5 allows, and not
+    /// against attackers.
+    pub(super) fn record_head(&mut self, about: &About, format: ReplyFormat) -> &[u8] {
+        let About { len_bytes, crc32c, part } = *about;
         self.text.clear();
-        self.text.text(OK).text("Content-Type: application/octet-stream\r\nContent-Length: ");
-        self.text.decimal(len_bytes).text("\r\n");
-        self.text.text(if format.is_head { "Repr-Digest" } else { "Content-Digest" });
+        match part {
+            None => self.text.text(OK),
+            Some(_) => status_line(&mut self.text, Status::PARTIAL),
+        };
+        self.text.text("Content-Type: application/octet-stream\r\nContent-Length: ");
+        self.text.decimal(about.given_bytes()).text("\r\n");
+        match part {
+            None => self.text.text("Accept-Ranges: bytes\r\n"),
+            Some(Part { first, bytes }) => {
+                self.text.text("Content-Range: bytes ").decimal(first).text("-").decimal(first + bytes - 1);
+                self.text.text("/").decimal(len_bytes).text("\r\n")
+            }
+        };
+        let is_whole = !format.is_head && part.is_none();
+        self.text.text(if is_whole { "Content-Digest" } else { "Repr-Digest" });
         self.text.text(": crc32c=:").base64(crc32c).text(":\r\n").text(format.end_of_head());
         &self.text
     }
 
+    /// The head before records, line by line, in the chunks of the transfer coding where that is understood. It says what
+    /// the head of a listing does, and which shard takes what is appended over this connection.
+    pub(super) fn feed_head(
+        &mut self,
+        ends: &[End],
+        own: Option<u32>,
+        has_content: bool,
+        format: ReplyFormat,
+    ) -> &[u8] {
+        let kind = if has_content { "application/vnd.pmlog.records" } else { "application/x-ndjson" };
+        self.lines_head(kind, ends, own, format)
+    }
+
+    /// Records of one shard, a line for each.
+    pub(super) fn feed_lines(
+        &mut self,
+        records: &[RecordInfo],
+        shard: Option<u32>,
+        format: ReplyFormat,
+    ) -> &[u8] {
+        self.body.clear();
+        for info in records {
+            entry(&mut self.body, info, shard, "", "\n");
+        }
+        self.list_framing(false, format)
+    }
+
+    /// A record's line, behind which its bytes come, and [an end](Self::feed_record_end).
+    pub(super) fn feed_record(
+        &mut self,
+        info: &RecordInfo,
+        shard: Option<u32>,
+        format: ReplyFormat,
+    ) -> &[u8] {
+        self.text.clear();
+        self.body.clear();
+        entry(&mut self.body, info, shard, "", "\n");
+        if format.is_http11 {
+            written(write!(self.text, "{:x}\r\n", self.body.len() as u64 + info.len + 1));
+        }
+        self.text.append(&mut self.body);
+        &self.text
+    }
+
+    /// What stands behind a record's bytes.
+    pub(super) fn feed_record_end(format: ReplyFormat) -> &'static [u8] {
+        if format.is_http11 { b"\n\r\n" } else { b"\n" }
+    }
+
+    /// Nothing new, behind which this number comes.
+    pub(super) fn feed_heartbeat(&mut self, next: u64, shard: Option<u32>, format: ReplyFormat) -> &[u8] {
+        self.body.clear();
+        open_object(&mut self.body, shard);
+        self.body.text(r#""next":"#).decimal(next).text("}\n");
+        self.list_framing(false, format)
+    }
+
+    /// The last line, which says why it is the last one, or where to go on; without both there is none.
+    pub(super) fn feed_end(
+        &mut self,
+        refusal: Option<&Refusal>,
+        next: Option<u64>,
+        shard: Option<u32>,
+        format: ReplyFormat,
+    ) -> &[u8] {
+        self.body.clear();
+        match (refusal, next) {
+            (Some(refusal), _) => reason(&mut self.body, refusal, next),
+            (None, Some(next)) => {
+                open_object(&mut self.body, shard);
+                self.body.text(r#""next":"#).decimal(next).text("}\n");
+            }
+            (None, None) if format.is_http11 => {
+                self.text.clear();
+                self.text.text("0\r\n\r\n");
+                return &self.text;
+            }
+            (None, None) => {}
+        }
+        self.list_framing(true, format)
+    }
+
     /// The head before a listing. It says from where on, and up to where, there are records.
-    pub(super) fn list_head(&mut self, ends: &[End], format: ReplyFormat) -> &[u8] {
+    pub(super) fn list_head(&mut self, ends: &[End], own: Option<u32>, format: ReplyFormat) -> &[u8] {
+        self.lines_head("application/json", ends, own, format)
+    }
+
+    fn lines_head(&mut self, kind: &str, ends: &[End], own: Option<u32>, format: ReplyFormat) -> &[u8] {
         self.text.clear();
         let coding = if format.is_http11 { "Transfer-Encoding: chunked\r\n" } else { "" };
-        self.text.text(OK).text("Content-Type: application/json\r\n").text(coding);
+        self.text.text(OK).text("Content-Type: ").text(kind).text("\r\n").text(coding);
         self.log_field("Log-Head: ", ends, |end| end.head);
         self.log_field("Log-Next: ", ends, |end| end.next);
+        if let Some(shard) = own {
+            self.text.text("Log-Shard: ").decimal(shard.into()).text("\r\n");
+        }
         self.text.text(format.end_of_head());
         &self.text
     }
@@ -354,7 +456,8 @@ impl Rendered {
     ) -> &[u8] {
         self.body.clear();
         for (place, info) in records.iter().enumerate() {
-            entry(&mut self.body, info, shard, is_first && place == 0);
+            let before = if is_first && place == 0 { "[" } else { ",\n " };
+            entry(&mut self.body, info, shard, before, "");
         }
         if is_end {
             self.body.text(if is_first && records.is_empty() { "[]\n" } else { "]\n" });
@@ -404,15 +507,17 @@ fn json_head(
 ) {
     match status {
         Status::OK => text.text(OK),
-        Status { code, phrase } => {
-            text.text("HTTP/1.1 ").decimal(code.into()).text(" ").text(phrase).text("\r\n")
-        }
+        status => status_line(text, status),
     };
     text.text("Content-Type: application/json\r\nContent-Length: ").decimal(length as u64).text("\r\n");
     if let Some((name, value)) = field {
         text.text(name).text(": ").text(value).text("\r\n");
     }
     text.text(format.end_of_head());
+}
+
+fn status_line<T: Text>(text: &mut T, Status { code, phrase }: Status) -> &mut T {
+    text.text("HTTP/1.1 ").decimal(code.into()).text(" ").text(phrase).text("\r\n")
 }
 
 /// Begins an object that may be of one shard of several.
@@ -424,14 +529,40 @@ fn open_object(body: &mut impl Text, shard: Option<u32>) {
     };
 }
 
+/// Why not, in one line. Nothing in it needs escaping: the reasons are this program's own words. `next` is where to go on,
+/// if the reason does not say that itself.
+fn reason(body: &mut Vec<u8>, refusal: &Refusal, next: Option<u64>) {
+    written(write!(body, r#"{{"error":"{refusal}""#));
+    match refusal {
+        Refusal::Trimmed { shard, head, next, .. } => {
+            if let Some(shard) = *shard {
+                body.text(r#","shard":"#).decimal(shard.into());
+            }
+            body.text(r#","head":"#).decimal(*head).text(r#","next":"#).decimal(*next);
+        }
+        Refusal::NotNext { shard, next } => {
+            if let Some(shard) = *shard {
+                body.text(r#","shard":"#).decimal(shard.into());
+            }
+            body.text(r#","next":"#).decimal(*next);
+        }
+        _ => {
+            if let Some(next) = next {
+                body.text(r#","next":"#).decimal(next);
+            }
+        }
+    }
+    body.text("}\n");
+}
+
 /// An entry of a listing.
-fn entry(body: &mut Vec<u8>, info: &RecordInfo, shard: Option<u32>, is_first: bool) {
+fn entry(body: &mut Vec<u8>, info: &RecordInfo, shard: Option<u32>, before: &str, behind: &str) {
     let RecordInfo { seq, epoch, len, crc32c, entries, .. } = *info;
-    body.text(if is_first { "[" } else { ",\n " });
+    body.text(before);
     open_object(body, shard);
     body.text(r#""seq":"#).decimal(seq).text(r#","epoch":"#).decimal(epoch.into());
     body.text(r#","length":"#).decimal(len).text(r#","crc32c":""#).hex(crc32c);
-    body.text(r#"","next":"#).decimal(seq + entries).text("}");
+    body.text(r#"","next":"#).decimal(seq + entries).text("}").text(behind);
 }
 
 /// Writing into memory does not fail.

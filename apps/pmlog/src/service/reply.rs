@@ -7,6 +7,7 @@ use super::{
     checked::{Checked, Unreadable},
     common::{Common, Counters},
     conditional::{Conditional, Numbered},
+    feed::{Feed, Wanted},
     foreign::{Fetch, Listing, RemoteTrim},
     out::{Out, Progress, Sent},
     peers::{Owner, Peers, Reading},
@@ -61,6 +62,8 @@ pub(super) enum Underway {
     Fetch(Fetch),
     /// Another core is trimming its shard.
     RemoteTrim(RemoteTrim),
+    /// Records on their way, line by line.
+    Feed(Feed),
     /// A text that may be longer than a send queue.
     Text(Prepared),
     /// The end of a text, and what is to be said behind it.
@@ -102,6 +105,21 @@ impl Reply {
     #[inline]
     pub(super) fn awaits_commit(&self) -> bool {
         matches!(self.content, Content::Waiting(_) | Content::Conditional(_))
+    }
+
+    /// Whether it has said all that there is to be said, and waits for more.
+    pub(super) fn follows(&self) -> bool {
+        match &self.content {
+            Content::Underway(underway) => matches!(&**underway, Underway::Feed(feed) if feed.is_at_rest()),
+            _ => false,
+        }
+    }
+
+    /// The client has finished sending, which ends what would go on for ever.
+    pub(super) fn finished_by_peer(&mut self) {
+        if let Some(feed) = self.content.feed() {
+            feed.is_left();
+        }
     }
 
     /// Takes the answer of another core to what this reply has asked. If it has not asked, what came goes back.
@@ -193,6 +211,11 @@ impl Reply {
             let text = health(common, shard, self.format);
             self.content = Underway::Text(Prepared::new(text)).into();
         }
+        if let Content::Underway(underway) = &mut self.content
+            && let Underway::Feed(feed) = &mut **underway
+        {
+            return feed.send(out, common, shard, self.format);
+        }
         let Common { rendered, peers, .. } = common;
         match &mut self.content {
             Content::Continue => out.text(b"HTTP/1.1 100 Continue\r\n\r\n"),
@@ -214,12 +237,22 @@ impl Reply {
 }
 
 impl Content {
+    fn feed(&mut self) -> Option<&mut Feed> {
+        let Self::Underway(underway) = self else { return None };
+        match &mut **underway {
+            Underway::Feed(feed) => Some(feed),
+            Underway::Behind(_, content) => content.feed(),
+            _ => None,
+        }
+    }
+
     fn take(&mut self, reading: Reading, common: &mut Common) {
         let Self::Underway(underway) = self else { return };
         if let Underway::Behind(_, content) = &mut **underway {
             return content.take(reading, common);
         }
         let refusal = match (reading, &mut **underway) {
+            (reading, Underway::Feed(feed)) => return feed.take(reading, common),
             (Reading::Part { begins, bytes, lease }, Underway::Fetch(fetch)) => {
                 common.counters.read_records += u64::from(begins.is_some());
                 return fetch.take(begins, bytes, lease);
@@ -260,10 +293,12 @@ impl Underway {
             Self::Text(text) => text.send(out),
             Self::Record(sending) => sending.send(out, rendered, format),
             Self::Listing(listing) => listing.send(out, rendered, peers, shard, format),
-            Self::Fetch(fetch) => fetch.send(out, rendered, peers, format),
+            Self::Fetch(fetch) => fetch.send(out, peers, format.is_head(), |out, about| {
+                out.text(rendered.record_head(about, format))
+            }),
             Self::RemoteTrim(trim) => Err(trim.ask(out, peers)),
-            // It has become what is behind it.
-            Self::Behind(..) => Ok(()),
+            // The one has become what is behind it, and the other was sent before.
+            Self::Behind(..) | Self::Feed(_) => Ok(()),
         }
     }
 }
@@ -271,11 +306,23 @@ impl Underway {
 /// How the store and the server are, as the whole reply.
 fn health(common: &mut Common, shard: &Shard, format: ReplyFormat) -> Vec<u8> {
     let Common {
-        rendered, peers, domain, retain, network, counters, max_connections, commits, alarm, ..
+        rendered,
+        peers,
+        store,
+        domain,
+        retain,
+        network,
+        counters,
+        max_connections,
+        commits,
+        alarm,
+        feeds,
+        ..
     } = common;
-    let now = peers.now(counters.connections, (*max_connections).into(), alarm.raised(), commits);
+    let connections = (counters.connections, (*max_connections).into());
+    let now = peers.now(connections, feeds.count(), alarm.raised(), commits);
     let (failure, states) = (peers.exchange.failure(), peers.states(shard));
-    let health = Health::of(domain, failure, states, now, retain, network.state());
+    let health = Health::of((store, domain), failure, states, now, retain, network.state());
     rendered.health(&health, format).to_vec()
 }
 
@@ -291,12 +338,24 @@ fn answered(ask: Ask, common: &mut Common, shard: &mut Shard) -> Result<Content,
     match ask {
         Ask::Health => Ok(Content::Health),
         Ask::List { shard: only, from, limit } => listing(common, only, from, limit, shard),
-        Ask::Record(name) => {
+        Ask::Feed { shard: only, from, limit, follow, content } => {
+            let shards = common.peers.exchange.shards();
+            let index = match only {
+                Some(shard) if shard >= shards => return Err(Refusal::NoShard { shard, shards }),
+                None if shards > 1 => return Err(Refusal::NoFeed { shards }),
+                _ => only.unwrap_or(0),
+            };
+            let span = common.peers.span(index, shard);
+            let name = common.peers.exchange.name_of(index);
+            let feed = Feed::new(index, name, span, Wanted { from, limit, follow, content }, common)?;
+            Ok(Underway::Feed(feed).into())
+        }
+        Ask::Record { name, range } => {
             let (index, seq) = common.peers.find(name)?;
             if let Owner::Core(core) = common.peers.owner_of(index) {
-                return Ok(Underway::Fetch(Fetch::new(core, index, seq)).into());
+                return Ok(Underway::Fetch(Fetch::new(core, index, seq, range)).into());
             }
-            let looked = Checked::look(common.peers.shard(index, shard), seq);
+            let looked = Checked::look(common.peers.shard(index, shard), seq, range);
             let record = looked.map_err(|Unreadable { refusal, found }| {
                 found.iter().for_each(|damage| common.alarm.raise(index, damage, common.now));
                 refusal

@@ -32,21 +32,26 @@ impl Sending {
         format: ReplyFormat,
     ) -> Result<(), Progress> {
         if !self.has_head {
-            out.text(rendered.record_head(self.record.len_bytes(), self.record.crc32c(), format))?;
+            out.text(rendered.record_head(&self.record.about(), format))?;
             self.has_head = true;
         }
         if format.is_head() {
             return Ok(());
         }
-        while let Some(piece) = self.record.piece().map_err(|damage| out.break_off(self.shard, damage))? {
-            match piece {
-                Piece::Extent(extent) => out.extent(extent)?,
-                Piece::Inline(..) => out.text(piece.bytes())?,
-            }
-            self.record.go_on();
-        }
-        Ok(())
+        give(out, self.shard, &mut self.record)
     }
+}
+
+/// Sends what is left of a record, as far as the network takes it.
+pub(super) fn give<N: Net>(out: &mut Out<'_, N>, shard: u32, record: &mut Checked) -> Result<(), Progress> {
+    while let Some(piece) = record.piece().map_err(|damage| out.break_off(shard, damage))? {
+        match piece {
+            Piece::Extent(extent) => out.extent(extent)?,
+            Piece::Inline(..) => out.text(piece.bytes())?,
+        }
+        record.go_on();
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Sending {

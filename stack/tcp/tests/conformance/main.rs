@@ -131,9 +131,10 @@ fn the_limits_are_those_of_the_code() {
         let cells: Vec<&str> =
             line.trim_matches('|').split(" | ").map(|cell| cell.trim().trim_matches('`')).collect();
         let [name, value, file, ..] = cells[..] else { panic!("not enough cells: {line}") };
-        let path = workspace().join("stack/tcp/src").join(file);
+        let folders = ["stack/tcp/src", "apps/pmlog/src"].map(|folder| workspace().join(folder).join(file));
+        let path = folders.iter().find(|path| path.exists()).unwrap_or(&folders[0]);
         let text =
-            std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         let is_setting = text.contains(&format!(" {name}: {value},"));
         let is_constant = text.match_indices("const ").any(|(at, _)| {
