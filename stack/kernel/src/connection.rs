@@ -8,7 +8,7 @@ use pmem::Extent;
 use stack_net::net::{CloseReason, ConnId, SendError, SendSpace, Slot};
 
 use super::KernelConfig;
-use super::ring::{MAX_PIECES, Piece, Ring};
+use super::ring::{MAX_PIECES, Piece, Ring, ZERO_COPY_BYTES};
 
 /// Pieces below this many bytes are copied together once a connection's queue is full of such.
 const SMALL_BYTES: usize = 256;
@@ -212,7 +212,7 @@ impl Connection {
     /// Sends what waits, as far as one send takes it.
     pub(super) fn send(&mut self, index: u32, ring: &mut Ring) -> io::Result<()> {
         let Some(socket) = &self.socket else { return Ok(()) };
-        let count = self.queue.len().min(MAX_PIECES);
+        let count = self.next_send(ring.sends_without_copying());
         let mut taken = 0;
         let bytes = self.inline.make_contiguous();
         let pieces = self.queue.drain(..count).map(|queued| match queued {
@@ -229,6 +229,25 @@ impl Connection {
         self.inline.drain(..taken);
         self.is_sending = true;
         Ok(())
+    }
+
+    /// How many pieces the next send has. Text goes out apart from long runs of extents, which stay where they lie until
+    /// their peer has them: text does not.
+    fn next_send(&self, in_place: bool) -> usize {
+        let most = self.queue.len().min(MAX_PIECES);
+        // Extents in a row, and how many pieces are before them.
+        let (mut run_bytes, mut before) = (0, 0);
+        for (place, queued) in self.queue.iter().take(most).enumerate().filter(|_| in_place) {
+            match queued {
+                Queued::Bytes(_) if before == 0 && run_bytes >= ZERO_COPY_BYTES => return place,
+                Queued::Bytes(_) => (run_bytes, before) = (0, place + 1),
+                Queued::Extent(extent) => run_bytes += extent.len(),
+            }
+            if before > 0 && run_bytes >= ZERO_COPY_BYTES {
+                return before;
+            }
+        }
+        most
     }
 
     fn clear_queue(&mut self) {

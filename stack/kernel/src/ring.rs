@@ -25,7 +25,7 @@ pub(super) use datagrams::{
     Outgoing as OutgoingDatagram, PAYLOAD_AT, Received as ReceivedDatagram, ask_for_destinations,
 };
 use send::Send;
-pub(super) use send::{MAX_PIECES, Piece};
+pub(super) use send::{MAX_PIECES, Piece, ZERO_COPY_BYTES};
 pub(super) use setup::probe;
 use setup::{GROUP, SUBMISSIONS, features, register, uring};
 

@@ -44,7 +44,6 @@ fn run(transport: &mut KernelTransport, mut done: impl FnMut(&mut KernelTranspor
     }
 }
 
-/// Sends back what comes, from where it lies, until every client has gone.
 /// Sends back what comes, until so many clients are gone; `kept` keeps the buffers of all of it from being used again.
 fn echo(
     transport: &mut KernelTransport,
@@ -145,6 +144,56 @@ fn bytes_come_back_as_they_were_sent_both_ways_at_once() {
     run(&mut transport, |_, _| shard.arena().free_buffers() + 64 >= before);
     transport.receive(Instant::ZERO).unwrap();
     assert_no_leak(transport, &shard, before);
+}
+
+/// What is copied is written over by the next send: it is never among what the kernel reads later.
+#[test]
+fn text_between_long_sends_stays_as_it_was() {
+    const ROUNDS: usize = 60;
+    const PIECES: usize = 40;
+    let shard = shard(512);
+    let config = KernelConfig { rx_buffers: 64, sends_in_place: true, ..KernelConfig::default() };
+    let (mut transport, address) = transport(config, &shard);
+    let bytes = pattern(1500, 1);
+    let mut buffer = shard.arena().take().unwrap();
+    assert!(buffer.arrive(0, &bytes));
+    let piece = buffer.into_extent(0, 1500).unwrap();
+    let client = thread::spawn(move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        // As much as the sockets take waits to be read.
+        thread::sleep(Duration::from_millis(100));
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        got
+    });
+    let text = |round: usize| format!("before round {round:>8}\n").into_bytes();
+    let mut sent = 0;
+    run(&mut transport, |transport, event| {
+        let (Some(Event::Opened { conn, .. }) | Some(Event::Writable { conn })) = event else {
+            return matches!(event, Some(Event::Closed { .. }));
+        };
+        while sent < ROUNDS * (PIECES + 1) {
+            let outcome = match sent % (PIECES + 1) {
+                0 => transport.send(conn, &text(sent / (PIECES + 1))),
+                _ => transport.send_extent(conn, piece.clone()),
+            };
+            if outcome.is_err() {
+                return false;
+            }
+            sent += 1;
+        }
+        transport.finish(conn);
+        false
+    });
+    let got = client.join().unwrap();
+    let round_bytes = text(0).len() + PIECES * bytes.len();
+    assert_eq!(got.len(), ROUNDS * round_bytes);
+    for (round, got) in got.chunks(round_bytes).enumerate() {
+        let (text_got, pieces) = got.split_at(text(0).len());
+        assert_eq!(String::from_utf8_lossy(text_got), String::from_utf8_lossy(&text(round)));
+        assert!(pieces.chunks(1500).all(|piece| piece == bytes), "round {round}");
+    }
+    assert!(transport.counters().zero_copy_bytes > 0, "long runs are not copied: {:?}", transport.counters());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use pmem::Extent;
 /// Pieces of one send.
 pub(crate) const MAX_PIECES: usize = 64;
 /// Extents in one send from which on it is worth pinning their pages instead of copying them.
-const ZERO_COPY_BYTES: usize = 16 * 1024;
+pub(crate) const ZERO_COPY_BYTES: usize = 16 * 1024;
 
 /// A send on its way: the pieces stay where they are until the kernel is done with them.
 pub(super) struct Send {
@@ -64,7 +64,8 @@ impl Send {
             copied = copied.wrapping_add(piece.iov_len);
         }
         let extent_bytes = self.extents.iter().map(Extent::len).sum();
-        self.zero_copy = may_pin && extent_bytes >= ZERO_COPY_BYTES;
+        // Copied bytes do not stay as they are: the next send writes over them.
+        self.zero_copy = may_pin && self.inline.is_empty() && extent_bytes >= ZERO_COPY_BYTES;
         extent_bytes
     }
 
