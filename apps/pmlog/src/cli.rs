@@ -12,6 +12,7 @@ use stack::{
     check_own, check_routes,
 };
 
+use crate::client::Url;
 use crate::http::RecordName;
 use crate::service::{Bound, MAX_SHARDS, Retain, SPARE_PLACES};
 
@@ -38,6 +39,16 @@ Examples:
   pmlog dump --pm /var/lib/pmlog.pm --json | jq .seq   one JSON object a line
   pmlog dump --pm /var/lib/pmlog.pm --record 7 > body  one record's bytes";
 
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  pmlog export --url http://10.0.0.2 log.archive           all that a server has now
+  pmlog export --url http://10.0.0.2 - | zstd > log.zst    the same, compressed on its way
+  pmlog export --pm /var/lib/pmlog.pm log.archive          a store that nobody serves
+  pmlog backup --url http://10.0.0.2 log.archive           what came since
+  pmlog import log.archive                                 is it whole?
+  pmlog import --url http://10.0.0.3 log.archive           into an empty store
+  pmlog import --url http://10.0.0.3 --at next log.archive behind what is there";
+
 /// An HTTP log server whose records are durable where the network card put them.
 #[derive(Debug, Parser)]
 #[command(name = "pmlog", version, propagate_version = true)]
@@ -59,6 +70,12 @@ pub enum Command {
     Dump(DumpArgs),
     /// Check every record of a store, without changing it; exit 1 if any is corrupt.
     Verify(VerifyArgs),
+    /// Write the records of a server, or of a store that nobody serves, into an archive.
+    Export(ExportArgs),
+    /// Bring an archive up to what a server has.
+    Backup(BackupArgs),
+    /// Append the records of an archive to a server's log, each once however often it is interrupted; or check an archive.
+    Import(ImportArgs),
     /// List the damaged records of a store, which are passed over, or give them up.
     Quarantine(QuarantineArgs),
 }
@@ -474,6 +491,89 @@ pub struct VerifyArgs {
     pub json: bool,
 }
 
+/// What to write into an archive.
+#[derive(Debug, Args)]
+#[command(after_help = EXPORT_EXAMPLES)]
+pub struct ExportArgs {
+    /// Whose records.
+    #[command(flatten)]
+    pub source: Source,
+    /// Write over FILE.
+    #[arg(long)]
+    pub force: bool,
+    /// What was done as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// The archive, which has this name once it is whole; - for standard output.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// Where records are.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Source {
+    /// The server, as http://HOST:PORT. What it has when the export begins is what the archive has.
+    #[arg(long, value_name = "URL")]
+    pub url: Option<Url>,
+    /// A store that is not in use.
+    #[arg(long, value_name = "PATH")]
+    pub pm: Option<PathBuf>,
+}
+
+/// Which archive to bring up to date.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// The server, as http://HOST:PORT.
+    #[arg(long, value_name = "URL")]
+    pub url: Url,
+    /// What was done as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// The archive. If it is there, what came since is added, and one that was interrupted goes on.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// Which archive to import, and where to.
+#[derive(Debug, Args)]
+#[command(after_help = EXPORT_EXAMPLES)]
+pub struct ImportArgs {
+    /// The server, as http://HOST:PORT. Without it, the archive is only checked.
+    #[arg(long, value_name = "URL")]
+    pub url: Option<Url>,
+    /// Which number the archive's first record has in the server's log, or is to have: a number that an earlier import has
+    /// told, S-N in a store of several shards, or `next` to append all of them behind what is there. Without it, that of the
+    /// oldest record. Records that are there are not appended again; if others are, nothing is.
+    #[arg(long, value_name = "N|next", value_parser = parse_import_start, default_value = "oldest", hide_default_value = true)]
+    pub at: ImportStart,
+    /// What was done as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// The archive; - for standard input.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// Where an import begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImportStart {
+    /// With the oldest record.
+    Oldest,
+    /// Behind all that is there.
+    Next,
+    /// At this number.
+    At(RecordName),
+}
+
+fn parse_import_start(text: &str) -> Result<ImportStart, String> {
+    match text {
+        "oldest" => Ok(ImportStart::Oldest),
+        "next" => Ok(ImportStart::Next),
+        _ => text.parse().map(ImportStart::At).map_err(|error| format!("{error}; or write `next`")),
+    }
+}
+
 /// Which damaged records to list or to give up.
 #[derive(Debug, Args)]
 pub struct QuarantineArgs {
@@ -815,7 +915,7 @@ mod tests {
     fn help_shows_each_option_and_an_example() {
         let mut command = Cli::command().term_width(100);
         command.build();
-        for name in ["serve", "dump", "verify", "quarantine"] {
+        for name in ["serve", "dump", "verify", "quarantine", "export", "backup", "import"] {
             let help = command.find_subcommand_mut(name).expect("the subcommand").render_long_help();
             insta::assert_snapshot!(name, help.to_string());
         }

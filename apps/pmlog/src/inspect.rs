@@ -83,7 +83,10 @@ const STACK_BYTES: usize = 512 << 10;
 
 /// Goes through all shards side by side, so that their records come in the order of epoch, shard and number, of which
 /// each shard has its own in order. However many there are, no more than [`AHEAD`] of each shard are kept.
-fn scan_in_order(snapshot: &Snapshot, mut visit: impl FnMut(SnapshotEvent) -> io::Result<()>) -> Result<()> {
+pub(crate) fn scan_in_order(
+    snapshot: &Snapshot,
+    mut visit: impl FnMut(SnapshotEvent) -> io::Result<()>,
+) -> Result<()> {
     let shards = snapshot.geometry().shards;
     if shards == 1 {
         return scan(snapshot, visit).map(drop);

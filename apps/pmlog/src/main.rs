@@ -1,13 +1,13 @@
 //! The `pmlog` program.
 
-use std::io::{self, BufWriter};
+use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use pmlog::cli::{Cli, Command};
-use pmlog::{inspect, quarantine, serve};
+use pmlog::{export, import, inspect, quarantine, serve};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -15,21 +15,31 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let mut out = BufWriter::new(io::stdout().lock());
     match &cli.command {
+        Command::Export(args) => export::export(args),
+        Command::Backup(args) => export::backup(args),
+        Command::Import(args) => import::import(args),
+        command => run_with_output(command, &mut BufWriter::new(io::stdout().lock())),
+    }
+}
+
+fn run_with_output(command: &Command, out: &mut impl Write) -> Result<ExitCode> {
+    match command {
         Command::Serve(args) => {
             if let Some(why) = args.contradiction() {
                 Cli::command().error(ErrorKind::ArgumentConflict, why).exit();
             }
-            serve::serve(args, &mut out)?;
+            serve::serve(args, out)?;
         }
-        Command::Dump(args) => inspect::dump(args, &mut out, &mut io::stderr())?,
+        Command::Dump(args) => inspect::dump(args, out, &mut io::stderr())?,
         Command::Verify(args) => {
-            if !inspect::verify(args, &mut out)? {
+            if !inspect::verify(args, out)? {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Command::Quarantine(args) => quarantine::quarantine(args, &mut out)?,
+        // They use the standard output as their arguments say.
+        Command::Export(_) | Command::Backup(_) | Command::Import(_) => {}
+        Command::Quarantine(args) => quarantine::quarantine(args, out)?,
     }
     Ok(ExitCode::SUCCESS)
 }
