@@ -1,5 +1,6 @@
 //! `pmlog`, and the stack's examples, against the Linux kernel's TCP and real clients, each test in a network of its own.
 
+mod archives;
 mod arguments;
 mod cores;
 mod crash;
@@ -8,6 +9,7 @@ mod device;
 mod early;
 mod exactly_once;
 mod examples;
+mod feeds;
 mod full;
 mod http;
 mod idle;
