@@ -65,7 +65,9 @@ impl Notes {
 struct Undo {
     /// What was acknowledged when the loss was found.
     from: Seq,
-    /// The timestamp of the first segment that was sent again (RFC 3522), if that is the one which the peer asks for.
+    /// When that was.
+    began_us: u32,
+    /// The timestamp of the first segment that was sent again since (RFC 3522), until what was is acknowledged.
     first_again: Option<u32>,
     /// Segments sent again, and how many of them came twice (RFC 2883).
     segments: u16,
@@ -73,8 +75,8 @@ struct Undo {
 }
 
 impl Undo {
-    fn new(from: Seq) -> Self {
-        Self { from, first_again: None, segments: 0, came_twice: 0 }
+    fn new(from: Seq, began_us: u32) -> Self {
+        Self { from, began_us, first_again: None, segments: 0, came_twice: 0 }
     }
 }
 
@@ -189,7 +191,7 @@ impl Connection {
         }
         let (lost, wait_us) = self.find_losses(ack, now_us, cx);
         if lost > 0 && self.recovery.is_open() {
-            self.recover(delivered, cx);
+            self.recover(delivered, now_us, cx);
         }
         self.pace(now, ack, delivered, news, lost > 0, cx);
         self.note_doubts();
@@ -269,7 +271,9 @@ impl Connection {
         let timed_out = self.recovery.doubt.contains(Doubt::TIMEOUT);
         let Some(notes) = self.board.notes_mut() else { return false };
         let Some(undo) = &mut notes.undo else { return false };
-        if ack.advances
+        // What was sent again before the loss was found says nothing of it.
+        let answers = news.again_us.is_some_and(|sent_us| !Seq(sent_us).before(Seq(undo.began_us)));
+        if answers
             && !is_open
             && let (Some(first), Some(timestamp)) = (undo.first_again, heard.timestamp)
         {
@@ -386,7 +390,7 @@ impl Connection {
     }
 
     /// A loss was found, by an acknowledgement that has told of so many bytes: recovery begins.
-    fn recover(&mut self, delivered: u32, cx: &mut Context) {
+    fn recover(&mut self, delivered: u32, now_us: u32, cx: &mut Context) {
         cx.counters.recoveries += 1;
         // What was sent only to find out does not count (RFC 3042, section 4).
         let flight = self.undisturbed.max(self.snd_una).since(self.snd_una);
@@ -401,7 +405,7 @@ impl Connection {
             && let Some(notes) = self.board.notes_mut()
         {
             notes.prr = (!models).then(|| Prr::new(threshold, flight));
-            notes.undo = Some(Undo::new(self.snd_una));
+            notes.undo = Some(Undo::new(self.snd_una, now_us));
             notes.probe = None;
         }
     }
@@ -443,7 +447,7 @@ impl Connection {
     }
 
     /// The retransmission timer fired: all that has not arrived is lost (RFC 6298, rule 5.4; RFC 8985, section 6.3).
-    pub(super) fn lose_all_by_timeout(&mut self, cx: &mut Context) {
+    pub(super) fn lose_all_by_timeout(&mut self, now: Instant, cx: &mut Context) {
         if self.board.is_reneged() {
             self.board.forget_sacked();
         }
@@ -458,7 +462,7 @@ impl Connection {
         {
             (notes.prr, notes.probe) = (None, None);
             if is_first {
-                notes.undo = Some(Undo::new(self.snd_una));
+                notes.undo = Some(Undo::new(self.snd_una, now.as_micros() as u32));
             }
         }
         self.lose_all();
@@ -480,7 +484,7 @@ impl Connection {
         self.timer = Timer::Off;
         let (lost, wait_us) = self.lost_by_time(now_us);
         if lost > 0 && self.recovery.is_open() {
-            self.recover(0, cx);
+            self.recover(0, now_us, cx);
         }
         let (in_flight, mss) = (self.in_flight(), self.mss);
         if lost > 0
@@ -516,7 +520,7 @@ impl Connection {
         self.timer = Timer::Retransmit(self.rtt.deadline(now));
     }
 
-    /// So many bytes have gone out in recovery, for the first time or again; with the timestamp of what the peer asks for.
+    /// So many bytes have gone out in recovery, for the first time or again.
     pub(super) fn note_sent(&mut self, bytes: u32, is_again: bool, timestamp: Option<u32>) {
         let Some(notes) = self.board.notes_mut() else { return };
         if let Some(prr) = &mut notes.prr {

@@ -127,6 +127,8 @@ pub(super) struct Delivered {
     pub original: Option<Seq>,
     /// Some of it was sent only once and before what had been delivered already.
     pub is_reordered: bool,
+    /// Some of what is acknowledged was sent again, and the first of that then.
+    pub again_us: Option<u32>,
 }
 
 /// The one of several segments that was sent last.
@@ -154,6 +156,16 @@ impl Delivered {
     /// The round trip that it measures: none with something that was sent again, for which the rest may have waited.
     pub(super) fn rtt_us(&self) -> Option<u32> {
         self.since_first_us.filter(|_| !self.has_again)
+    }
+
+    /// That much of a run, which ends there, is acknowledged.
+    #[inline]
+    fn note_acknowledged(&mut self, run: &Run<Progress>, end: Seq, len: u32, now_us: u32) {
+        if run.state.contains(State::AGAIN) {
+            let is_first = self.again_us.is_none_or(|known| Seq(run.sent_us).before(Seq(known)));
+            self.again_us = if is_first { Some(run.sent_us) } else { self.again_us };
+        }
+        self.note(run, end, len, now_us);
     }
 
     #[inline]
@@ -522,7 +534,7 @@ impl Scoreboard {
         } else if !self.is_empty() {
             let end = ack.min(self.end);
             let len = end.since(self.from);
-            news.note(&self.only.after(self.delivered_before_only()), end, len, now_us);
+            news.note_acknowledged(&self.only.after(self.delivered_before_only()), end, len, now_us);
             *if self.only.state.contains(State::LOST) { &mut self.lost } else { &mut self.in_flight } -= len;
         }
         self.from = ack;
@@ -536,7 +548,7 @@ impl Scoreboard {
             let end = ack.min(run.end);
             let len = end.since(start);
             if !run.state.contains(State::SACKED) {
-                news.note(run, end, len, now_us);
+                news.note_acknowledged(run, end, len, now_us);
                 news.is_reordered |= !run.state.contains(State::AGAIN) && end.before(list.delivered_to);
                 *if run.is_in_flight() { &mut self.in_flight } else { &mut self.lost } -= len;
             }

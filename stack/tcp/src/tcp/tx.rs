@@ -746,9 +746,7 @@ impl Connection {
         if self.retries == 0 {
             cx.counters.fast_retransmits += 1;
         }
-        // An answer to this one is the next that acknowledges more only if nothing before it is missing.
-        let is_first = plan.seq == self.snd_una;
-        let timestamp = self.clock.as_ref().filter(|_| is_first).map(|clock| clock.now(now));
+        let timestamp = self.clock.as_ref().map(|clock| clock.now(now));
         self.note_sent(plan.len, true, timestamp);
         if plan.kind == Kind::TailAgain {
             self.probed(true, now, cx);
@@ -788,7 +786,7 @@ impl Connection {
             self.due |= Due::SYN;
             return;
         }
-        self.lose_all_by_timeout(cx);
+        self.lose_all_by_timeout(now, cx);
         self.due -= Due::TAIL;
     }
 
