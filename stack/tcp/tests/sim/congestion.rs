@@ -268,6 +268,20 @@ fn a_path_is_filled() {
     }
 }
 
+/// What BBR measures of the first segments of its first window is no rate at which to send the second one: windows that go
+/// out over 70 ms of a round trip of 100 are so far behind those of a slow start, and the beginning adds little to that.
+#[test]
+fn bbr_begins_nearly_as_fast_as_a_slow_start() {
+    let takes = |congestion| {
+        let server = Config { congestion, ..config(1) };
+        let mut streams = Streams::new(4, path(200_000_000, MS(100), 0.0), server, 1, 1 << 40);
+        streams.run(|streams| streams.heard().iter().sum::<u64>() >= 400_000);
+        streams.clock.now().as_millis()
+    };
+    let (cubic, bbr) = (takes(CongestionControl::Cubic), takes(CongestionControl::Bbr));
+    assert!(bbr <= cubic + 150, "{bbr} ms, and by CUBIC {cubic} ms");
+}
+
 /// What an algorithm that takes each loss for congestion makes of it is the square root of it, and less.
 #[test]
 fn losses_by_chance_do_not_slow_bbr() {

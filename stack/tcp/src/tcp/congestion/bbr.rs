@@ -296,18 +296,20 @@ impl Bbr {
     }
 
     fn set_rate(&mut self, acked: &Acked) {
-        let rate = match self.rate.most() {
-            0 => {
-                let rtt_us = u64::from(acked.srtt_us.max(1000));
-                u64::from(initial_window(acked.mss)) * 1_000_000 / rtt_us
-            }
-            rate => rate,
-        };
-        // One in a hundred less, so that queues do not grow by what is measured too high.
-        let paced = rate * self.pacing_gain() / UNIT * 99 / 100;
+        if self.pacing_rate == 0 {
+            // What was measured so far is of the first few segments of a window.
+            let rtt_us = u64::from(acked.srtt_us.max(1000));
+            self.pacing_rate = self.paced(u64::from(initial_window(acked.mss)) * 1_000_000 / rtt_us);
+        }
+        let paced = self.paced(self.rate.most());
         if self.is_full || paced > self.pacing_rate {
             self.pacing_rate = paced;
         }
+    }
+
+    /// One in a hundred less than the mode's gain makes of a rate, so that queues do not grow by what is measured too high.
+    fn paced(&self, rate: u64) -> u64 {
+        rate * self.pacing_gain() / UNIT * 99 / 100
     }
 
     fn set_window(&mut self, window: &mut Window, acked: &Acked) {
