@@ -28,6 +28,7 @@ mod ours;
 mod packetdrill;
 mod path_mtu;
 mod places;
+mod rates;
 mod reassembly;
 mod routers;
 mod sack;
