@@ -31,7 +31,7 @@ use self::{
 };
 use crate::{
     format::{
-        entry::crc_seed,
+        entry::{INLINE_BYTES, crc_seed},
         found::{Found, Unknown},
         geometry::Geometry,
         header::Header,
@@ -225,11 +225,17 @@ impl Region {
         let deferred = Deferred::new(task, backing.path.clone(), backing.medium.clone(), unfinished);
         let Backing { path, kind, platform, medium, .. } = backing;
         let (domain, geometry) = (medium.domain(), store.geometry);
+        let pack_below = usize::from(options.pack_below);
+        if !(INLINE_BYTES + 1..=geometry.buffer_bytes.into()).contains(&pack_below) {
+            let (asked, most) = (options.pack_below, geometry.buffer_bytes);
+            return Err(OpenError::PackBelow { asked, most });
+        }
         let reserve = options.reserve.unwrap_or((geometry.buffers / 8).max(64)).min(geometry.buffers / 2);
         let limits = Limits {
             max_record_bytes: options.max_record_bytes.into(),
             reserve: reserve as usize,
             ahead: options.checkpoint_entries.max(1),
+            pack_below,
         };
         let Superblock { version, uuid, contents, .. } = store;
         let info =

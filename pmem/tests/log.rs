@@ -736,3 +736,44 @@ fn a_trim_of_many_records_frees_some_at_once_and_the_others_as_they_are_wanted()
     assert_eq!(shard.arena().free_buffers(), free_at_start);
     assert_eq!(shard.free_log_entries(), 32_768);
 }
+
+/// Whole buffers that the log holds, beside the bytes in them.
+fn amplification(len: usize, pack_below: u16) -> f64 {
+    let options = Options { size: Some(4 << 20), pack_below, ..Options::default() };
+    let mut shard = Region::open(MEMORY, &options).unwrap().into_shard().unwrap();
+    let records = 500;
+    for seed in 0..records {
+        // From a network, in one piece and in two, and from memory.
+        let bytes = payload(seed, len);
+        let segment = if seed % 2 == 0 { 1448 } else { len.div_ceil(2) };
+        let seq = match seed % 5 {
+            0 => {
+                let pending = shard.append_copy(&bytes).unwrap();
+                shard.commit().unwrap().confirm(pending).unwrap().seq
+            }
+            _ => store(&mut shard, &bytes, segment),
+        };
+        assert_eq!(shard.record(seq).unwrap().to_vec(), bytes);
+    }
+    let arena = shard.arena();
+    let held = (arena.buffers() - arena.free_buffers()) * arena.buffer_bytes();
+    held as f64 / (records * len as u64) as f64
+}
+
+#[test]
+fn packed_records_take_little_more_than_their_bytes() {
+    // As it is by default: what is short is packed, and what is not lies where it arrived.
+    assert!(amplification(64, 512) < 1.2);
+    assert!(amplification(500, 512) < 1.2);
+    assert!(amplification(1024, 512) > 2.0);
+    for (len, pack_below) in [(1024, 1025), (1024, 2176), (700, 1088), (64, 33)] {
+        let is_packed = len < usize::from(pack_below);
+        let amplification = amplification(len, pack_below);
+        assert_eq!(amplification < 1.3, is_packed, "{len} bytes with {pack_below}: {amplification}");
+    }
+    for pack_below in [0, 32, 2177] {
+        let options = Options { size: Some(4 << 20), pack_below, ..Options::default() };
+        let error = Region::open(MEMORY, &options).map(drop).unwrap_err();
+        assert!(error.to_string().contains("33 to 2176"), "{error}");
+    }
+}

@@ -36,6 +36,7 @@ pub fn is_interrupted(error: &anyhow::Error) -> bool {
 pub fn option_for(error: &OpenError, shape: &'static str) -> Option<&'static str> {
     match error {
         OpenError::NoSize { .. } => Some("--pm-size 1GiB"),
+        OpenError::PackBelow { .. } => Some("--pack-below"),
         OpenError::Volatile { .. } => Some("--volatile"),
         OpenError::NotAStore { .. }
         | OpenError::Version { .. }

@@ -12,7 +12,8 @@ use crate::{
     safeguard::{Safeguard, omits},
 };
 
-/// Records shorter than this are copied together into shared buffers, so that they do not pin one each.
+/// Records shorter than this are copied together into shared buffers, so that they do not pin one each, unless
+/// [`Options::pack_below`](crate::Options::pack_below) says otherwise.
 pub const PACK_BYTES: usize = 512;
 // A short record fits into a buffer, whatever is packed with it.
 const _: () = assert!(2 * PACK_BYTES <= MIN_BUFFER_BYTES as usize);
@@ -29,7 +30,7 @@ const KEPT_EXTENTS: usize = 64;
 
 /// A record under construction: pieces of buffers in their order. Dropping it gives the buffers back.
 ///
-/// A record shorter than [`PACK_BYTES`] is only gathered here, and copied when it is appended. From that length
+/// A record that is to be packed ([`Options::pack_below`](crate::Options::pack_below)) is only gathered here, and copied when it is appended. From that length
 /// on its pieces are flushed and their checksum is taken as they come. A record that would pin many times its
 /// length in buffers, because its peer sends a few bytes at a time, has its further short pieces copied together.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ pub struct Draft(pub(crate) Box<Building>);
 #[derive(Debug)]
 pub(crate) struct Building {
     pub(crate) shard: u64,
+    /// Shorter records are copied.
+    pack_below: usize,
     /// The pieces of a record that is still short.
     pub(crate) gathered: Vec<Extent>,
     pub(crate) extents: Vec<Extent>,
@@ -64,9 +67,10 @@ pub(crate) struct Cost {
 
 impl Draft {
     /// An empty record of a shard.
-    pub(crate) fn new(shard: u64) -> Self {
+    pub(crate) fn new(shard: u64, pack_below: usize) -> Self {
         Self(Box::new(Building {
             shard,
+            pack_below,
             gathered: Vec::new(),
             extents: Vec::new(),
             crcs: Vec::new(),
@@ -177,14 +181,14 @@ impl Building {
     /// Whether the record, as long as it is now, will be copied when it is appended.
     #[inline]
     pub(crate) fn is_short(&self) -> bool {
-        self.len < PACK_BYTES as u64
+        self.len < self.pack_below as u64
     }
 
     /// Adds a piece, which is not empty. `reserve` buffers stay free for the network.
     #[inline]
     pub(crate) fn push(&mut self, arena: &Arena, reserve: usize, extent: Extent) -> Result<(), AppendError> {
         // Nearly all pieces are nearly as long as a segment.
-        if extent.len() >= PACK_BYTES && self.gathered.is_empty() && extent.claim() {
+        if extent.len() >= self.pack_below.max(PACK_BYTES) && self.gathered.is_empty() && extent.claim() {
             self.len += extent.len() as u64;
             self.seal(arena, extent);
             return Ok(());

@@ -101,6 +101,8 @@ pub(crate) struct Limits {
     pub reserve: usize,
     /// Entries that may be written beyond what the header says is durable.
     pub ahead: u32,
+    /// Shorter records are copied together.
+    pub pack_below: usize,
 }
 
 /// What a shard has done since it was opened, and what it holds.

@@ -85,6 +85,14 @@ pub enum OpenError {
     /// The region cannot be cut up as asked.
     #[error("cannot make a store: {0}")]
     Geometry(String),
+    /// Records that are packed have to fit into a buffer.
+    #[error("records below {asked} bytes cannot be packed into buffers of {most}: take 33 to {most} bytes")]
+    PackBelow {
+        /// What was asked for.
+        asked: u16,
+        /// Length of a buffer.
+        most: u16,
+    },
     /// Another process, or another part of this one, has the store open.
     #[error("{} is in use, most likely by another process; stop that one first", path.display())]
     Locked {

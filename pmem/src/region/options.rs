@@ -7,6 +7,7 @@ use crate::{
         geometry::{Geometry, GeometryOptions},
         superblock::Contents,
     },
+    log::draft::PACK_BYTES,
     recovery::error::OpenError,
     watch::Watch,
 };
@@ -32,6 +33,10 @@ pub struct Options {
     /// Buffers of a shard that the log leaves to the network: by default an eighth, but at least 64, and in no
     /// case more than half.
     pub reserve: Option<u32>,
+    /// Records shorter than this are copied together into shared buffers; longer ones stay where they arrived, and take
+    /// whole buffers, however little of them. At most the length of a buffer. Records of half a buffer's length and more do
+    /// not share one, so that copying them gains nothing.
+    pub pack_below: u16,
     /// The longest record in bytes.
     pub max_record_bytes: u32,
     /// Log entries after which a shard notes in its header how far its log is durable, at the latest: no more than so many
@@ -68,6 +73,7 @@ impl Default for Options {
             log_entries: None,
             contents: Contents::Unknown,
             reserve: None,
+            pack_below: PACK_BYTES as u16,
             max_record_bytes: 16 << 20,
             checkpoint_entries: 1 << 16,
             trust_durable: false,

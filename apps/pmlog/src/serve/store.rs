@@ -23,6 +23,7 @@ pub(super) fn open(
         shards_if_new: Some(cores.get().into()),
         log_entries: args.log_entries,
         buffer_bytes: args.buffer_bytes,
+        pack_below: args.pack_below,
         contents: Contents::Bodies,
         max_record_bytes: u32::try_from(args.max_record.as_u64()).unwrap_or(u32::MAX),
         domain: args.domain.into(),

@@ -10,7 +10,7 @@ use crate::{
         entry::{Body, ENTRY_EXTENTS, Entry, ExtentName, INLINE_BYTES},
     },
     log::{
-        draft::{Building, Draft, PACK_BYTES, Pack, lines, take_beyond},
+        draft::{Building, Draft, Pack, lines, take_beyond},
         error::{AppendError, Full},
         proof::{Pending, Receipt},
         tally::Count,
@@ -24,7 +24,7 @@ pub(super) const SPARE_DRAFTS: usize = 64;
 impl Shard {
     /// An empty record.
     pub fn draft(&self) -> Draft {
-        self.spare.borrow_mut().pop().unwrap_or_else(|| Draft::new(self.id))
+        self.spare.borrow_mut().pop().unwrap_or_else(|| Draft::new(self.id, self.limits.pack_below))
     }
 
     /// Adds a piece to a record. Unless the record is still short, the piece's lines are flushed and its
@@ -73,7 +73,7 @@ impl Shard {
         self.is_sound()?;
         self.admits(&extent, 0)?;
         let len = extent.len();
-        if len < PACK_BYTES {
+        if len < self.limits.pack_below {
             return self.append_short(len, iter::once(extent.bytes()));
         }
         self.has_entries(1)?;
@@ -103,7 +103,7 @@ impl Shard {
         if len > max {
             return Err(AppendError::TooLong { len, max });
         }
-        if bytes.len() < PACK_BYTES {
+        if bytes.len() < self.limits.pack_below {
             return self.append_short(bytes.len(), iter::once(bytes));
         }
         let buffers = bytes.len() / self.arena.buffer_bytes() + 2;
@@ -113,7 +113,7 @@ impl Shard {
         self.append(draft)
     }
 
-    /// Appends a record of so many bytes, below [`PACK_BYTES`]: copied into its log entry, or to those before it.
+    /// Appends a record of so many bytes, fewer than are packed: copied into its log entry, or to those before it.
     fn append_short<'a>(
         &mut self,
         len: usize,
