@@ -13,7 +13,7 @@ use stack::profile::Stage;
 pub enum Mode {
     /// Kernel sockets: epoll, read, copy into persistent memory, flush, fence, write; a request at a time.
     StatusQuo,
-    /// Kernel sockets, and a file: epoll, read, write, fdatasync, write; a request at a time.
+    /// Kernel sockets, and a file: epoll, read, write, fdatasync, write; an fdatasync for each burst.
     StatusQuoFsync,
     /// As status-quo, with replies sent by MSG_ZEROCOPY.
     MsgZerocopy,

@@ -1,4 +1,5 @@
-//! The modes on kernel sockets: one thread, epoll, and a record made durable before the next request is looked at.
+//! The modes on kernel sockets: one thread, epoll, and a record made durable before the next request is looked at, or
+//! with all others of one call of epoll.
 //!
 //! Interest is level-triggered, with one read for each event: an edge-triggered loop has to read once more to find
 //! that there is nothing, which costs a system call a request. SO_BUSY_POLL is not used: it would poll the device
@@ -12,7 +13,7 @@ mod zerocopy;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use pmlog::http::{HeadCache, Refusal};
 use program::allow_descriptors;
 use rustix::buffer::spare_capacity;
@@ -73,6 +74,8 @@ struct Server<L: Socket, K> {
     listener: TcpListener,
     connections: Vec<Connection<L>>,
     vacant: Vec<u32>,
+    /// Connections of this burst whose requests are kept and not answered.
+    kept: Vec<(u64, Peer)>,
     storage: K,
     heads: HeadCache,
     meter: Meter,
@@ -118,6 +121,7 @@ impl<L: Socket, K: Storage> Server<L, K> {
             listener,
             connections: (0..connections).map(vacant).collect(),
             vacant: (0..connections).rev().collect(),
+            kept: Vec::with_capacity(EVENTS),
             storage,
             heads: HeadCache::default(),
             meter: Meter::sleeping(),
@@ -139,6 +143,7 @@ impl<L: Socket, K: Storage> Server<L, K> {
                     token => self.happened(token, event.flags)?,
                 }
             }
+            self.answer_kept()?;
             while let Some(command) = control.next() {
                 match command {
                     ServerCommand::Mark(id) => tell(&ServerEvent::Mark(self.storage.mark(id, &self.meter)))?,
@@ -183,14 +188,43 @@ impl<L: Socket, K: Storage> Server<L, K> {
         }
     }
 
-    /// Something happened on a connection.
+    /// Something happened on a connection: what has come is kept, and answered unless that waits for the rest of the burst.
     fn happened(&mut self, token: u64, flags: EventFlags) -> Result<()> {
-        let (index, generation) = (token as u32, (token >> 32) as u32);
-        let Some(connection) = self.connections.get_mut(index as usize) else { return Ok(()) };
-        if connection.generation != generation || connection.socket.is_none() {
+        let Some((index, connection)) = known(&mut self.connections, token) else { return Ok(()) };
+        let kept = connection.keep(flags, &mut self.storage, &mut self.heads);
+        match kept {
+            Ok(peer) if K::IN_BURSTS => {
+                self.kept.push((token, peer));
+                Ok(())
+            }
+            Ok(peer) => {
+                let answered = connection.give(peer, &mut self.storage, &mut self.heads);
+                self.go_on(index, answered)
+            }
+            Err(error) => self.go_on(index, Err(error)),
+        }
+    }
+
+    /// Makes a burst durable, and answers all of it.
+    fn answer_kept(&mut self) -> Result<()> {
+        if self.kept.is_empty() {
             return Ok(());
         }
-        match connection.serve(flags, &mut self.storage, &mut self.heads) {
+        self.storage.commit().map_err(|_| anyhow!("a burst of records could not be made durable"))?;
+        let mut kept = std::mem::take(&mut self.kept);
+        for (token, peer) in kept.drain(..) {
+            let Some((index, connection)) = known(&mut self.connections, token) else { continue };
+            let answered = connection.give(peer, &mut self.storage, &mut self.heads);
+            self.go_on(index, answered)?;
+        }
+        self.kept = kept;
+        Ok(())
+    }
+
+    /// Waits for what a connection waits for, or ends it.
+    fn go_on(&mut self, index: u32, served: rustix::io::Result<Waits>) -> Result<()> {
+        let connection = &mut self.connections[index as usize];
+        match served {
             Ok(Waits::ForRequests) => connection.wait_for(false, index, &self.epoll),
             Ok(Waits::ForRoom) => connection.wait_for(true, index, &self.epoll),
             ended => {
@@ -205,6 +239,23 @@ impl<L: Socket, K: Storage> Server<L, K> {
     }
 }
 
+/// The connection that an event is of, unless it is over.
+fn known<L>(connections: &mut [Connection<L>], token: u64) -> Option<(u32, &mut Connection<L>)> {
+    let (index, generation) = (token as u32, (token >> 32) as u32);
+    let connection = connections.get_mut(index as usize)?;
+    let is_known = connection.generation == generation && connection.socket.is_some();
+    is_known.then_some((index, connection))
+}
+
+/// How a connection's other end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Peer {
+    Talks,
+    /// It sends nothing more.
+    IsDone,
+    IsGone,
+}
+
 /// What a connection waits for.
 enum Waits {
     ForRequests,
@@ -214,14 +265,14 @@ enum Waits {
 }
 
 impl<L: Socket> Connection<L> {
-    /// Reads once, keeps what is whole, and answers.
-    fn serve(
+    /// Reads once, and keeps what is whole.
+    fn keep(
         &mut self,
         flags: EventFlags,
         storage: &mut impl Storage,
         heads: &mut HeadCache,
-    ) -> rustix::io::Result<Waits> {
-        let Some(socket) = &mut self.socket else { return Ok(Waits::Ended) };
+    ) -> rustix::io::Result<Peer> {
+        let Some(socket) = &mut self.socket else { return Ok(Peer::IsGone) };
         let mut peer_is_done = flags.contains(EventFlags::RDHUP);
         if flags.contains(EventFlags::ERR) {
             match socket.error() {
@@ -232,19 +283,33 @@ impl<L: Socket> Connection<L> {
         let may_read = peer_is_done || flags.intersects(EventFlags::IN | EventFlags::HUP);
         if may_read && !self.is_blocked && !self.is_ending {
             match socket.receive(self.stream.room()) {
-                Ok(0) => return Ok(Waits::Ended),
+                Ok(0) => return Ok(Peer::IsGone),
                 Ok(count) => self.stream.received(count),
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(error) => return Err(error),
             }
             self.answer(storage, heads);
         }
+        Ok(if peer_is_done { Peer::IsDone } else { Peer::Talks })
+    }
+
+    /// Answers what was kept, and is durable.
+    fn give(
+        &mut self,
+        peer: Peer,
+        storage: &mut impl Storage,
+        heads: &mut HeadCache,
+    ) -> rustix::io::Result<Waits> {
+        if peer == Peer::IsGone {
+            return Ok(Waits::Ended);
+        }
         let mut waits = self.flush(storage)?;
         // Behind a record there may be requests that came with its own.
         while matches!(waits, Waits::ForRequests) && self.answer(storage, heads) {
+            storage.commit().map_err(|_| Errno::IO)?;
             waits = self.flush(storage)?;
         }
-        Ok(if peer_is_done { Waits::Ended } else { waits })
+        Ok(if peer == Peer::IsDone { Waits::Ended } else { waits })
     }
 
     /// Keeps what is whole of the requests, up to one for a record; whether there is anything to send now.

@@ -199,6 +199,28 @@ fn status_quo_fsync_writes_a_file_that_goes_round() {
 }
 
 #[test]
+fn status_quo_fsync_makes_what_came_together_durable_together() {
+    const CLIENTS: u64 = 40;
+    isolated(|lab| {
+        wire::veth()?;
+        // While one burst is made durable, the requests of all others come.
+        let (mut bench, _) = Bench::start(lab, Mode::StatusQuoFsync, &["--persist-delay-us", "200000"])?;
+        let mut connections = (0..CLIENTS).map(|_| bench.connect()).collect::<Result<Vec<_>>>()?;
+        for (connection, number) in connections.iter_mut().zip(0..) {
+            connection.send_append(&noise(number, 1000))?;
+        }
+        let mut seqs =
+            connections.iter_mut().map(|connection| connection.reply()?.seq()).collect::<Result<Vec<_>>>()?;
+        seqs.sort_unstable();
+        ensure!(seqs == (1..=CLIENTS).collect::<Vec<_>>(), "{seqs:?}");
+        let mark = bench.mark()?;
+        ensure!((mark.requests, mark.errors) == (CLIENTS, 0), "{mark:?}");
+        ensure!(mark.fences > 0 && mark.fences * 4 <= CLIENTS, "{mark:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn paste_and_kernel_paste_are_pmlogs_own_service() {
     isolated(|lab| {
         wire::veth()?;

@@ -1,4 +1,4 @@
-//! Where the modes on kernel sockets put their records: a request at a time, durable before its reply.
+//! Where the modes on kernel sockets put their records: each is durable before its reply.
 
 use std::fs::File;
 use std::io::IoSlice;
@@ -17,6 +17,9 @@ use crate::serve::sending::Sending;
 pub(super) trait Storage: Sized {
     /// What a reader of its figures should know.
     const NOTES: &'static [&'static str];
+    /// Whether what came together is made durable together, and then answered; else each record is before the next request
+    /// is looked at.
+    const IN_BURSTS: bool = false;
 
     /// Opens it, or makes it.
     fn open(args: &ServeArgs) -> Result<Self>;
@@ -24,8 +27,14 @@ pub(super) trait Storage: Sized {
     /// What makes a record durable.
     fn domain(&self) -> String;
 
-    /// Makes a record durable; returns its number.
+    /// Keeps a record; returns its number. It is durable, or will be with the next [`commit`](Self::commit) if records are
+    /// in bursts.
     fn append(&mut self, body: &[u8]) -> Result<u64, Refusal>;
+
+    /// Makes durable what was appended.
+    fn commit(&mut self) -> Result<(), Refusal> {
+        Ok(())
+    }
 
     /// The reply with a record.
     ///
@@ -92,13 +101,15 @@ impl Storage for Log {
 /// Bytes before each record in a file: its number, its length and its checksum.
 const HEADER_BYTES: usize = 16;
 
-/// A file that goes round: write, fdatasync.
+/// A file that goes round: writes, and then one fdatasync for all that came together.
 pub(super) struct Records {
     file: File,
     len_bytes: u64,
     /// Where the next record goes.
     at: u64,
     next: u64,
+    /// Whether something was written since the last fdatasync.
+    is_dirty: bool,
     persist_delay: Duration,
     ledger: Ledger,
 }
@@ -110,18 +121,20 @@ impl Records {
         if written < len {
             return Err(std::io::ErrorKind::WriteZero.into());
         }
-        self.file.sync_data()?;
-        let persisted = Instant::now();
-        while !self.persist_delay.is_zero() && persisted.elapsed() < self.persist_delay {
-            std::hint::spin_loop();
-        }
         Ok(())
     }
 }
 
+/// What the kernel says, and a client is not to know.
+fn failed(error: &std::io::Error) -> Refusal {
+    tracing::error!("records could not be written: {error}");
+    Refusal::CommitFailed
+}
+
 impl Storage for Records {
     const NOTES: &'static [&'static str] =
-        &["one fdatasync for each request", "the file was written once before"];
+        &["one fdatasync for all requests of an epoll call", "the file was written once before"];
+    const IN_BURSTS: bool = true;
 
     /// Makes the file. It is written once as a whole, so that no later fdatasync has to write its extents, too.
     fn open(args: &ServeArgs) -> Result<Self> {
@@ -139,6 +152,7 @@ impl Storage for Records {
             len_bytes,
             at: 0,
             next: 1,
+            is_dirty: false,
             persist_delay: Duration::from_micros(args.persist_delay_us),
             ledger: Ledger::default(),
         })
@@ -158,15 +172,26 @@ impl Storage for Records {
         header[..8].copy_from_slice(&seq.to_le_bytes());
         header[8..12].copy_from_slice(&(body.len() as u32).to_le_bytes());
         header[12..].copy_from_slice(&pmem::crc32c(body).to_le_bytes());
-        self.write(&header, body).map_err(|error| {
-            tracing::error!("a record could not be written: {error}");
-            Refusal::CommitFailed
-        })?;
+        self.write(&header, body).map_err(|error| failed(&error))?;
+        self.is_dirty = true;
         self.next += 1;
         self.at += len;
-        self.ledger.fences += 1;
         self.ledger.pm_bytes += len;
         Ok(seq)
+    }
+
+    fn commit(&mut self) -> Result<(), Refusal> {
+        if !self.is_dirty {
+            return Ok(());
+        }
+        self.file.sync_data().map_err(|error| failed(&error))?;
+        let persisted = Instant::now();
+        while !self.persist_delay.is_zero() && persisted.elapsed() < self.persist_delay {
+            std::hint::spin_loop();
+        }
+        self.is_dirty = false;
+        self.ledger.fences += 1;
+        Ok(())
     }
 
     fn ledger(&mut self) -> &mut Ledger {
