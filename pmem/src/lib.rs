@@ -66,7 +66,9 @@ pub use log::{
     record::{CheckedPieces, Lookup, Piece, Record, RecordInfo},
     shard::{Counters, Records, Scrubbed, Shard, Trimmed},
 };
-pub use medium::{DiskSync, Domain, FlushInstruction, LINE_BYTES, LineModel, Medium, ModelKind, Spent};
+pub use medium::{
+    DiskSync, Domain, FlushInstruction, LINE_BYTES, LineModel, Medium, ModelKind, Spent, Written,
+};
 pub use recovery::{error::OpenError, scan::Corruption};
 pub use region::{DomainChoice, Kind, MEMORY, Options, Region, RegionInfo, ShardSeed};
 pub use snapshot::{PieceName, ShardReport, Snapshot, SnapshotEvent, SnapshotRecord};

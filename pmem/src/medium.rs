@@ -3,6 +3,7 @@
 //! Every store, flush, fence and DMA arrival of this crate goes through [`Medium`], so that
 //! [`LineModel`](crate::LineModel) can stand in for real persistent memory in crash tests.
 
+mod ahead;
 mod behind;
 mod dirty;
 mod disk;
@@ -19,6 +20,7 @@ mod timed;
 
 use std::{fmt, io, os::fd::OwnedFd, ptr::NonNull, sync::Arc};
 
+pub(crate) use ahead::Ahead;
 pub(crate) use behind::Handle;
 pub use disk::DiskSync;
 pub(crate) use disk::{BLOCK_BYTES, Disk};
@@ -106,6 +108,12 @@ pub unsafe trait Medium: Send + Sync {
         drop(bell);
     }
 
+    /// Has a range brought into memory, as far as that is not there and there is reason to wait for it soon. Ranges beyond
+    /// the end are cut.
+    fn will_read(&self, offset: usize, len: usize) {
+        let _ = (offset, len);
+    }
+
     /// What flush and fence do here.
     fn domain(&self) -> Domain;
 
@@ -116,6 +124,20 @@ pub unsafe trait Medium: Send + Sync {
     fn spent(&self) -> Spent {
         Spent::default()
     }
+
+    /// What a device or a file was asked to write through this handle; zeros where flushes are instructions.
+    fn written(&self) -> Written {
+        Written::default()
+    }
+}
+
+/// What was asked of the device or the file behind a medium.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes of the blocks or pages that were written.
+    pub bytes: u64,
+    /// Writes, write-backs of a range, and syncs.
+    pub requests: u64,
 }
 
 /// The time that a medium's handle has spent, and how often it read a clock to know.

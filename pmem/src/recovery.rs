@@ -25,7 +25,7 @@ use crate::{
         shard::{Limits, Parts, Shard},
         tally::{Count, Tally},
     },
-    medium::{Medium, MediumLock, flush_found},
+    medium::{Ahead, Medium, MediumLock, flush_found},
     safeguard::{Safeguard, omits},
     watch::{Watch, Work},
 };
@@ -82,7 +82,8 @@ impl UnopenedShard {
             checks_durable: !self.trusts_durable,
         };
         let mut lost = None;
-        let source = Open { arena: &arena, ring: &ring, progress: &progress };
+        let [log, payload] = [(); 2].map(|()| Ahead::new(medium.clone()));
+        let source = Open { arena: &arena, ring: &ring, progress: &progress, log, payload };
         let mut tally = Tally::new(plan.slots, found.head);
         // Counted, and found to share bytes with another only then.
         let mut uncounted = Vec::new();
@@ -195,6 +196,8 @@ struct Open<'a> {
     arena: &'a Arena,
     ring: &'a Ring,
     progress: &'a Progress<'a>,
+    log: Ahead,
+    payload: Ahead,
 }
 
 /// How much of a shard has been read, and whether to go on.
@@ -232,11 +235,15 @@ impl<'a> Progress<'a> {
 impl Source for Open<'_> {
     fn slot(&self, index: u64) -> Option<[u8; ENTRY_BYTES]> {
         self.progress.advance(ENTRY_BYTES as u64)?;
+        self.log.expect(self.ring.slot_offset(index));
         Some(self.ring.slot(index))
     }
 
     fn checksum(&self, crc: u32, name: ExtentName) -> Option<u32> {
         self.progress.advance(name.len.into())?;
+        if self.arena.holds(name.buffer, name.offset, name.len) {
+            self.payload.expect(self.arena.medium_offset(name));
+        }
         self.arena.checksum(crc, name)
     }
 }

@@ -6,6 +6,7 @@ mod cores;
 mod crash;
 mod damage;
 mod device;
+mod disk;
 mod early;
 mod exactly_once;
 mod examples;

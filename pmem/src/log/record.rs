@@ -1,6 +1,6 @@
 //! Records as they are read back.
 
-use std::{collections::VecDeque, fmt};
+use std::{collections::VecDeque, fmt, ops::Range};
 
 use super::quarantine::Quarantine;
 use crate::{
@@ -160,6 +160,14 @@ impl Record {
             crc: 0,
             checked: 0,
         }
+    }
+
+    /// Where its pieces lie in the medium.
+    pub(crate) fn places(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.extents.iter().map(|extent| {
+            let from = extent.medium_offset();
+            from..from + extent.len()
+        })
     }
 
     /// A copy of all bytes.

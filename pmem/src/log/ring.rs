@@ -86,8 +86,9 @@ impl Ring {
         }
     }
 
+    /// Where the slot of `seq` lies in the medium.
     #[inline]
-    fn slot_offset(&self, seq: u64) -> usize {
+    pub(crate) fn slot_offset(&self, seq: u64) -> usize {
         self.offset + self.within(seq)
     }
 

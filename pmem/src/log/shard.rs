@@ -39,7 +39,7 @@ use crate::{
         entry::{ENTRY_BYTES, Entry, EntryFault},
         header::Header,
     },
-    medium::{Domain, Spent},
+    medium::{Ahead, Domain, Spent, Written},
     safeguard::{Safeguard, omits},
 };
 
@@ -70,6 +70,7 @@ pub struct Shard {
     recovery: Recovery,
     quarantined: Quarantined,
     unread: Unread,
+    ahead: Ahead,
     /// The buffer that short records are copied into.
     pack: Option<Pack>,
     /// The commit that is under way.
@@ -120,6 +121,10 @@ pub struct Counters {
     pub flushed_lines: u64,
     /// Fences.
     pub fences: u64,
+    /// Bytes that the device or the file behind the store was asked to write; none where a flush is an instruction.
+    pub written_bytes: u64,
+    /// What that took of writes, write-backs of a range, and syncs.
+    pub write_requests: u64,
     /// Records trimmed.
     pub trimmed_records: u64,
     /// Records in the log now.
@@ -154,6 +159,7 @@ impl Shard {
         let Recovery { records: live_records, payload_bytes: live_payload_bytes, .. } = parts.recovery;
         let counters = Counters { live_records, live_payload_bytes, ..Counters::default() };
         let mut shard = Self {
+            ahead: Ahead::new(parts.arena.medium().clone()),
             arena: parts.arena,
             ring: parts.ring,
             header: parts.header,
@@ -250,7 +256,10 @@ impl Shard {
         let buffers = u64::from(self.arena.logged_buffers()) * self.arena.buffer_bytes() as u64;
         let flushes_lines =
             !matches!(self.arena.medium().domain(), Domain::FenceOnly | Domain::Msync | Domain::Disk(_));
+        let Written { bytes: written_bytes, requests: write_requests } = self.arena.medium().written();
         Counters {
+            written_bytes,
+            write_requests,
             copied_bytes: self.counters.copied_bytes + self.arena.copied_bytes(),
             flushed_lines: if flushes_lines { self.counters.flushed_lines } else { 0 },
             pm_bytes: buffers + (self.next - self.held) * ENTRY_BYTES as u64,

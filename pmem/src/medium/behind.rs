@@ -9,11 +9,14 @@ use std::{
     ops::Range,
     os::fd::OwnedFd,
     ptr::{self, NonNull},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use super::{
-    Domain, Medium,
+    Domain, Medium, Written,
     dirty::Dirty,
     line_range,
     queue::{Ask, Queue},
@@ -41,6 +44,11 @@ pub(crate) trait Behind: Send + Sync + 'static {
         None
     }
 
+    /// Has a range brought into memory, as far as it is not there.
+    fn will_read(&self, offset: usize, len: usize) {
+        let _ = (offset, len);
+    }
+
     /// What has to be asked of the kernel so that these ranges, which are not empty, are durable.
     fn asks(&self, ranges: &[Range<usize>], asks: &mut Vec<Ask>);
 
@@ -59,6 +67,8 @@ pub(crate) struct Handle<B> {
     // The kernel is done with the memory before that goes.
     state: Mutex<State>,
     behind: Arc<B>,
+    written_bytes: AtomicU64,
+    requests: AtomicU64,
 }
 
 struct State {
@@ -66,7 +76,13 @@ struct State {
     file: io::Result<Way>,
     /// A fence was started and is not known to be done.
     is_underway: bool,
+    /// Where was flushed last: a log goes on at one place, and payload at another.
+    windows: [usize; 2],
 }
+
+/// What is brought into memory where something in it was flushed: what is stored next lies there too, as a rule, and would
+/// wait for its page.
+const WINDOW_BYTES: usize = 1 << 20;
 
 /// How the kernel is asked.
 enum Way {
@@ -84,7 +100,8 @@ impl<B: Behind> Handle<B> {
             }
         });
         let dirty = Dirty::new(behind.block_bytes());
-        Self { state: Mutex::new(State { dirty, file, is_underway: false }), behind }
+        let state = Mutex::new(State { dirty, file, is_underway: false, windows: [usize::MAX; 2] });
+        Self { state, behind, written_bytes: AtomicU64::new(0), requests: AtomicU64::new(0) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -111,16 +128,21 @@ impl<B: Behind> Handle<B> {
     /// Starts what makes durable what was flushed; true if that is done.
     fn start(&self, state: &mut State) -> io::Result<bool> {
         self.check()?;
-        let ranges = state.dirty.merged(self.behind.gap_bytes());
+        let (ranges, dirty_bytes) = state.dirty.merged(self.behind.gap_bytes());
         if ranges.is_empty() {
             return Ok(true);
         }
+        let asks = |asks: &mut Vec<Ask>| {
+            self.behind.asks(ranges, asks);
+            self.asked(dirty_bytes, asks.len());
+        };
         let started = match &mut state.file {
-            Ok(Way::Queue(queue)) => {
-                // SAFETY: the ranges lie in memory that `behind` keeps, and that goes after the queue.
-                unsafe { queue.start(|asks| self.behind.asks(ranges, asks)) }.map(|()| false)
+            // SAFETY: the ranges lie in memory that `behind` keeps, and that goes after the queue.
+            Ok(Way::Queue(queue)) => unsafe { queue.start(asks) }.map(|()| false),
+            Ok(Way::Block(file)) => {
+                self.asked(dirty_bytes, ranges.len() + 1);
+                self.behind.block(file, ranges).map(|()| true)
             }
-            Ok(Way::Block(file)) => self.behind.block(file, ranges).map(|()| true),
             Err(error) => {
                 let why = format!("the store cannot be opened once more, for another core: {error}");
                 return Err(io::Error::new(error.kind(), why));
@@ -134,6 +156,12 @@ impl<B: Behind> Handle<B> {
             self.check()?;
         }
         Ok(is_done)
+    }
+
+    /// Counts what is asked of the file.
+    fn asked(&self, bytes: usize, requests: usize) {
+        self.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.requests.fetch_add(requests as u64, Ordering::Relaxed);
     }
 
     /// Looks at what was started, or waits for it; whether it is done.
@@ -176,7 +204,13 @@ unsafe impl<B: Behind> Medium for Handle<B> {
 
     fn flush(&self, offset: usize, len: usize) {
         let lines = line_range(offset, len, self.len());
-        self.state().dirty.add(lines.start, lines.end.min(self.len()));
+        let mut state = self.state();
+        state.dirty.add(lines.start, lines.end.min(self.len()));
+        let window = lines.start / WINDOW_BYTES;
+        if !state.windows.contains(&window) {
+            state.windows = [window, state.windows[0]];
+            self.behind.will_read(window * WINDOW_BYTES, WINDOW_BYTES);
+        }
     }
 
     fn fence(&self) -> io::Result<()> {
@@ -209,8 +243,19 @@ unsafe impl<B: Behind> Medium for Handle<B> {
         }
     }
 
+    fn will_read(&self, offset: usize, len: usize) {
+        self.behind.will_read(offset, len);
+    }
+
     fn domain(&self) -> Domain {
         self.behind.domain()
+    }
+
+    fn written(&self) -> Written {
+        Written {
+            bytes: self.written_bytes.load(Ordering::Relaxed),
+            requests: self.requests.load(Ordering::Relaxed),
+        }
     }
 
     fn fork(self: Arc<Self>) -> Arc<dyn Medium> {

@@ -43,9 +43,14 @@ impl Dirty {
     }
 
     /// What was added, in order of address and without overlap; what lies no further apart than `gap_bytes` is one range.
-    pub(super) fn merged(&mut self, gap_bytes: usize) -> &[Range<usize>] {
-        self.merge(gap_bytes);
-        &self.ranges
+    /// And how many bytes of them were added.
+    pub(super) fn merged(&mut self, gap_bytes: usize) -> (&[Range<usize>], usize) {
+        self.merge(0);
+        let added_bytes = self.ranges.iter().map(Range::len).sum();
+        if gap_bytes > 0 {
+            self.merge(gap_bytes);
+        }
+        (&self.ranges, added_bytes)
     }
 
     /// Forgets what was added.
@@ -79,7 +84,10 @@ mod tests {
             dirty.add((1 << 20) + record * 2176 + 100, (1 << 20) + record * 2176 + 1200);
             dirty.add(8192 + record * 64, 8192 + (record + 1) * 64);
         }
-        assert_eq!(dirty.merged(0), [8192..12288, 1 << 20..(1 << 20) + 27 * 4096]);
+        let (payload, entries) = (1 << 20..(1 << 20) + 27 * 4096, 8192..12288);
+        assert_eq!(dirty.merged(0), (&[entries.clone(), payload.clone()][..], 28 * 4096));
+        let (ranges, added_bytes) = dirty.merged(2 << 20);
+        assert_eq!((ranges.len(), added_bytes), (1, 28 * 4096), "what lies between is clean");
     }
 
     #[test]
@@ -97,7 +105,7 @@ mod tests {
                 added.push(from..to);
                 assert!(dirty.ranges.len() as u64 <= (2 * blocks).max(RANGES as u64));
             }
-            let taken = dirty.merged(0);
+            let (taken, _) = dirty.merged(0);
             for range in added.iter().filter(|range| !range.is_empty()) {
                 let at = taken.partition_point(|kept| kept.end <= range.start);
                 let kept = &taken[at];

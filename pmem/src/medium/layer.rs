@@ -2,7 +2,7 @@
 
 use std::{io, os::fd::OwnedFd, ptr::NonNull, sync::Arc};
 
-use super::{Domain, Medium, Spent};
+use super::{Domain, Medium, Spent, Written};
 
 /// What is done at a flush and at a fence.
 pub(crate) trait Layer: Send + Sync + Sized + 'static {
@@ -93,6 +93,10 @@ unsafe impl<L: Layer> Medium for Layered<L> {
         self.medium.ring_bell(bell);
     }
 
+    fn will_read(&self, offset: usize, len: usize) {
+        self.medium.will_read(offset, len);
+    }
+
     fn domain(&self) -> Domain {
         self.medium.domain()
     }
@@ -103,5 +107,9 @@ unsafe impl<L: Layer> Medium for Layered<L> {
 
     fn spent(&self) -> Spent {
         self.layer.spent(&*self.medium)
+    }
+
+    fn written(&self) -> Written {
+        self.medium.written()
     }
 }

@@ -40,6 +40,14 @@ impl Behind for Paged {
         GAP_BYTES
     }
 
+    fn will_read(&self, offset: usize, len: usize) {
+        // It is a hint: where it is not taken, pages come when they are read.
+        // SAFETY: it takes numbers only.
+        unsafe {
+            libc::posix_fadvise(self.file.as_raw_fd(), offset as i64, len as i64, libc::POSIX_FADV_WILLNEED)
+        };
+    }
+
     fn asks(&self, ranges: &[Range<usize>], asks: &mut Vec<Ask>) {
         // Each sync has the device empty its cache, so there is one, after the others are with the device.
         asks.extend(parts(ranges).map(|(at, len)| Ask::WriteBack { at, len }));

@@ -228,6 +228,11 @@ fn regular(
         Err(Errno::OPNOTSUPP | Errno::INVAL) => {
             let map =
                 memmap2::MmapOptions::new().len(len).map_raw(&*file).map_err(io_error("mapping", &path))?;
+            // Pages that are read ahead come as folios of up to 2 MiB, of which one byte stored makes all dirty, and each
+            // commit write all of it.
+            if let Err(error) = map.advise(memmap2::Advice::Random) {
+                tracing::debug!("more may be written than was stored: {error}");
+            }
             let synced = file.try_clone().map_err(io_error("opening", &path))?;
             let paged = Paged::new(mapping(&path, map, Some(file)), synced);
             let medium = Arc::new(Handle::new(Arc::new(paged)));

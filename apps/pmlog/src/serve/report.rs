@@ -113,6 +113,8 @@ struct Sums<'a, N> {
     free_buffers: usize,
     fences: u64,
     flushed_lines: u64,
+    written_bytes: u64,
+    write_requests: u64,
     copied_bytes: u64,
     commits: CommitSummary,
     /// Records that were found to have changed under the server.
@@ -182,6 +184,16 @@ impl<'a, W: Write> Report<'a, W> {
         let commits = totals.commits.summary();
         if commits.count > 0 {
             writeln!(self.out, "commits   {commits}")?;
+        }
+        if totals.write_requests > 0 {
+            writeln!(
+                self.out,
+                "written   {}, {:.2} for each byte appended, by {} writes and syncs ({:.1} a commit)",
+                ByteSize(totals.written_bytes),
+                totals.written_bytes as f64 / counters.appended_bytes.max(1) as f64,
+                totals.write_requests,
+                totals.write_requests as f64 / commits.count.max(1) as f64,
+            )?;
         }
         if totals.altered_records > 0 {
             writeln!(
@@ -373,6 +385,8 @@ impl<'a, N> Sums<'a, N> {
             free_buffers: totals.free_buffers,
             fences: totals.fences,
             flushed_lines: totals.flushed_lines,
+            written_bytes: totals.written_bytes,
+            write_requests: totals.write_requests,
             copied_bytes: totals.copied_bytes,
             commits: totals.commits.summary(),
             altered_records: totals.altered_records,

@@ -32,6 +32,9 @@ pub(super) struct Totals<N> {
     pub(super) free_buffers: usize,
     pub(super) fences: u64,
     pub(super) flushed_lines: u64,
+    /// What a disk, or a file in the page cache, was asked to write.
+    pub(super) written_bytes: u64,
+    pub(super) write_requests: u64,
     pub(super) copied_bytes: u64,
     pub(super) commits: CommitTimes,
     /// Records that were found to have changed under the server.
@@ -59,12 +62,15 @@ impl<N> Totals<N> {
     pub(super) fn of<T: Served<Totals = N>>(server: &LogServer<T>, spent: Spent) -> Self {
         let archive = server.service().archive().iter().map(|(_, shard)| shard);
         let shards = || iter::once(server.shard()).chain(archive.clone());
+        let sum = |of: fn(pmem::Counters) -> u64| shards().map(|shard| of(shard.counters())).sum();
         Self {
             service: server.service().counters(),
             free_buffers: shards().map(|shard| shard.arena().free_buffers()).sum(),
-            fences: shards().map(|shard| shard.counters().fences).sum(),
-            flushed_lines: shards().map(|shard| shard.counters().flushed_lines).sum(),
-            copied_bytes: shards().map(|shard| shard.counters().copied_bytes).sum(),
+            fences: sum(|counters| counters.fences),
+            flushed_lines: sum(|counters| counters.flushed_lines),
+            written_bytes: sum(|counters| counters.written_bytes),
+            write_requests: sum(|counters| counters.write_requests),
+            copied_bytes: sum(|counters| counters.copied_bytes),
             commits: server.service().commit_times().clone(),
             altered_records: server.service().altered_records(),
             cpu: thread_cpu(),
@@ -80,6 +86,8 @@ impl<N: AddAssign> AddAssign for Totals<N> {
         self.free_buffers += other.free_buffers;
         self.fences += other.fences;
         self.flushed_lines += other.flushed_lines;
+        self.written_bytes += other.written_bytes;
+        self.write_requests += other.write_requests;
         self.copied_bytes += other.copied_bytes;
         self.commits += &other.commits;
         self.altered_records += other.altered_records;

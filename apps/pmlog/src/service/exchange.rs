@@ -404,6 +404,10 @@ pub(super) struct ShardState {
     pub(super) flushed_lines: u64,
     #[serde(skip)]
     pub(super) fences: u64,
+    #[serde(skip)]
+    pub(super) written_bytes: u64,
+    #[serde(skip)]
+    pub(super) write_requests: u64,
 }
 
 /// A shard's state in lines of its own, for all cores to read.
@@ -411,7 +415,7 @@ pub(super) struct ShardState {
 #[repr(align(128))]
 struct SharedShardState([AtomicU64; FIELDS]);
 
-const FIELDS: usize = 16;
+const FIELDS: usize = 18;
 
 impl ShardState {
     pub(super) fn of(shard: &Shard) -> Self {
@@ -433,6 +437,8 @@ impl ShardState {
             copied_bytes: counters.copied_bytes,
             flushed_lines: counters.flushed_lines,
             fences: counters.fences,
+            written_bytes: counters.written_bytes,
+            write_requests: counters.write_requests,
         }
     }
 
@@ -454,6 +460,8 @@ impl ShardState {
             &mut self.copied_bytes,
             &mut self.flushed_lines,
             &mut self.fences,
+            &mut self.written_bytes,
+            &mut self.write_requests,
         ]
     }
 

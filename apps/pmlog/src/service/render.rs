@@ -120,6 +120,9 @@ pub(super) struct Health<'a> {
     copied_bytes: u64,
     flushed_lines: u64,
     fences: u64,
+    /// Of a disk or a file in the page cache.
+    written_bytes: u64,
+    write_requests: u64,
     #[serde(flatten)]
     network: NetworkState,
     /// Where there are several.
@@ -178,6 +181,8 @@ impl<'a> Health<'a> {
             copied_bytes: state.copied_bytes,
             flushed_lines: state.flushed_lines,
             fences: state.fences,
+            written_bytes: state.written_bytes,
+            write_requests: state.write_requests,
             network,
             shards,
         }

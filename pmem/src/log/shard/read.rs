@@ -51,7 +51,10 @@ impl Shard {
             return Lookup::Quarantined(quarantine);
         }
         match self.read_record(seq) {
-            Ok(Some(record)) => Lookup::Live(record),
+            Ok(Some(record)) => {
+                self.ahead.expect_only(record.places());
+                Lookup::Live(record)
+            }
             Ok(None) => Lookup::NoRecord,
             // It could be read when the store was opened.
             Err((entry, fault)) => Lookup::Quarantined(Quarantine::new(seq, entry + 1 - seq, entry, fault)),

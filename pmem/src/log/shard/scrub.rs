@@ -87,6 +87,7 @@ impl Shard {
         match self.lookup(seq) {
             Lookup::Live(record) => {
                 self.unread.entries.start = seq + record.info().entries;
+                record.places().for_each(|place| self.ahead.expect(place.start));
                 self.unread.record = Some(Box::new(record.into_checked_pieces()));
                 None
             }
