@@ -176,3 +176,126 @@ fn median_us(times: &mut [Duration; TRIES]) -> u32 {
     times.sort_unstable();
     times[TRIES / 2].as_micros().try_into().unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _, pipe},
+        os::fd::{AsRawFd as _, OwnedFd},
+        sync::{
+            Arc,
+            mpsc::{Receiver, channel},
+        },
+        thread,
+    };
+
+    use super::*;
+    use crate::medium::{Handle, Medium as _};
+    use memmap2::{MmapOptions, MmapRaw};
+
+    /// A disk on which each handle's writes go through a pipe of its own: a full one holds a write up, and what has arrived
+    /// can be seen.
+    struct Piped {
+        disk: Disk,
+        pipes: Mutex<Vec<File>>,
+    }
+
+    impl Behind for Piped {
+        fn memory(&self) -> (NonNull<u8>, usize) {
+            self.disk.memory()
+        }
+
+        fn open(&self) -> io::Result<File> {
+            Ok(self.pipes.lock().unwrap().pop().expect("there are as many pipes as handles"))
+        }
+
+        fn block_bytes(&self) -> usize {
+            self.disk.block_bytes()
+        }
+
+        fn gap_bytes(&self) -> usize {
+            self.disk.gap_bytes()
+        }
+
+        fn alone(&self) -> Option<MutexGuard<'_, ()>> {
+            self.disk.alone()
+        }
+
+        fn asks(&self, ranges: &[Range<usize>], asks: &mut Vec<Ask>) {
+            self.disk.asks(ranges, asks);
+        }
+
+        fn block(&self, file: &File, ranges: &[Range<usize>]) -> io::Result<()> {
+            self.disk.block(file, ranges)
+        }
+
+        fn domain(&self) -> Domain {
+            self.disk.domain()
+        }
+
+        fn failure(&self) -> &OnceLock<String> {
+            self.disk.failure()
+        }
+    }
+
+    /// Blocks as they come out of a pipe.
+    fn blocks_of(mut pipe: File) -> Receiver<Vec<u8>> {
+        let (told, blocks) = channel();
+        thread::spawn(move || {
+            let mut block = vec![0; BLOCK_BYTES];
+            while pipe.read_exact(&mut block).is_ok() && told.send(block.clone()).is_ok() {}
+        });
+        blocks
+    }
+
+    /// A disk of one block, and two handles of it with what comes out of their pipes; the first one's pipe is full.
+    fn piped() -> (Arc<Piped>, [File; 2]) {
+        let map = MmapRaw::from(MmapOptions::new().len(BLOCK_BYTES).map_anon().unwrap());
+        let base = NonNull::new(map.as_mut_ptr()).unwrap();
+        // SAFETY: the range stays mapped until the map is dropped.
+        let mapping = unsafe { Mapping::new(base, BLOCK_BYTES, Box::new(map)) };
+        let [(first_out, mut first_in), (second_out, second_in)] = [(); 2].map(|()| {
+            let (out, into) = pipe().unwrap();
+            (File::from(OwnedFd::from(out)), File::from(OwnedFd::from(into)))
+        });
+        // SAFETY: it takes numbers only.
+        let resized = unsafe { libc::fcntl(first_in.as_raw_fd(), libc::F_SETPIPE_SZ, BLOCK_BYTES) };
+        assert_eq!(resized, BLOCK_BYTES as i32);
+        first_in.write_all(&[0xff; BLOCK_BYTES]).unwrap();
+        let sync = DiskSync { is_by_write: true, by_write_us: Some(1), by_sync_us: 1 };
+        let file = first_in.try_clone().unwrap();
+        let disk = Disk { mapping, file, sync, shared_blocks: Mutex::new(()), failure: OnceLock::new() };
+        // The last is taken first.
+        (Arc::new(Piped { disk, pipes: Mutex::new(vec![second_in, first_in]) }), [first_out, second_out])
+    }
+
+    #[test]
+    fn a_block_that_two_shards_share_is_written_by_one_of_them_at_a_time() {
+        let (behind, [first_out, second_out]) = piped();
+        let (first, second) = (Handle::new(behind.clone()), Handle::new(behind));
+        assert!(first.fences_later() && second.fences_later(), "there is io_uring");
+        let second_blocks = blocks_of(second_out);
+        thread::scope(|scope| {
+            // SAFETY: nobody else touches these bytes meanwhile.
+            unsafe { first.store(0, b"one") };
+            first.flush(0, 3);
+            let fenced = scope.spawn(|| first.fence().unwrap());
+            // Its write is with the device, which has read the block or has not.
+            while first.written().requests == 0 {
+                thread::yield_now();
+            }
+            // SAFETY: as above.
+            unsafe { second.store(256, b"two") };
+            second.flush(256, 3);
+            let second_fenced = scope.spawn(|| second.fence().unwrap());
+            let early = second_blocks.recv_timeout(Duration::from_millis(200));
+            assert!(early.is_err(), "two writes of a block are under way: the older may come last");
+            assert!(!fenced.is_finished() && !second_fenced.is_finished());
+            let first_blocks = blocks_of(first_out);
+            assert_eq!(first_blocks.recv().unwrap(), [0xff; BLOCK_BYTES], "what the pipe was full of");
+            assert_eq!(first_blocks.recv().unwrap()[..3], *b"one");
+            let last = second_blocks.recv().unwrap();
+            assert_eq!((&last[..3], &last[256..259]), (&b"one"[..], &b"two"[..]));
+        });
+    }
+}

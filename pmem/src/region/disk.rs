@@ -28,6 +28,8 @@ use crate::{
     watch::{Watch, Work},
 };
 
+/// What most devices can read at least, where they cannot read a block.
+const SECTOR_BYTES: usize = 512;
 /// Bytes that are read or written at a time while the store is loaded.
 const STEP_BYTES: usize = 4 << 20;
 
@@ -145,8 +147,8 @@ fn load(path: &Path, direct: &File, map: &MmapRaw, is_device: bool, watch: &Watc
     if unreadable > 0 {
         tracing::error!(
             path = %path.display(),
-            blocks = unreadable,
-            "blocks cannot be read, and are taken for zeros: records in them are lost; check the device"
+            bytes = unreadable,
+            "not all of the disk can be read, and zeros are taken for what cannot: records in it are lost; check the device"
         );
     }
     Ok(())
@@ -178,21 +180,72 @@ impl Run {
     }
 }
 
-/// Fills `part` from `from`; returns the number of blocks that the device cannot read, which stay zeros.
-fn read(file: &File, part: &mut [u8], from: usize) -> io::Result<u64> {
+/// Fills `part` from `from`; returns the number of bytes that the device cannot read, which are zeros then.
+fn read(file: &impl FileExt, part: &mut [u8], from: usize) -> io::Result<u64> {
+    read_in(&[BLOCK_BYTES, SECTOR_BYTES], file, part, from)
+}
+
+/// Reads all at once, and where the device cannot, in pieces of the first of `units`.
+fn read_in(units: &[usize], file: &impl FileExt, part: &mut [u8], from: usize) -> io::Result<u64> {
     match file.read_exact_at(part, from as u64) {
         Err(error) if error.raw_os_error() == Some(libc::EIO) => {}
+        // Its sectors are longer.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) && part.len() < BLOCK_BYTES => {}
         outcome => return outcome.map(|()| 0),
     }
-    let mut unreadable = 0;
-    for (number, block) in part.chunks_mut(BLOCK_BYTES).enumerate() {
-        match file.read_exact_at(block, (from + number * BLOCK_BYTES) as u64) {
-            Err(error) if error.raw_os_error() == Some(libc::EIO) => {
-                block.fill(0);
-                unreadable += 1;
+    let Some((&unit, smaller)) = units.split_first() else {
+        part.fill(0);
+        return Ok(part.len() as u64);
+    };
+    let pieces = part.chunks_mut(unit).enumerate();
+    pieces.map(|(number, piece)| read_in(smaller, file, piece, from + number * unit)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A device whose bytes are their sector's number, with bad sectors, and that reads whole sectors of some length only.
+    struct Device {
+        bad: &'static [usize],
+        sector_bytes: usize,
+    }
+
+    impl FileExt for Device {
+        fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+            let from = offset as usize;
+            if !(from | bytes.len()).is_multiple_of(self.sector_bytes) {
+                return Err(io::Error::from_raw_os_error(libc::EINVAL));
             }
-            outcome => outcome?,
+            let mut sectors = (from..from + bytes.len()).step_by(self.sector_bytes);
+            if sectors.any(|at| self.bad.contains(&(at / self.sector_bytes))) {
+                // Some of it may have come.
+                bytes.fill(0xee);
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
+            bytes.iter_mut().zip(from..).for_each(|(byte, at)| *byte = (at / self.sector_bytes) as u8);
+            Ok(bytes.len())
+        }
+
+        fn write_at(&self, _: &[u8], _: u64) -> io::Result<usize> {
+            unreachable!("it is read only")
         }
     }
-    Ok(unreadable)
+
+    #[test]
+    fn of_what_a_device_cannot_read_a_sector_is_lost_and_no_more() {
+        for (sector_bytes, bad) in
+            [(SECTOR_BYTES, &[21, 22, 40][..]), (BLOCK_BYTES, &[6][..]), (SECTOR_BYTES, &[])]
+        {
+            let device = Device { bad, sector_bytes };
+            let (from, mut part) = (2 * BLOCK_BYTES, vec![1; 8 * BLOCK_BYTES]);
+            let unreadable = read(&device, &mut part, from).unwrap();
+            assert_eq!(unreadable, (bad.len() * sector_bytes) as u64);
+            for (byte, at) in part.into_iter().zip(from..) {
+                let sector = at / sector_bytes;
+                let expected = if bad.contains(&sector) { 0 } else { sector as u8 };
+                assert_eq!(byte, expected, "byte {at} with sectors of {sector_bytes} bytes");
+            }
+        }
+    }
 }
