@@ -1,6 +1,7 @@
 //! `cargo xtask vm`: the whole way on (virtual) hardware. A NIC behind an IOMMU puts packets by DMA into persistent
 //! memory, in a machine whose plug can be pulled.
 
+mod blocklog;
 mod client;
 mod evidence;
 mod fixture;
@@ -159,7 +160,8 @@ pub fn run_inside(inside: &Inside) -> Result<bool> {
     if inside.shell {
         let fixture = Fixture::new("shell", &inside.folder, &image, 0, 0, &|_| {})?;
         let nvdimm = Medium::Nvdimm { caches_persist: false };
-        let machine = Machine { nic: Nic::E1000e, medium: nvdimm, iommu: true, file: fixture.medium()? };
+        let machine =
+            Machine { nic: Nic::E1000e, medium: nvdimm, iommu: true, file: fixture.medium()?, disk: None };
         machine.shell(&image)?;
         return Ok(true);
     }

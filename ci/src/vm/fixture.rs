@@ -67,7 +67,7 @@ impl<'a> Fixture<'a> {
     /// A machine with a NIC behind the IOMMU and an NVDIMM.
     pub fn machine(&self, nic: Nic) -> Result<Machine> {
         let medium = Medium::Nvdimm { caches_persist: false };
-        Ok(Machine { nic, medium, iommu: true, file: self.medium()? })
+        Ok(Machine { nic, medium, iommu: true, file: self.medium()?, disk: None })
     }
 
     /// A number that follows from the seed and is different for each `number`.

@@ -42,6 +42,7 @@ const MODULES: &[&str] = &[
     "veth",
     "vfio-pci",
     "vfio_iommu_type1",
+    "virtio_blk",
     "virtio_net",
     "virtio_pci",
     "virtio_pmem",

@@ -79,6 +79,69 @@ pub enum Medium {
     VirtioPmem,
 }
 
+/// A disk with a cache that a power cut empties.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// The file behind it.
+    pub file: PathBuf,
+    /// What becomes of what the guest asks it for.
+    pub kind: DiskKind,
+}
+
+/// What becomes of what the guest asks a disk for.
+#[derive(Clone, Debug)]
+pub enum DiskKind {
+    /// All writes and flushes are noted in this file, in their order.
+    Logged(PathBuf),
+    /// Requests of one kind that touch a place in the file fail.
+    Failing {
+        /// `read`, `write` or `flush`, as QEMU calls them.
+        requests: &'static str,
+        /// The place; none for all.
+        at: Option<u64>,
+    },
+    /// Nothing but what is asked.
+    Plain,
+}
+
+impl Disk {
+    /// The arguments that give a machine this disk, as /dev/vda.
+    fn arguments(&self) -> Vec<String> {
+        const SECTOR_BYTES: u64 = 512;
+        let node = |name: &str, file: &Path| {
+            // What the host's power cut would do is not asked.
+            [
+                "-blockdev".to_owned(),
+                format!("driver=file,node-name={name},filename={},cache.no-flush=on", file.display()),
+            ]
+        };
+        let mut arguments = Vec::from(node("image", &self.file));
+        let top = match &self.kind {
+            DiskKind::Plain => None,
+            DiskKind::Logged(log) => {
+                arguments.extend(node("log", log));
+                let sizes = "log-sector-size=512,log-super-update-interval=1";
+                Some(format!("driver=blklogwrites,file=image,log=log,{sizes}"))
+            }
+            DiskKind::Failing { requests, at } => {
+                let place =
+                    at.map_or(String::new(), |at| format!(",inject-error.0.sector={}", at / SECTOR_BYTES));
+                let rule = format!(
+                    "inject-error.0.event=none,inject-error.0.iotype={requests},inject-error.0.errno=5{place}"
+                );
+                Some(format!("driver=blkdebug,image=image,{rule}"))
+            }
+        };
+        let drive = if top.is_some() { "top" } else { "image" };
+        if let Some(top) = top {
+            arguments.extend(["-blockdev".to_owned(), format!("{top},node-name=top")]);
+        }
+        let device = format!("virtio-blk-pci,drive={drive},write-cache=on,addr=04.0");
+        arguments.extend(["-device".to_owned(), device]);
+        arguments
+    }
+}
+
 /// A machine to be started.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -90,6 +153,8 @@ pub struct Machine {
     pub iommu: bool,
     /// The file behind its persistent memory.
     pub file: PathBuf,
+    /// Its disk, where it has one.
+    pub disk: Option<Disk>,
 }
 
 /// Size of the file behind the persistent memory.
@@ -127,6 +192,7 @@ impl Machine {
                 Medium::VirtioPmem => "virtio-pmem-pci,memdev=pm0,addr=03.0",
             },
         ]);
+        qemu.args(self.disk.iter().flat_map(Disk::arguments));
         qemu.arg("-netdev")
             .arg(format!("tap,id=n0,ifname={TAP},script=no,downscript=no,vnet_hdr=off{}", self.nic.wire().1));
         qemu.arg("-device").arg(format!("{},netdev=n0,addr=02.0,mac=52:54:00:00:00:02", self.nic.device()));

@@ -1,5 +1,6 @@
 //! The scenarios: what must hold on hardware, one function each.
 
+mod disk;
 mod idle;
 mod kernel;
 mod power;
@@ -96,6 +97,18 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "the plug pulled in mid-load, again and again; acknowledged ⊆ recovered ⊆ submitted",
         in_ci: true,
         run: power::cut,
+    },
+    Scenario {
+        name: "disk-power-cut",
+        what: "what a power cut may leave of a disk's writes, at any moment of a load: each state opens, with all that was acknowledged",
+        in_ci: true,
+        run: disk::power_cuts,
+    },
+    Scenario {
+        name: "disk-errors",
+        what: "a sector that cannot be read costs one record; after a write or a flush that fails nothing is acknowledged",
+        in_ci: false,
+        run: disk::errors,
     },
     Scenario {
         name: "kernel-transport",
