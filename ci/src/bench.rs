@@ -97,8 +97,8 @@ Leave the machine alone meanwhile; it needs two CPUs.")]
     /// Durable appends on a disk: pmlog by the page cache and past it, and redis-server, in one run.
     #[command(after_help = "\
 Examples:
-  cargo xtask bench disk            four numbers of connections, three sizes: 8 minutes after the build
-  cargo xtask bench disk --quick    1 KiB, 1 and 50 connections, for a second each
+  cargo xtask bench disk            four numbers of connections, three sizes, three rounds: 8 minutes after the build
+  cargo xtask bench disk --quick    1 KiB, 1 and 50 connections, three times a second each
 The files lie in target/bench/disk: the disk that is measured is that one's. Leave the machine alone meanwhile.")]
     Disk {
         /// Few cells, in programs that are sooner built.
