@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use dpdk::{AreaError, Eal, ExternalArea, PortError, PortId};
-use pmem::{Kind, RegionInfo, ShardSeed};
+use pmem::{Domain, Kind, RegionInfo, ShardSeed};
 
 /// The buffers of one shard, within the reach of devices. There is no other way to receive into a store.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ pub enum ReachError {
     #[error(
         "{device} writes to memory by itself, and {} is a {kind}: the kernel does not see that a page which msync has \
          cleaned is written again, and would never write what was acknowledged. Use device-DAX or a file on a DAX \
-         file system; to try things out, memory: or a device whose frames the kernel receives (net_af_packet)",
+         file system, or serve the file as a disk (domain disk); to try things out, memory: or a device whose frames the kernel receives (net_af_packet)",
         path.display()
     )]
     Unseen {
@@ -110,9 +110,9 @@ fn check_physical(store: &RegionInfo) -> Result<(), ReachError> {
 }
 
 /// Refuses to have a device write to pages of the page cache: before Linux 6.5 nothing says that they are dirty, and
-/// later ones do not pin them.
+/// later ones do not pin them. A store that is written to a disk lies in memory of its own.
 fn check_dma(device: &str, does_dma: bool, store: &RegionInfo) -> Result<(), ReachError> {
-    if does_dma && store.kind == Kind::File {
+    if does_dma && store.domain == Domain::Msync {
         return Err(ReachError::Unseen {
             device: device.to_owned(),
             path: store.path.clone(),
@@ -124,7 +124,7 @@ fn check_dma(device: &str, does_dma: bool, store: &RegionInfo) -> Result<(), Rea
 
 #[cfg(test)]
 mod tests {
-    use pmem::{MEMORY, Options, Region};
+    use pmem::{DomainChoice, MEMORY, Options, Region};
 
     use super::*;
 
@@ -135,7 +135,19 @@ mod tests {
         let options = Options { size: Some(8 << 20), ..Options::default() };
         let mut info = Region::open(MEMORY, &options).unwrap().info().clone();
         info.kind = kind;
+        if kind == Kind::File {
+            info.domain = Domain::Msync;
+        }
         info
+    }
+
+    #[test]
+    fn hardware_writes_to_the_memory_of_a_store_on_a_disk() {
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let options = Options { size: Some(8 << 20), domain: DomainChoice::Disk, ..Options::default() };
+        let region = Region::open(folder.path().join("store"), &options).unwrap();
+        assert_eq!(region.info().kind, Kind::File);
+        assert!(check_dma("0000:02:00.0", true, region.info()).is_ok());
     }
 
     #[test]
