@@ -138,7 +138,8 @@ fn accept(head: &Head, len: usize, max: u64) -> Result<Located, Refusal> {
         (Route::Ask(Ask::Record { name: RecordName { shard: None, seq }, range: None }), Framing::Absent) => {
             Ok(Located::Read { seq, len })
         }
-        (Route::Ask(_), _) => Err(Refusal::NoResource),
+        // Nor does a measurement repeat what it has sent.
+        (Route::Ask(_) | Route::AppendIf(_), _) => Err(Refusal::NoResource),
     }
 }
 
