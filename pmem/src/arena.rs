@@ -1,25 +1,42 @@
 //! Named buffers: the arena of a shard, counted references to its buffers, and pieces of them.
 
+mod claims;
 mod device;
 mod extent;
 mod shelf;
+mod state;
 
-use std::{cell::Cell, fmt, mem::ManuallyDrop, ptr, rc::Rc, slice, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    fmt,
+    mem::ManuallyDrop,
+    ptr,
+    rc::Rc,
+    slice,
+    sync::Arc,
+};
 
 pub use extent::{Buffer, Extent};
 pub use shelf::Shelf;
+
+use self::{
+    claims::Claims,
+    state::{MANY_LOGGED, MANY_REFS, NOBODY, State},
+};
 
 use crate::{
     format::{
         crc,
         entry::{BufferId, ExtentName},
-        geometry::{ALIGN_BYTES, Geometry},
+        geometry::{ALIGN_BYTES, Geometry, MAX_BUFFERS},
     },
-    medium::{LINE_BYTES, Medium, MediumLock, collapse},
+    medium::{LINE_BYTES, Medium, MediumLock, prefer_huge_pages},
 };
 
 // A line holds bytes of one buffer only: flushing one touches no other.
 const _: () = assert!(ALIGN_BYTES.is_multiple_of(LINE_BYTES));
+const _: () = assert!(MAX_BUFFERS < NOBODY);
 
 /// The buffers of one shard. Cloning copies a handle, not buffers.
 #[derive(Clone)]
@@ -36,8 +53,14 @@ struct Inner {
     buffer_bytes: u16,
     /// The [`reciprocal`] of that.
     reciprocal: u64,
-    metas: Box<[Meta]>,
-    free: FreeList,
+    states: Box<[Cell<State>]>,
+    /// The free buffer that is given out next, and how many are free: a stack, so that a small load stays in few lines and
+    /// pages.
+    first_free: Cell<u32>,
+    free: Cell<usize>,
+    claims: Claims,
+    /// References beyond those that a buffer's state counts.
+    many: RefCell<BTreeMap<u32, u64>>,
     /// Buffers that the log references, and payload bytes copied by the CPU outside of the log.
     logged_buffers: Cell<u32>,
     copied_bytes: Cell<u64>,
@@ -45,28 +68,8 @@ struct Inner {
     stays_mapped: Cell<bool>,
 }
 
-/// What DRAM knows of a buffer.
-#[derive(Default)]
-struct Meta {
-    /// References; 0 is free, [`WITH_DEVICE`] is handed out to a device.
-    refs: Cell<u32>,
-    /// How many of them are the log's.
-    logged: Cell<u32>,
-    /// The span of bytes that the log has named since the buffer was last free; empty while `from >= to`.
-    claimed_from: Cell<u16>,
-    claimed_to: Cell<u16>,
-}
-
-const WITH_DEVICE: u32 = u32::MAX;
-
-/// The names of free buffers: a stack, so that a small load stays in few lines and pages.
-struct FreeList {
-    names: Box<[Cell<u32>]>,
-    len: Cell<usize>,
-}
-
 impl Arena {
-    /// A shard's arena, all its buffers free.
+    /// A shard's arena. [`rebuild_free_list`](Self::rebuild_free_list) frees its buffers.
     pub(crate) fn new(
         medium: Arc<dyn Medium>,
         lock: Arc<MediumLock>,
@@ -76,10 +79,9 @@ impl Arena {
         let Geometry { buffers, buffer_bytes, .. } = *geometry;
         let (offset, len_bytes) = (geometry.arena_of(shard), geometry.arena_bytes(shard));
         assert!(buffers as usize * buffer_bytes as usize <= len_bytes && offset + len_bytes <= medium.len());
-        let metas: Box<[Meta]> = (0..buffers).map(|_| Meta::default()).collect();
-        let free = FreeList::all(buffers);
-        collapse(&metas);
-        collapse(&free.names);
+        // SAFETY: zeros are a state: that of a buffer without references, which is not on the free list.
+        let states = unsafe { Box::<[Cell<State>]>::new_zeroed_slice(buffers as usize).assume_init() };
+        prefer_huge_pages(&states);
         Self(Rc::new(Inner {
             base: medium.base().as_ptr().wrapping_add(offset),
             medium,
@@ -88,8 +90,11 @@ impl Arena {
             len_bytes,
             buffer_bytes,
             reciprocal: reciprocal(buffer_bytes),
-            metas,
-            free,
+            states,
+            first_free: Cell::new(NOBODY),
+            free: Cell::new(0),
+            claims: Claims::new(),
+            many: RefCell::default(),
             logged_buffers: Cell::new(0),
             copied_bytes: Cell::new(0),
             stays_mapped: Cell::new(false),
@@ -99,19 +104,19 @@ impl Arena {
     /// A free buffer, or none while all are in use.
     #[inline]
     pub fn take(&self) -> Option<Buffer> {
-        self.0.take_as(1).map(|id| self.whole(id))
+        self.0.take_as(State::TAKEN).map(|id| self.whole(id))
     }
 
     /// How many buffers are free.
     #[inline]
     pub fn free_buffers(&self) -> usize {
-        self.0.free.len.get()
+        self.0.free.get()
     }
 
     /// How many buffers there are.
     #[inline]
     pub fn buffers(&self) -> usize {
-        self.0.metas.len()
+        self.0.states.len()
     }
 
     /// Length of a buffer in bytes, a multiple of 64.
@@ -148,12 +153,11 @@ impl Arena {
     /// Takes back what [`Buffer::into_device`] handed out; none unless that buffer is with the device.
     #[inline]
     pub(crate) fn reclaim(&self, id: BufferId) -> Option<Buffer> {
-        let meta = self.0.metas.get(id.0 as usize)?;
-        if meta.refs.get() != WITH_DEVICE {
+        let state = self.0.states.get(id.0 as usize)?;
+        if state.get() != State::WITH_DEVICE {
             return None;
         }
-        // Nothing in it is claimed: it had no references when it was handed out.
-        meta.refs.set(1);
+        state.set(State::TAKEN);
         Some(self.whole(id))
     }
 
@@ -193,8 +197,8 @@ impl Arena {
 
     /// Another counted reference to a piece that the log holds; none if the log does not hold that buffer.
     pub(crate) fn logged_extent(&self, id: BufferId, offset: u16, len: u16) -> Option<Extent> {
-        let meta = self.0.metas.get(id.0 as usize)?;
-        if !self.holds(id, offset, len) || meta.logged.get() == 0 {
+        let state = self.0.states.get(id.0 as usize)?;
+        if !self.holds(id, offset, len) || state.get().logged() == 0 {
             return None;
         }
         self.0.retain(id);
@@ -214,26 +218,32 @@ impl Arena {
     /// Ends a reference of the log, if it has one to that buffer.
     #[inline]
     pub(crate) fn release_logged(&self, id: BufferId) {
-        let Some(meta) = self.0.metas.get(id.0 as usize) else { return };
-        let Some(logged) = meta.logged.get().checked_sub(1) else { return };
-        meta.logged.set(logged);
-        if logged == 0 {
+        let Some(state) = self.0.states.get(id.0 as usize) else { return };
+        let logged = state.get().logged();
+        // Of many nobody knows how many.
+        if logged == 0 || logged == MANY_LOGGED {
+            return;
+        }
+        state.set(state.get().without_logged());
+        if logged == 1 {
             self.0.logged_buffers.set(self.0.logged_buffers.get() - 1);
         }
         self.0.release(id);
     }
 
-    /// Marks a piece as the log's at recovery, while every buffer still counts as free; then
+    /// Marks a buffer as named by the log at recovery, before any is on the free list; then
     /// [`rebuild_free_list`](Self::rebuild_free_list).
-    pub(crate) fn restore_logged(&self, name: ExtentName) {
-        let meta = &self.0.metas[name.buffer.0 as usize];
-        // Entries of damaged records may name a buffer as often as there are entries.
-        if meta.refs.get() == WITH_DEVICE - 1 {
-            return;
+    #[inline]
+    pub(crate) fn restore_logged(&self, buffer: BufferId) {
+        let state = &self.0.states[buffer.0 as usize];
+        let before = state.get();
+        if before.logged() == 0 {
+            self.0.logged_buffers.set(self.0.logged_buffers.get() + 1);
         }
-        meta.refs.set(meta.refs.get() + 1);
-        self.0.add_logged(name.buffer);
-        meta.widen_claim(name.offset, name.len);
+        // Entries of damaged records may name a buffer as often as there are entries.
+        if let Some(found) = before.found() {
+            state.set(found);
+        }
     }
 
     /// Where a piece lies in the medium; the name must have been checked.
@@ -253,11 +263,18 @@ impl Arena {
         Some(crc::crc32c_append(crc, bytes))
     }
 
-    /// Puts exactly the buffers without references on the free list.
+    /// Puts exactly the buffers without references on the free list, while none is there. The lowest name is given out first.
     pub(crate) fn rebuild_free_list(&self) {
-        self.0.free.len.set(0);
-        let is_free = |id: &u32| self.0.metas[*id as usize].refs.get() == 0;
-        (0..self.0.metas.len() as u32).rev().filter(is_free).for_each(|id| self.0.free.push(id));
+        let (mut first, mut free) = (NOBODY, 0);
+        for (id, state) in self.0.states.iter().enumerate().rev() {
+            if state.get().refs() == 0 {
+                state.set(State::free_before(first));
+                first = id as u32;
+                free += 1;
+            }
+        }
+        self.0.first_free.set(first);
+        self.0.free.set(free);
     }
 
     #[inline]
@@ -279,43 +296,21 @@ fn quotient(offset: usize, reciprocal: u64) -> usize {
     ((offset as u128 * u128::from(reciprocal)) >> 64) as usize
 }
 
-impl FreeList {
-    /// All of so many buffers, the lowest name to be given out first.
-    fn all(buffers: u32) -> Self {
-        Self { names: (0..buffers).rev().map(Cell::new).collect(), len: Cell::new(buffers as usize) }
-    }
-
-    /// Adds a buffer, which is not there yet.
-    #[inline]
-    fn push(&self, id: u32) {
-        let len = self.len.get();
-        self.names[len].set(id);
-        self.len.set(len + 1);
-    }
-
-    #[inline]
-    fn pop(&self) -> Option<u32> {
-        let last = self.len.get().checked_sub(1)?;
-        self.len.set(last);
-        Some(self.names[last].get())
-    }
-}
-
 impl Inner {
     #[inline]
     fn offset_of(&self, id: BufferId) -> usize {
         self.offset + id.0 as usize * self.buffer_bytes as usize
     }
 
-    /// Takes a free buffer, with so many references to begin with.
+    /// Takes a free buffer, which is in this state from now on.
     #[inline]
-    fn take_as(&self, refs: u32) -> Option<BufferId> {
-        let id = self.free.pop()?;
-        let meta = &self.metas[id as usize];
-        debug_assert_eq!(meta.refs.get(), 0);
-        meta.refs.set(refs);
-        meta.claimed_from.set(0);
-        meta.claimed_to.set(0);
+    fn take_as(&self, state: State) -> Option<BufferId> {
+        let id = self.first_free.get();
+        // None if there is none, too: no buffer has that name.
+        let taken = self.states.get(id as usize)?;
+        self.first_free.set(taken.get().next_free());
+        self.free.set(self.free.get() - 1);
+        taken.set(state);
         Some(BufferId(id))
     }
 
@@ -326,45 +321,75 @@ impl Inner {
 
     #[inline]
     fn retain(&self, id: BufferId) {
-        let refs = &self.metas[id.0 as usize].refs;
-        let more = refs.get() + 1;
-        assert_ne!(more, WITH_DEVICE, "4 billion references to one buffer");
-        refs.set(more);
+        let state = &self.states[id.0 as usize];
+        let before = state.get();
+        if before.refs() == MANY_REFS {
+            return self.retain_many(id);
+        }
+        state.set(before.retained());
     }
 
     #[inline]
     fn release(&self, id: BufferId) {
-        let refs = &self.metas[id.0 as usize].refs;
-        let left = refs.get() - 1;
-        refs.set(left);
-        if left == 0 {
-            self.free.push(id.0);
+        let state = &self.states[id.0 as usize];
+        let before = state.get();
+        match before.refs() {
+            1 => {
+                state.set(State::free_before(self.first_free.replace(id.0)));
+                self.free.set(self.free.get() + 1);
+            }
+            MANY_REFS => self.release_many(id),
+            _ => state.set(before.released()),
+        }
+    }
+
+    #[cold]
+    fn retain_many(&self, id: BufferId) {
+        *self.many.borrow_mut().entry(id.0).or_default() += 1;
+    }
+
+    #[cold]
+    fn release_many(&self, id: BufferId) {
+        let mut many = self.many.borrow_mut();
+        match many.get_mut(&id.0) {
+            Some(1) => drop(many.remove(&id.0)),
+            Some(beyond) => *beyond -= 1,
+            None => {
+                let state = &self.states[id.0 as usize];
+                state.set(state.get().released());
+            }
         }
     }
 
     #[inline]
     fn add_logged(&self, id: BufferId) {
-        let logged = &self.metas[id.0 as usize].logged;
-        if logged.get() == 0 {
+        let state = &self.states[id.0 as usize];
+        let before = state.get();
+        if before.logged() == 0 {
             self.logged_buffers.set(self.logged_buffers.get() + 1);
         }
-        // No more than references, which are counted alike.
-        logged.set(logged.get() + 1);
+        state.set(before.with_logged());
     }
-}
 
-impl Meta {
+    /// Has the log name bytes of a buffer; false if it may name some of them already.
     #[inline]
-    fn widen_claim(&self, offset: u16, len: u16) {
-        let (from, to) = (self.claimed_from.get(), self.claimed_to.get());
-        let end = offset + len;
-        if from >= to {
-            self.claimed_from.set(offset);
-            self.claimed_to.set(end);
-        } else {
-            self.claimed_from.set(from.min(offset));
-            self.claimed_to.set(to.max(end));
+    fn claim(&self, id: BufferId, from: u16, to: u16) -> bool {
+        let state = &self.states[id.0 as usize];
+        let before = state.get();
+        if before.is_claimed() {
+            return self.claims.widen(id.0, from, to);
         }
+        state.set(before.claimed());
+        self.claims.begin(id.0, from, to);
+        true
+    }
+
+    /// Has the log name any bytes of a buffer.
+    #[inline]
+    fn claim_all(&self, id: BufferId) {
+        let state = &self.states[id.0 as usize];
+        state.set(state.get().claimed());
+        self.claims.forget(id.0);
     }
 }
 
@@ -381,6 +406,75 @@ impl fmt::Debug for Arena {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Options, Region, Shard};
+
+    fn shard() -> Shard {
+        let options = Options { size: Some(1 << 20), reserve: Some(0), ..Options::default() };
+        Region::open(crate::MEMORY, &options).unwrap().into_shard().unwrap()
+    }
+
+    #[test]
+    fn a_buffer_is_free_after_the_last_of_more_references_than_its_state_counts() {
+        let shard = shard();
+        let arena = shard.arena();
+        let free = arena.free_buffers();
+        let buffer = arena.take().unwrap();
+        let many: Vec<_> = (0..2 * MANY_REFS + 3).map(|_| buffer.clone()).collect();
+        assert!(!buffer.is_unique());
+        drop(many);
+        assert!(buffer.is_unique());
+        assert_eq!(arena.free_buffers(), free - 1);
+        let id = buffer.id();
+        drop(buffer);
+        assert_eq!(arena.free_buffers(), free);
+        assert_eq!(
+            arena.take().map(|buffer| buffer.id()),
+            Some(id),
+            "what was freed last is given out first"
+        );
+    }
+
+    #[test]
+    fn all_buffers_are_given_out_once_and_come_back() {
+        let shard = shard();
+        let arena = shard.arena();
+        for _ in 0..2 {
+            let mut taken: Vec<_> = std::iter::from_fn(|| arena.take()).collect();
+            assert_eq!((taken.len(), arena.free_buffers()), (arena.buffers(), 0));
+            taken.sort_by_key(Buffer::id);
+            assert!(taken.iter().enumerate().all(|(id, buffer)| buffer.id().0 as usize == id));
+        }
+    }
+
+    #[test]
+    fn a_buffer_that_the_log_names_more_often_than_is_counted_stays_its() {
+        let shard = shard();
+        let arena = shard.arena();
+        let buffer = arena.take().unwrap();
+        let id = buffer.id();
+        for _ in 0..MANY_LOGGED + 5 {
+            arena.log(buffer.extent(0, 1).unwrap());
+        }
+        assert_eq!(arena.logged_buffers(), 1);
+        drop(buffer);
+        (0..MANY_LOGGED + 5).for_each(|_| arena.release_logged(id));
+        assert!(arena.logged_extent(id, 0, 1).is_some(), "nobody knows whether the log still names it");
+        assert_eq!((arena.logged_buffers(), arena.free_buffers()), (1, arena.buffers() - 1));
+    }
+
+    #[test]
+    fn what_a_device_or_nobody_has_is_not_the_logs() {
+        let shard = shard();
+        let arena = shard.arena();
+        let (_, lent) = arena.take().unwrap().into_device().unwrap();
+        let free = BufferId(lent.0 + 1);
+        for id in [lent, free, BufferId(arena.buffers() as u32)] {
+            arena.release_logged(id);
+            assert!(arena.logged_extent(id, 0, 1).is_none());
+        }
+        assert!(arena.reclaim(free).is_none() && arena.reclaim(lent).is_some());
+        assert_eq!(arena.free_buffers(), arena.buffers());
+    }
 
     #[test]
     fn a_quotient_is_what_a_division_gives_up_to_the_largest_arena() {

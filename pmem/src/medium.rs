@@ -27,7 +27,7 @@ pub(crate) use disk::{BLOCK_BYTES, Disk};
 pub(crate) use fault::Named;
 #[cfg(test)]
 pub(crate) use huge::asked_for;
-pub(crate) use huge::collapse;
+pub(crate) use huge::prefer_huge_pages;
 pub(crate) use layer::Layer;
 pub use line_model::{LineModel, ModelKind};
 pub(crate) use lock::MediumLock;

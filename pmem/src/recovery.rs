@@ -91,7 +91,7 @@ impl UnopenedShard {
             Scanned::Record(info, names) => {
                 tally.add(info.seq, info.entries, Count::of(info.len));
                 if !omits(Safeguard::LiveBuffers) {
-                    names.iter().for_each(|&name| arena.restore_logged(name));
+                    names.iter().for_each(|name| arena.restore_logged(name.buffer));
                 }
                 ControlFlow::Continue(())
             }
@@ -106,7 +106,7 @@ impl UnopenedShard {
                     let names = entry.extents().iter();
                     names
                         .filter(|name| arena.holds(name.buffer, name.offset, name.len))
-                        .for_each(|&name| arena.restore_logged(name));
+                        .for_each(|name| arena.restore_logged(name.buffer));
                 }
                 ControlFlow::Continue(())
             }
@@ -205,6 +205,8 @@ struct Progress<'a> {
     watch: &'a Watch,
     shard: u32,
     read: Cell<u64>,
+    /// How many of how many log entries that was.
+    entries: Cell<(u64, u64)>,
     is_stopped: Cell<bool>,
 }
 
@@ -213,10 +215,11 @@ const LOOK_BYTES: u64 = 1 << 20;
 
 impl<'a> Progress<'a> {
     fn new(watch: &'a Watch, shard: u32) -> Self {
-        Self { watch, shard, read: Cell::new(0), is_stopped: Cell::new(false) }
+        Self { watch, shard, read: Cell::new(0), entries: Cell::new((0, 0)), is_stopped: Cell::new(false) }
     }
 
     /// Counts what is about to be read; none if it shall not be.
+    #[inline]
     fn advance(&self, bytes: u64) -> Option<()> {
         let before = self.read.get();
         self.read.set(before + bytes);
@@ -226,24 +229,40 @@ impl<'a> Progress<'a> {
         (!self.is_stopped.get()).then_some(())
     }
 
+    #[cold]
     fn tell(&self) {
-        let told = self.watch.tell(Work::Recovering { shard: self.shard }, self.read.get(), None);
+        let (read, (done, of)) = (self.read.get(), self.entries.get());
+        // As if what is left of the records were as long as what was read.
+        let total = |done| (u128::from(read) * u128::from(of.max(done)) / u128::from(done)) as u64;
+        let total = (done > 0).then(|| total(done));
+        let told = self.watch.tell(Work::Recovering { shard: self.shard }, read, total);
         self.is_stopped.set(self.is_stopped.get() || told.is_err());
     }
 }
 
+/// So many slots ahead of the one that is read are fetched: over the end of a page the CPU does not look ahead by itself.
+const PREFETCHED_SLOTS: u64 = 16;
+
 impl Source for Open<'_> {
+    #[inline]
     fn slot(&self, index: u64) -> Option<[u8; ENTRY_BYTES]> {
         self.progress.advance(ENTRY_BYTES as u64)?;
         self.log.expect(self.ring.slot_offset(index));
+        self.ring.prefetch(index + PREFETCHED_SLOTS);
         Some(self.ring.slot(index))
     }
 
+    #[inline]
     fn checksum(&self, crc: u32, name: ExtentName) -> Option<u32> {
         self.progress.advance(name.len.into())?;
         if self.arena.holds(name.buffer, name.offset, name.len) {
             self.payload.expect(self.arena.medium_offset(name));
         }
         self.arena.checksum(crc, name)
+    }
+
+    #[inline]
+    fn has_read(&self, entries: u64, of: u64) {
+        self.progress.entries.set((entries, of));
     }
 }

@@ -20,7 +20,7 @@ pub struct Step {
     pub work: Work,
     /// Bytes that are done.
     pub done_bytes: u64,
-    /// Bytes that there are, where that is known.
+    /// Bytes that there are, or will be by the look of it, where that is known.
     pub total_bytes: Option<u64>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::slice;
 
-use super::{Arena, Buffer, WITH_DEVICE};
+use super::{Arena, Buffer, state::State};
 use crate::format::entry::BufferId;
 
 impl Buffer {
@@ -29,7 +29,7 @@ impl Arena {
         aside: &mut Vec<&'static mut [u8]>,
     ) -> Option<&'static mut [u8]> {
         loop {
-            let id = self.0.take_as(WITH_DEVICE)?;
+            let id = self.0.take_as(State::WITH_DEVICE)?;
             // SAFETY: the buffer was free, and was just handed out.
             let buffer = unsafe { self.on_loan(id) };
             if suits(buffer) {

@@ -1,8 +1,8 @@
 //! References to buffers and to pieces of them.
 
-use std::{fmt, mem::ManuallyDrop, ptr, rc::Rc, slice};
+use std::{cell::Cell, fmt, mem::ManuallyDrop, ptr, rc::Rc, slice};
 
-use super::{Arena, Meta, WITH_DEVICE};
+use super::{Arena, state::State};
 use crate::{
     format::entry::{BufferId, ExtentName},
     safeguard::{Safeguard, omits},
@@ -39,10 +39,7 @@ impl Buffer {
             return Err(self);
         }
         let extent = ManuallyDrop::new(self.0);
-        let meta = extent.meta();
-        meta.refs.set(WITH_DEVICE);
-        meta.claimed_from.set(0);
-        meta.claimed_to.set(0);
+        extent.state().set(State::WITH_DEVICE);
         // SAFETY: `extent` is never used or dropped again, so its handle is dropped exactly once.
         Ok((unsafe { ptr::read(&extent.arena) }, extent.id))
     }
@@ -143,7 +140,7 @@ impl Extent {
     /// Whether this is the only reference to the buffer.
     #[inline]
     pub fn is_unique(&self) -> bool {
-        self.meta().refs.get() == 1
+        self.state().get().refs() == 1
     }
 
     /// The part of `len` bytes that begins `from` bytes into this one; none if it would reach beyond the end.
@@ -198,14 +195,13 @@ impl Extent {
     /// is claimed first, so that no two records ever share bytes.
     #[inline]
     pub(crate) fn claim(&self) -> bool {
-        let meta = self.meta();
-        let (from, to) = (meta.claimed_from.get(), meta.claimed_to.get());
-        let is_taken = from < to && self.offset < to && self.offset + self.len > from;
-        if is_taken && !omits(Safeguard::Claim) {
-            return false;
-        }
-        meta.widen_claim(self.offset, self.len);
-        true
+        self.arena.0.claim(self.id, self.offset, self.offset + self.len) || omits(Safeguard::Claim)
+    }
+
+    /// Reserves the whole buffer for the log, for who knows better which of its bytes are named.
+    #[inline]
+    pub(crate) fn claim_buffer(&self) {
+        self.arena.0.claim_all(self.id);
     }
 
     /// Whether the piece belongs to `arena`.
@@ -221,8 +217,8 @@ impl Extent {
     }
 
     #[inline]
-    fn meta(&self) -> &Meta {
-        &self.arena.0.metas[self.id.0 as usize]
+    fn state(&self) -> &Cell<State> {
+        &self.arena.0.states[self.id.0 as usize]
     }
 }
 

@@ -16,6 +16,8 @@ const HUGE_PAGE_BYTES: u64 = 2 << 20;
 const HUGE_FROM_BYTES: u64 = 64 << 20;
 const MIN_LOG_ENTRIES: u32 = 64;
 const MIN_BUFFERS: u32 = 4;
+/// A shard has no more: two terabytes of the shortest ones. Larger stores have more shards.
+pub(crate) const MAX_BUFFERS: u32 = (1 << 31) - 4;
 /// Log entries of a new store for each buffer, at least.
 const LOG_PER_BUFFER: u64 = 3;
 const MAX_SHARDS: u32 = 1024;
@@ -120,7 +122,7 @@ impl Geometry {
         let strides = [arenas_end, region_bytes]
             .map(|end| end.saturating_sub(arena_offset) / u64::from(shards) / align * align);
         let arena_stride = if room_of(strides[1]) > strides[0] { strides[1] } else { strides[0] };
-        let buffers = (room_of(arena_stride) / u64::from(buffer_bytes)).min(u64::from(u32::MAX - 1)) as u32;
+        let buffers = (room_of(arena_stride) / u64::from(buffer_bytes)).min(MAX_BUFFERS.into()) as u32;
         if buffers < MIN_BUFFERS {
             let arena = (u64::from(MIN_BUFFERS) * u64::from(buffer_bytes)).next_multiple_of(align);
             let needed = arena_offset + u64::from(shards) * arena + end_bytes;
@@ -190,7 +192,7 @@ impl Geometry {
             && (1..=MAX_SHARDS).contains(&self.shards)
             && self.buffer_bytes >= MIN_BUFFER_BYTES
             && usize::from(self.buffer_bytes) % ALIGN_BYTES == 0
-            && (MIN_BUFFERS..u32::MAX).contains(&self.buffers)
+            && (MIN_BUFFERS..=MAX_BUFFERS).contains(&self.buffers)
             && self.log_entries.is_power_of_two()
             && (MIN_LOG_ENTRIES..=1 << 30).contains(&self.log_entries)
             && self.headers_offset >= if self.copies_apart { PAGE_BYTES } else { 2 * SUPERBLOCK_BYTES as u64 }

@@ -1,6 +1,10 @@
 //! The log's slots: a ring of entries, where entry `seq` lies in slot `seq mod N`.
 
-use std::{ptr, sync::Arc};
+use std::{
+    arch::x86_64::{_MM_HINT_T0, _mm_prefetch},
+    ptr,
+    sync::Arc,
+};
 
 use crate::{
     format::entry::{ENTRY_BYTES, Entry, EntryFault},
@@ -46,6 +50,14 @@ impl Ring {
         // SAFETY: the ring lies inside the medium (checked in `new`), and only its one owner writes it.
         unsafe { ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), ENTRY_BYTES) };
         bytes
+    }
+
+    /// Has the CPU fetch the slot of `seq`.
+    #[inline]
+    pub(crate) fn prefetch(&self, seq: u64) {
+        let slot = self.base.wrapping_add(self.within(seq));
+        // SAFETY: it lies inside the medium; a prefetch reads nothing that could be seen.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(slot.cast()) };
     }
 
     /// Stores an entry in its slot. It is neither flushed nor fenced.

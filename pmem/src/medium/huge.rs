@@ -6,9 +6,8 @@
 /// The size of a transparent huge page on x86_64.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
-/// Puts what is in a table already, and fills huge pages, into such ones (madvise(2): MADV_COLLAPSE, since Linux 6.1).
-/// Older kernels do so in time.
-pub(crate) fn collapse<T>(table: &[T]) {
+/// Asks for huge pages for a table that is still to be filled.
+pub(crate) fn prefer_huge_pages<T>(table: &[T]) {
     let bounds = table.as_ptr_range();
     let from = bounds.start.addr().next_multiple_of(HUGE_PAGE_BYTES);
     let to = bounds.end.addr() / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
@@ -16,12 +15,10 @@ pub(crate) fn collapse<T>(table: &[T]) {
         return;
     }
     let start = bounds.start.cast::<libc::c_void>().cast_mut().with_addr(from);
-    for advice in [libc::MADV_HUGEPAGE, libc::MADV_COLLAPSE] {
-        // SAFETY: the range lies inside the table; moving it to other pages changes none of its bytes.
-        if unsafe { libc::madvise(start, to - from, advice) } != 0 {
-            let error = std::io::Error::last_os_error();
-            tracing::debug!(%error, bytes = to - from, "a table stays in small pages for now");
-        }
+    // SAFETY: the range lies inside the table; in which pages it lies changes none of its bytes.
+    if unsafe { libc::madvise(start, to - from, libc::MADV_HUGEPAGE) } != 0 {
+        let error = std::io::Error::last_os_error();
+        tracing::debug!(%error, bytes = to - from, "a table stays in small pages");
     }
 }
 
@@ -52,16 +49,16 @@ mod tests {
         let middle = table[1 << 19..].as_ptr().addr();
         let (is_built_in, before) = asked_for(middle);
         assert!(!before);
-        collapse(&table);
+        prefer_huge_pages(&table);
         assert_eq!(asked_for(middle).1, is_built_in);
         assert!(table.iter().copied().eq(0..1 << 20));
     }
 
     #[test]
     fn a_table_that_fills_no_huge_page_is_left_alone() {
-        collapse::<u64>(&[]);
+        prefer_huge_pages::<u64>(&[]);
         let table = vec![7_u8; HUGE_PAGE_BYTES - 1];
-        collapse(&table);
+        prefer_huge_pages(&table);
         assert!(!asked_for(table[HUGE_PAGE_BYTES / 2..].as_ptr().addr()).1);
     }
 }

@@ -23,6 +23,9 @@ pub(crate) trait Source {
 
     /// `crc` continued over a piece, which lies inside the arena; none if it cannot be read.
     fn checksum(&self, crc: u32, name: ExtentName) -> Option<u32>;
+
+    /// Told how many of about so many entries have been read.
+    fn has_read(&self, _entries: u64, _of: u64) {}
 }
 
 /// What is known of a log besides its entries.
@@ -52,7 +55,7 @@ pub enum Corruption {
     /// Neither copy of the shard's header can be read.
     #[error(
         "both copies of the shard's header are damaged, so that nobody knows which records were trimmed; its other shards \
-         can still be dumped, and this one restored from a copy of the store"
+         can still be read, and of this one salvage copies what its log entries name to a new store"
     )]
     Header,
     /// The log holds entries of a later epoch than the header: the newer copy of the header is damaged.
@@ -130,7 +133,9 @@ pub(crate) fn scan<S: Source>(
         quarantined: Quarantined::new(plan.slots),
     };
     let mut seq = plan.header.head;
+    let of = (known_durable + 1).saturating_sub(seq);
     while seq < limit {
+        source.has_read(seq - plan.header.head, of);
         match walk.record(seq, plan.checks_durable || seq > known_durable) {
             Ok(Step::Record(info)) => {
                 visit(Scanned::Record(info, &walk.names))?;
@@ -284,6 +289,7 @@ impl<S: Source> Walk<'_, S> {
     }
 
     /// Reads an entry that goes on with the record `so_far`.
+    #[inline(always)]
     fn entry(&self, seq: u64, so_far: &RecordInfo) -> Result<Entry, EntryFault> {
         if seq >= self.limit {
             return Err(EntryFault::Order);
@@ -312,6 +318,7 @@ impl<S: Source> Walk<'_, S> {
     }
 
     /// The record's checksum up to the end of `entry`, if it is the one that the entry holds, or nobody looks.
+    #[inline(always)]
     fn checksum(&mut self, entry: &Entry, so_far: u32, is_checked: bool) -> Result<u32, EntryFault> {
         // What lies in the entry is at hand.
         let is_checked = is_checked || entry.inline().is_some();
