@@ -71,6 +71,6 @@ pub use medium::{
 };
 pub use recovery::{error::OpenError, scan::Corruption};
 pub use region::{DomainChoice, Kind, MEMORY, Options, Region, RegionInfo, ShardSeed};
-pub use snapshot::{PieceName, ShardReport, Snapshot, SnapshotEvent, SnapshotRecord};
+pub use snapshot::{PieceName, Shape, ShardReport, Snapshot, SnapshotEvent, SnapshotRecord};
 pub use sum::sum_words;
 pub use watch::{Step, Watch, Work};

@@ -1,11 +1,16 @@
 //! Looking at a store without changing it, wherever it was cut off.
 
+mod guess;
+mod salvage;
+
 use std::{
+    cell::RefCell,
     io::{self, Write},
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
+pub use guess::Shape;
 use uuid::Uuid;
 
 use crate::{
@@ -20,7 +25,7 @@ use crate::{
     log::{findings::Torn, record::RecordInfo},
     recovery::{
         error::OpenError,
-        scan::{Corruption, LogPlan, Scanned, Source, scan},
+        scan::{Corruption, LogPlan, Scanned, Source, lookup, scan},
     },
     region::ReadOnly,
 };
@@ -31,6 +36,8 @@ pub struct Snapshot {
     path: PathBuf,
     superblock: Superblock,
     damaged_copy: bool,
+    /// What the checksums of each shard's log begin with, where nobody knows the store's identifier.
+    seeds: Option<Vec<u32>>,
 }
 
 /// What reading a shard comes upon, oldest first.
@@ -94,6 +101,8 @@ pub struct ShardReport {
     pub header_damage: Option<HeaderDamage>,
     /// How many times damage was reported.
     pub corruptions: u64,
+    /// Why the shard's header was not gone by, but its entries alone; only [`Snapshot::salvage`] does so.
+    pub lost_header: Option<Corruption>,
 }
 
 impl Snapshot {
@@ -117,7 +126,7 @@ impl Snapshot {
                 // What was cut off is not damaged besides.
                 let place = damaged_copy.map(|copy| superblock.geometry.superblocks()[copy] as u64);
                 let damaged_copy = place.is_some_and(|place| place < len);
-                Ok(Self { source, path, superblock, damaged_copy })
+                Ok(Self { source, path, superblock, damaged_copy, seeds: None })
             }
             Found::Version(found) => Err(OpenError::Version { path, found, supported: VERSION }),
             Found::Damaged => Err(OpenError::Damaged { path }),
@@ -159,32 +168,58 @@ impl Snapshot {
     ///
     /// # Errors
     /// [`OpenError::Geometry`] if there is no such shard.
-    pub fn scan(&self, shard: u32, mut visit: impl FnMut(SnapshotEvent)) -> Result<ShardReport, OpenError> {
-        let geometry = self.geometry();
-        if shard >= geometry.shards {
-            return Err(OpenError::Geometry(format!("there is no shard {shard}, only {}", geometry.shards)));
-        }
-        let mut report = ShardReport {
-            shard,
-            epoch: None,
-            head: 0,
-            next: 0,
-            known_durable: 0,
-            records: 0,
-            payload_bytes: 0,
-            live_buffers: 0,
-            free_buffers: 0,
-            torn: None,
-            header_damage: None,
-            corruptions: 0,
-        };
+    pub fn scan(&self, shard: u32, visit: impl FnMut(SnapshotEvent)) -> Result<ShardReport, OpenError> {
+        self.read(shard, true, visit)
+    }
+
+    /// As [`scan`](Self::scan), but the payload of records that are known to have been durable is not read, and damage in
+    /// it not found: what there is, in a small part of the time.
+    ///
+    /// # Errors
+    /// As [`scan`](Self::scan).
+    pub fn survey(&self, shard: u32, visit: impl FnMut(SnapshotEvent)) -> Result<ShardReport, OpenError> {
+        self.read(shard, false, visit)
+    }
+
+    /// The record with this number, if there is one that can be read; the others are not looked at.
+    ///
+    /// # Errors
+    /// As [`scan`](Self::scan).
+    pub fn record(&self, shard: u32, seq: u64) -> Result<Option<SnapshotRecord>, OpenError> {
+        self.has(shard)?;
+        let Some((plan, _)) = self.plan(shard) else { return Ok(None) };
+        let found = lookup(&self.log(shard), &plan, seq);
+        Ok(found.map(|(info, names)| SnapshotRecord::new(shard, info, &names)))
+    }
+
+    fn read(
+        &self,
+        shard: u32,
+        checks_durable: bool,
+        mut visit: impl FnMut(SnapshotEvent),
+    ) -> Result<ShardReport, OpenError> {
+        self.has(shard)?;
         let Some((plan, header_damage)) = self.plan(shard) else {
-            report.corruptions = 1;
             visit(SnapshotEvent::Corrupt(Corruption::Header));
-            return Ok(report);
+            return Ok(ShardReport { corruptions: 1, ..ShardReport::of_nothing(shard) });
         };
+        let report = self.read_as(shard, &LogPlan { checks_durable, ..plan }, |event| {
+            visit(event);
+            ControlFlow::Continue(())
+        });
+        let ControlFlow::Continue(report) = report else { unreachable!("the visitor never breaks") };
+        Ok(ShardReport { header_damage, ..report })
+    }
+
+    /// Reads a shard's log as a header says, until `visit` breaks.
+    fn read_as(
+        &self,
+        shard: u32,
+        plan: &LogPlan,
+        mut visit: impl FnMut(SnapshotEvent) -> ControlFlow<()>,
+    ) -> ControlFlow<(), ShardReport> {
         let mut corruptions = 0;
-        let outcome = scan(&self.log(shard), &plan, &mut |scanned| {
+        let outcome = scan(&self.log(shard), plan, &mut |scanned| {
             visit(match scanned {
                 Scanned::Record(info, names) => {
                     SnapshotEvent::Record(SnapshotRecord::new(shard, info, names))
@@ -193,11 +228,9 @@ impl Snapshot {
                     corruptions += 1;
                     SnapshotEvent::Corrupt(corruption)
                 }
-            });
-            ControlFlow::Continue(())
-        });
-        let ControlFlow::Continue(outcome) = outcome else { unreachable!("the visitor never breaks") };
-        Ok(ShardReport {
+            })
+        })?;
+        ControlFlow::Continue(ShardReport {
             epoch: Some(plan.header.epoch),
             head: plan.header.head,
             next: outcome.next,
@@ -205,12 +238,39 @@ impl Snapshot {
             records: outcome.records,
             payload_bytes: outcome.payload_bytes,
             live_buffers: outcome.live_buffers,
-            free_buffers: geometry.buffers - outcome.live_buffers,
+            free_buffers: self.geometry().buffers - outcome.live_buffers,
             torn: outcome.torn,
-            header_damage,
             corruptions,
-            ..report
+            ..ShardReport::of_nothing(shard)
         })
+    }
+
+    fn has(&self, shard: u32) -> Result<(), OpenError> {
+        let shards = self.geometry().shards;
+        if shard < shards {
+            return Ok(());
+        }
+        Err(OpenError::Geometry(format!("there is no shard {shard}, only {shards}")))
+    }
+
+    /// Where the store is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The bytes of a piece of a record.
+    ///
+    /// # Errors
+    /// As [`write_record`](Self::write_record).
+    pub fn read_piece(&self, shard: u32, piece: &PieceName) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; piece.len.into()];
+        let read = self.source.read(self.log(shard).offset_of(piece.buffer, piece.offset), &mut bytes);
+        read.ok_or_else(|| self.was_cut_off())?;
+        Ok(bytes)
+    }
+
+    fn was_cut_off(&self) -> io::Error {
+        io::Error::new(io::ErrorKind::UnexpectedEof, format!("{} was cut off", self.path.display()))
     }
 
     /// Writes a record's bytes, as they lie in the store.
@@ -218,26 +278,30 @@ impl Snapshot {
     /// # Errors
     /// What `out` says, or [`io::ErrorKind::UnexpectedEof`] if the store was cut off meanwhile.
     pub fn write_record(&self, record: &SnapshotRecord, out: &mut impl Write) -> io::Result<()> {
-        let log = self.log(record.shard);
-        let gone =
-            || io::Error::new(io::ErrorKind::UnexpectedEof, format!("{} was cut off", self.path.display()));
         if record.pieces.is_empty() {
-            let bytes = log.slot(record.info.seq % log.slots()).ok_or_else(gone)?;
-            let seed = crc_seed(self.uuid(), record.shard);
-            let entry = Entry::decode(&bytes, seed).map_err(|fault| io::Error::other(fault.to_string()))?;
+            let log = self.log(record.shard);
+            let bytes = log.slot(record.info.seq % log.slots()).ok_or_else(|| self.was_cut_off())?;
+            let entry = Entry::decode(&bytes, self.seed(record.shard))
+                .map_err(|fault| io::Error::other(fault.to_string()))?;
             return out.write_all(entry.inline().unwrap_or_default());
         }
         for piece in &record.pieces {
-            let mut bytes = vec![0; piece.len.into()];
-            self.source.read(log.offset_of(piece.buffer, piece.offset), &mut bytes).ok_or_else(gone)?;
-            out.write_all(&bytes)?;
+            out.write_all(&self.read_piece(record.shard, piece)?)?;
         }
         Ok(())
     }
 
+    /// What the checksums of a shard's log begin with.
+    fn seed(&self, shard: u32) -> u32 {
+        match &self.seeds {
+            Some(seeds) => seeds[shard as usize],
+            None => crc_seed(self.uuid(), shard),
+        }
+    }
+
     fn plan(&self, shard: u32) -> Option<(LogPlan, Option<HeaderDamage>)> {
         let geometry = self.geometry();
-        let seed = crc_seed(self.uuid(), shard);
+        let seed = self.seed(shard);
         // A copy that was cut off, with the store's end, is as good as damaged, and need not be told of twice.
         let read = |place: usize| {
             let mut copy = [0; HEADER_BYTES];
@@ -258,7 +322,27 @@ impl Snapshot {
     }
 
     fn log(&self, shard: u32) -> Log<'_> {
-        Log { source: &self.source, geometry: self.geometry(), shard }
+        Log::new(&self.source, self.geometry(), shard, WINDOW_SLOTS)
+    }
+}
+
+impl ShardReport {
+    fn of_nothing(shard: u32) -> Self {
+        Self {
+            shard,
+            epoch: None,
+            head: 0,
+            next: 0,
+            known_durable: 0,
+            records: 0,
+            payload_bytes: 0,
+            live_buffers: 0,
+            free_buffers: 0,
+            torn: None,
+            header_damage: None,
+            corruptions: 0,
+            lost_header: None,
+        }
     }
 }
 
@@ -275,6 +359,25 @@ struct Log<'a> {
     source: &'a ReadOnly,
     geometry: &'a Geometry,
     shard: u32,
+    window: RefCell<Window>,
+    /// How many slots are read together.
+    window_slots: u64,
+}
+
+/// Slots that were read together.
+#[derive(Default)]
+struct Window {
+    first: u64,
+    bytes: Vec<u8>,
+}
+
+/// As many slots are worth a system call where all are read.
+const WINDOW_SLOTS: u64 = 1024;
+
+impl<'a> Log<'a> {
+    fn new(source: &'a ReadOnly, geometry: &'a Geometry, shard: u32, window_slots: u64) -> Self {
+        Self { source, geometry, shard, window: RefCell::default(), window_slots }
+    }
 }
 
 impl Log<'_> {
@@ -290,9 +393,22 @@ impl Log<'_> {
 
 impl Source for Log<'_> {
     fn slot(&self, index: u64) -> Option<[u8; ENTRY_BYTES]> {
-        let mut bytes = [0; ENTRY_BYTES];
-        let offset = self.geometry.log_of(self.shard) as u64 + index * ENTRY_BYTES as u64;
-        self.source.read(offset, &mut bytes).map(|()| bytes)
+        let offset_of = |index| self.geometry.log_of(self.shard) as u64 + index * ENTRY_BYTES as u64;
+        let mut window = self.window.borrow_mut();
+        let place = index.checked_sub(window.first).map(|slot| slot as usize * ENTRY_BYTES);
+        if let Some(bytes) = place.and_then(|place| window.bytes.get(place..)?.first_chunk()) {
+            return Some(*bytes);
+        }
+        let slots = self.window_slots.min(self.slots() - index);
+        window.first = index;
+        window.bytes.resize(slots as usize * ENTRY_BYTES, 0);
+        if self.source.read(offset_of(index), &mut window.bytes).is_none() {
+            // It may end within these.
+            window.bytes.clear();
+            let mut bytes = [0; ENTRY_BYTES];
+            return self.source.read(offset_of(index), &mut bytes).map(|()| bytes);
+        }
+        window.bytes.first_chunk().copied()
     }
 
     fn checksum(&self, crc: u32, name: ExtentName) -> Option<u32> {

@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use pmem::DomainChoice;
+use program::store::Dropped;
 use stack::{
     CongestionControl, EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr, Keepalive, Route, check_gateway,
     check_own, check_routes,
@@ -587,27 +588,11 @@ pub struct QuarantineArgs {
     pub pm: PathBuf,
     /// Give up this damaged record, S-N in a store of several shards, or all of them. Its buffers become free; its number
     /// stays taken, and GET says that it was dropped.
-    #[arg(long, value_name = "N|all", value_parser = parse_dropped)]
+    #[arg(long, value_name = "N|all")]
     pub drop: Option<Dropped>,
     /// One JSON object a line.
     #[arg(long)]
     pub json: bool,
-}
-
-/// Damaged records to give up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dropped {
-    /// One.
-    One(RecordName),
-    /// All.
-    All,
-}
-
-fn parse_dropped(text: &str) -> Result<Dropped, String> {
-    if text == "all" {
-        return Ok(Dropped::All);
-    }
-    text.parse().map(Dropped::One).map_err(|error| format!("{error}; or write `all`"))
 }
 
 fn parse_size(text: &str) -> Result<ByteSize, String> {

@@ -1,4 +1,4 @@
-//! `pmlog dump` and `pmlog verify`: a store is read as it is, also one that was cut off at any point.
+//! `pmlog dump`: a store is read as it is, also one that was cut off at any point.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -8,15 +8,11 @@ use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
-use bytesize::ByteSize;
-use pmem::{PieceName, RecordInfo, ShardReport, Snapshot, SnapshotEvent, SnapshotRecord};
+use pmem::{PieceName, RecordInfo, Snapshot, SnapshotEvent, SnapshotRecord};
 use serde::Serialize;
 
-use crate::cli::{DumpArgs, VerifyArgs};
+use crate::cli::DumpArgs;
 use crate::http::RecordName;
-
-/// Damage that one JSON report lists in words; all of it is counted.
-const MAX_LISTED: usize = 1000;
 
 /// Shows the records of a store on `out`, and damage on `complaints`.
 ///
@@ -29,7 +25,15 @@ pub fn dump(args: &DumpArgs, out: &mut impl Write, complaints: &mut impl Write) 
     if let Some(RecordName { shard: None, seq }) = args.record.filter(|_| shards > 1) {
         bail!("{} has {shards} shards: name a record SHARD-NUMBER, such as 0-{seq}", args.pm.display());
     }
-    let mut listing = Listing { snapshot: &snapshot, args, out, found: false, table_begun: false };
+    let mut listing = Listing { snapshot: &snapshot, args, out, table_begun: false };
+    if let Some(name) = args.record {
+        let shard = name.shard.unwrap_or(0);
+        let record = if shard < shards { snapshot.record(shard, name.seq)? } else { None };
+        let record =
+            record.with_context(|| format!("{} holds no readable record {name}", args.pm.display()))?;
+        listing.show(&record)?;
+        return Ok(listing.out.flush()?);
+    }
     let mut corruptions = 0;
     scan_in_order(&snapshot, |event| match event {
         SnapshotEvent::Record(record) => listing.show(&record),
@@ -38,42 +42,11 @@ pub fn dump(args: &DumpArgs, out: &mut impl Write, complaints: &mut impl Write) 
             writeln!(complaints, "pmlog: {corruption}")
         }
     })?;
-    let found = listing.found;
     out.flush()?;
-    match args.record {
-        Some(_) if found => Ok(()),
-        Some(name) => bail!("{} holds no readable record {name}", args.pm.display()),
-        None if corruptions > 0 => bail!("{} is damaged in {corruptions} places", args.pm.display()),
-        None => Ok(()),
+    if corruptions > 0 {
+        bail!("{} is damaged in {corruptions} places", args.pm.display());
     }
-}
-
-/// Checks a store, and reports on `out`; true if it is sound.
-///
-/// # Errors
-/// There is no store that could be checked, or `out` fails.
-pub fn verify(args: &VerifyArgs, out: &mut impl Write) -> Result<bool> {
-    let snapshot = Snapshot::open(&args.pm)?;
-    let mut corruptions = Vec::new();
-    let shards = scan(&snapshot, |event| {
-        match event {
-            SnapshotEvent::Corrupt(corruption) if !args.json => writeln!(out, "damaged: {corruption}")?,
-            SnapshotEvent::Corrupt(corruption) if corruptions.len() < MAX_LISTED => {
-                corruptions.push(corruption.to_string());
-            }
-            _ => {}
-        }
-        Ok(())
-    })?;
-    let verdict = Verdict::new(&snapshot, &shards, corruptions);
-    if args.json {
-        serde_json::to_writer(&mut *out, &verdict).map_err(io::Error::from)?;
-        writeln!(out)?;
-    } else {
-        verdict.write(out)?;
-    }
-    out.flush()?;
-    Ok(verdict.sound)
+    Ok(())
 }
 
 /// Records that are read ahead of each shard.
@@ -89,7 +62,7 @@ pub(crate) fn scan_in_order(
 ) -> Result<()> {
     let shards = snapshot.geometry().shards;
     if shards == 1 {
-        return scan(snapshot, visit).map(drop);
+        return scan(snapshot, 0, visit);
     }
     thread::scope(|scope| {
         let mut queues = Vec::new();
@@ -120,25 +93,19 @@ pub(crate) fn scan_in_order(
     })
 }
 
-/// Goes through all shards. The first failure of `visit` ends its visits, and is what comes back.
+/// Goes through a shard. The first failure of `visit` ends its visits, and is what comes back.
 fn scan(
     snapshot: &Snapshot,
+    shard: u32,
     mut visit: impl FnMut(SnapshotEvent) -> io::Result<()>,
-) -> Result<Vec<ShardReport>> {
+) -> Result<()> {
     let mut outcome = Ok(());
-    let mut reports = Vec::new();
-    for shard in 0..snapshot.geometry().shards {
-        reports.push(snapshot.scan(shard, |event| {
-            if outcome.is_ok() {
-                outcome = visit(event);
-            }
-        })?);
-        if outcome.is_err() {
-            break;
+    let _report = snapshot.scan(shard, |event| {
+        if outcome.is_ok() {
+            outcome = visit(event);
         }
-    }
-    outcome.context("the output ended early")?;
-    Ok(reports)
+    })?;
+    outcome.context("the output ended early")
 }
 
 fn complain_of_losses(snapshot: &Snapshot, complaints: &mut impl Write) -> io::Result<()> {
@@ -159,7 +126,6 @@ struct Listing<'a, W> {
     snapshot: &'a Snapshot,
     args: &'a DumpArgs,
     out: &'a mut W,
-    found: bool,
     table_begun: bool,
 }
 
@@ -188,17 +154,7 @@ struct ExtentLine {
 }
 
 impl<W: Write> Listing<'_, W> {
-    fn is_wanted(&self, record: &SnapshotRecord) -> bool {
-        self.args.record.is_none_or(|RecordName { shard, seq }| {
-            seq == record.info.seq && shard.unwrap_or(0) == record.shard
-        })
-    }
-
     fn show(&mut self, record: &SnapshotRecord) -> io::Result<()> {
-        if !self.is_wanted(record) {
-            return Ok(());
-        }
-        self.found = true;
         if self.args.json {
             let line = self.line(record);
             serde_json::to_writer(&mut *self.out, &line)?;
@@ -249,118 +205,4 @@ impl<W: Write> Listing<'_, W> {
 fn time(info: &RecordInfo) -> Option<String> {
     let time = UNIX_EPOCH + Duration::from_secs(info.time_s.into());
     (info.time_s > 0).then(|| humantime::format_rfc3339_seconds(time).to_string())
-}
-
-/// What `verify` says.
-#[derive(Serialize)]
-struct Verdict {
-    sound: bool,
-    store: String,
-    /// The version of its format.
-    format: u32,
-    /// What the records are.
-    contents: String,
-    records: u64,
-    payload_bytes: u64,
-    missing_bytes: u64,
-    damaged_superblock: bool,
-    corruptions: u64,
-    /// The first of them, in words.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    found: Vec<String>,
-    shards: Vec<ShardLine>,
-}
-
-#[derive(Serialize)]
-struct ShardLine {
-    shard: u32,
-    epoch: Option<u32>,
-    head: u64,
-    next: u64,
-    records: u64,
-    payload_bytes: u64,
-    live_buffers: u32,
-    free_buffers: u32,
-    /// What lies behind the last record, if that looks like an append that was cut short.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    torn: Option<String>,
-    /// Which of the two copies of its header is damaged, if one is.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    damaged_header: Option<String>,
-    corruptions: u64,
-}
-
-impl Verdict {
-    fn new(snapshot: &Snapshot, shards: &[ShardReport], found: Vec<String>) -> Self {
-        let sum = |part: fn(&ShardReport) -> u64| shards.iter().map(part).sum();
-        let corruptions = sum(|shard| shard.corruptions);
-        let may_be_old =
-            shards.iter().any(|shard| shard.header_damage.is_some_and(|damage| damage.may_be_newer));
-        Self {
-            // One good copy of superblock or header is enough, unless it may be the older one, and repairs the other;
-            // missing bytes are nowhere else.
-            sound: corruptions == 0 && snapshot.missing_bytes() == 0 && !may_be_old,
-            store: snapshot.uuid().to_string(),
-            format: snapshot.version(),
-            contents: snapshot.contents().to_string(),
-            records: sum(|shard| shard.records),
-            payload_bytes: sum(|shard| shard.payload_bytes),
-            missing_bytes: snapshot.missing_bytes(),
-            damaged_superblock: snapshot.has_damaged_superblock(),
-            corruptions,
-            found,
-            shards: shards.iter().map(ShardLine::from).collect(),
-        }
-    }
-
-    fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        writeln!(out, "store {}, format {}, {}", self.store, self.format, self.contents)?;
-        for shard in &self.shards {
-            let ShardLine { shard: index, records, head, next, live_buffers, free_buffers, .. } = shard;
-            let epoch = shard.epoch.map_or_else(|| "unknown".to_owned(), |epoch| epoch.to_string());
-            writeln!(
-                out,
-                "shard {index}: epoch {epoch}, {records} records of {}, numbers {head} to before {next}, \
-                 {live_buffers} buffers in use and {free_buffers} free",
-                ByteSize(shard.payload_bytes)
-            )?;
-            if let Some(torn) = &shard.torn {
-                writeln!(out, "  behind the last record: {torn}")?;
-            }
-            if let Some(damage) = &shard.damaged_header {
-                writeln!(out, "  {damage}; opening the store for writing repairs it")?;
-            }
-        }
-        if self.damaged_superblock {
-            writeln!(out, "one of the two superblocks is damaged; opening the store for writing repairs it")?;
-        }
-        if self.missing_bytes > 0 {
-            writeln!(out, "cut off: {} bytes are missing at the end", self.missing_bytes)?;
-        }
-        let payload = ByteSize(self.payload_bytes);
-        match self.corruptions {
-            0 if self.sound => writeln!(out, "sound: {} records, {payload}", self.records),
-            damaged => {
-                writeln!(out, "not sound: {damaged} damaged places; {} records can be read", self.records)
-            }
-        }
-    }
-}
-
-impl From<&ShardReport> for ShardLine {
-    fn from(report: &ShardReport) -> Self {
-        Self {
-            shard: report.shard,
-            epoch: report.epoch,
-            head: report.head,
-            next: report.next,
-            records: report.records,
-            payload_bytes: report.payload_bytes,
-            live_buffers: report.live_buffers,
-            free_buffers: report.free_buffers,
-            torn: report.torn.map(|torn| torn.to_string()),
-            damaged_header: report.header_damage.map(|damage| damage.to_string()),
-            corruptions: report.corruptions,
-        }
-    }
 }

@@ -20,7 +20,7 @@
 //! [`http`] turns received slots into requests, [`service`] turns requests into appends and replies, on any
 //! network that implements [`stack::net::Net`]. [`serve`] runs that on a DPDK port or on Linux' sockets;
 //! [`export`] and [`import`] take records out of servers and stores, in an [`archive`], and into servers, as a [`client`] of
-//! theirs. [`inspect`] looks at a store without a network, and [`quarantine`] at what is damaged in it.
+//! theirs. [`inspect`] looks at a store without a network.
 
 pub mod archive;
 pub mod cli;
@@ -29,6 +29,5 @@ pub mod export;
 pub mod http;
 pub mod import;
 pub mod inspect;
-pub mod quarantine;
 pub mod serve;
 pub mod service;

@@ -7,7 +7,8 @@ use anyhow::Result;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use pmlog::cli::{Cli, Command};
-use pmlog::{export, import, inspect, quarantine, serve};
+use pmlog::{export, import, inspect, serve};
+use program::store::{self, Telling};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -33,13 +34,13 @@ fn run_with_output(command: &Command, out: &mut impl Write) -> Result<ExitCode> 
         }
         Command::Dump(args) => inspect::dump(args, out, &mut io::stderr())?,
         Command::Verify(args) => {
-            if !inspect::verify(args, out)? {
+            if !store::verify(&args.pm, Telling { name: "pmlog", json: args.json }, out)? {
                 return Ok(ExitCode::FAILURE);
             }
         }
         // They use the standard output as their arguments say.
         Command::Export(_) | Command::Backup(_) | Command::Import(_) => {}
-        Command::Quarantine(args) => quarantine::quarantine(args, out)?,
+        Command::Quarantine(args) => store::damaged(&args.pm, args.drop, args.json, out)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -7,13 +7,14 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use pmtool::bind::{self, Force};
 use pmtool::doctor;
+use pmtool::store::{self, StoreTask};
 use pmtool::system::{Kernel, LiveKernel, System};
 
-/// Looks at this machine's NICs and persistent memory, and hands a NIC to DPDK and back.
+/// Looks at this machine's NICs and persistent memory, hands a NIC to DPDK and back, and makes, checks, mends and copies stores.
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done or nothing wrong, 1 failed or something is missing, 2 usage."
+    after_help = "Exit codes: 0 done or nothing wrong, 1 failed, or something is missing or damaged, 2 usage."
 )]
 struct Cli {
     /// Look below this folder instead of /, at a copy of another machine's sys, proc and dev.
@@ -48,6 +49,8 @@ enum Task {
         /// PCI address, as in 0000:02:00.0 (the domain may be left out).
         address: String,
     },
+    #[command(flatten)]
+    Store(StoreTask),
 }
 
 fn main() -> ExitCode {
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
             finish(bind::bind(&system, &kernel as &dyn Kernel, &address, &driver, force))
         }
         Task::Unbind { address } => finish(bind::unbind(&system, &kernel, &address)),
+        Task::Store(task) => program::run("pmtool", || store::run(&task)),
     }
 }
 

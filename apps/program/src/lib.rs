@@ -1,9 +1,10 @@
 //! What the programs have in common: how they log, how they end, what ends them, what they show of a long start, the
-//! CPUs that they run on, and the memory that they use.
+//! CPUs that they run on, the memory that they use, and the [`store`]s that nobody serves.
 
 mod descriptors;
 mod memory;
 mod progress;
+pub mod store;
 
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;

@@ -32,6 +32,23 @@ pub fn crc32c_append(crc: u32, bytes: &[u8]) -> u32 {
     }
 }
 
+/// What [`crc32c_append`] went on from, if `bytes` came to `crc`.
+pub(crate) fn crc32c_before(crc: u32, bytes: &[u8]) -> u32 {
+    let mut register = !crc;
+    for byte in bytes.iter().rev() {
+        for _ in 0..8 {
+            // The bit that was shifted out is the one that decided.
+            let was_set = register >> 31 == 1;
+            register = (if was_set { register ^ POLYNOMIAL } else { register }) << 1 | u32::from(was_set);
+        }
+        register ^= u32::from(*byte);
+    }
+    !register
+}
+
+/// In reflected order.
+const POLYNOMIAL: u32 = 0x82f6_3b78;
+
 /// By whatever the CPU has.
 fn crc_fast(crc: u32, bytes: &[u8]) -> u32 {
     let mut digest = Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, (!crc).into());
@@ -199,7 +216,6 @@ impl Distance {
 
 /// `x^exponent` modulo the polynomial of CRC-32C, in reflected order.
 const fn power(exponent: usize) -> i64 {
-    const POLYNOMIAL: u32 = 0x82f6_3b78;
     let (mut power, mut at) = (1 << 31, 0);
     while at < exponent {
         power = power >> 1 ^ if power & 1 == 1 { POLYNOMIAL } else { 0 };
@@ -244,6 +260,7 @@ mod tests {
             prop_assert!(all(0, &bytes).iter().all(|crc| *crc == expected));
             prop_assert_eq!(crc32c(&bytes), expected);
             prop_assert_eq!(crc32c_append(crc32c(head), tail), crc32c(&bytes));
+            prop_assert_eq!(crc32c_before(expected, tail), crc32c(head));
         }
     }
 

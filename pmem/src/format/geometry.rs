@@ -143,6 +143,18 @@ impl Geometry {
         })
     }
 
+    /// How version 1 cut up a region of this length, with as many shards and as long logs.
+    pub(crate) fn of_version_1(self) -> Self {
+        let align = if self.region_bytes >= HUGE_FROM_BYTES { HUGE_PAGE_BYTES } else { PAGE_BYTES };
+        let shards = u64::from(self.shards);
+        let headers_bytes = shards * 2 * HEADER_BYTES as u64;
+        let log_offset = (self.headers_offset + headers_bytes).next_multiple_of(align);
+        let arena_offset = log_offset + shards * self.log_stride;
+        let arena_stride = self.region_bytes.saturating_sub(arena_offset) / shards / align * align;
+        let buffers = (arena_stride / u64::from(self.buffer_bytes)).min(MAX_BUFFERS.into()) as u32;
+        Self { log_offset, arena_offset, arena_stride, buffers, copies_apart: false, ..self }
+    }
+
     /// Where the two copies of the superblock lie.
     pub fn superblocks(&self) -> [usize; 2] {
         let second = if self.copies_apart { last_block(self.region_bytes) } else { SUPERBLOCK_BYTES as u64 };

@@ -92,7 +92,7 @@ impl fmt::Display for HeaderDamage {
 const _: () = assert!(size_of::<Raw>() == HEADER_BYTES);
 
 /// Sequence numbers stay far from where sums of them could overflow.
-const MAX_SEQ: u64 = 1 << 62;
+pub(crate) const MAX_SEQ: u64 = 1 << 62;
 
 impl Header {
     /// The header of a shard that was never opened.

@@ -1,6 +1,7 @@
 //! A shard: the arena and the log of one core.
 
 mod append;
+mod copy;
 mod damage;
 mod read;
 mod scrub;

@@ -171,7 +171,9 @@ pub enum OpenError {
         remedy: &'static str,
     },
     /// The store is damaged where it was durable.
-    #[error("shard {shard} is corrupt: {corruption}; verify lists all damage, and dump what can be read")]
+    #[error(
+        "shard {shard} is corrupt: {corruption}; verify lists all damage, and salvage copies what can be read to a new store"
+    )]
     Corrupt {
         /// The shard.
         shard: u32,

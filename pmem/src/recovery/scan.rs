@@ -170,6 +170,37 @@ pub(crate) fn scan<S: Source>(
     ControlFlow::Continue(outcome)
 }
 
+/// The record that begins at `seq`, and its pieces, if it can be read; the others are not looked at, but for those that are
+/// not known to have been durable and lie before it.
+pub(crate) fn lookup<S: Source>(
+    source: &S,
+    plan: &LogPlan,
+    seq: u64,
+) -> Option<(RecordInfo, Vec<ExtentName>)> {
+    let mut is_stale = false;
+    let vouched = vouched(source, plan, &mut |_| {
+        is_stale = true;
+        ControlFlow::Continue(())
+    });
+    let ControlFlow::Continue(Vouched { known_durable, .. }) = vouched else { return None };
+    let limit = plan.header.head + plan.slots;
+    if is_stale || !(plan.header.head..limit).contains(&seq) {
+        return None;
+    }
+    let mut walk = Walk { source, plan, limit, min_epoch: 0, names: Vec::new() };
+    // The log ends with the first of these that is not complete.
+    let mut at = seq.min(known_durable.max(plan.header.head - 1) + 1);
+    while at <= seq {
+        match walk.record(at, true) {
+            Ok(Step::Record(info)) if at == seq => return Some((info, walk.names)),
+            Ok(Step::Record(info)) => at += info.entries,
+            Ok(Step::Dropped) => at += 1,
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
 /// What the entries of a log say of one another.
 struct Vouched {
     /// The highest entry that the header or any entry in the ring says was durable.

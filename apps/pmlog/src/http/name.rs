@@ -1,18 +1,8 @@
-//! How records are named: by a number, and where a store has several shards, by the shard's number before it.
-
-use std::fmt;
-use std::str::FromStr;
+//! How records are named, and positions in the order of all.
 
 use super::decimal::decimal;
 
-/// A record's name: `7`, or `1-7` for record 7 of shard 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RecordName {
-    /// The shard; none if the store is taken to have one.
-    pub shard: Option<u32>,
-    /// The number in its shard.
-    pub seq: u64,
-}
+pub use program::store::{NoName, RecordName};
 
 /// A position in the order of all records: by epoch, then shard, then number. It is written `3-1-7`, and need not be
 /// that of a record.
@@ -24,32 +14,6 @@ pub struct Position {
     pub shard: u32,
     /// The number in its shard.
     pub seq: u64,
-}
-
-/// Text that names no record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a record's name is its number, behind that of its shard if the store has several: 7, or 1-7")]
-pub struct NoName;
-
-impl FromStr for RecordName {
-    type Err = NoName;
-
-    fn from_str(text: &str) -> Result<Self, NoName> {
-        let (shard, seq) = match text.split_once('-') {
-            Some((shard, seq)) => (Some(small(shard).ok_or(NoName)?), seq),
-            None => (None, text),
-        };
-        Ok(Self { shard, seq: decimal(seq).ok_or(NoName)? })
-    }
-}
-
-impl fmt::Display for RecordName {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.shard {
-            Some(shard) => write!(out, "{shard}-{}", self.seq),
-            None => write!(out, "{}", self.seq),
-        }
-    }
 }
 
 impl Position {
@@ -68,20 +32,6 @@ fn small(text: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_read_as_they_are_written() {
-        for (text, shard, seq) in
-            [("7", None, 7), ("0-7", Some(0), 7), ("31-18446744073709551615", Some(31), u64::MAX)]
-        {
-            let name: RecordName = text.parse().expect("a good name");
-            assert_eq!(name, RecordName { shard, seq });
-            assert_eq!(name.to_string(), text);
-        }
-        for text in ["", "-", "-7", "7-", "1-2-3", "+7", "1-+7", "4294967296-7", "x", "1_7"] {
-            assert_eq!(text.parse::<RecordName>(), Err(NoName), "{text}");
-        }
-    }
 
     #[test]
     fn positions_are_in_the_order_of_epoch_shard_and_number() {

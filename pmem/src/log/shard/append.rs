@@ -208,10 +208,16 @@ impl Shard {
         });
     }
 
+    /// Flushes so many entries that were written behind the last one.
+    #[inline]
+    pub(super) fn flush_entries(&mut self, entries: u64) {
+        self.counters.flushed_lines += self.ring.flush(Safeguard::EntryFlush, self.next, entries);
+    }
+
     /// Flushes the entries of the next record, which are all written, and counts it.
     #[inline]
     fn written(&mut self, entries: u64, len: u64, crc32c: u32) -> Pending {
-        self.counters.flushed_lines += self.ring.flush(Safeguard::EntryFlush, self.next, entries);
+        self.flush_entries(entries);
         self.counters.appended_records += 1;
         self.counters.payload_bytes += len;
         self.counters.live_records += 1;
@@ -258,7 +264,7 @@ impl Shard {
     }
 
     #[inline]
-    fn has_entries(&mut self, needed: u64) -> Result<(), AppendError> {
+    pub(super) fn has_entries(&mut self, needed: u64) -> Result<(), AppendError> {
         if self.next + needed <= self.write_end { Ok(()) } else { self.make_entries(needed) }
     }
 

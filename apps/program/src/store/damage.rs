@@ -1,16 +1,39 @@
-//! `pmlog quarantine`: the damaged records of a store, listed, or given up.
+//! The damaged records of a store, listed, or given up.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
+use std::path::Path;
+use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use pmem::{Corruption, Options, Region, Shard, Snapshot, SnapshotEvent};
 use serde::Serialize;
 
-use crate::cli::{Dropped, QuarantineArgs};
-use crate::http::RecordName;
+use super::{NoName, RecordName};
 
-/// One line of `quarantine --json`.
+/// Damaged records to give up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// One.
+    One(RecordName),
+    /// All.
+    All,
+}
+
+/// Text that names neither a record nor all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}; or write `all`")]
+pub struct NotDropped(NoName);
+
+impl FromStr for Dropped {
+    type Err = NotDropped;
+
+    fn from_str(text: &str) -> Result<Self, NotDropped> {
+        if text == "all" { Ok(Self::All) } else { text.parse().map(Self::One).map_err(NotDropped) }
+    }
+}
+
+/// One damaged record, as JSON.
 #[derive(Serialize)]
 struct Line {
     /// Which shard, where there are several.
@@ -27,19 +50,13 @@ struct Line {
 /// Lists damaged records on `out`, or gives them up.
 ///
 /// # Errors
-/// There is no store that can be read, a shard of it cannot be, or with `--drop` it cannot be opened or has no such damaged
+/// There is no store that can be read, a shard of it cannot be, or it cannot be opened for `drop` or has no such damaged
 /// record, or `out` fails.
-pub fn quarantine(args: &QuarantineArgs, out: &mut impl Write) -> Result<()> {
-    let snapshot = Snapshot::open(&args.pm)?;
+pub fn damaged(path: &Path, drop: Option<Dropped>, json: bool, out: &mut impl Write) -> Result<()> {
+    let snapshot = Snapshot::open(path)?;
     let shards = snapshot.geometry().shards;
     let name_of = |shard, seq| RecordName { shard: (shards > 1).then_some(shard), seq };
-    let wanted = match args.drop {
-        Some(Dropped::One(RecordName { shard: None, seq })) if shards > 1 => {
-            bail!("{} has {shards} shards: name a record SHARD-NUMBER, such as 0-{seq}", args.pm.display());
-        }
-        Some(Dropped::One(RecordName { shard, seq })) => Some((shard.unwrap_or(0), seq)),
-        Some(Dropped::All) | None => None,
-    };
+    let wanted = wanted(path, drop, shards)?;
     let mut found = 0_u64;
     // The one that is wanted. What a store names when it is opened may end before it.
     let mut one = None;
@@ -62,8 +79,8 @@ pub fn quarantine(args: &QuarantineArgs, out: &mut impl Write) -> Result<()> {
             found += 1;
             concerned.insert(shard);
             let line = Line { shard: name_of(shard, seq).shard, seq, entries, reason, dropped: false };
-            match (args.drop, wanted) {
-                (None, _) => written = line.write(args.json, out),
+            match (drop, wanted) {
+                (None, _) => written = line.write(json, out),
                 // What is dropped is said when it is done.
                 (Some(_), None) => {}
                 (Some(_), Some(_)) => one = Some((shard, line)),
@@ -71,60 +88,71 @@ pub fn quarantine(args: &QuarantineArgs, out: &mut impl Write) -> Result<()> {
         })?;
         written?;
     }
-    drop(snapshot);
-    match (args.drop, one) {
-        (Some(_), Some((shard, line))) => give_up_one(args, shard, line, out)?,
+    std::mem::drop(snapshot);
+    match (drop, one) {
+        (Some(_), Some((shard, line))) => give_up_one(path, shard, line, json, out)?,
         (Some(_), None) => {
             if let Some((shard, seq)) = wanted {
                 let name = name_of(shard, seq);
                 bail!(
                     "{} has no damaged record {name}; without --drop all that are damaged are listed",
-                    args.pm.display()
+                    path.display()
                 );
             }
-            if found == 0 && unread == 0 && !args.json {
+            if found == 0 && unread == 0 && !json {
                 writeln!(out, "no record is damaged")?;
             }
             for shard in concerned {
-                give_up_all(args, shard, shards > 1, out)?;
+                give_up_all(path, shard, shards > 1, json, out)?;
             }
         }
-        (None, _) if found == 0 && unread == 0 && !args.json => writeln!(out, "no record is damaged")?,
+        (None, _) if found == 0 && unread == 0 && !json => writeln!(out, "no record is damaged")?,
         (None, _) => {}
     }
     out.flush()?;
     if unread > 0 && wanted.is_none() {
         bail!(
             "{unread} of {shards} shards of {} cannot be read, and what is damaged there is not known; restore the store \
-             from a copy, or dump what can be read",
-            args.pm.display()
+             from a copy, or copy what can be read to a new one (pmtool salvage)",
+            path.display()
         );
     }
     Ok(())
 }
 
+/// The one record that is to be dropped, if it is one.
+pub(super) fn wanted(path: &Path, drop: Option<Dropped>, shards: u32) -> Result<Option<(u32, u64)>> {
+    match drop {
+        Some(Dropped::One(RecordName { shard: None, seq })) if shards > 1 => {
+            bail!("{} has {shards} shards: name a record SHARD-NUMBER, such as 0-{seq}", path.display());
+        }
+        Some(Dropped::One(RecordName { shard, seq })) => Ok(Some((shard.unwrap_or(0), seq))),
+        Some(Dropped::All) | None => Ok(None),
+    }
+}
+
 /// Gives up one damaged record of a shard.
-fn give_up_one(args: &QuarantineArgs, shard: u32, line: Line, out: &mut impl Write) -> Result<()> {
-    if !open(args, shard)?.drop_quarantined(line.seq, line.entries)? {
+fn give_up_one(path: &Path, shard: u32, line: Line, json: bool, out: &mut impl Write) -> Result<()> {
+    if !open(path, shard)?.drop_quarantined(line.seq, line.entries)? {
         bail!(
             "record {} of {} is not found damaged any more, and was not dropped; list what is damaged again",
             RecordName { shard: line.shard, seq: line.seq },
-            args.pm.display()
+            path.display()
         );
     }
-    Ok(Line { dropped: true, ..line }.write(args.json, out)?)
+    Ok(Line { dropped: true, ..line }.write(json, out)?)
 }
 
 /// Gives up all damaged records of a shard.
-fn give_up_all(args: &QuarantineArgs, shard: u32, several: bool, out: &mut impl Write) -> Result<()> {
+fn give_up_all(path: &Path, shard: u32, several: bool, json: bool, out: &mut impl Write) -> Result<()> {
     loop {
-        let mut open = open(args, shard)?;
+        let mut open = open(path, shard)?;
         let runs: Vec<_> = open.quarantines().to_vec();
         for run in &runs {
             if open.drop_quarantined(run.seq, run.entries)? {
                 let (shard, reason) = (several.then_some(shard), run.to_string());
                 let line = Line { shard, seq: run.seq, entries: run.entries, reason, dropped: true };
-                line.write(args.json, out)?;
+                line.write(json, out)?;
             }
         }
         // More than are named at a time: the next opening names further ones.
@@ -134,10 +162,10 @@ fn give_up_all(args: &QuarantineArgs, shard: u32, several: bool, out: &mut impl 
     }
 }
 
-fn open(args: &QuarantineArgs, shard: u32) -> Result<Shard> {
+pub(super) fn open(path: &Path, shard: u32) -> Result<Shard> {
     // What is on volatile memory was allowed to be there when it was made.
     let options = Options { volatile: true, ..Options::default() };
-    let mut seeds = Region::open(&args.pm, &options)?.into_seeds();
+    let mut seeds = Region::open(path, &options)?.into_seeds();
     Ok(seeds.swap_remove(shard as usize).open()?)
 }
 
