@@ -107,7 +107,7 @@ fn other_replies_are_these_texts() {
     assert_eq!(
         answer(&mut lab, conn, &request("GET", &format!("/records/{seq}"))),
         "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: 5\r\n\
-         Content-Digest: crc32c=:mnG7TA==:\r\n\r\nhello"
+         Accept-Ranges: bytes\r\nContent-Digest: crc32c=:mnG7TA==:\r\n\r\nhello"
     );
     let next = seq + 1;
     let list = format!("[{{\"seq\":{seq},\"epoch\":1,\"length\":5,\"crc32c\":\"9a71bb4c\",\"next\":{next}}}");
