@@ -222,6 +222,9 @@ pub(super) struct List {
     room: usize,
     /// Whether all was acknowledged once before.
     has_rested: bool,
+    /// Whether something was sent again since the last run began. What is sent then begins another: of two things that were
+    /// sent, it is to be known which was the first (RFC 8985, section 6.1).
+    sent_again: bool,
     /// Nothing before it is lost.
     lost_from: Seq,
     /// The end of what is known to have been delivered.
@@ -245,6 +248,7 @@ impl RunPool {
             runs: VecDeque::with_capacity(FEW_RUNS),
             room: FEW_RUNS,
             has_rested: false,
+            sent_again: false,
             lost_from: Seq(0),
             delivered_to: Seq(0),
             notes: Notes::default(),
@@ -258,7 +262,7 @@ impl RunPool {
 
     fn give_back(&mut self, mut list: Box<List>) {
         list.runs.clear();
-        (list.notes, list.has_rested) = (Notes::default(), false);
+        (list.notes, list.has_rested, list.sent_again) = (Notes::default(), false, false);
         if list.room > FEW_RUNS {
             // Long memory is shared; the list has its own again, which lies in the pool meanwhile.
             if let Some(place) = self.long.iter_mut().find(|runs| runs.capacity() < MOST_RUNS) {
@@ -483,7 +487,8 @@ impl Scoreboard {
             Self::join(&mut self.only, end, sending.now_us, *from, in_flight, lost);
             return;
         };
-        if let Some(last) = list.runs.back_mut().filter(|last| last.takes(sending)) {
+        let begins = std::mem::take(&mut list.sent_again);
+        if let Some(last) = list.runs.back_mut().filter(|last| !begins && last.takes(sending)) {
             last.end = end;
             return;
         }
@@ -678,6 +683,7 @@ impl Scoreboard {
             self.set_only(Run { end: self.end, ..again });
             return;
         };
+        list.sent_again = true;
         let index = list.index_of(from);
         let index = if list.split(index, self.from, from, pool) { list.index_of(from) } else { index };
         if list.runs.get(index).is_some_and(|run| run.end.after(end)) {

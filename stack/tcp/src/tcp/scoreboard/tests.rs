@@ -165,6 +165,30 @@ fn what_is_sent_before_what_has_arrived_is_lost_when_its_time_is_over() {
     assert!(news.is_reordered);
 }
 
+/// What is sent together has the time of its first part; but not what was sent after something that was sent again, or it would
+/// count as sent before that, and as lost as soon as that has arrived.
+#[test]
+fn what_is_sent_after_something_was_sent_again_is_known_to_be() {
+    let mut run = Tested::new(u32::MAX - 1_500, 1);
+    run.send(1_000);
+    run.send(1_000);
+    assert!(run.board.lose_first(1_000, &mut run.pool));
+    run.bytes.range_mut(..1_000).for_each(|byte| byte.lost = true);
+    run.now_us += MOMENT_US / 3;
+    let again_us = run.now_us;
+    assert_eq!(run.send_lost(1_000), Some((0, 1_000)));
+    run.now_us += MOMENT_US / 3;
+    run.send(1_000);
+    run.now_us += 5_000;
+    let news = run.acknowledge(1_000);
+    let newest = news.newest.unwrap();
+    assert_eq!((newest.sent_us, newest.is_again), (again_us, true));
+    let sent = (newest.sent_us, newest.end);
+    assert_eq!(run.board.lose_overdue(sent, run.now_us - again_us, run.now_us), (1_000, None));
+    let part = run.board.next_lost().unwrap();
+    assert_eq!((part.from, part.end), (run.first, run.first + 1_000));
+}
+
 /// A connection that gets no memory for a list goes on with one run.
 #[test]
 fn without_memory_all_is_one_run() {
