@@ -10,7 +10,7 @@ use stack::time::Instant;
 use stack::transport::OverEndpoint as _;
 
 use crate::ours::config;
-use crate::talk::{Version, arena, ip, link};
+use crate::talk::{Version, arena, ip, link, turn};
 
 /// Payload of a segment with timestamps.
 const PIECE_BYTES: usize = 1_448;
@@ -68,21 +68,18 @@ impl Side {
 
 impl Host for Side {
     fn poll(&mut self, now: Instant) -> bool {
-        let Ok(received) = self.net.receive(now);
-        let mut acted = received > 0;
-        while let Some(event) = self.net.next_event() {
-            acted = true;
-            match event {
-                Event::Closed { reason, .. } => panic!("closed: {reason:?}"),
+        turn(
+            self,
+            now,
+            |side| &mut side.net,
+            |side, event| match event {
                 Event::Opened { conn, .. }
                 | Event::Readable { conn }
                 | Event::Writable { conn }
-                | Event::PeerFinished { conn } => self.work(conn),
-                Event::Datagrams { .. } => {}
-            }
-        }
-        let Ok(sent) = self.net.transmit(now);
-        acted | (sent > 0)
+                | Event::PeerFinished { conn } => side.work(conn),
+                _ => {}
+            },
+        )
     }
 
     fn deadline(&mut self) -> Option<Instant> {

@@ -10,7 +10,7 @@ use stack::transport::OverEndpoint as _;
 use stack::{Config, CongestionControl};
 
 use crate::ours::config;
-use crate::talk::{Version, arena, ip, link};
+use crate::talk::{Version, arena, ip, link, turn};
 
 /// What the server gives for each request.
 const RECORD_BYTES: u64 = 12 << 20;
@@ -68,19 +68,16 @@ impl Side {
 
 impl Host for Side {
     fn poll(&mut self, now: Instant) -> bool {
-        let Ok(received) = self.net.receive(now);
-        let mut acted = received > 0;
-        while let Some(event) = self.net.next_event() {
-            acted = true;
-            match event {
-                Event::Closed { reason, .. } => panic!("closed: {reason:?}"),
-                Event::Opened { conn, .. } => self.work(conn, true),
-                Event::Readable { conn } | Event::Writable { conn } => self.work(conn, false),
-                Event::PeerFinished { .. } | Event::Datagrams { .. } => {}
-            }
-        }
-        let Ok(sent) = self.net.transmit(now);
-        acted | (sent > 0)
+        turn(
+            self,
+            now,
+            |side| &mut side.net,
+            |side, event| match event {
+                Event::Opened { conn, .. } => side.work(conn, true),
+                Event::Readable { conn } | Event::Writable { conn } => side.work(conn, false),
+                _ => {}
+            },
+        )
     }
 
     fn deadline(&mut self) -> Option<Instant> {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use pmem::{Arena, Buffer, Options, Region};
 use smoltcp::wire::{EthernetAddress, IpCidr};
-use stack::sim::{Clock, Host, Link};
+use stack::net::{Event, Transport as _};
+use stack::sim::{Clock, Host, Link, SimTransport};
 use stack::time::Instant;
 
 /// So many bytes, of which each follows from the stream's number and the place in it.
@@ -51,6 +52,27 @@ impl Stream {
         word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (word ^ (word >> 31)).to_le_bytes()
     }
+}
+
+/// A turn of a host whose connections never end: what has come is taken in, what happened is told, and what is due goes out.
+/// Whether anything was done.
+pub fn turn<T>(
+    host: &mut T,
+    now: Instant,
+    net: fn(&mut T) -> &mut SimTransport,
+    mut tell: impl FnMut(&mut T, Event),
+) -> bool {
+    let Ok(received) = net(host).receive(now);
+    let mut acted = received > 0;
+    while let Some(event) = net(host).next_event() {
+        acted = true;
+        match event {
+            Event::Closed { reason, .. } => panic!("closed: {reason:?}"),
+            event => tell(host, event),
+        }
+    }
+    let Ok(sent) = net(host).transmit(now);
+    acted | (sent > 0)
 }
 
 /// One end of a connection: it says a stream, then finishes, and expects to hear another.
