@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, anyhow};
 use bytesize::ByteSize;
 use clap::Args;
 use dpdk::{Eal, Pool};
+use program::parse_size;
 use smoltcp::wire::{EthernetAddress, Ipv4Cidr};
 use stack::CongestionControl;
 
@@ -23,7 +24,6 @@ use crate::load::cli::{LoadArgs, parse_connections, parse_seconds};
 use crate::load::{self, device::Device as ClientDevice};
 use crate::nic::Nic;
 use crate::protocol::Mode;
-use crate::serve::cli::parse_size;
 use crate::serve::{self, Control, Device, ServeArgs};
 use crate::wire::{Cable, Ends};
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
+use program::parse_size;
 use serde::Serialize;
 use smoltcp::wire::EthernetAddress;
 
@@ -210,10 +211,6 @@ pub(crate) fn parse_segments(text: &str) -> Result<SegmentLengths, String> {
         return Err(format!("a segment has 1 to {MAX_SEGMENT_BYTES} bytes, not {long}"));
     }
     Ok(SegmentLengths(lengths))
-}
-
-fn parse_size(text: &str) -> Result<ByteSize, String> {
-    text.parse().map_err(|_| "write a number of bytes with or without a unit, such as 64MiB".to_owned())
 }
 
 fn parse_peer(text: &str) -> Result<(usize, EthernetAddress), String> {

@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use pmem::DomainChoice;
+use program::parse_size;
 use program::store::Dropped;
 use stack::{
     CongestionControl, EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr, Keepalive, Route, check_gateway,
@@ -593,10 +594,6 @@ pub struct QuarantineArgs {
     /// One JSON object a line.
     #[arg(long)]
     pub json: bool,
-}
-
-fn parse_size(text: &str) -> Result<ByteSize, String> {
-    text.parse().map_err(|_| "write a number of bytes with or without a unit, such as 64MiB".to_owned())
 }
 
 fn parse_record_size(text: &str) -> Result<ByteSize, String> {

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use bytesize::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 use pmem::{Contents, DomainChoice, Options, Region, Shape};
+use program::parse_size;
 use program::store::{self, Dropped, Target, Telling};
 
 const FORMAT_EXAMPLES: &str = "\
@@ -314,8 +315,4 @@ impl From<DomainOption> for DomainChoice {
             DomainOption::Disk => Self::Disk,
         }
     }
-}
-
-fn parse_size(text: &str) -> Result<ByteSize, String> {
-    text.parse().map_err(|_| "write a number of bytes with or without a unit, such as 64MiB".to_owned())
 }

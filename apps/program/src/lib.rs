@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, Result, ensure};
+use bytesize::ByteSize;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -47,6 +48,14 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// A size on a command line.
+///
+/// # Errors
+/// It is none: what to write instead.
+pub fn parse_size(text: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(|_| "write a number of bytes with or without a unit, such as 64MiB".to_owned())
 }
 
 /// What time it is, in seconds since 1970: as exact as the kernel's tick, and next to free.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use clap::Args;
+use program::parse_size;
 use smoltcp::wire::{EthernetAddress, Ipv4Cidr};
 use stack::CongestionControl;
 
@@ -89,10 +90,6 @@ impl ServeArgs {
 /// The modes that need a DPDK device.
 fn dpdk_modes() -> Vec<(&'static str, &'static str)> {
     ["dpdk-copy", "paste", "paste-echo", "limit"].map(|mode| ("mode", mode)).to_vec()
-}
-
-pub(crate) fn parse_size(text: &str) -> Result<ByteSize, String> {
-    text.parse().map_err(|_| "write a number of bytes with or without a unit, such as 64MiB".to_owned())
 }
 
 fn parse_record_size(text: &str) -> Result<ByteSize, String> {
